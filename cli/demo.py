@@ -1,0 +1,67 @@
+"""`searchkit demo`: the main job on a small corpus, from nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+import searchkit
+
+_CLAIM = "Setting controlled fires in forests reduces the damage from wildfires."
+_INSTRUCTIONS = (
+    "Given a claim, find documents that support the claim",
+    "Given a claim, find documents that refute the claim",
+)
+
+
+@click.command()
+@click.option(
+    "--index",
+    "folder",
+    default="demo.index",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder to write; an index that is there is made anew.",
+)
+def demo(folder: Path) -> None:
+    """Index a small corpus, search it under two instructions, evaluate it."""
+    from searchkit.cli.evaluate import print_table
+    from searchkit.cli.search import print_hits
+
+    from searchkit.corpus import read_corpus
+    from searchkit.engine import SearchEngine, SearchOptions
+    from searchkit.evaluate import EVALUATION_MODES, evaluate
+    from searchkit.judgements import read_beir_split
+    from searchkit.records import Query
+
+    corpus = corpus_folder("intents")
+    if (folder / "index.db").is_file():
+        shutil.rmtree(folder)
+    with SearchEngine.create(folder, chunk_tokens=0) as engine:
+        report = engine.add(read_corpus(corpus))
+        click.echo(f"Indexed {report.documents} documents of {corpus} in {report.seconds:.1f} s.\n")
+        for instruction in _INSTRUCTIONS:
+            click.echo(f"Instruction: {instruction}")
+            # By vectors alone: words know nothing of an instruction.
+            hits = engine.search(_CLAIM, instruction=instruction, k=2, options=SearchOptions(mode="dense"))
+            print_hits(Query("1", _CLAIM), hits)
+            click.echo()
+        queries, qrels = read_beir_split(corpus, "test")
+        click.echo(f"{len(queries)} queries with judgements, each with its own instruction:")
+        print_table(evaluate(engine, queries, qrels, modes=EVALUATION_MODES))
+    click.echo(f"""
+The index is {folder.resolve()}. Try next:
+  searchkit search {folder} "siesta" --instruction "Given a term, find the passage that explains it" -k 3
+  searchkit info {folder}
+  searchkit index YOUR_FOLDER_OR_FILE --index yours.index""")
+
+
+def corpus_folder(name: str) -> Path:
+    """A corpus that comes with searchkit: in a checkout it lies beside the packages, in a wheel among them."""
+    for base in searchkit.__path__:
+        folder = Path(base) / "corpora" / name
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"the corpus {name!r} is not installed; install searchkit again")

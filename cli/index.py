@@ -1,0 +1,181 @@
+"""`searchkit index`: a corpus becomes an index."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from searchkit.cli.shared import model_options, note
+
+if TYPE_CHECKING:
+    from searchkit.engine import SearchEngine
+
+
+@click.command()
+@click.argument("corpus")
+@click.option("--index", "folder", type=click.Path(path_type=Path), help="Folder to write. [default: CORPUS.index]")
+@model_options
+@click.option("--max-length", type=click.IntRange(8), help="Most tokens of one input. [default: the model's]")
+@click.option("--dim", type=click.IntRange(1), help="Keep this many dimensions (Matryoshka). [default: all]")
+@click.option("--force-dim", is_flag=True, help="Allow --dim on a model that was not trained for it.")
+@click.option(
+    "--chunk-tokens",
+    type=click.IntRange(0),
+    help="Longest passage; 0 keeps documents whole. [default: the model's length, 512 at most; BEIR: 0]",
+)
+@click.option("--overlap", type=click.IntRange(0), help="Tokens neighbouring passages share. [default: an eighth]")
+@click.option("--language", default="english", show_default=True, help="Stemming and stop words for BM25, or none.")
+@click.option(
+    "--kind",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "beir", "jsonl", "csv", "tsv", "parquet", "files"]),
+    help="What CORPUS is.",
+)
+@click.option("--id-field", default="id", show_default=True, help="Key or column of the id.")
+@click.option("--title-field", default="title", show_default=True, help="Key or column of the title.")
+@click.option("--text-field", default="text", show_default=True, help="Key or column of the text.")
+@click.option("--metadata-field", multiple=True, help="Keys or columns to keep beside. [default: all others]")
+@click.option("--encoding", default="utf-8", show_default=True, help="Of text, CSV and JSON lines.")
+@click.option(
+    "--on-error",
+    default="raise",
+    show_default=True,
+    type=click.Choice(["raise", "skip"]),
+    help="Stop at a bad row, or go on and write it to the rejects file.",
+)
+@click.option("--rejects", type=click.Path(dir_okay=False, path_type=Path), help="[default: INDEX.rejects.jsonl]")
+@click.option("--format", "output", default="text", show_default=True, type=click.Choice(["text", "json"]))
+def index(corpus: str, folder: Path | None, output: str, on_error: str, rejects: Path | None, **options: Any) -> None:
+    """Build an index from CORPUS, or go on where a stopped run left off.
+
+    CORPUS is a BEIR folder, a .jsonl, .csv, .tsv or .parquet file, a folder of .txt, .md, .html and .pdf files, or -
+    for JSON lines on standard input. Stop it at any time: the same command goes on, and embeds nothing twice.
+
+    \b
+        searchkit index papers/ --index papers.index
+        zcat dump.jsonl.gz | searchkit index - --index dump.index --text-field body
+    """
+    from searchkit.corpus import Fields, Rejects, estimate_documents, kind_of, read_corpus
+
+    folder = folder or _default_folder(corpus)
+    kind = kind_of(corpus, options["kind"])
+    fields = Fields(
+        options["id_field"], options["title_field"], options["text_field"], options["metadata_field"] or None
+    )
+    rejects = rejects or folder.with_name(folder.name + ".rejects.jsonl")
+    refused = Rejects(rejects if on_error == "skip" else None)
+    with refused, _engine(folder, kind, options) as engine:
+        documents = read_corpus(
+            corpus, kind=options["kind"], fields=fields, rejects=refused, encoding=options["encoding"]
+        )
+        try:
+            with _Progress(estimate_documents(corpus, options["kind"])) as progress:
+                report = engine.add(
+                    documents,
+                    on_refused=lambda document, reason: refused.refuse(
+                        document.place or f"id {document.id!r}", reason, {"id": document.id, "title": document.title}
+                    ),
+                    on_progress=progress.update,
+                )
+        except KeyboardInterrupt:
+            kept, _ = engine.store.counts()
+            raise OSError(f"stopped; {kept} documents are in {folder}, the same command goes on from there") from None
+        except (ValueError, OSError) as error:
+            kept, _ = engine.store.counts()
+            if kept:
+                note(f"{kept} documents are in {folder}; the same command goes on from there")
+            raise error
+        total = len(engine)
+    report.refused = refused.count
+    if output == "json":
+        click.echo(json.dumps({"index": str(folder), "total": total, **asdict(report)}))
+        return
+    rate = f", {report.passages / report.seconds:.0f} passages/s" if report.passages else ""
+    click.echo(
+        f"{folder}: {total} documents ({report.documents} new in {report.passages} passages, "
+        f"{report.unchanged} there already) in {report.seconds:.1f} s{rate}"
+    )
+    if report.truncated:
+        note(
+            f"{report.truncated} of {report.passages} passages are longer than the model's {engine.embedder.max_length} "
+            "tokens: their ends are found by words (lexical, hybrid), not by meaning"
+        )
+    if report.refused:
+        where = f"; see {rejects}" if on_error == "skip" else " (empty ones of a published collection)"
+        note(f"{report.refused} rows were left out{where}")
+
+
+def _default_folder(corpus: str) -> Path:
+    if corpus == "-":
+        raise click.UsageError("standard input has no name; say where the index goes with --index")
+    return Path(Path(corpus).resolve().name.split(".")[0] + ".index")
+
+
+def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
+    """The index to write to: opened as it is when it exists and nothing else was asked for, else made."""
+    from searchkit.embedder import DEFAULT_MODEL, Embedder
+    from searchkit.engine import SearchEngine
+
+    asked = ("model", "adapter", "max_length", "dim", "chunk_tokens", "overlap")
+    if (folder / "index.db").is_file() and all(options[name] is None for name in asked):
+        return SearchEngine.open(folder, device=options["device"], dtype=options["dtype"], writable=True)
+    embedder = Embedder(
+        options["model"] or DEFAULT_MODEL,
+        adapter=options["adapter"],
+        device=options["device"],
+        dtype=options["dtype"],
+        max_length=options["max_length"],
+        dim=options["dim"],
+        force_dim=options["force_dim"],
+    )
+    # A BEIR collection is judged by its documents as they are, and published figures embed each as one.
+    chunk_tokens = 0 if options["chunk_tokens"] is None and kind == "beir" else options["chunk_tokens"]
+    return SearchEngine.create(
+        folder,
+        model=embedder,
+        chunk_tokens=chunk_tokens,
+        overlap=options["overlap"],
+        language=options["language"],
+        exist_ok=True,
+    )
+
+
+class _Progress:
+    """A bar with rate and time left on a terminal; nothing elsewhere."""
+
+    def __init__(self, total: int | None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("indexing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("documents · {task.fields[rate]} · left:"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, rate="starting")
+        self._began: tuple[float, int] | None = None
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, documents: float, passages: int) -> None:
+        """Show this many done."""
+        now = self._bar.get_time()
+        if self._began is None:
+            self._began = (now, passages)
+        elapsed = now - self._began[0]
+        rate = f"{(passages - self._began[1]) / elapsed:.0f} passages/s" if elapsed > 1 else "starting"
+        self._bar.update(self._task, completed=int(documents), rate=rate)

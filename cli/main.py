@@ -1,0 +1,54 @@
+"""The `searchkit` command: finds the sub-command, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from importlib import import_module
+
+import click
+
+from searchkit import __version__
+
+_COMMANDS = {
+    "demo": "See it work: index a small corpus, search it, evaluate it.",
+    "index": "Build an index from a corpus, or go on building it.",
+    "search": "Search an index.",
+    "evaluate": "Measure an index against judgements.",
+    "info": "Show what is in an index, or what this machine offers.",
+}
+
+
+class _Commands(click.Group):
+    """Sub-commands that are imported when they are run, so that --help needs none of their libraries."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"searchkit.cli.{name}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, ImportError, OSError, MemoryError, sqlite3.Error) as error:
+            if isinstance(error, BrokenPipeError) or os.environ.get("SEARCHKIT_DEBUG"):
+                raise
+            raise click.ClickException(str(error) or type(error).__name__) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="searchkit")
+def main() -> None:
+    """Instruction-aware vector search: index a corpus, search it, evaluate it.
+
+    Exit code 0: done; 1: it failed, and the message says why; 2: the command was misused.
+    SEARCHKIT_DEBUG=1 shows where an error came from.
+    """

@@ -1,0 +1,39 @@
+"""One ranking out of two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Ranking = dict[int, float]
+"""Item -> score, higher is better."""
+
+FUSIONS = ("weighted", "rrf")
+
+
+def reciprocal_rank(rankings: Sequence[Ranking], rrf_k: int = 60) -> Ranking:
+    """Sum of 1 / (rrf_k + rank) over the rankings (Cormack et al., 2009); needs no comparable scores."""
+    fused: Ranking = {}
+    for ranking in rankings:
+        for rank, item in enumerate(sorted(ranking, key=lambda item: (-ranking[item], item)), start=1):
+            fused[item] = fused.get(item, 0.0) + 1.0 / (rrf_k + rank)
+    return fused
+
+
+def weighted(by_vector: Ranking, by_words: Ranking, dense_weight: float) -> Ranking:
+    """Weighted sum of both scores, each scaled to at most 1.
+
+    Args:
+        by_vector: A similarity for every candidate, also for those that only words found; scaled from lowest to
+            highest, since even an unrelated text has some similarity.
+        by_words: BM25 of the candidates that share a word with the query; scaled by the highest, since 0 means
+            something there, and absent ones count as 0.
+        dense_weight: Share of `by_vector`, 0 to 1.
+    """
+    low, high = min(by_vector.values(), default=0.0), max(by_vector.values(), default=0.0)
+    best = max(by_words.values(), default=0.0)
+    fused: Ranking = {}
+    for item, similarity in by_vector.items():
+        scaled = (similarity - low) / (high - low) if high > low else 1.0
+        words = by_words.get(item, 0.0) / best if best > 0 else 0.0
+        fused[item] = dense_weight * scaled + (1 - dense_weight) * words
+    return fused

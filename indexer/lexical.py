@@ -1,0 +1,104 @@
+"""BM25 over passages by tantivy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tantivy
+
+LANGUAGES = (
+    "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian",
+    "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish",
+)  # fmt: skip
+"""Languages with a Snowball stemmer; "none" does without stemming and stop words."""
+
+_NO_STOP_WORDS = {"arabic", "greek", "romanian", "tamil", "turkish"}  # tantivy has stemmers for these, no stop words
+_ANALYZER = "searchkit"
+
+
+def make_analyzer(language: str) -> tantivy.TextAnalyzer:
+    """Words, lower case, without stop words, stemmed.
+
+    Raises:
+        ValueError: The language is not one of :data:`LANGUAGES` or "none".
+    """
+    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(tantivy.Filter.lowercase())
+    if language == "none":
+        return builder.build()
+    if language not in LANGUAGES:
+        raise ValueError(f"no stemmer for language {language!r}; known: {', '.join(LANGUAGES)}, or none")
+    if language not in _NO_STOP_WORDS:
+        builder = builder.filter(tantivy.Filter.stopword(language))
+    return builder.filter(tantivy.Filter.stemmer(language)).build()
+
+
+class LexicalIndex:
+    """A BM25 index over passages with rows 0..n-1, in a folder that can always be made again from the passages.
+
+    Args:
+        folder: Where tantivy keeps its files; made when missing.
+        language: One of :data:`LANGUAGES` or "none"; must be the same at every opening.
+    """
+
+    def __init__(self, folder: Path, language: str = "english") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._analyzer = make_analyzer(language)
+        schema = tantivy.SchemaBuilder()
+        schema.add_text_field("text", tokenizer_name=_ANALYZER, index_option="freq")
+        schema.add_unsigned_field("row", fast=True)
+        self._schema = schema.build()
+        self._index = tantivy.Index(self._schema, path=str(folder))
+        self._index.register_tokenizer(_ANALYZER, self._analyzer)
+
+    def __len__(self) -> int:
+        return int(self._index.searcher().num_docs)
+
+    def add(self, passages: Iterable[tuple[int, str]]) -> None:
+        """Add (row, text) pairs and commit; a crash keeps all of one call or nothing of it."""
+        # One thread keeps the order of rows, and with it the order of equal scores, the same in every build.
+        writer = self._index.writer(heap_size=64_000_000, num_threads=1)
+        try:
+            for row, text in passages:
+                document = tantivy.Document()
+                document.add_text("text", text)
+                document.add_unsigned("row", row)
+                writer.add_document(document)
+            writer.commit()
+        finally:
+            writer.wait_merging_threads()
+        self._index.reload()
+
+    def search(self, query: str, k: int, rows_below: int) -> tuple[np.ndarray, np.ndarray]:
+        """The passages that share a word with the query.
+
+        Args:
+            query: Plain text; operators mean nothing in it.
+            k: Passages wanted.
+            rows_below: Passages from this row on are left out: they are not committed for this reader.
+
+        Returns:
+            (rows, scores): int64 and float32, at most k each, best first; equal scores by row.
+        """
+        terms = self._analyzer.analyze(query)
+        searcher = self._index.searcher()
+        empty = np.empty(0, np.int64), np.empty(0, np.float32)
+        if not terms or k < 1 or searcher.num_docs == 0:
+            return empty
+        # A word said twice counts twice, as in BM25's definition.
+        parts = [
+            (tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "text", term, index_option="freq"))
+            for term in terms
+        ]
+        newer = max(0, searcher.num_docs - rows_below)
+        hits: list[Any] = searcher.search(tantivy.Query.boolean_query(parts), limit=k + newer, count=False).hits
+        if not hits:
+            return empty
+        rows = np.array(searcher.fast_field_values("row", [address for _, address in hits]), dtype=np.int64)
+        scores = np.array([score for score, _ in hits], dtype=np.float32)
+        kept = rows < rows_below
+        rows, scores = rows[kept], scores[kept]
+        order = np.lexsort((rows, -scores))[:k]
+        return rows[order], scores[order]

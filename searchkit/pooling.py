@@ -1,0 +1,48 @@
+"""From hidden states to one vector a text, for either padding side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The state at the last attended position, found by position and never by token id: pad is often EOS."""
+    positions = mask.new_ones(mask.shape).cumsum(1) * mask  # 1-based position where attended, else 0
+    last = positions.argmax(1)
+    return hidden[range(len(hidden)), last]
+
+
+def first_token(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The state at the first attended position (CLS)."""
+    return hidden[range(len(hidden)), mask.argmax(1)]
+
+
+def mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean over attended positions."""
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean over attended positions, the n-th weighing n (SGPT)."""
+    weights = (mask.cumsum(1) * mask).unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def maximum(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The maximum over attended positions, a dimension at a time."""
+    return hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(1)
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "last": last_token,
+    "cls": first_token,
+    "mean": mean,
+    "weighted-mean": weighted_mean,
+    "max": maximum,
+}
+"""Each takes hidden (batch, tokens, dim) float32 and mask (batch, tokens) of 0 and 1, and gives (batch, dim)."""

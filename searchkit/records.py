@@ -1,0 +1,91 @@
+"""The plain records that pass between reading, embedding, searching and measuring."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+Qrels = dict[str, dict[str, int]]
+"""Judgements: query id -> {document id: gain}; a gain of 0 or less is not relevant."""
+
+Run = dict[str, dict[str, float]]
+"""What a system returned: query id -> {document id: score}, higher is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text a user put in, with the id it is found under.
+
+    Args:
+        id: The user's own id, unique in an index.
+        text: The body; may be empty when the title is not.
+        title: Kept with every passage the body is cut into.
+        metadata: Any JSON object; comes back with every hit.
+        place: Where it was read ("papers.jsonl:17"), for messages only; not stored or compared.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
+
+    def checksum(self) -> str:
+        """SHA-256 of everything stored, as hex; two documents with equal checksums are equal."""
+        content = json.dumps([self.id, self.title, self.text, self.metadata], ensure_ascii=False, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A stretch ``text[start:stop]`` of one document: the unit that is embedded and ranked."""
+
+    title: str
+    text: str
+    start: int
+    stop: int
+
+    def to_embed(self) -> str:
+        """Title and text as one string, joined by a space as BEIR does."""
+        return join_title(self.title, self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question with the instruction that belongs to it, if it has one of its own."""
+
+    id: str
+    text: str
+    instruction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One document found, shown by its best passage.
+
+    Args:
+        id: The document's id.
+        score: Higher is better; comparable within one result list only.
+        rank: 1 for the best.
+        title: The document's title.
+        text: The best passage, not the whole document.
+        start: First character of the passage in the document's text.
+        stop: One past its last character.
+        metadata: The document's metadata.
+    """
+
+    id: str
+    score: float
+    rank: int
+    title: str
+    text: str
+    start: int
+    stop: int
+    metadata: dict[str, Any]
+
+
+def join_title(title: str, text: str) -> str:
+    """Title and text joined by a space, without stray spaces when one of them is empty."""
+    return f"{title} {text}".strip() if title else text.strip()

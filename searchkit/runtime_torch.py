@@ -1,0 +1,199 @@
+"""Any Hugging Face decoder or encoder on torch, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from searchkit.conventions import Conventions
+from searchkit.pooling import POOLINGS
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class TorchRuntime:
+    """Token ids in, pooled float32 vectors out.
+
+    Args:
+        folder: Local folder of a transformers model.
+        adapter: Local folder of a PEFT adapter trained on it, or None.
+        device: "cpu", "cuda", "cuda:1", "mps", or None for the best one there is.
+        dtype: One of :data:`DTYPES`; "auto" takes bfloat16 where the hardware is fast at it.
+    """
+
+    def __init__(self, folder: Path, adapter: Path | None, device: str | None, dtype: str) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        self.device = torch.device(device or best_device())
+        self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
+        config = AutoConfig.from_pretrained(folder)
+        self.decoder = _is_decoder(config)
+        self.hidden_size = int(config.get_text_config().hidden_size)
+        positions = getattr(config, "max_position_embeddings", None)
+        self.longest = int(positions) if positions else None
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                f"{folder} has no tokenizer.json; save one with AutoTokenizer.from_pretrained(..., use_fast=True)"
+                ".save_pretrained(folder)"
+            )
+        self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
+        # Asked of the file: transformers 5 drops the flag where tokenizer.json does not carry it out.
+        settings = folder / "tokenizer_config.json"
+        wants_bos = settings.is_file() and json.loads(settings.read_text("utf-8")).get("add_bos_token")
+        self.bos_id: int | None = tokenizer.bos_token_id if wants_bos else None
+        self.eos_id: int | None = tokenizer.eos_token_id
+        with _quiet():
+            self._model: Any = AutoModel.from_pretrained(folder, dtype=getattr(torch, self.dtype))
+        if adapter is not None:
+            self._model = _attach(self._model, adapter)
+        self._model.eval().to(self.device)
+        self._takes_positions = "position_ids" in inspect.signature(self._base().forward).parameters
+
+    def _base(self) -> Any:
+        return self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+
+    def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
+        """Pooled states, (len(batch), hidden_size) float32, not normalised.
+
+        Raises:
+            MemoryError: The device ran out of memory; a smaller batch may fit.
+        """
+        import torch
+
+        try:
+            with torch.inference_mode():
+                ids, mask = self._pad(batch, conventions.padding_side)
+                inputs: dict[str, torch.Tensor] = {"input_ids": ids}
+                if not bool(mask.all()):
+                    inputs["attention_mask"] = mask
+                    if conventions.padding_side == "left" and self._takes_positions and not self._counts_by_itself():
+                        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+                if self.decoder and "use_cache" in inspect.signature(self._base().forward).parameters:
+                    hidden = self._model(**inputs, use_cache=False).last_hidden_state
+                else:
+                    hidden = self._model(**inputs).last_hidden_state
+                pooled: torch.Tensor = POOLINGS[conventions.pooling](hidden.float(), mask)
+                return pooled.cpu().numpy()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                raise MemoryError(str(error)) from error
+            raise
+
+    def _pad(self, batch: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        longest = max(map(len, batch))
+        ids = np.zeros((len(batch), longest), dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, tokens in enumerate(batch):
+            place = slice(0, len(tokens)) if side == "right" else slice(longest - len(tokens), longest)
+            ids[row, place] = tokens
+            mask[row, place] = 1
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+    def _counts_by_itself(self) -> bool:
+        # RoBERTa and its kin number positions from the pad tokens; given position ids would be off by their offset.
+        return hasattr(getattr(self._base(), "embeddings", None), "create_position_ids_from_input_ids")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars, which would mix with ours."""
+    from transformers.utils import logging
+
+    bars: Any = logging  # has no types
+
+    was_on = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            bars.enable_progress_bar()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory; any other RuntimeError is a real fault and must not shrink a batch."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def best_device() -> str:
+    """ "cuda" before "mps" before "cpu"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_dtype(device_type: str) -> str:
+    """bfloat16 where the hardware multiplies it natively, float32 elsewhere (emulated bfloat16 is slower)."""
+    import torch
+
+    if device_type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device_type == "cpu":
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        avx512 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        return "bfloat16" if amx or avx512 else "float32"
+    return "float32"
+
+
+def _is_decoder(config: Any) -> bool:
+    names = config.architectures or []
+    return bool(getattr(config, "is_decoder", False)) or any("CausalLM" in n for n in names) or _is_causal_type(config)
+
+
+def _is_causal_type(config: Any) -> bool:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    # Encoders such as BERT are in both lists (they have a causal variant); decoders are in the first alone.
+    kind = config.model_type
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def _attach(model: Any, adapter: Path) -> Any:
+    """Put a PEFT adapter on; an adapter whose weights did not land would leave the model as it was, silently."""
+    import torch
+    from peft import PeftModel
+
+    # 32 in-vocabulary ids: any text will do to see a difference.
+    probe = torch.arange(1, 33).unsqueeze(0) % model.config.get_text_config().vocab_size
+    model.eval()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers telling each other of old names
+        before = model(input_ids=probe).last_hidden_state
+        adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+        after = adapted(input_ids=probe).last_hidden_state
+    if torch.equal(before, after):
+        rank = json.loads((adapter / "adapter_config.json").read_text()).get("r")
+        raise ValueError(
+            f"adapter {adapter} (rank {rank}) changes nothing in this model; expected one trained on it. "
+            "Check base_model_name_or_path in its adapter_config.json, and that it was trained"
+        )
+    return adapted
