@@ -58,7 +58,7 @@ def evaluate(index: Path, output: str, runs: Path | None, report: Path | None, *
         instruction, drop_self = _set_rules(task_name, options, engine)
         lost = _unknown_documents(engine, qrels)
         if lost:
-            note(f"{lost} judged documents are not in the index; they count as not found")
+            note(f"judged documents that are not in the index, and count as not found: {lost}")
         evaluations = measure(
             engine,
             queries,
@@ -145,7 +145,7 @@ def print_table(evaluations: list[Evaluation]) -> None:
     for name in (*names, "ms/query", "bytes/document"):
         table.add_column(name, justify="right", no_wrap=True)
     for item in evaluations:
-        size = "–" if item.bytes_per_document is None else readable_bytes(item.bytes_per_document)
+        size = "-" if item.bytes_per_document is None else readable_bytes(item.bytes_per_document)
         values = [f"{item.metrics[name]:.4f}" for name in names]
         table.add_row(item.mode, *values, f"{1000 * item.seconds_per_query:.1f}", size)
     Console().print(table)

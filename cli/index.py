@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     help="Longest passage; 0 keeps documents whole. [default: the model's length, 512 at most; BEIR: 0]",
 )
 @click.option("--overlap", type=click.IntRange(0), help="Tokens neighbouring passages share. [default: an eighth]")
-@click.option("--language", default="english", show_default=True, help="Stemming and stop words for BM25, or none.")
+@click.option("--language", help="Stemming and stop words for BM25, or none. [default: english]")
 @click.option(
     "--kind",
     default="auto",
@@ -101,8 +101,8 @@ def index(corpus: str, folder: Path | None, output: str, on_error: str, rejects:
     )
     if report.truncated:
         note(
-            f"{report.truncated} of {report.passages} passages are longer than the model's {engine.embedder.max_length} "
-            "tokens: their ends are found by words (lexical, hybrid), not by meaning"
+            f"{report.truncated} of {report.passages} passages are longer than the model's "
+            f"{engine.embedder.max_length} tokens: their ends are found by words (lexical, hybrid), not by meaning"
         )
     if report.refused:
         where = f"; see {rejects}" if on_error == "skip" else " (empty ones of a published collection)"
@@ -112,7 +112,9 @@ def index(corpus: str, folder: Path | None, output: str, on_error: str, rejects:
 def _default_folder(corpus: str) -> Path:
     if corpus == "-":
         raise click.UsageError("standard input has no name; say where the index goes with --index")
-    return Path(Path(corpus).resolve().name.split(".")[0] + ".index")
+    path = Path(corpus).resolve()
+    name = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+    return Path(f"{name}.index")
 
 
 def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
@@ -120,7 +122,7 @@ def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
     from searchkit.embedder import DEFAULT_MODEL, Embedder
     from searchkit.engine import SearchEngine
 
-    asked = ("model", "adapter", "max_length", "dim", "chunk_tokens", "overlap")
+    asked = ("model", "adapter", "max_length", "dim", "chunk_tokens", "overlap", "language")
     if (folder / "index.db").is_file() and all(options[name] is None for name in asked):
         return SearchEngine.open(folder, device=options["device"], dtype=options["dtype"], writable=True)
     embedder = Embedder(
@@ -139,7 +141,7 @@ def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
         model=embedder,
         chunk_tokens=chunk_tokens,
         overlap=options["overlap"],
-        language=options["language"],
+        language=options["language"] or "english",
         exist_ok=True,
     )
 

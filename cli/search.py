@@ -87,8 +87,9 @@ def _asked(queries: tuple[str, ...], file: Path | None) -> Iterator[Query]:
     else:
         if sys.stdin.isatty():
             click.echo("reading queries from standard input, one a line (end with Ctrl-D)", err=True)
-        lines = (line.strip() for line in click.get_text_stream("stdin"))
-        yield from (Query(str(number), line) for number, line in enumerate(filter(None, lines), start=1))
+        for number, line in enumerate(sys.stdin, start=1):
+            if line.strip():
+                yield Query(str(number), line.strip())
 
 
 def _print_json(query: Query, hits: list[Hit]) -> None:

@@ -69,22 +69,38 @@ def search(segments: Sequence[Segment], queries: np.ndarray, k: int) -> tuple[np
     total = sum(segment.index.ntotal for segment in segments)
     k = min(k, total)
     if k == 0 or len(queries) == 0:
-        return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+        return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     if queries.shape[1] != segments[0].index.d:
         raise ValueError(
             f"queries are {queries.shape[1]} wide but the index holds rows of {segments[0].index.d}; "
             "embed them with the model that the index was built with"
         )
-    rows, scores = [], []
+    depth = k + 1
+    rows, scores, unsure = _search_to(depth, segments, queries, k)
+    # Of rows that tie at its cut FAISS keeps any: look deeper until the tie ends.
+    while len(tied := np.flatnonzero(unsure)):
+        depth *= 8
+        rows[tied], scores[tied], unsure[tied] = _search_to(depth, segments, queries[tied], k)
+    return rows, scores
+
+
+def _search_to(
+    depth: int, segments: Sequence[Segment], queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k best of `depth` rows a segment; and for each query whether an equal of the last one may be left out."""
+    rows, scores, lowest = [], [], np.full(len(queries), -np.inf, dtype=np.float32)
     for segment in segments:
         # Asked for more than it holds, FAISS returns row -1.
-        found_scores, found = segment.index.search(queries, min(k, segment.index.ntotal))
+        found_scores, found = segment.index.search(queries, min(depth, segment.index.ntotal))
         rows.append(found + segment.first_row)
         scores.append(found_scores)
+        if depth < segment.index.ntotal:
+            lowest = np.maximum(lowest, found_scores[:, -1])
     all_rows, all_scores = np.concatenate(rows, axis=1), np.concatenate(scores, axis=1)
     order = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
-    return np.take_along_axis(all_rows, order, 1), np.take_along_axis(all_scores, order, 1)
+    best = np.take_along_axis(all_scores, order, 1)
+    return np.take_along_axis(all_rows, order, 1), best, lowest >= best[:, -1]
 
 
 def score(segments: Sequence[Segment], query: np.ndarray, rows: np.ndarray) -> np.ndarray:

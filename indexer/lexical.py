@@ -92,13 +92,17 @@ class LexicalIndex:
             (tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "text", term, index_option="freq"))
             for term in terms
         ]
-        newer = max(0, searcher.num_docs - rows_below)
-        hits: list[Any] = searcher.search(tantivy.Query.boolean_query(parts), limit=k + newer, count=False).hits
-        if not hits:
-            return empty
-        rows = np.array(searcher.fast_field_values("row", [address for _, address in hits]), dtype=np.int64)
-        scores = np.array([score for score, _ in hits], dtype=np.float32)
-        kept = rows < rows_below
-        rows, scores = rows[kept], scores[kept]
-        order = np.lexsort((rows, -scores))[:k]
-        return rows[order], scores[order]
+        wanted = tantivy.Query.boolean_query(parts)
+        depth = 1 + k + max(0, searcher.num_docs - rows_below)
+        while True:
+            hits: list[Any] = searcher.search(wanted, limit=depth, count=False).hits
+            if not hits:
+                return empty
+            rows = np.array(searcher.fast_field_values("row", [address for _, address in hits]), dtype=np.int64)
+            scores = np.array([score for score, _ in hits], dtype=np.float32)
+            kept = rows < rows_below
+            order = np.lexsort((rows[kept], -scores[kept]))[:k]
+            # Of hits that tie at the cut tantivy keeps any: look deeper until the tie ends.
+            if len(hits) < depth or (len(order) == k and scores[-1] < scores[kept][order[-1]]):
+                return rows[kept][order], scores[kept][order]
+            depth *= 8

@@ -14,7 +14,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,13 +86,16 @@ class Store:
             raise StoreError(f"{folder} is not an index (it has no index.db); make one with: searchkit index CORPUS")
         self._lock = _take_lock(folder) if writable else None
         try:
-            self._db = _connect(folder / "index.db", writable=writable)
-            self._check_format()
-            if writable:
-                self._sweep()
-        except BaseException:
-            self._release()
-            raise
+            with ExitStack() as undo:
+                undo.callback(self._release)
+                self._db = _connect(folder / "index.db", writable=writable)
+                undo.callback(self._db.close)
+                self._check_format()
+                if writable:
+                    self._sweep()
+                undo.pop_all()
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{folder / 'index.db'} cannot be read ({error}); build the index again") from error
         self._documents_of_rows: np.ndarray | None = None
 
     @classmethod
@@ -200,8 +203,8 @@ class Store:
             "FROM passages JOIN documents USING (doc) WHERE row IN (SELECT value FROM json_each(?))"
         )
         found = {}
-        for *fields, metadata in self._db.execute(query, (json.dumps([int(row) for row in rows]),)):
-            found[fields[0]] = StoredPassage(*fields, json.loads(metadata))
+        for row in self._db.execute(query, (json.dumps([int(row) for row in rows]),)):
+            found[row[0]] = StoredPassage(*row[:7], json.loads(row[7]))
         return found
 
     def texts(self, from_row: int = 0) -> Iterator[tuple[int, str, str]]:
@@ -243,6 +246,7 @@ class Store:
         total = sum(len(document.spans) for document in documents)
         if total != len(vectors):
             raise ValueError(f"{len(vectors)} vectors came for {total} passages; expected one each")
+        self._check_writable()
         _, first_row = self.counts()
         entry = self._write_segment(first_row, vectors) if total else None
         with self._transaction():
@@ -259,6 +263,7 @@ class Store:
 
     def merge_small_segments(self) -> None:
         """Join neighbouring segments up to MERGED_BYTES of vectors; the rows stay what they are."""
+        self._check_writable()
         for group in self._merge_groups():
             files = [self.folder / "segments" / name / "dense.faiss" for _, _, name, size, sha256 in group]
             for file, (_, _, _, size, sha256) in zip(files, group, strict=True):
@@ -284,6 +289,7 @@ class Store:
         number = 1 + max((int(entry.name) for entry in segments.iterdir() if entry.name.isdigit()), default=0)
         name = f"{number:06d}"
         staging = segments / f"{name}.tmp"
+        shutil.rmtree(staging, ignore_errors=True)  # left by a commit that failed
         staging.mkdir()
         file = staging / "dense.faiss"
         dense.write(dense.build(vectors), file)
@@ -295,8 +301,6 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        if self._lock is None:
-            raise StoreError(f"{self.folder} is open for reading; open it for writing to change it")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -307,18 +311,19 @@ class Store:
             self._db.execute("ROLLBACK")
             raise
 
+    def _check_writable(self) -> None:
+        if self._lock is None:
+            raise StoreError(f"{self.folder} is open for reading; open it for writing to change it")
+
     def _sweep(self) -> None:
         """Remove segment folders that no commit names: a killed writer's, and merged ones."""
         named = {name for (name,) in self._db.execute("SELECT name FROM segments")}
-        for entry in (self.folder / "segments").iterdir():
+        for entry in list(self.folder.glob("segments/*")):
             if entry.name not in named:
                 shutil.rmtree(entry)
 
     def _check_format(self) -> None:
-        try:
-            found = self.settings().get("format")
-        except sqlite3.DatabaseError as error:
-            raise StoreError(f"{self.folder / 'index.db'} cannot be read ({error}); build the index again") from error
+        found = self.settings().get("format")
         if found != FORMAT:
             raise StoreError(
                 f"{self.folder} has format {found}, this version reads {FORMAT}; "
@@ -338,10 +343,14 @@ def _connect(file: Path, *, writable: bool) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous=full")
         return db
     uri = file.resolve().as_uri()
+    db = sqlite3.connect(f"{uri}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
     try:
-        db = sqlite3.connect(f"{uri}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
         db.execute("SELECT count(*) FROM sqlite_master")
-    except sqlite3.OperationalError:  # a read-only place cannot hold the log's shared memory; nobody writes there
+    except sqlite3.DatabaseError as error:
+        db.close()
+        if not isinstance(error, sqlite3.OperationalError):
+            raise
+        # A read-only place cannot hold the log's shared memory; nobody writes there.
         db = sqlite3.connect(f"{uri}?immutable=1", uri=True, isolation_level=None, check_same_thread=False)
     return db
 

@@ -39,8 +39,8 @@ def chunk(
     while True:
         last = min(first + tokens, len(places))  # one past the passage's last token
         if last < len(places):
-            last = _cut(text, places, first + (tokens * 3) // 4, last)
-        earliest = first + 1
+            # Four tokens to choose from at least: a character may take as many.
+            last = _cut(text, places, first + min((tokens * 3) // 4, max(0, tokens - 4)), last)
         start = 0 if first == 0 else places[first][0]
         stop = len(text) if last == len(places) else places[last][0]
         start, stop = _trim(text, start, stop)
@@ -48,17 +48,25 @@ def chunk(
             spans.append((start, stop))
         if last == len(places):
             return spans
-        first = max(first + 1, last - overlap)
-        while first > last - overlap * 2 and first > earliest and not _starts_word(text, places[first][0]):
-            first -= 1  # begin with a whole word
+        wanted = max(first + 1, last - overlap)
+        reach = max(overlap, 3) if overlap else 0
+        first = _boundary(text, places, wanted, max(first + 1, wanted - reach))
 
 
 def _cut(text: str, places: list[tuple[int, int]], earliest: int, latest: int) -> int:
     """The token to cut before: after the last sentence between the two, else after the last word, else `latest`."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text, places[earliest][0], places[latest][0])]
     if ends:
-        return next(n for n in range(earliest + 1, latest + 1) if places[n][0] >= ends[-1])
-    return next((n for n in range(latest, earliest, -1) if _starts_word(text, places[n][0])), latest)
+        # By where tokens stop: byte-level tokens begin with the space before their word, so before the sentence's end.
+        return next((n for n in range(earliest + 1, latest) if places[n][1] > ends[-1]), latest)
+    return _boundary(text, places, latest, earliest + 1)
+
+
+def _boundary(text: str, places: list[tuple[int, int]], wanted: int, least: int) -> int:
+    """The last token from `wanted` back to `least` that begins a word, else a character, else `wanted`."""
+    # A byte-level token may be a part of a character, and then has the whole character's place.
+    whole = [n for n in range(wanted, least - 1, -1) if places[n][0] >= places[n - 1][1]]
+    return next((n for n in whole if _starts_word(text, places[n][0])), whole[0] if whole else wanted)
 
 
 def _starts_word(text: str, place: int) -> bool:

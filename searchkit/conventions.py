@@ -151,11 +151,14 @@ def _with_prompts(conventions: Conventions, prompts: dict[str, str]) -> Conventi
             default_instruction=instructed["instruction"],
         )
     elif query:
-        conventions = replace(conventions, query_prefix=query)
+        conventions = replace(conventions, query_prefix=query, default_instruction=None)
     for key in ("document", "passage"):
         if prompts.get(key):
             conventions = replace(conventions, document_prefix=prompts[key])
     return conventions
+
+
+_SAMPLED_BYTES = 256 << 20
 
 
 def fingerprint(folder: Path) -> str:
@@ -167,7 +170,7 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(_model_files(folder), key=lambda file: file.name):
         digest.update(file.name.encode() + b"\0")
-        if file.suffix == ".safetensors" and file.stat().st_size > 256 << 20:
+        if file.suffix == ".safetensors" and file.stat().st_size > _SAMPLED_BYTES:
             _digest_tensors(file, digest)
         else:
             with file.open("rb") as stream:

@@ -37,6 +37,7 @@ class Runtime(Protocol):
     bos_id: int | None
     eos_id: int | None
     dtype: str
+    token_budget: int
 
     def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray: ...
 
@@ -88,22 +89,14 @@ class Embedder:
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
             raise ValueError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
-        from searchkit.runtime_torch import TorchRuntime  # a later import: it needs torch
-
-        try:
-            self._runtime: Runtime = TorchRuntime(folder, adapter_folder, device, dtype)
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                f"running {self.name} needs {error.name}: pip install 'searchkit[torch]'", name=error.name
-            ) from error
+        self._runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype)
         self.conventions = conventions or conventions_of(folder, self.name, decoder=self._runtime.decoder)
         self._set_length(max_length)
         self._set_dim(dim, force_dim)
         self._set_frame()
         self._folder, self._adapter_folder = folder, adapter_folder
         self._fingerprint: dict[str, str] | None = None
-        on_gpu = device is not None and device.startswith("cuda")
-        self.token_budget = token_budget or (65536 if on_gpu else 4096)
+        self.token_budget = token_budget or self._runtime.token_budget
         self.stats = EncodeStats()
 
     # What the model is
@@ -279,6 +272,27 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
             "such a vector is never found. Try --dtype float32"
         )
     return np.asarray(vectors / lengths)
+
+
+def _start(folder: Path, name: str, adapter: Path | None, device: str | None, dtype: str) -> Runtime:
+    """The runtime that fits the folder: onnxruntime for an exported model, torch for every other."""
+    from searchkit.runtime_onnx import MODEL_FILE, OnnxRuntime
+
+    if (folder / MODEL_FILE).is_file():
+        if adapter or device not in (None, "cpu") or dtype != "auto":
+            raise ValueError(
+                f"{name} is an exported model: it runs on the CPU, in the type it was exported in, without adapters. "
+                "Use the model it was exported from for anything else"
+            )
+        return OnnxRuntime(folder)
+    try:
+        from searchkit.runtime_torch import TorchRuntime
+
+        return TorchRuntime(folder, adapter, device, dtype)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"running {name} needs {error.name}: pip install 'searchkit[torch]'", name=error.name
+        ) from error
 
 
 def _find_model(model: str) -> tuple[Path, str]:

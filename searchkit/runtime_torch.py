@@ -41,8 +41,10 @@ class TorchRuntime:
 
         self.device = torch.device(device or best_device())
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
+        # Padded tokens of a batch: a GPU wants many, a CPU as many as stay in its caches.
+        self.token_budget = 65536 if self.device.type == "cuda" else 4096
         config = AutoConfig.from_pretrained(folder)
-        self.decoder = _is_decoder(config)
+        self.decoder = is_decoder(config)
         self.hidden_size = int(config.get_text_config().hidden_size)
         positions = getattr(config, "max_position_embeddings", None)
         self.longest = int(positions) if positions else None
@@ -59,7 +61,17 @@ class TorchRuntime:
         self.bos_id: int | None = tokenizer.bos_token_id if wants_bos else None
         self.eos_id: int | None = tokenizer.eos_token_id
         with _quiet():
-            self._model: Any = AutoModel.from_pretrained(folder, dtype=getattr(torch, self.dtype))
+            self._model: Any
+            self._model, loaded = AutoModel.from_pretrained(
+                folder, dtype=getattr(torch, self.dtype), output_loading_info=True
+            )
+        # The pooler is not used here, and sentence-transformers folders often lack it.
+        missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler."))
+        if missing:
+            raise ValueError(
+                f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them; "
+                "left random they would make its vectors meaningless. Download or save the model again"
+            )
         if adapter is not None:
             self._model = _attach(self._model, adapter)
         self._model.eval().to(self.device)
@@ -116,17 +128,18 @@ class TorchRuntime:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars, which would mix with ours."""
+    """Without transformers' progress bars and load reports; what matters of them is checked here."""
     from transformers.utils import logging
 
     bars: Any = logging  # has no types
-
-    was_on = bars.is_progress_bar_enabled()
+    bars_on, verbosity = bars.is_progress_bar_enabled(), bars.get_verbosity()
     bars.disable_progress_bar()
+    bars.set_verbosity_error()
     try:
         yield
     finally:
-        if was_on:
+        bars.set_verbosity(verbosity)
+        if bars_on:
             bars.enable_progress_bar()
 
 
@@ -161,7 +174,8 @@ def choose_dtype(device_type: str) -> str:
     return "float32"
 
 
-def _is_decoder(config: Any) -> bool:
+def is_decoder(config: Any) -> bool:
+    """Whether the model's attention is causal, by its transformers config."""
     names = config.architectures or []
     return bool(getattr(config, "is_decoder", False)) or any("CausalLM" in n for n in names) or _is_causal_type(config)
 

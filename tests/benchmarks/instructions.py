@@ -1,0 +1,67 @@
+"""Does the instruction matter? Scores under the right instruction, under none, and under a wrong one.
+
+    python tests/benchmarks/instructions.py [--model FOLDER] [--split test] [--mode dense]
+
+Runs on `corpora/intents`. The wrong instruction of a query is that of another query with the same text where there is
+one, else the next kind of task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from searchkit.cli.demo import corpus_folder
+
+from searchkit.corpus import read_corpus
+from searchkit.embedder import DEFAULT_MODEL
+from searchkit.engine import SearchEngine
+from searchkit.evaluate import evaluate
+from searchkit.judgements import read_beir_split
+from searchkit.records import Query
+
+
+def wrong(queries: list[Query]) -> list[Query]:
+    """The same queries, each with an instruction that asks for something else."""
+    kinds = list(dict.fromkeys(query.instruction for query in queries))
+    same_text: dict[str, list[str | None]] = {}
+    for query in queries:
+        same_text.setdefault(query.text, []).append(query.instruction)
+    swapped = []
+    for query in queries:
+        others = [other for other in same_text[query.text] if other != query.instruction]
+        following = kinds[(kinds.index(query.instruction) + 1) % len(kinds)]
+        swapped.append(replace(query, instruction=others[0] if others else following))
+    return swapped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--split", default="test", choices=["dev", "test"])
+    parser.add_argument("--mode", default="dense", choices=["dense", "hybrid"])
+    arguments = parser.parse_args()
+    corpus = corpus_folder("intents")
+    queries, qrels = read_beir_split(corpus, arguments.split)
+    variants = {
+        "right": queries,
+        "none": [replace(query, instruction="") for query in queries],
+        "wrong": wrong(queries),
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SearchEngine.create(Path(folder) / "index", model=arguments.model, chunk_tokens=0) as engine,
+    ):
+        engine.add(read_corpus(corpus))
+        found = {
+            name: evaluate(engine, asked, qrels, modes=[arguments.mode])[0].metrics["ndcg@10"]
+            for name, asked in variants.items()
+        }
+    print(json.dumps({"model": arguments.model, "mode": arguments.mode, "split": arguments.split, "ndcg@10": found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""A trained model as one ONNX file for onnxruntime, in float32 or int8, and back again for training."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from searchkit.conventions import conventions_of
+from searchkit.pooling import POOLINGS
+from searchkit.runtime_onnx import MODEL_FILE
+from searchkit.runtime_torch import is_decoder
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "int8")
+_KEPT = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "config_sentence_transformers.json",
+    "sentence_bert_config.json", "README.md",
+)  # fmt: skip
+_PREFIX = "model."  # of parameter names inside the exported graph
+
+
+def export(folder: Path, out: Path, *, dtype: str = "int8") -> None:
+    """Write `out`: model.onnx with pooling inside, the tokenizer, and the settings of the sentence-transformers layout.
+
+    int8 keeps every linear layer's weights as int8 with a scale for each output, and every embedding with a scale for
+    each row; activations are quantised as they come.
+
+    Args:
+        folder: A transformers model, or a sentence-transformers folder around one.
+        out: A new folder.
+        dtype: One of :data:`DTYPES`.
+
+    Raises:
+        ValueError: The dtype is unknown, or `out` is not empty.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; name a new folder")
+    import onnx
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(folder)
+    decoder = is_decoder(config)
+    conventions = conventions_of(folder, folder.name, decoder=decoder)
+    # eager attention exports to plain operators, which every onnxruntime has.
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").float().eval()
+    graph = _trace(model, conventions.pooling)
+    _name_weights(graph, dict(model.named_parameters()))
+    if dtype == "int8":
+        graph = _quantize(graph)
+    for key, value in {"pooling": conventions.pooling, "dtype": dtype, "decoder": str(decoder).lower()}.items():
+        graph.metadata_props.add(key=key, value=value)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in _KEPT:
+        if (folder / name).is_file():
+            shutil.copy2(folder / name, out / name)
+    for pooling in folder.glob("*_Pooling"):
+        shutil.copytree(pooling, out / pooling.name)
+    onnx.save(graph, str(out / MODEL_FILE))
+
+
+def unpack(folder: Path, out: Path) -> None:
+    """Write the weights of an exported model as a float32 transformers folder, to train or to run with torch.
+
+    Args:
+        folder: What `export` wrote; int8 weights come back as what they stand for.
+        out: A new folder.
+    """
+    import onnx
+    from onnx import numpy_helper
+    from safetensors.numpy import save_file
+
+    graph = onnx.load(str(folder / MODEL_FILE)).graph
+    arrays = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    transposed = {node.input[1] for node in graph.node if node.op_type in ("MatMul", "MatMulInteger")}
+    weights: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if not name.startswith(_PREFIX):
+            continue
+        if name.endswith("_quantized"):
+            base = name.removesuffix("_quantized")
+            value = array.astype(np.float32) * arrays[f"{base}_scale"]
+        elif name.endswith(("_scale", "_zero_point")):
+            continue
+        else:
+            base, value = name, array
+        weights[base.removeprefix(_PREFIX)] = np.ascontiguousarray(value.T if name in transposed else value)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in _KEPT:
+        if (folder / name).is_file():
+            shutil.copy2(folder / name, out / name)
+    for pooling in folder.glob("*_Pooling"):
+        shutil.copytree(pooling, out / pooling.name, dirs_exist_ok=True)
+    save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
+
+
+def _trace(model: Any, pooling: str) -> Any:
+    import torch
+
+    class Pooled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return POOLINGS[pooling](hidden, attention_mask)
+
+    ids = torch.arange(3 * 17).reshape(3, 17) + 1
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    batch, tokens = torch.export.Dim("batch", min=1, max=1 << 16), torch.export.Dim("tokens", min=2, max=1 << 16)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest:
+        tokens = torch.export.Dim("tokens", min=2, max=int(longest))
+    shape = {0: batch, 1: tokens}
+    with _quiet():
+        program = torch.onnx.export(
+            Pooled().eval(),
+            (ids, mask),
+            dynamo=True,
+            dynamic_shapes={"input_ids": shape, "attention_mask": shape},
+            input_names=["input_ids", "attention_mask"],
+            output_names=["pooled"],
+            opset_version=21,
+        )
+    if program is None:
+        raise ValueError("torch could not export the model")
+    return program.model_proto
+
+
+def _name_weights(graph: Any, parameters: dict[str, torch.Tensor]) -> None:
+    """Give folded, transposed weights their parameters' names again, so that `unpack` finds them."""
+    from onnx import numpy_helper
+
+    known = {item.name for item in graph.graph.initializer}
+    missing = {name: value.detach().numpy() for name, value in parameters.items() if _PREFIX + name not in known}
+    renamed = {}
+    for item in graph.graph.initializer:
+        if item.name.startswith(_PREFIX) or len(item.dims) != 2:
+            continue
+        array = numpy_helper.to_array(item)
+        for name, value in missing.items():
+            if value.T.shape == array.shape and np.array_equal(value.T, array):
+                renamed[item.name] = item.name = _PREFIX + name
+                missing.pop(name)
+                break
+    for node in graph.graph.node:
+        for position, name in enumerate(node.input):
+            if name in renamed:
+                node.input[position] = renamed[name]
+
+
+def _quantize(model: Any) -> Any:
+    """Embeddings by row, here; linear layers by output, by onnxruntime's own tool."""
+    import tempfile
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    _quantize_embeddings(model.graph)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(onnx.shape_inference.infer_shapes(model), str(source))
+        quantize_dynamic(
+            source,
+            target,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul"],
+            extra_options={"MatMulConstBOnly": True},
+        )
+        return onnx.load(str(target))
+
+
+def _quantize_embeddings(graph: Any) -> None:
+    """Gather(table, ids) becomes Cast(Gather(int8 table, ids)) * Gather(scales, ids)."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    tables = {item.name: item for item in graph.initializer if len(item.dims) == 2 and item.dims[0] > 1000}
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "Gather" or node.input[0] not in tables:
+            nodes.append(node)
+            continue
+        name, ids = node.input
+        table = numpy_helper.to_array(tables[name])
+        scale = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
+        small = np.rint(table / scale).astype(np.int8)
+        graph.initializer.remove(tables[name])
+        graph.initializer.append(numpy_helper.from_array(small, f"{name}_quantized"))
+        graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+        parts = [f"{name}_rows", f"{name}_float", f"{name}_scales"]
+        nodes += [
+            helper.make_node("Gather", [f"{name}_quantized", ids], [parts[0]], axis=0),
+            helper.make_node("Cast", [parts[0]], [parts[1]], to=TensorProto.FLOAT),
+            helper.make_node("Gather", [f"{name}_scale", ids], [parts[2]], axis=0),
+            helper.make_node("Mul", parts[1:], list(node.output)),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' chatter; what goes wrong is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
