@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def index(corpus: str, folder: Path | None, output: str, on_error: str, rejects:
         searchkit index papers/ --index papers.index
         zcat dump.jsonl.gz | searchkit index - --index dump.index --text-field body
     """
-    from searchkit.corpus import Fields, Rejects, estimate_documents, kind_of, read_corpus
+    from searchkit.corpus import CorpusError, Fields, Rejects, estimate_documents, kind_of, read_corpus
 
     folder = folder or _default_folder(corpus)
     kind = kind_of(corpus, options["kind"])
@@ -68,6 +69,7 @@ def index(corpus: str, folder: Path | None, output: str, on_error: str, rejects:
     )
     rejects = rejects or folder.with_name(folder.name + ".rejects.jsonl")
     refused = Rejects(rejects if on_error == "skip" else None)
+    made = not folder.exists()
     with refused, _engine(folder, kind, options) as engine:
         documents = read_corpus(
             corpus, kind=options["kind"], fields=fields, rejects=refused, encoding=options["encoding"]
@@ -88,7 +90,11 @@ def index(corpus: str, folder: Path | None, output: str, on_error: str, rejects:
             kept, _ = engine.store.counts()
             if kept:
                 note(f"{kept} documents are in {folder}; the same command goes on from there")
-            raise error
+            elif made:
+                shutil.rmtree(folder)  # an index of nothing would only puzzle
+            if isinstance(error, CorpusError) and on_error == "raise":
+                note("to go on without bad rows, and keep them in a file: --on-error skip")
+            raise
         total = len(engine)
     report.refused = refused.count
     if output == "json":
@@ -118,15 +124,25 @@ def _default_folder(corpus: str) -> Path:
 
 
 def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
-    """The index to write to: opened as it is when it exists and nothing else was asked for, else made."""
+    """The index to write to: the one that is there, or a new one."""
     from searchkit.embedder import DEFAULT_MODEL, Embedder
     from searchkit.engine import SearchEngine
+    from searchkit.indexer.store import Store
 
-    asked = ("model", "adapter", "max_length", "dim", "chunk_tokens", "overlap", "language")
-    if (folder / "index.db").is_file() and all(options[name] is None for name in asked):
-        return SearchEngine.open(folder, device=options["device"], dtype=options["dtype"], writable=True)
+    chunking = {name: options[name] for name in ("chunk_tokens", "overlap", "language")}
+    name = options["model"] or DEFAULT_MODEL
+    if (folder / "index.db").is_file():
+        if not any(options[key] for key in ("model", "adapter", "max_length", "dim")):
+            engine = SearchEngine.open(folder, device=options["device"], dtype=options["dtype"], writable=True)
+            engine.check_settings(**chunking)
+            return engine
+        with Store(folder) as store:
+            name = options["model"] or store.settings()["model"]["model"]
+    elif chunking["chunk_tokens"] is None and kind == "beir":
+        # A BEIR collection is judged by its documents as they are, and published figures embed each as one.
+        chunking["chunk_tokens"] = 0
     embedder = Embedder(
-        options["model"] or DEFAULT_MODEL,
+        name,
         adapter=options["adapter"],
         device=options["device"],
         dtype=options["dtype"],
@@ -134,16 +150,7 @@ def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
         dim=options["dim"],
         force_dim=options["force_dim"],
     )
-    # A BEIR collection is judged by its documents as they are, and published figures embed each as one.
-    chunk_tokens = 0 if options["chunk_tokens"] is None and kind == "beir" else options["chunk_tokens"]
-    return SearchEngine.create(
-        folder,
-        model=embedder,
-        chunk_tokens=chunk_tokens,
-        overlap=options["overlap"],
-        language=options["language"] or "english",
-        exist_ok=True,
-    )
+    return SearchEngine.create(folder, model=embedder, exist_ok=True, **chunking)
 
 
 class _Progress:

@@ -203,8 +203,10 @@ class Store:
             "FROM passages JOIN documents USING (doc) WHERE row IN (SELECT value FROM json_each(?))"
         )
         found = {}
-        for row in self._db.execute(query, (json.dumps([int(row) for row in rows]),)):
-            found[row[0]] = StoredPassage(*row[:7], json.loads(row[7]))
+        for row, doc, id, title, text, start, stop, metadata in self._db.execute(
+            query, (json.dumps([int(row) for row in rows]),)
+        ):
+            found[row] = StoredPassage(row, doc, id, title, text, start, stop, json.loads(metadata))
         return found
 
     def texts(self, from_row: int = 0) -> Iterator[tuple[int, str, str]]:

@@ -90,7 +90,7 @@ class Embedder:
             base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
             raise ValueError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
         self._runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype)
-        self.conventions = conventions or conventions_of(folder, self.name, decoder=self._runtime.decoder)
+        self.conventions = conventions or conventions_of(folder, _known_as(self.name), decoder=self._runtime.decoder)
         self._set_length(max_length)
         self._set_dim(dim, force_dim)
         self._set_frame()
@@ -171,12 +171,16 @@ class Embedder:
         prefix = self.conventions.document_prefix
         return self._encode([prefix + passage for passage in passages], on_batch)
 
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of every text as the model gets them: cut to `max_length`, with the marks around."""
+        return [self._framed(ids) for ids in self._ids(texts)]
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token of `text` starts and stops, in characters; for cutting a long text into passages."""
         return list(self._runtime.tokenizer.encode(text, add_special_tokens=False).offsets)
 
     def _encode(self, texts: list[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
-        tokens = [self._framed(ids) for ids in self._ids(texts)]
+        tokens = self.tokenize(texts)
         rows = np.empty((len(texts), self.dim), dtype=np.float32)
         for batch in self._batches([len(ids) for ids in tokens]):
             rows[batch] = self._rows([tokens[i] for i in batch])
@@ -186,8 +190,8 @@ class Embedder:
         self.stats.tokens += sum(map(len, tokens))
         return rows
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        encodings = self._runtime.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._runtime.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def _framed(self, ids: list[int]) -> list[int]:
@@ -311,6 +315,11 @@ def _find_model(model: str) -> tuple[Path, str]:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return _download(model, "model"), model
     raise ValueError(f"there is no model folder {model!r}; give a folder, a hub id such as owner/name, or 'minilm'")
+
+
+def _known_as(name: str) -> str:
+    """What a family is recognised by: a hub id whole, of a local folder its own name and not its parents'."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _find_adapter(adapter: str) -> Path:

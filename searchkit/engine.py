@@ -7,14 +7,15 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from searchkit.chunking import chunk
+from searchkit.conventions import Conventions
 from searchkit.embedder import DEFAULT_MODEL, Embedder
 from searchkit.indexer import dense, fusion
 from searchkit.indexer.lexical import LexicalIndex, make_analyzer
@@ -107,9 +108,10 @@ class _ModelChoice:
                 adapter=self.adapter or (None if self.model else identity["adapter"]),
                 device=self.device,
                 dtype=self.dtype,
-                max_length=identity["max_length"],
                 dim=identity["dim"],
                 force_dim=True,
+                # As the index was built, whatever the model's folder is called by now.
+                conventions=Conventions(**{field.name: identity[field.name] for field in fields(Conventions)}),
             )
         except ValueError as error:
             raise StoreError(
@@ -137,42 +139,41 @@ class SearchEngine:
         cls,
         path: str | Path,
         *,
-        model: Embedder | str | Path = DEFAULT_MODEL,
+        model: Embedder | str | Path | None = None,
         chunk_tokens: int | None = None,
         overlap: int | None = None,
-        language: str = "english",
+        language: str | None = None,
         exist_ok: bool = False,
     ) -> SearchEngine:
         """Make an empty index and open it for writing.
 
         Args:
             path: Folder to make.
-            model: What embeds passages and queries; the index is bound to it.
+            model: What embeds passages and queries; the index is bound to it. None takes the default model.
             chunk_tokens: Longest passage in tokens; None takes what the model takes, 512 at most; 0 keeps documents
                 whole, so that what is past the model's length is found by its words only.
             overlap: Tokens shared by neighbouring passages; None takes an eighth of a passage.
-            language: Stemming and stop words of the lexical side, or "none".
-            exist_ok: Open the index if it is there already with these very settings.
+            language: Stemming and stop words of the lexical side, "none" for neither; None takes English.
+            exist_ok: Open the index if it is there already; what is given here must be what it was made with.
 
         Raises:
             StoreError: There is something else at `path`, or an index with other settings.
         """
         folder = Path(path)
-        embedder = model if isinstance(model, Embedder) else Embedder(model)
-        make_analyzer(language)  # a wrong language is said before anything is made
-        settings = {"model": embedder.identity(), "language": language, **_chunking(embedder, chunk_tokens, overlap)}
         if (folder / "index.db").is_file():
             if not exist_ok:
                 raise StoreError(f"{folder} is an index already; open it, or name another place")
-            engine = cls.open(folder, model=embedder, writable=True)
-            for key in ("language", "chunk_tokens", "overlap"):
-                if engine.settings[key] != settings[key]:
-                    engine.close()
-                    raise StoreError(
-                        f"{folder} was built with {key} {engine.settings[key]}, now it is {settings[key]}; "
-                        "use the same, or build another index"
-                    )
+            engine = cls.open(folder, model=model, writable=True)
+            try:
+                engine.check_settings(chunk_tokens=chunk_tokens, overlap=overlap, language=language)
+            except BaseException:
+                engine.close()
+                raise
             return engine
+        embedder = model if isinstance(model, Embedder) else Embedder(model or DEFAULT_MODEL)
+        language = language or "english"
+        make_analyzer(language)  # a wrong language is said before anything is made
+        settings = {"model": embedder.identity(), "language": language, **_chunking(embedder, chunk_tokens, overlap)}
         return cls(Store.create(folder, settings), embedder)
 
     @classmethod
@@ -263,30 +264,51 @@ class SearchEngine:
         report = AddReport()
         truncated_before = self.embedder.stats.truncated
         progress = on_progress or (lambda documents, passages: None)
+        try:
+            self._add_all(documents, report, on_refused, progress, commit_every)
+            self._store.merge_small_segments()
+        finally:  # what is committed can be found, however this ends
+            self._load()
+        report.truncated = self.embedder.stats.truncated - truncated_before
+        report.seconds = time.monotonic() - began
+        return report
+
+    def _add_all(
+        self,
+        documents: Iterable[Document],
+        report: AddReport,
+        on_refused: Callable[[Document, str], None] | None,
+        progress: Callable[[float, int], None],
+        commit_every: int,
+    ) -> None:
         window: list[tuple[NewDocument, list[str]]] = []
         waiting = 0
         for document, checksum in self._new_documents(documents, report, on_refused):
-            spans = self._spans(document)
+            title, spans = self._spans(document)
             metadata = json.dumps(document.metadata, ensure_ascii=False, sort_keys=True)
             new = NewDocument(document.id, document.title, document.text, metadata, checksum, spans)
-            window.append((new, [join_title(document.title, document.text[start:stop]) for start, stop in spans]))
+            window.append((new, [join_title(title, document.text[start:stop]) for start, stop in spans]))
             waiting += len(spans)
             if waiting >= commit_every:
                 self._commit(window, report, progress)
                 window, waiting = [], 0
         if window:
             self._commit(window, report, progress)
-        self._store.merge_small_segments()
-        self._load()
-        report.truncated = self.embedder.stats.truncated - truncated_before
-        report.seconds = time.monotonic() - began
-        return report
 
     def _new_documents(
         self, documents: Iterable[Document], report: AddReport, on_refused: Callable[[Document, str], None] | None
     ) -> Iterator[tuple[Document, str]]:
         # Ids of this call, on disk: a set in memory would grow with the corpus.
-        seen = sqlite3.connect("", isolation_level=None)
+        with closing(sqlite3.connect("", isolation_level=None)) as seen:
+            yield from self._unseen(seen, documents, report, on_refused)
+
+    def _unseen(
+        self,
+        seen: sqlite3.Connection,
+        documents: Iterable[Document],
+        report: AddReport,
+        on_refused: Callable[[Document, str], None] | None,
+    ) -> Iterator[tuple[Document, str]]:
         seen.executescript("PRAGMA journal_mode=OFF; CREATE TABLE seen (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
         seen.execute("BEGIN")
         for document in documents:
@@ -311,16 +333,20 @@ class SearchEngine:
             else:
                 report.refused += 1
                 on_refused(document, reason)
-        seen.close()
 
-    def _spans(self, document: Document) -> list[tuple[int, int]]:
+    def _spans(self, document: Document) -> tuple[str, list[tuple[int, int]]]:
+        """The title as it goes with every passage, and the passages' places in the text."""
         tokens = self.settings["chunk_tokens"]
         if tokens == 0 or not document.text.strip():
-            return [(0, len(document.text))]
-        title = len(self.embedder.offsets(document.title)) if document.title else 0
-        room = max(tokens // 2, tokens - title)  # a title longer than half a passage is cut, not the text
+            return document.title, [(0, len(document.text))]
+        tokens -= len(self.embedder.offsets(self.embedder.conventions.document_prefix))
+        title, places = document.title, self.embedder.offsets(document.title)
+        if len(places) > tokens // 2:  # the title stands first, so too long a one would push the text out
+            places = places[: tokens // 2]
+            title = title[: places[-1][1]]
+        room = tokens - len(places)
         overlap = min(self.settings["overlap"], room // 2)
-        return chunk(document.text, self.embedder.offsets, tokens=room, overlap=overlap)
+        return title, chunk(document.text, self.embedder.offsets, tokens=room, overlap=overlap)
 
     def _commit(
         self,
@@ -514,6 +540,17 @@ class SearchEngine:
                 else:
                     with Store(self._store.folder, writable=True):
                         self._catch_up_lexical()
+
+    def check_settings(
+        self, *, chunk_tokens: int | None = None, overlap: int | None = None, language: str | None = None
+    ) -> None:
+        """Raise StoreError when the index was made with other settings than these; None is not compared."""
+        for name, value in {"chunk_tokens": chunk_tokens, "overlap": overlap, "language": language}.items():
+            if value is not None and value != self.settings[name]:
+                raise StoreError(
+                    f"{self._store.folder} was built with {name} {self.settings[name]}, now it is {value}; "
+                    "leave it away, or build another index"
+                )
 
     def _check_model(self, embedder: Embedder) -> None:
         bound, given = self.settings["model"], embedder.identity()

@@ -161,10 +161,12 @@ def _rank_bm25(engine: SearchEngine) -> Rank:
     for document_id, title, text in engine.store.documents():
         ids.append(document_id)
         words.append(analyzer.analyze(join_title(title, text)))
-    scorer = BM25Okapi(words)
+    scorer = BM25Okapi(words) if any(words) else None  # rank-bm25 divides by the number of words
 
     def rank(queries: list[Query], k: int) -> Run:
         run: Run = {}
+        if scorer is None:
+            return run
         for query in queries:
             scores = scorer.get_scores(analyzer.analyze(query.text))
             best = np.argsort(-scores, kind="stable")[:k]

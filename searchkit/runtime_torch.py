@@ -39,7 +39,7 @@ class TorchRuntime:
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        self.device = torch.device(device or best_device())
+        self.device = _device(device or best_device())
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
         # Padded tokens of a batch: a GPU wants many, a CPU as many as stay in its caches.
         self.token_budget = 65536 if self.device.type == "cuda" else 4096
@@ -61,8 +61,8 @@ class TorchRuntime:
         self.bos_id: int | None = tokenizer.bos_token_id if wants_bos else None
         self.eos_id: int | None = tokenizer.eos_token_id
         with _quiet():
-            self._model: Any
-            self._model, loaded = AutoModel.from_pretrained(
+            self.model: Any
+            self.model, loaded = AutoModel.from_pretrained(
                 folder, dtype=getattr(torch, self.dtype), output_loading_info=True
             )
         # The pooler is not used here, and sentence-transformers folders often lack it.
@@ -73,12 +73,14 @@ class TorchRuntime:
                 "left random they would make its vectors meaningless. Download or save the model again"
             )
         if adapter is not None:
-            self._model = _attach(self._model, adapter)
-        self._model.eval().to(self.device)
-        self._takes_positions = "position_ids" in inspect.signature(self._base().forward).parameters
+            self.model = _attach(self.model, adapter)
+        self.model.eval().to(self.device)
+        parameters = inspect.signature(self._base().forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._takes_cache = self.decoder and "use_cache" in parameters
 
     def _base(self) -> Any:
-        return self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
         """Pooled states, (len(batch), hidden_size) float32, not normalised.
@@ -90,24 +92,26 @@ class TorchRuntime:
 
         try:
             with torch.inference_mode():
-                ids, mask = self._pad(batch, conventions.padding_side)
-                inputs: dict[str, torch.Tensor] = {"input_ids": ids}
-                if not bool(mask.all()):
-                    inputs["attention_mask"] = mask
-                    if conventions.padding_side == "left" and self._takes_positions and not self._counts_by_itself():
-                        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-                if self.decoder and "use_cache" in inspect.signature(self._base().forward).parameters:
-                    hidden = self._model(**inputs, use_cache=False).last_hidden_state
-                else:
-                    hidden = self._model(**inputs).last_hidden_state
-                pooled: torch.Tensor = POOLINGS[conventions.pooling](hidden.float(), mask)
-                return pooled.cpu().numpy()
+                return self.pooled(batch, conventions).cpu().numpy()
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 raise MemoryError(str(error)) from error
             raise
+
+    def pooled(self, batch: list[list[int]], conventions: Conventions) -> torch.Tensor:
+        """Like `forward`, but a tensor on the device, with a graph behind it where gradients are on."""
+        ids, mask = self._pad(batch, conventions.padding_side)
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if not bool(mask.all()):
+            inputs["attention_mask"] = mask
+            if conventions.padding_side == "left" and self._takes_positions and not self._counts_by_itself():
+                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        if self._takes_cache:
+            inputs["use_cache"] = False
+        hidden = self.model(**inputs).last_hidden_state
+        return POOLINGS[conventions.pooling](hidden.float(), mask)
 
     def _pad(self, batch: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
@@ -150,6 +154,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch has both, for names and for hardware it lacks
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); try --device {best_device()}") from None
+    return torch.device(name)
 
 
 def best_device() -> str:

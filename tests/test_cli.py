@@ -182,6 +182,13 @@ def test_nothing_found_is_said(index: Path) -> None:
     assert call("search", index, "xylophone", "--mode", "lexical").stdout == "nothing found for: xylophone\n"
 
 
+def test_an_empty_corpus_makes_an_index_that_finds_nothing(tmp_path: Path, mistral: Path) -> None:
+    corpus = write_lines(tmp_path / "c.jsonl", [])
+    result = call("index", corpus, "--index", tmp_path / "x", "--model", mistral, "--device", "cpu")
+    assert "0 documents" in result.stdout
+    assert call("search", tmp_path / "x", "tea").stdout == "nothing found for: tea\n"
+
+
 def test_text_with_square_brackets_is_printed_as_it_is(tmp_path: Path, mistral: Path) -> None:
     corpus = write_lines(tmp_path / "c.jsonl", [{"id": "[red]", "title": "[b]", "text": "an [italic] word [/x]"}])
     call("index", corpus, "--index", tmp_path / "x", "--model", mistral, "--device", "cpu")

@@ -99,7 +99,7 @@ def test_no_texts_give_no_rows(embedder: Embedder) -> None:
 def test_eos_ends_every_text_whatever_the_tokenizer_does(tmp_path: Path, eos: bool) -> None:
     model = Embedder(build_model(tmp_path / "e5-mistral-tiny", eos=eos), device="cpu", max_length=32)
     for text in ("short", LONG):
-        ids = model._framed(model._ids([text])[0])
+        ids = model.tokenize([text])[0]
         assert ids[0] == 1
         assert ids[-1] == 2
         assert ids.count(2) == 1
@@ -118,7 +118,7 @@ def test_a_missing_bos_is_put_back(tmp_path: Path) -> None:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": True}))
     model = Embedder(folder, device="cpu")
-    assert model._framed(model._ids(["tea"])[0])[0] == 1
+    assert model.tokenize(["tea"])[0][0] == 1
 
 
 def test_truncated_texts_are_counted(mistral: Path) -> None:
@@ -165,7 +165,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(
     mistral: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = Embedder(mistral, device="cpu", token_budget=4096)
-    whole = small._runtime._model.forward
+    whole = small._runtime.model.forward
 
     def limited(input_ids: torch.Tensor, **inputs: Any) -> Any:
         if input_ids.numel() > 600:  # as torch says it; a real one would take this machine's memory
@@ -173,7 +173,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(
         return whole(input_ids, **inputs)
 
     limited.__signature__ = __import__("inspect").signature(whole)  # type: ignore[attr-defined]
-    monkeypatch.setattr(small._runtime._model, "forward", limited)
+    monkeypatch.setattr(small._runtime.model, "forward", limited)
     with caplog.at_level(logging.WARNING):
         found = small.encode_passages(TEXTS)
     assert small.token_budget < 4096
@@ -187,8 +187,8 @@ def test_another_runtime_error_is_not_taken_for_out_of_memory(mistral: Path, mon
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    broken.__signature__ = __import__("inspect").signature(model._runtime._model.forward)  # type: ignore[attr-defined]
-    monkeypatch.setattr(model._runtime._model, "forward", broken)
+    broken.__signature__ = __import__("inspect").signature(model._runtime.model.forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(model._runtime.model, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         model.encode_passages(TEXTS)
 
@@ -221,7 +221,7 @@ def test_an_adapter_changes_vectors_as_peft_does(mistral: Path, embedder: Embedd
     adapted = Embedder(mistral, adapter=folder, device="cpu", dtype="float32")
     oracle = PeftModel.from_pretrained(AutoModel.from_pretrained(mistral), folder).eval().merge_and_unload()
     with torch.inference_mode():
-        state = oracle(torch.tensor([embedder._framed(embedder._ids(["tea"])[0])])).last_hidden_state[0, -1].numpy()
+        state = oracle(torch.tensor([embedder.tokenize(["tea"])[0]])).last_hidden_state[0, -1].numpy()
     np.testing.assert_allclose(adapted.encode_passages(["tea"])[0], state / np.linalg.norm(state), atol=1e-4)
     assert adapted.identity()["adapter_weights"]
 
