@@ -29,7 +29,6 @@ def demo(folder: Path) -> None:
     """Index a small corpus, search it under two instructions, evaluate it."""
     from searchkit.cli.evaluate import print_table
     from searchkit.cli.search import print_hits
-
     from searchkit.corpus import read_corpus
     from searchkit.engine import SearchEngine, SearchOptions
     from searchkit.evaluate import EVALUATION_MODES, evaluate

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from searchkit.cli.shared import model_options, note
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from searchkit.cli.shared import INDEX, readable_bytes
 
 _LIBRARIES = ("faiss-cpu", "faiss-gpu", "torch", "transformers", "peft", "tokenizers", "tantivy", "numpy")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from searchkit.cli.shared import INDEX, fusion_options, instruction_of, instruction_options, model_options, open_engine
 
 if TYPE_CHECKING:

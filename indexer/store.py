@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from searchkit.indexer import dense
 
 FORMAT = 1

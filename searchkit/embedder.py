@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -83,7 +84,7 @@ class Embedder:
         conventions: Conventions | None = None,
         token_budget: int | None = None,
     ) -> None:
-        folder, self.name = _find_model(str(model))
+        folder, self.name = find_model(str(model))
         self.adapter = None if adapter is None else str(adapter)
         adapter_folder = None if adapter is None else _find_adapter(str(adapter))
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -94,7 +95,7 @@ class Embedder:
         self._set_length(max_length)
         self._set_dim(dim, force_dim)
         self._set_frame()
-        self._folder, self._adapter_folder = folder, adapter_folder
+        self.folder, self._adapter_folder = folder, adapter_folder
         self._fingerprint: dict[str, str] | None = None
         self.token_budget = token_budget or self._runtime.token_budget
         self.stats = EncodeStats()
@@ -119,7 +120,7 @@ class Embedder:
     def identity(self) -> dict[str, Any]:
         """What an index is bound to: equal identities give equal vectors (up to `dtype`)."""
         if self._fingerprint is None:
-            self._fingerprint = {"weights": fingerprint(self._folder)}
+            self._fingerprint = {"weights": fingerprint(self.folder)}
             if self._adapter_folder is not None:
                 self._fingerprint["adapter_weights"] = fingerprint(self._adapter_folder)
         return {
@@ -130,6 +131,10 @@ class Embedder:
             "normalized": True,
             **asdict(self.conventions),
         }
+
+    def forget_identity(self) -> None:
+        """After its weights have changed: `identity` must not vouch for files that they no longer are."""
+        self._fingerprint = {"weights": f"in memory {secrets.token_hex(16)}"}
 
     # Texts to rows
 
@@ -299,7 +304,7 @@ def _start(folder: Path, name: str, adapter: Path | None, device: str | None, dt
         ) from error
 
 
-def _find_model(model: str) -> tuple[Path, str]:
+def find_model(model: str) -> tuple[Path, str]:
     """The local folder of a model and the name it goes by in an index."""
     if model in _PACKAGED:
         module, inner = _PACKAGED[model]

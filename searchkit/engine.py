@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +132,8 @@ class SearchEngine:
         self._model = model
         if isinstance(model, Embedder):
             self._check_model(model)
-        self._lexical = LexicalIndex(store.folder / "lexical", self.settings["language"])
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._lexical = self._open_lexical()
         self._documents = self._passages = 0
         self._segments: list[dense.Segment] = []
         self._load()
@@ -211,6 +215,8 @@ class SearchEngine:
         """Close the files; the engine is of no use afterwards."""
         self._segments = []
         self._store.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def __enter__(self) -> SearchEngine:
         return self
@@ -520,6 +526,26 @@ class SearchEngine:
         return self._store.ids_of({item.doc for ranking in rankings for item in ranking})
 
     # What belongs together
+
+    def _open_lexical(self) -> LexicalIndex:
+        """The lexical index; made anew when it is damaged, since all of it can be had from the documents."""
+        folder, language = self._store.folder / "lexical", self.settings["language"]
+        try:
+            return LexicalIndex(folder, language)
+        except (ValueError, OSError) as error:
+            if all(os.access(place, os.W_OK, effective_ids=True) for place in (self._store.folder, folder)):
+                logger.warning("%s cannot be read (%s) and is made anew", folder, error)
+                with nullcontext() if self._store.writable else Store(self._store.folder, writable=True):
+                    shutil.rmtree(folder)
+                return LexicalIndex(folder, language)
+        # tantivy needs its lock file even to read: where nothing can be written, read a copy.
+        self._copy = tempfile.TemporaryDirectory(prefix="searchkit-")
+        copy = Path(self._copy.name) / "lexical"
+        copy.mkdir()
+        if folder.is_dir():
+            for file in folder.iterdir():
+                shutil.copyfile(file, copy / file.name)
+        return LexicalIndex(copy, language)
 
     def _load(self) -> None:
         """Read the last commit; when a writer has merged a segment away meanwhile, the one after it."""

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from conftest import TEXTS, build_model
-from searchkit.cli.main import main
-from searchkit.cli.shared import readable_bytes
 
 from searchkit import __version__
+from searchkit.cli.main import main
+from searchkit.cli.shared import readable_bytes
 
 
 def call(*arguments: object, code: int = 0, stdin: str | None = None) -> Result:

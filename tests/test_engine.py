@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TEXTS, build_model
-from searchkit.indexer.fusion import reciprocal_rank, weighted
-from searchkit.indexer.store import StoreError
 
 from searchkit.embedder import Embedder
 from searchkit.engine import MODES, SearchEngine, SearchOptions, as_mode
+from searchkit.indexer.fusion import reciprocal_rank, weighted
+from searchkit.indexer.store import StoreError
 from searchkit.records import Document, Hit, Query
 
 DENSE, LEXICAL = SearchOptions(mode="dense"), SearchOptions(mode="lexical")
@@ -488,3 +489,35 @@ def test_the_language_decides_which_words_are_one(tmp_path: Path, embedder: Embe
             engine.add([Document("a", "The bridges were closed")])
             found[language] = len(engine.search("bridge", options=LEXICAL))
     assert found == {"english": 1, "none": 0}
+
+
+@pytest.mark.parametrize("file", ["meta.json", "*.term"])
+def test_a_damaged_lexical_index_is_made_anew(tmp_path, embedder, documents, file):
+    with SearchEngine.create(tmp_path / "i", model=embedder) as engine:
+        engine.add(documents)
+        before = engine.search("bread yeast", options=SearchOptions(mode="lexical"))
+    for damaged in (tmp_path / "i" / "lexical").glob(file):
+        damaged.write_bytes(b"")
+    with SearchEngine.open(tmp_path / "i", model=embedder) as engine:
+        assert engine.search("bread yeast", options=SearchOptions(mode="lexical")) == before
+
+
+def test_an_index_in_a_read_only_place_can_be_searched(tmp_path, embedder, documents):
+    with SearchEngine.create(tmp_path / "i", model=embedder) as engine:
+        engine.add(documents)
+        before = engine.search("bread yeast")
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    for path in [tmp_path / "i", *(tmp_path / "i").rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    me = os.geteuid()
+    try:
+        if me == 0:
+            os.seteuid(65534)  # root may write everywhere
+        with SearchEngine.open(tmp_path / "i", model=embedder) as engine:
+            assert engine.search("bread yeast") == before
+    finally:
+        os.seteuid(me)
+        for path in [tmp_path / "i", *(tmp_path / "i").rglob("*")]:
+            path.chmod(0o755)

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TEXTS
-from searchkit.indexer import dense
-from searchkit.indexer.store import Store
 
 from searchkit.embedder import Embedder
 from searchkit.engine import MODES, SearchEngine, SearchOptions
+from searchkit.indexer import dense
+from searchkit.indexer.store import Store
 from searchkit.records import Document
 
 KILLS = int(os.environ.get("SEARCHKIT_KILLS", "6"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import TEXTS
 from rank_bm25 import BM25Okapi
+
 from searchkit.indexer.lexical import LANGUAGES, LexicalIndex
 
 QUERIES = ["the sun", "bread", "is it so why", "THE SUN, the sun!", "nobody tunes the oboe", "zebra"]

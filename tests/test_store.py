@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from searchkit.indexer import dense, store
 from searchkit.indexer.store import NewDocument, Store, StoreError
 

@@ -35,7 +35,7 @@ def speed(model: str, texts: list[str], rounds: int) -> dict[str, Any]:
 
     ours = Embedder(model, device="cpu", dtype="float32")
     half = Embedder(model, device="cpu", dtype="bfloat16")
-    peer = SentenceTransformer(str(ours._folder), device="cpu")
+    peer = SentenceTransformer(str(ours.folder), device="cpu")
     peer.max_seq_length = ours.max_length
     ours.encode_passages(texts)  # warms up, and counts
     tokens = ours.stats.tokens

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from searchkit.cli.demo import corpus_folder
-
 from searchkit.corpus import read_corpus
 from searchkit.embedder import DEFAULT_MODEL
 from searchkit.engine import SearchEngine
