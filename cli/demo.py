@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-import searchkit
-
 _CLAIM = "Setting controlled fires in forests reduces the damage from wildfires."
 _INSTRUCTIONS = (
     "Given a claim, find documents that support the claim",
@@ -29,7 +27,7 @@ def demo(folder: Path) -> None:
     """Index a small corpus, search it under two instructions, evaluate it."""
     from searchkit.cli.evaluate import print_table
     from searchkit.cli.search import print_hits
-    from searchkit.corpus import read_corpus
+    from searchkit.corpus import corpus_folder, read_corpus
     from searchkit.engine import SearchEngine, SearchOptions
     from searchkit.evaluate import EVALUATION_MODES, evaluate
     from searchkit.judgements import read_beir_split
@@ -55,12 +53,3 @@ The index is {folder.resolve()}. Try next:
   searchkit search {folder} "siesta" --instruction "Given a term, find the passage that explains it" -k 3
   searchkit info {folder}
   searchkit index YOUR_FOLDER_OR_FILE --index yours.index""")
-
-
-def corpus_folder(name: str) -> Path:
-    """A corpus that comes with searchkit: in a checkout it lies beside the packages, in a wheel among them."""
-    for base in searchkit.__path__:
-        folder = Path(base) / "corpora" / name
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"the corpus {name!r} is not installed; install searchkit again")

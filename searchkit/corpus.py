@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import searchkit
 from searchkit.extract import READABLE, Unreadable, extract
 from searchkit.lines import (
     LONGEST_LINE,
@@ -424,3 +425,12 @@ def _open_parquet(path: Path) -> Any:
 
 def _id_key(keys: Container[str], fields: Fields) -> str:
     return "_id" if fields.id == "id" and "id" not in keys and "_id" in keys else fields.id
+
+
+def corpus_folder(name: str) -> Path:
+    """A corpus that comes with searchkit: in a checkout it lies beside the packages, in a wheel among them."""
+    for base in searchkit.__path__:
+        folder = Path(base) / "corpora" / name
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"the corpus {name!r} is not installed; install searchkit again")

@@ -90,14 +90,14 @@ class Embedder:
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
             raise ValueError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
-        self._runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype)
-        self.conventions = conventions or conventions_of(folder, _known_as(self.name), decoder=self._runtime.decoder)
+        self.runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype)
+        self.conventions = conventions or conventions_of(folder, _known_as(self.name), decoder=self.runtime.decoder)
         self._set_length(max_length)
         self._set_dim(dim, force_dim)
         self._set_frame()
         self.folder, self._adapter_folder = folder, adapter_folder
         self._fingerprint: dict[str, str] | None = None
-        self.token_budget = token_budget or self._runtime.token_budget
+        self.token_budget = token_budget or self.runtime.token_budget
         self.stats = EncodeStats()
 
     # What the model is
@@ -105,7 +105,7 @@ class Embedder:
     @property
     def dtype(self) -> str:
         """The type the model computes in; rows are float32 whatever it is."""
-        return self._runtime.dtype
+        return self.runtime.dtype
 
     @property
     def max_length(self) -> int:
@@ -182,7 +182,7 @@ class Embedder:
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token of `text` starts and stops, in characters; for cutting a long text into passages."""
-        return list(self._runtime.tokenizer.encode(text, add_special_tokens=False).offsets)
+        return list(self.runtime.tokenizer.encode(text, add_special_tokens=False).offsets)
 
     def _encode(self, texts: list[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         tokens = self.tokenize(texts)
@@ -196,7 +196,7 @@ class Embedder:
         return rows
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._runtime.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self.runtime.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def _framed(self, ids: list[int]) -> list[int]:
@@ -217,7 +217,7 @@ class Embedder:
 
     def _rows(self, batch: list[list[int]]) -> np.ndarray:
         try:
-            pooled = self._runtime.forward(batch, self.conventions)
+            pooled = self.runtime.forward(batch, self.conventions)
         except MemoryError:
             if len(batch) == 1:
                 raise
@@ -230,14 +230,14 @@ class Embedder:
     # Setting up
 
     def _set_length(self, max_length: int | None) -> None:
-        longest = self._runtime.longest
+        longest = self.runtime.longest
         length = max_length or min(self.conventions.max_length, longest or self.conventions.max_length)
         if length < 8 or (longest and length > longest):
             raise ValueError(f"max_length is {length}; {self.name} takes 8 to {longest or 'any number of'} tokens")
         self.conventions = replace(self.conventions, max_length=length)
 
     def _set_dim(self, dim: int | None, force: bool) -> None:
-        full, smallest = self._runtime.hidden_size, self.conventions.smallest_dim
+        full, smallest = self.runtime.hidden_size, self.conventions.smallest_dim
         self.dim = dim or full
         if not 1 <= self.dim <= full:
             raise ValueError(f"dim is {dim}; {self.name} gives vectors of {full} dimensions, so 1 to {full}")
@@ -250,7 +250,7 @@ class Embedder:
 
     def _set_frame(self) -> None:
         """Learn the tokens that stand before and after every text, and make sure that EOS and BOS are among them."""
-        tokenizer = self._runtime.tokenizer
+        tokenizer = self.runtime.tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
         probe = "a b"
@@ -258,7 +258,7 @@ class Embedder:
         framed = tokenizer.encode(probe, add_special_tokens=True).ids
         start = next(i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare)
         self._head, self._tail = framed[:start], framed[start + len(bare) :]
-        eos, bos = self._runtime.eos_id, self._runtime.bos_id
+        eos, bos = self.runtime.eos_id, self.runtime.bos_id
         if self.conventions.append_eos:
             if eos is None:
                 raise ValueError(

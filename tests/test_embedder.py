@@ -165,7 +165,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(
     mistral: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = Embedder(mistral, device="cpu", token_budget=4096)
-    whole = small._runtime.model.forward
+    whole = small.runtime.model.forward
 
     def limited(input_ids: torch.Tensor, **inputs: Any) -> Any:
         if input_ids.numel() > 600:  # as torch says it; a real one would take this machine's memory
@@ -173,7 +173,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(
         return whole(input_ids, **inputs)
 
     limited.__signature__ = __import__("inspect").signature(whole)  # type: ignore[attr-defined]
-    monkeypatch.setattr(small._runtime.model, "forward", limited)
+    monkeypatch.setattr(small.runtime.model, "forward", limited)
     with caplog.at_level(logging.WARNING):
         found = small.encode_passages(TEXTS)
     assert small.token_budget < 4096
@@ -187,8 +187,8 @@ def test_another_runtime_error_is_not_taken_for_out_of_memory(mistral: Path, mon
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    broken.__signature__ = __import__("inspect").signature(model._runtime.model.forward)  # type: ignore[attr-defined]
-    monkeypatch.setattr(model._runtime.model, "forward", broken)
+    broken.__signature__ = __import__("inspect").signature(model.runtime.model.forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(model.runtime.model, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         model.encode_passages(TEXTS)
 

@@ -70,6 +70,21 @@ def export(folder: Path, out: Path, *, dtype: str = "int8") -> None:
     onnx.save(graph, str(out / MODEL_FILE))
 
 
+def compare(model: Path, exported: Path) -> tuple[float, float]:
+    """(least, mean) cosine between both models' vectors, over the passages of the corpus that comes with searchkit."""
+    from itertools import islice
+
+    from searchkit.corpus import corpus_folder, read_corpus
+    from searchkit.embedder import Embedder
+    from searchkit.records import join_title
+
+    documents = islice(read_corpus(corpus_folder("intents")), 100)
+    texts = [join_title(document.title, document.text) for document in documents]
+    rows = Embedder(model, device="cpu", dtype="float32").encode_passages(texts)
+    cosines = (rows * Embedder(exported).encode_passages(texts)).sum(1)
+    return float(cosines.min()), float(cosines.mean())
+
+
 def unpack(folder: Path, out: Path) -> None:
     """Write the weights of an exported model as a float32 transformers folder, to train or to run with torch.
 

@@ -14,8 +14,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from searchkit.cli.demo import corpus_folder
-from searchkit.corpus import read_corpus
+from searchkit.corpus import corpus_folder, read_corpus
 from searchkit.embedder import DEFAULT_MODEL
 from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate

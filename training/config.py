@@ -1,0 +1,99 @@
+"""Everything that decides a training run, in one record that is saved beside what it made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """A training run; the defaults are the paper's (arXiv 2401.00368), but for the batch, which is one machine's.
+
+    Args:
+        sources: Files of examples, each as FILE or FILE@RATIO.
+        base: The model to begin with: a folder, a hub id or a packaged name.
+        out: Folder to write.
+        epochs: Times through the sources.
+        max_steps: Stop after so many batches even within an epoch; None does not.
+        batch_size: Queries a step; every one meets all passages of the step.
+        chunk: Texts embedded at once; a batch of more goes through GradCache.
+        learning_rate: Highest, reached after `warmup_steps`, then falling linearly to 0.
+        warmup_steps: At most a tenth of all steps.
+        weight_decay: Of AdamW.
+        temperature: Divides the cosines of the contrastive loss.
+        margin: Leaves out negatives that score above the positive by more than this; None keeps all.
+        negatives_per_query: Hard negatives drawn for every query.
+        matryoshka: Leading widths trained besides the full one.
+        contrast: Weight of the contrastive loss; 0 leaves it out.
+        teacher: A model whose vectors the student is drawn to, or None.
+        teacher_weight: Of the cosine to the teacher, beside the similarity distribution.
+        instructed: Share of queries that get their instruction; below 1 the model also learns to do without.
+        lora_rank: Of the adapters on all linear layers; 0 trains every weight but the token embeddings.
+        lora_alpha: Scales the adapters; None is twice the rank.
+        pooling: Instead of the base's own.
+        causal: Give an encoder causal attention, which makes it a decoder.
+        max_length: Tokens of a query with its instruction, and of a passage.
+        precision: "auto" (bfloat16 where the hardware is fast at it), "float32" or "bfloat16".
+        gradient_checkpointing: Recompute activations instead of keeping them.
+        checkpoint_every: Steps between checkpoints to resume from; 0 writes none.
+        evaluate_every: Steps between evaluations on `dev`; 0 evaluates at the end alone.
+        dev: BEIR folder to evaluate on, with the split as FOLDER:SPLIT; None does not evaluate.
+        seed: Of everything drawn.
+    """
+
+    sources: tuple[str, ...]
+    base: str
+    out: str
+    epochs: int = 1
+    max_steps: int | None = None
+    batch_size: int = 64
+    chunk: int = 32
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    temperature: float = 0.02
+    margin: float | None = None
+    negatives_per_query: int = 1
+    matryoshka: tuple[int, ...] = ()
+    contrast: float = 1.0
+    teacher: str | None = None
+    teacher_weight: float = 5.0
+    instructed: float = 1.0
+    lora_rank: int = 16
+    lora_alpha: int | None = None
+    pooling: str | None = None
+    causal: bool = False
+    max_length: int = 512
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 500
+    evaluate_every: int = 0
+    dev: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("no sources: give at least one file of examples")
+        for name in ("epochs", "batch_size", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.contrast <= 0 and self.teacher is None:
+            raise ValueError("the contrastive loss is off and there is no teacher, so there is nothing to learn from")
+        if not 0 <= self.instructed <= 1:
+            raise ValueError(f"instructed is {self.instructed}; it is a share, 0 to 1")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"precision is {self.precision!r}; expected auto, float32 or bfloat16")
+
+    def save(self, file: Path) -> None:
+        """Write the record as JSON."""
+        file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: Path) -> TrainConfig:
+        """Read what `save` wrote."""
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values["sources"], values["matryoshka"] = tuple(values["sources"]), tuple(values["matryoshka"])
+        return cls(**values)

@@ -1,0 +1,169 @@
+"""Contrastive batches far beyond memory: the gradient of one loss over all rows, a chunk of texts at a time.
+
+GradCache (Gao et al. 2021, arXiv 2101.06983). An in-batch loss needs every row at once, but a model's activations only
+ever need one chunk: embed everything without a graph, take the loss and its gradient with respect to the rows, then
+embed each chunk again with a graph and send its rows' gradient back through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from searchkit.training.loss import full
+
+T = TypeVar("T")
+
+
+def cached_backward(
+    encode: Callable[[Sequence[T]], Tensor],
+    groups: Sequence[Sequence[T]],
+    loss: Callable[..., Tensor],
+    *,
+    chunk: int,
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """Add to the parameters' ``.grad`` what ``loss(*map(encode, groups)).backward()`` would, in the memory of a chunk.
+
+        value = cached_backward(
+            encode,
+            [queries, positives, negatives],
+            lambda queries, *passages: info_nce(queries, torch.cat(passages)),
+            chunk=32,
+            no_sync=ddp_model.no_sync,
+        )
+
+    Where ``torch.distributed`` is initialised, each group is joined over the processes, in the order of their ranks,
+    before the loss sees it: all queries meet all passages. Gradients come out such that their *mean* over the
+    processes, which DistributedDataParallel takes, is the gradient of the loss on the joined batch. Processes may hold
+    different numbers of texts, as long as each has one.
+
+    Args:
+        encode: Texts, tokens, whatever a group holds -> (n, dim) rows, for one chunk of one group. It has to give the
+            same rows twice from the same random state. Autocast belongs inside it, as does normalising.
+        groups: What to embed; the loss gets one tensor of rows for each. Positives and hard negatives are two groups:
+            joined over processes, one group of both would have the second process's positives behind the first's
+            hard negatives.
+        loss: Takes a (n, dim) tensor for each group, float32 (float64 if ``encode`` gives that), and gives a scalar. It
+            has to be the same function of the joined rows in all processes, and parameters of its own get no
+            gradient. To scale the gradients (for float16, for accumulation), scale what it returns.
+        chunk: How many inputs to embed at once.
+        no_sync: Entered around the graph of every chunk but the last, so that DistributedDataParallel averages the
+            gradients once.
+
+    Returns:
+        The loss on the joined batch, detached.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; at least one input has to be embedded at once")
+    counts = _counts_by_process(groups)  # asked before any work, so that all processes fail together
+    chunks = [(g, start) for g, group in enumerate(groups) for start in range(0, len(group), chunk)]
+
+    states, parts = [], []
+    with torch.no_grad():
+        for g, start in chunks:
+            states.append(_random_state())
+            parts.append(_rows(encode, groups[g][start : start + chunk]))
+    rows = torch.cat(parts)  # (all inputs here, dim)
+
+    gradients: list[Tensor] = []
+    own = torch.split(rows, [len(group) for group in groups])
+    joined = [_joined(part, [of_rank[g] for of_rank in counts]).requires_grad_() for g, part in enumerate(own)]
+    with torch.enable_grad():
+        value = loss(*joined)
+    with _no_autocast(rows):
+        by_group = torch.autograd.grad(value, joined, allow_unused=True, materialize_grads=True)
+    for g, gradient in enumerate(by_group):
+        first = sum(of_rank[g] for of_rank in counts[: _rank()])
+        # Each process sends back its own rows' part of one gradient; the mean would divide their sum by how many
+        # processes there are.
+        gradients.extend(torch.split(gradient[first : first + len(groups[g])] * len(counts), chunk))
+    gradients = [gradient for gradient in gradients if len(gradient)]  # torch.split gives an empty group an empty piece
+
+    ended = _random_state()
+    for n, (g, start) in enumerate(chunks):
+        with torch.enable_grad(), no_sync() if n < len(chunks) - 1 else nullcontext():
+            # In an autocast around the whole call, weights cast without a graph would be used again here
+            # (pytorch/pytorch issue 112583): no gradient, no word.
+            torch.clear_autocast_cache()
+            _set_random_state(states[n])
+            again = _rows(encode, groups[g][start : start + chunk])
+            if not again.requires_grad:
+                raise ValueError(
+                    "encode gives rows without a graph, so nothing would be trained; let parameters require a "
+                    "gradient, run no part of it under no_grad, and with gradient checkpointing over a frozen model "
+                    'call enable_input_require_grads() and checkpoint with {"use_reentrant": False}'
+                )
+            with _no_autocast(rows):
+                torch.autograd.backward((again * gradients[n]).sum())
+    _set_random_state(ended)
+    return value.detach()
+
+
+def gather_list(values: Sequence[T]) -> list[T]:
+    """The values of all processes in the order of their ranks, as ``cached_backward`` joins the rows of a group.
+
+    A loss that needs more than rows, such as which passages are copies of each other, finds it with this.
+    """
+    if not _distributed():
+        return list(values)
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, list(values))
+    return [value for of_rank in every for value in of_rank]
+
+
+def _counts_by_process(groups: Sequence[Sequence[T]]) -> list[list[int]]:
+    """How many inputs each process has in each group."""
+    counts = gather_list([[len(group) for group in groups]])
+    if not all(map(sum, counts)):
+        raise ValueError(f"inputs by process and group are {counts}; each process has to have at least one")
+    if len({len(of_rank) for of_rank in counts}) > 1:
+        raise ValueError(f"inputs by process and group are {counts}; all processes have to have the same groups")
+    return counts
+
+
+def _rows(encode: Callable[[Sequence[T]], Tensor], inputs: Sequence[T]) -> Tensor:
+    rows = full(encode(inputs))
+    if rows.ndim != 2 or len(rows) != len(inputs):
+        raise ValueError(f"encode gives {tuple(rows.shape)} for {len(inputs)} inputs; expected a row for each")
+    return rows
+
+
+def _joined(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows of all processes, (sum(counts), dim), outside any graph; ``rows`` are the ones of this process."""
+    if not _distributed():
+        return rows.detach().clone()
+    padded = rows.new_zeros(max(counts), rows.shape[1])  # all_gather() wants one shape of all
+    padded[: len(rows)] = rows
+    every = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(every, padded)
+    return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
+
+
+def _no_autocast(rows: Tensor) -> AbstractContextManager[Any]:
+    """For a backward pass inside somebody's autocast, which would multiply float32 gradients in half precision."""
+    return torch.autocast(rows.device.type, enabled=False)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _rank() -> int:
+    return dist.get_rank() if _distributed() else 0
+
+
+def _random_state() -> list[Tensor]:
+    """Of the CPU and of every CUDA device, as a model may lie on several."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def _set_random_state(state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state_all(state[1:])

@@ -1,0 +1,138 @@
+"""The losses that make a model an embedder: contrast with negatives, a teacher's geometry, several widths at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def info_nce(
+    queries: Tensor,
+    passages: Tensor,
+    *,
+    temperature: float = 0.02,
+    duplicates: Tensor | None = None,
+    margin: float | None = None,
+) -> Tensor:
+    """The mean cross entropy of finding each query's positive among all passages of the batch.
+
+    Every passage but its own positive is a negative of a query: the other queries' positives and everybody's hard
+    negatives.
+
+    Args:
+        queries: (q, dim) unit rows.
+        passages: (p, dim) unit rows, p >= q; row i < q is the positive of query i, the rest are hard negatives.
+        temperature: Divides the cosines.
+        duplicates: (q, p) bool, True where a passage is no negative of a query because it is relevant to it too (a copy
+            of its positive, say). Entries (i, i) are not looked at: a positive always counts.
+        margin: Leaves out each negative whose cosine exceeds its query's positive's by more than this, as it is likely
+            relevant and unlabelled; may be below zero. None keeps them all.
+
+    Returns:
+        A scalar, float32 (float64 for float64 rows).
+    """
+    check_temperature(temperature)
+    count, width = len(queries), len(passages)
+    if queries.ndim != 2 or passages.ndim != 2 or not 0 < count <= width or queries.shape[1] != passages.shape[1]:
+        raise ValueError(
+            f"queries are {tuple(queries.shape)} and passages {tuple(passages.shape)}; expected (q, dim) and (p, dim) "
+            "with 1 <= q <= p: the positives in the order of their queries, then the hard negatives"
+        )
+    if duplicates is not None and (duplicates.shape != (count, width) or duplicates.dtype != torch.bool):
+        raise ValueError(
+            f"duplicates is {duplicates.dtype} {tuple(duplicates.shape)}; expected torch.bool {(count, width)}, "
+            "a row for each query and a column for each passage"
+        )
+    with torch.autocast(queries.device.type, enabled=False):  # it would multiply in bfloat16 or float16
+        cosines = full(queries) @ full(passages).T  # (q, p)
+        left_out = torch.zeros_like(cosines, dtype=torch.bool)
+        if duplicates is not None:
+            left_out |= duplicates.to(cosines.device)
+        if margin is not None:
+            left_out |= cosines > cosines.diagonal().unsqueeze(1) + margin
+        left_out.fill_diagonal_(False)
+        logits = (cosines / temperature).masked_fill(left_out, float("-inf"))
+        return F.cross_entropy(logits, torch.arange(count, device=logits.device))
+
+
+def distillation(student: Tensor, teacher: Tensor, *, temperature: float = 0.05, weight: float = 5.0) -> Tensor:
+    """How far a student's rows are from its teacher's, each on its own and as neighbours of each other.
+
+    ``weight`` * mean(1 - cosine of the two rows of a text) + KL(teacher || student), the mean over texts, where a
+    text's distribution is the softmax over the *other* texts of the batch of their cosine with it over ``temperature``.
+
+    Args:
+        student: (n, dim) unit rows.
+        teacher: (n, dim) unit rows of the same texts; they get no gradient. Another width than the student's is taken
+            when ``weight`` is 0, as only the neighbours are compared then.
+        temperature: Divides the cosines between texts.
+        weight: Of the first term.
+
+    Returns:
+        A scalar, float32 (float64 for float64 rows).
+    """
+    check_temperature(temperature)
+    if student.ndim != 2 or teacher.ndim != 2 or not 0 < len(student) == len(teacher):
+        raise ValueError(
+            f"student is {tuple(student.shape)} and teacher {tuple(teacher.shape)}; "
+            "expected both to have a row for each text"
+        )
+    if weight and student.shape != teacher.shape:
+        raise ValueError(
+            f"the student is {student.shape[1]} wide and the teacher {teacher.shape[1]}; "
+            "rows of two widths have no cosine: give the teacher's rows at the student's width, or weight=0"
+        )
+    with torch.autocast(student.device.type, enabled=False):
+        student, teacher = full(student), full(teacher.detach())
+        learnt, taught = (_others(rows @ rows.T / temperature).log_softmax(1) for rows in (student, teacher))
+        loss = F.kl_div(learnt, taught, reduction="batchmean", log_target=True)
+        return loss + weight * (1 - (student * teacher).sum(1)).mean() if weight else loss
+
+
+def matryoshka(
+    loss: Callable[..., Tensor], *rows: Tensor, dims: Sequence[int], weights: Sequence[float] | None = None
+) -> Tensor:
+    """The weighted sum of a loss at several leading widths, so that a cut vector is a good vector too.
+
+        matryoshka(info_nce, queries, passages, dims=[1024, 256, 64])
+        matryoshka(partial(info_nce, temperature=0.05), queries, passages, dims=[1024, 256], weights=[1, 0.5])
+
+    Args:
+        loss: Takes as many tensors as ``rows`` holds.
+        rows: Each (n, dim); all of them are cut to the width in hand and normalised again.
+        dims: Widths, at most the rows' own, which counts only if it is named here.
+        weights: One for each of ``dims``, not divided by their sum; None weighs each 1.
+
+    Returns:
+        A scalar.
+    """
+    widest = min(tensor.shape[1] for tensor in rows)
+    if not dims or not all(1 <= dim <= widest for dim in dims):
+        raise ValueError(f"dims are {list(dims)}; expected widths from 1 to the rows' own {widest}")
+    weights = [1.0] * len(dims) if weights is None else weights
+    if len(weights) != len(dims):
+        raise ValueError(f"{len(weights)} weights for {len(dims)} dims; give one for each")
+    parts = [
+        weight * loss(*(F.normalize(full(tensor[:, :dim]), dim=1) for tensor in rows))
+        for dim, weight in zip(dims, weights, strict=True)
+    ]
+    return torch.stack(parts).sum()
+
+
+def full(rows: Tensor) -> Tensor:
+    """The rows as float32 at the least; float64 stays."""
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it divides the cosines and has to be above 0")
+
+
+def _others(square: Tensor) -> Tensor:
+    """(n, n) without its diagonal, (n, n - 1)."""
+    count = len(square)
+    return square[~torch.eye(count, dtype=torch.bool, device=square.device)].view(count, count - 1)
