@@ -28,9 +28,10 @@ def demo(folder: Path) -> None:
     from searchkit.cli.evaluate import print_table
     from searchkit.cli.search import print_hits
     from searchkit.corpus import corpus_folder, read_corpus
-    from searchkit.engine import SearchEngine, SearchOptions
+    from searchkit.engine import SearchEngine
     from searchkit.evaluate import EVALUATION_MODES, evaluate
     from searchkit.judgements import read_beir_split
+    from searchkit.ranking import SearchOptions
     from searchkit.records import Query
 
     corpus = corpus_folder("intents")

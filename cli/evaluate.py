@@ -48,9 +48,9 @@ def evaluate(index: Path, output: str, runs: Path | None, report: Path | None, *
         searchkit evaluate scifact.index --beir scifact/ --split test
         searchkit evaluate papers.index --queries q.jsonl --qrels qrels.tsv --modes dense,hybrid --format json
     """
-    from searchkit.engine import SearchOptions
     from searchkit.evaluate import evaluate as measure
     from searchkit.evaluate import write_report, write_run
+    from searchkit.ranking import SearchOptions
 
     queries, qrels, task_name = _judged(options)
     settings = SearchOptions(fusion=options["fusion"], dense_weight=options["dense_weight"], rrf_k=options["rrf_k"])

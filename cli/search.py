@@ -62,7 +62,7 @@ def search(
     """
     if queries and file:
         raise click.UsageError("QUERIES and --queries exclude each other")
-    from searchkit.engine import SearchOptions, as_mode
+    from searchkit.ranking import SearchOptions, as_mode
 
     instruction = instruction_of(task, instruction)
     options = SearchOptions(mode=as_mode(mode), fusion=fusion, dense_weight=dense_weight, rrf_k=rrf_k)

@@ -2,97 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
-import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from searchkit.chunking import chunk
 from searchkit.conventions import Conventions
 from searchkit.embedder import DEFAULT_MODEL, Embedder
-from searchkit.indexer import dense, fusion
 from searchkit.indexer.lexical import LexicalIndex, make_analyzer
 from searchkit.indexer.store import NewDocument, Store, StoreError
+from searchkit.ingest import AddReport, chunk_settings, new_documents, to_passages
 from searchkit.prompts import get_task
+from searchkit.ranking import Ranked, Ranker, SearchOptions
 from searchkit.records import Document, Hit, Query, join_title
 
 logger = logging.getLogger(__name__)
 
-Mode = Literal["dense", "lexical", "hybrid"]
-MODES: tuple[Mode, ...] = ("dense", "lexical", "hybrid")
-
-
-def as_mode(name: str) -> Mode:
-    """A mode by its name; ValueError when there is none."""
-    for mode in MODES:
-        if mode == name:
-            return mode
-    raise ValueError(f"mode is {name!r}; expected one of {', '.join(MODES)}")
-
-
 COMMIT_EVERY = 1024
 """Passages a commit. Fixed, so that a resumed run forms the same batches, and the same vectors, as an unbroken one."""
-
-LONGEST_PASSAGE = 512
-"""Tokens of a passage for models that could take more: a longer one blurs its vector and its display."""
-
-
-@dataclass(frozen=True, slots=True)
-class SearchOptions:
-    """How a ranking is made.
-
-    Args:
-        mode: "dense" (vectors), "lexical" (BM25) or "hybrid" (both).
-        fusion: "weighted" or "rrf" (reciprocal rank); for hybrid only.
-        dense_weight: Share of the vectors in a weighted fusion, 0 to 1.
-        rrf_k: Constant of reciprocal rank fusion.
-        depth: Documents that either side puts up for fusion, at least.
-    """
-
-    mode: Mode = "hybrid"
-    fusion: str = "weighted"
-    dense_weight: float = 0.5
-    rrf_k: int = 60
-    depth: int = 100
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode is {self.mode!r}; expected one of {', '.join(MODES)}")
-        if self.fusion not in fusion.FUSIONS:
-            raise ValueError(f"fusion is {self.fusion!r}; expected one of {', '.join(fusion.FUSIONS)}")
-        if not 0 <= self.dense_weight <= 1:
-            raise ValueError(f"dense_weight is {self.dense_weight}; expected 0 to 1")
-
-
-@dataclass
-class AddReport:
-    """What one call of `SearchEngine.add` did."""
-
-    documents: int = 0
-    passages: int = 0
-    unchanged: int = 0
-    refused: int = 0
-    truncated: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """One document in a ranking: its position in the store, its score and the row of its best passage."""
-
-    doc: int
-    score: float
-    row: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +69,7 @@ class SearchEngine:
             self._check_model(model)
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._lexical = self._open_lexical()
-        self._documents = self._passages = 0
-        self._segments: list[dense.Segment] = []
-        self._load()
+        self._ranker = self._load()
 
     @classmethod
     def create(
@@ -177,7 +110,11 @@ class SearchEngine:
         embedder = model if isinstance(model, Embedder) else Embedder(model or DEFAULT_MODEL)
         language = language or "english"
         make_analyzer(language)  # a wrong language is said before anything is made
-        settings = {"model": embedder.identity(), "language": language, **_chunking(embedder, chunk_tokens, overlap)}
+        settings = {
+            "model": embedder.identity(),
+            "language": language,
+            **chunk_settings(embedder, chunk_tokens, overlap),
+        }
         return cls(Store.create(folder, settings), embedder)
 
     @classmethod
@@ -213,7 +150,7 @@ class SearchEngine:
 
     def close(self) -> None:
         """Close the files; the engine is of no use afterwards."""
-        self._segments = []
+        self._ranker = Ranker(self._store, [], self._lexical, 0, 0)
         self._store.close()
         if self._copy is not None:
             self._copy.cleanup()
@@ -226,7 +163,7 @@ class SearchEngine:
 
     def __len__(self) -> int:
         """Documents in the index."""
-        return self._documents
+        return self._ranker.documents
 
     @property
     def store(self) -> Store:
@@ -274,7 +211,7 @@ class SearchEngine:
             self._add_all(documents, report, on_refused, progress, commit_every)
             self._store.merge_small_segments()
         finally:  # what is committed can be found, however this ends
-            self._load()
+            self._ranker = self._load()
         report.truncated = self.embedder.stats.truncated - truncated_before
         report.seconds = time.monotonic() - began
         return report
@@ -289,70 +226,15 @@ class SearchEngine:
     ) -> None:
         window: list[tuple[NewDocument, list[str]]] = []
         waiting = 0
-        for document, checksum in self._new_documents(documents, report, on_refused):
-            title, spans = self._spans(document)
-            metadata = json.dumps(document.metadata, ensure_ascii=False, sort_keys=True)
-            new = NewDocument(document.id, document.title, document.text, metadata, checksum, spans)
-            window.append((new, [join_title(title, document.text[start:stop]) for start, stop in spans]))
-            waiting += len(spans)
+        tokens, overlap = self.settings["chunk_tokens"], self.settings["overlap"]
+        for document, checksum in new_documents(documents, self._store, report, on_refused):
+            window.append(to_passages(document, checksum, self.embedder, tokens, overlap))
+            waiting += len(window[-1][1])
             if waiting >= commit_every:
                 self._commit(window, report, progress)
                 window, waiting = [], 0
         if window:
             self._commit(window, report, progress)
-
-    def _new_documents(
-        self, documents: Iterable[Document], report: AddReport, on_refused: Callable[[Document, str], None] | None
-    ) -> Iterator[tuple[Document, str]]:
-        # Ids of this call, on disk: a set in memory would grow with the corpus.
-        with closing(sqlite3.connect("", isolation_level=None)) as seen:
-            yield from self._unseen(seen, documents, report, on_refused)
-
-    def _unseen(
-        self,
-        seen: sqlite3.Connection,
-        documents: Iterable[Document],
-        report: AddReport,
-        on_refused: Callable[[Document, str], None] | None,
-    ) -> Iterator[tuple[Document, str]]:
-        seen.executescript("PRAGMA journal_mode=OFF; CREATE TABLE seen (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
-        seen.execute("BEGIN")
-        for document in documents:
-            reason = None
-            checksum = document.checksum()
-            try:
-                seen.execute("INSERT INTO seen VALUES (?, ?)", (document.id, document.place))
-            except sqlite3.IntegrityError:
-                (first,) = seen.execute("SELECT place FROM seen WHERE id = ?", (document.id,)).fetchone()
-                reason = f"id {document.id!r} came before{f', at {first}' if first else ''}; ids must be unique"
-            else:
-                stored = self._store.checksum_of(document.id)
-                if stored == checksum:
-                    report.unchanged += 1
-                    continue
-                if stored is not None:
-                    reason = f"id {document.id!r} is in the index with other content; build a new index to change it"
-            if reason is None:
-                yield document, checksum
-            elif on_refused is None:
-                raise ValueError(f"{document.place}: {reason}" if document.place else reason)
-            else:
-                report.refused += 1
-                on_refused(document, reason)
-
-    def _spans(self, document: Document) -> tuple[str, list[tuple[int, int]]]:
-        """The title as it goes with every passage, and the passages' places in the text."""
-        tokens = self.settings["chunk_tokens"]
-        if tokens == 0 or not document.text.strip():
-            return document.title, [(0, len(document.text))]
-        tokens -= len(self.embedder.offsets(self.embedder.conventions.document_prefix))
-        title, places = document.title, self.embedder.offsets(document.title)
-        if len(places) > tokens // 2:  # the title stands first, so too long a one would push the text out
-            places = places[: tokens // 2]
-            title = title[: places[-1][1]]
-        room = tokens - len(places)
-        overlap = min(self.settings["overlap"], room // 2)
-        return title, chunk(document.text, self.embedder.offsets, tokens=room, overlap=overlap)
 
     def _commit(
         self,
@@ -461,17 +343,10 @@ class SearchEngine:
         for query in asked:
             if not query.text.strip():
                 raise ValueError("a query is empty; write what to search for")
-        if not asked or self._passages == 0:
+        if not asked or self._ranker.passages == 0:
             return [[] for _ in asked]
-        if options.mode == "dense":
-            return self._rank_dense(self._embed(asked, instruction), k)
-        if options.mode == "lexical":
-            return [self._rank_lexical(query.text, k) for query in asked]
-        depth = max(k, options.depth)
-        vectors = self._embed(asked, instruction)
-        by_vector = self._rank_dense(vectors, depth)
-        by_words = [self._rank_lexical(query.text, depth) for query in asked]
-        return [self._fuse(*found, options)[:k] for found in zip(vectors, by_vector, by_words, strict=True)]
+        vectors = None if options.mode == "lexical" else self._embed(asked, instruction)
+        return self._ranker.rank([query.text for query in asked], vectors, k, options)
 
     def _embed(self, queries: list[Query], instruction: str | None) -> np.ndarray:
         rows = np.empty((len(queries), self.embedder.dim), dtype=np.float32)
@@ -482,44 +357,6 @@ class SearchEngine:
         for own, positions in groups.items():
             rows[positions] = self.embedder.encode_queries([queries[i].text for i in positions], own)
         return rows
-
-    def _rank_dense(self, vectors: np.ndarray, k: int) -> list[list[Ranked]]:
-        """The k best documents a query by their best passage."""
-        wanted = min(k, self._documents)
-        depth = k if self._passages == self._documents else 4 * k
-        while True:
-            rows, scores = dense.search(self._segments, vectors, depth)
-            docs = self._store.documents_of(rows)
-            rankings = [_best_passages(*query) for query in zip(docs, scores, rows, strict=True)]
-            if depth >= self._passages or all(len(ranking) >= wanted for ranking in rankings):
-                return [ranking[:k] for ranking in rankings]
-            depth *= 4
-
-    def _rank_lexical(self, text: str, k: int) -> list[Ranked]:
-        depth = k if self._passages == self._documents else 4 * k
-        while True:
-            rows, scores = self._lexical.search(text, depth, rows_below=self._passages)
-            ranking = _best_passages(self._store.documents_of(rows), scores, rows)
-            if len(rows) < depth or len(ranking) >= k:
-                return ranking[:k]
-            depth *= 4
-
-    def _fuse(
-        self, vector: np.ndarray, by_vector: list[Ranked], by_words: list[Ranked], options: SearchOptions
-    ) -> list[Ranked]:
-        similarity = {item.doc: item.score for item in by_vector}
-        words = {item.doc: item.score for item in by_words}
-        # Shown is the passage that vectors found best, if they found one: it carries the meaning asked for.
-        rows = {item.doc: item.row for item in (*by_words, *by_vector)}
-        if options.fusion == "rrf":
-            fused = fusion.reciprocal_rank((similarity, words), options.rrf_k)
-        else:
-            unscored = [doc for doc in words if doc not in similarity]
-            scores = dense.score(self._segments, vector, np.array([rows[doc] for doc in unscored], dtype=np.int64))
-            fused = fusion.weighted(
-                similarity | dict(zip(unscored, scores.tolist(), strict=True)), words, options.dense_weight
-            )
-        return [Ranked(doc, fused[doc], rows[doc]) for doc in sorted(fused, key=lambda doc: (-fused[doc], doc))]
 
     def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
         """The users' ids of every document in some rankings."""
@@ -535,7 +372,7 @@ class SearchEngine:
         except (ValueError, OSError) as error:
             if all(os.access(place, os.W_OK, effective_ids=True) for place in (self._store.folder, folder)):
                 logger.warning("%s cannot be read (%s) and is made anew", folder, error)
-                with nullcontext() if self._store.writable else Store(self._store.folder, writable=True):
+                with nullcontext() if self._store.writable else self._writer():
                     shutil.rmtree(folder)
                 return LexicalIndex(folder, language)
         # tantivy needs its lock file even to read: where nothing can be written, read a copy.
@@ -547,25 +384,25 @@ class SearchEngine:
                 shutil.copyfile(file, copy / file.name)
         return LexicalIndex(copy, language)
 
-    def _load(self) -> None:
-        """Read the last commit; when a writer has merged a segment away meanwhile, the one after it."""
+    def _load(self) -> Ranker:
+        """The last commit; when a writer has merged a segment away meanwhile, the one after it."""
         for attempt in range(3):
             try:
                 with self._store.snapshot():
-                    self._documents, self._passages = self._store.counts()
-                    self._segments = self._store.segments()
+                    documents, passages = self._store.counts()
+                    segments = self._store.segments()
                 break
             except StoreError:
                 if attempt == 2:
                     raise
-        if len(self._lexical) < self._passages:
+        if len(self._lexical) < passages:
             # A writer was killed between its commit and the lexical one. Whoever can write makes it good.
-            with suppress(StoreError, OSError):
-                if self._store.writable:
-                    self._catch_up_lexical()
-                else:
-                    with Store(self._store.folder, writable=True):
-                        self._catch_up_lexical()
+            with suppress(StoreError, OSError), nullcontext() if self._store.writable else self._writer():
+                self._catch_up_lexical()
+        return Ranker(self._store, segments, self._lexical, documents, passages)
+
+    def _writer(self) -> Store:
+        return Store(self._store.folder, writable=True)
 
     def check_settings(
         self, *, chunk_tokens: int | None = None, overlap: int | None = None, language: str | None = None
@@ -592,23 +429,3 @@ class SearchEngine:
                 f"the index was built with {bound['model']}, which differs from {given['model']} ({details}); "
                 "search with the model it was built with, or build another index"
             )
-
-
-def _best_passages(docs: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> list[Ranked]:
-    """Passages, best first, to documents by their first and so best passage."""
-    best: dict[int, Ranked] = {}
-    for doc, score, row in zip(docs.tolist(), scores.tolist(), rows.tolist(), strict=True):
-        if doc not in best:
-            best[doc] = Ranked(doc, score, row)
-    return list(best.values())
-
-
-def _chunking(embedder: Embedder, chunk_tokens: int | None, overlap: int | None) -> dict[str, int]:
-    room = embedder.max_length - embedder.special_tokens
-    tokens = min(room, LONGEST_PASSAGE) if chunk_tokens is None else chunk_tokens
-    if tokens != 0 and not 8 <= tokens <= room:
-        raise ValueError(f"chunk_tokens is {tokens}; expected 0 (whole documents) or 8 to {room} for this model")
-    overlap = tokens // 8 if overlap is None else overlap
-    if not 0 <= overlap <= tokens // 2:
-        raise ValueError(f"overlap is {overlap}; expected 0 to {tokens // 2}, half of a passage of {tokens} tokens")
-    return {"chunk_tokens": tokens, "overlap": overlap}

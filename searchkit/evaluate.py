@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.engine import SearchEngine, SearchOptions, as_mode
+from searchkit.engine import SearchEngine
 from searchkit.indexer.lexical import make_analyzer
+from searchkit.ranking import SearchOptions, as_mode
 from searchkit.records import Qrels, Query, Run, join_title
 
 EVALUATION_MODES = ("dense", "lexical", "hybrid", "rank-bm25")

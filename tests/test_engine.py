@@ -11,9 +11,10 @@ import pytest
 from conftest import TEXTS, build_model
 
 from searchkit.embedder import Embedder
-from searchkit.engine import MODES, SearchEngine, SearchOptions, as_mode
+from searchkit.engine import SearchEngine
 from searchkit.indexer.fusion import reciprocal_rank, weighted
 from searchkit.indexer.store import StoreError
+from searchkit.ranking import MODES, SearchOptions, as_mode
 from searchkit.records import Document, Hit, Query
 
 DENSE, LEXICAL = SearchOptions(mode="dense"), SearchOptions(mode="lexical")

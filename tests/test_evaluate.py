@@ -11,9 +11,10 @@ import pytrec_eval
 from conftest import TEXTS
 
 from searchkit.embedder import Embedder
-from searchkit.engine import SearchEngine, SearchOptions
+from searchkit.engine import SearchEngine
 from searchkit.evaluate import EVALUATION_MODES, Evaluation, evaluate, score, write_report, write_run
 from searchkit.indexer.lexical import make_analyzer
+from searchkit.ranking import SearchOptions
 from searchkit.records import Document, Qrels, Query, Run
 
 QUERIES = [Query("q1", "yeast and bread"), Query("q2", "the sun"), Query("q3", "xylophone")]

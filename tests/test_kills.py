@@ -27,9 +27,10 @@ import pytest
 from conftest import TEXTS
 
 from searchkit.embedder import Embedder
-from searchkit.engine import MODES, SearchEngine, SearchOptions
+from searchkit.engine import SearchEngine
 from searchkit.indexer import dense
 from searchkit.indexer.store import Store
+from searchkit.ranking import MODES, SearchOptions
 from searchkit.records import Document
 
 KILLS = int(os.environ.get("SEARCHKIT_KILLS", "6"))

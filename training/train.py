@@ -21,11 +21,12 @@ from torch import Tensor
 
 from searchkit.corpus import read_corpus
 from searchkit.embedder import Embedder
-from searchkit.engine import SearchEngine, SearchOptions
+from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate
 from searchkit.judgements import read_beir_split
 from searchkit.lines import Rejects
 from searchkit.prompts import find_task, format_query
+from searchkit.ranking import SearchOptions
 from searchkit.runtime_torch import TorchRuntime, choose_dtype
 from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import find_leaks

@@ -82,7 +82,7 @@ def child(corpus: Path, model: str, count: int, folder: Path) -> None:
     from searchkit.engine import SearchEngine
 
     def many() -> Iterator[Document]:
-        texts = (document.text[:200] for document in cycle_corpus(corpus))
+        texts = (document.text[:60] for document in cycle_corpus(corpus))
         for number, text in enumerate(islice(texts, count)):
             yield Document(str(number), f"{text} {number}")
 
