@@ -9,6 +9,8 @@ import click
 
 from searchkit.cli.shared import note
 
+FILE_NAME = click.Path(exists=True, dir_okay=False)
+
 if TYPE_CHECKING:
     from searchkit.training.train import TrainReport
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--contrast", default=1.0, show_default=True, help="Weight of the contrastive loss; 0: none.")
 @click.option("--teacher", help="Model to learn the vectors of.")
 @click.option("--teacher-weight", default=5.0, show_default=True, help="Of the cosine to the teacher.")
+@click.option("--instructions", type=FILE_NAME, help="JSON {source name: [instructions]} for rows without their own.")
 @click.option(
     "--instructed",
     default=1.0,

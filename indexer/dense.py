@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,20 @@ def build(vectors: np.ndarray) -> Any:
     index = faiss.IndexFlat(vectors.shape[1], faiss.METRIC_INNER_PRODUCT)
     index.add(np.ascontiguousarray(vectors, dtype=np.float32))
     return index
+
+
+def join(files: Iterable[Path]) -> Any:
+    """One index with the rows of several files, in their order; no more than one of them is copied at a time."""
+    joined = None
+    for file in files:
+        vectors = vectors_of(read(file))
+        if joined is None:
+            joined = build(vectors)
+        else:
+            joined.add(vectors)
+    if joined is None:
+        raise ValueError("no files to join")
+    return joined
 
 
 def write(index: Any, file: Path) -> None:

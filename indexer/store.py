@@ -23,7 +23,7 @@ import numpy as np
 from searchkit.indexer import dense
 
 FORMAT = 1
-MERGED_BYTES = 64 << 20
+MERGED_BYTES = 32 << 20
 """Small segments are merged up to this size of vectors, so that merging needs little memory."""
 
 _SCHEMA = """
@@ -251,7 +251,7 @@ class Store:
             raise ValueError(f"{len(vectors)} vectors came for {total} passages; expected one each")
         self._check_writable()
         _, first_row = self.counts()
-        entry = self._write_segment(first_row, vectors) if total else None
+        entry = self._write_segment(first_row, dense.build(vectors)) if total else None
         with self._transaction():
             (doc,) = self._db.execute("SELECT coalesce(max(doc) + 1, 0) FROM documents").fetchone()
             row = first_row
@@ -271,8 +271,7 @@ class Store:
             files = [self.folder / "segments" / name / "dense.faiss" for _, _, name, size, sha256 in group]
             for file, (_, _, _, size, sha256) in zip(files, group, strict=True):
                 _verify(file, size, sha256)
-            vectors = np.concatenate([dense.vectors_of(dense.read(file)) for file in files])
-            entry = self._write_segment(group[0][0], vectors)
+            entry = self._write_segment(group[0][0], dense.join(files))
             with self._transaction():
                 self._db.executemany("DELETE FROM segments WHERE first_row = ?", [(old[0],) for old in group])
                 self._db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?)", entry)
@@ -286,7 +285,7 @@ class Store:
             groups[-1].append(segment)
         return [group for group in groups if len(group) > 1]
 
-    def _write_segment(self, first_row: int, vectors: np.ndarray) -> tuple[int, int, str, int, str]:
+    def _write_segment(self, first_row: int, index: Any) -> tuple[int, int, str, int, str]:
         segments = self.folder / "segments"
         segments.mkdir(exist_ok=True)
         number = 1 + max((int(entry.name) for entry in segments.iterdir() if entry.name.isdigit()), default=0)
@@ -295,12 +294,12 @@ class Store:
         shutil.rmtree(staging, ignore_errors=True)  # left by a commit that failed
         staging.mkdir()
         file = staging / "dense.faiss"
-        dense.write(dense.build(vectors), file)
+        dense.write(index, file)
         size, sha256 = _sync(file)
         _sync_folder(staging)
         staging.rename(segments / name)
         _sync_folder(segments)
-        return first_row, len(vectors), name, size, sha256
+        return first_row, index.ntotal, name, size, sha256
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

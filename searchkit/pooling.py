@@ -12,13 +12,17 @@ if TYPE_CHECKING:
 def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
     """The state at the last attended position, found by position and never by token id: pad is often EOS."""
     positions = mask.new_ones(mask.shape).cumsum(1) * mask  # 1-based position where attended, else 0
-    last = positions.argmax(1)
-    return hidden[range(len(hidden)), last]
+    return _at(hidden, positions.argmax(1))
 
 
 def first_token(hidden: Tensor, mask: Tensor) -> Tensor:
     """The state at the first attended position (CLS)."""
-    return hidden[range(len(hidden)), mask.argmax(1)]
+    return _at(hidden, mask.argmax(1))
+
+
+def _at(hidden: Tensor, positions: Tensor) -> Tensor:
+    # gather, and not indexing by range(len(...)), which an export would fix to one batch size.
+    return hidden.gather(1, positions[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
 
 
 def mean(hidden: Tensor, mask: Tensor) -> Tensor:

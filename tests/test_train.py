@@ -153,3 +153,15 @@ def test_no_layer_stays_without_an_adapter(mistral: Path) -> None:
 def test_settings_that_teach_nothing_are_refused(config: TrainConfig) -> None:
     with pytest.raises(ValueError, match="nothing to learn from"):
         replace(config, contrast=0)
+
+
+def test_rows_without_an_instruction_get_one_of_their_source_s(config: TrainConfig, tmp_path: Path) -> None:
+    plain, told = tmp_path / "plain.jsonl", tmp_path / "told.json"
+    plain.write_text("".join(json.dumps({"query": text[:9], "positive": text}) + "\n" for text in SENTENCES))
+    told.write_text(json.dumps({"plain": ["Find what begins so"]}))
+    config = replace(config, sources=(str(plain),), instructions=str(told), negatives_per_query=0)
+    train(config)
+    assert Embedder(config.out, device="cpu").conventions.default_instruction == "Find what begins so"
+    told.write_text(json.dumps({"plain": "not a list"}))
+    with pytest.raises(ValueError, match=r"write it so"):
+        train(replace(config, out=str(tmp_path / "other")))

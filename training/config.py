@@ -30,6 +30,8 @@ class TrainConfig:
         contrast: Weight of the contrastive loss; 0 leaves it out.
         teacher: A model whose vectors the student is drawn to, or None.
         teacher_weight: Of the cosine to the teacher, beside the similarity distribution.
+        instructions: JSON file {source name: [instructions]} for examples without their own, or None. A source's name
+            is its file's, without .jsonl and .gz; each example keeps one of the list.
         instructed: Share of queries that get their instruction; below 1 the model also learns to do without.
         lora_rank: Of the adapters on all linear layers; 0 trains every weight but the token embeddings.
         lora_alpha: Scales the adapters; None is twice the rank.
@@ -61,6 +63,7 @@ class TrainConfig:
     contrast: float = 1.0
     teacher: str | None = None
     teacher_weight: float = 5.0
+    instructions: str | None = None
     instructed: float = 1.0
     lora_rank: int = 16
     lora_alpha: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import shutil
 import warnings
@@ -56,17 +57,13 @@ def export(folder: Path, out: Path, *, dtype: str = "int8") -> None:
     # eager attention exports to plain operators, which every onnxruntime has.
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").float().eval()
     graph = _trace(model, conventions.pooling)
-    _name_weights(graph, dict(model.named_parameters()))
+    aliases = _name_weights(graph, dict(model.named_parameters()))
     if dtype == "int8":
         graph = _quantize(graph)
-    for key, value in {"pooling": conventions.pooling, "dtype": dtype, "decoder": str(decoder).lower()}.items():
+    about = {"pooling": conventions.pooling, "dtype": dtype, "decoder": str(decoder).lower()}
+    for key, value in {**about, "aliases": json.dumps(aliases)}.items():
         graph.metadata_props.add(key=key, value=value)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in _KEPT:
-        if (folder / name).is_file():
-            shutil.copy2(folder / name, out / name)
-    for pooling in folder.glob("*_Pooling"):
-        shutil.copytree(pooling, out / pooling.name)
+    _copy_settings(folder, out)
     onnx.save(graph, str(out / MODEL_FILE))
 
 
@@ -96,7 +93,8 @@ def unpack(folder: Path, out: Path) -> None:
     from onnx import numpy_helper
     from safetensors.numpy import save_file
 
-    graph = onnx.load(str(folder / MODEL_FILE)).graph
+    model = onnx.load(str(folder / MODEL_FILE))
+    graph = model.graph
     arrays = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     transposed = {node.input[1] for node in graph.node if node.op_type in ("MatMul", "MatMulInteger")}
     weights: dict[str, np.ndarray] = {}
@@ -111,12 +109,9 @@ def unpack(folder: Path, out: Path) -> None:
         else:
             base, value = name, array
         weights[base.removeprefix(_PREFIX)] = np.ascontiguousarray(value.T if name in transposed else value)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in _KEPT:
-        if (folder / name).is_file():
-            shutil.copy2(folder / name, out / name)
-    for pooling in folder.glob("*_Pooling"):
-        shutil.copytree(pooling, out / pooling.name, dirs_exist_ok=True)
+    for alias, name in json.loads({item.key: item.value for item in model.metadata_props}["aliases"]).items():
+        weights[alias] = weights[name].copy()
+    _copy_settings(folder, out)
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
 
 
@@ -155,26 +150,47 @@ def _trace(model: Any, pooling: str) -> Any:
     return program.model_proto
 
 
-def _name_weights(graph: Any, parameters: dict[str, torch.Tensor]) -> None:
-    """Give folded, transposed weights their parameters' names again, so that `unpack` finds them."""
+def _copy_settings(folder: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name in _KEPT:
+        if (folder / name).is_file():
+            shutil.copy2(folder / name, out / name)
+    for pooling in folder.glob("*_Pooling"):
+        shutil.copytree(pooling, out / pooling.name, dirs_exist_ok=True)
+
+
+def _name_weights(graph: Any, parameters: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Give folded, transposed weights their parameters' names again, so that `unpack` finds them.
+
+    Returns:
+        For parameters that the exporter joined, because they were equal: whose values they have.
+    """
     from onnx import numpy_helper
 
-    known = {item.name for item in graph.graph.initializer}
+    known = {item.name: item for item in graph.graph.initializer}
     missing = {name: value.detach().numpy() for name, value in parameters.items() if _PREFIX + name not in known}
-    renamed = {}
+    renamed: dict[str, str] = {}
     for item in graph.graph.initializer:
         if item.name.startswith(_PREFIX) or len(item.dims) != 2:
             continue
         array = numpy_helper.to_array(item)
         for name, value in missing.items():
             if value.T.shape == array.shape and np.array_equal(value.T, array):
-                renamed[item.name] = item.name = _PREFIX + name
+                renamed[item.name] = _PREFIX + name
+                item.name = _PREFIX + name
                 missing.pop(name)
                 break
     for node in graph.graph.node:
         for position, name in enumerate(node.input):
             if name in renamed:
                 node.input[position] = renamed[name]
+    aliases = {}
+    for name, value in missing.items():
+        for other, theirs in parameters.items():
+            if other not in missing and theirs.shape == value.shape and np.array_equal(theirs.detach().numpy(), value):
+                aliases[name] = other
+                break
+    return aliases
 
 
 def _quantize(model: Any) -> Any:

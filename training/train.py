@@ -9,6 +9,7 @@ import random
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -216,11 +217,12 @@ def _taught(batch: Batch, told: list[bool], teacher: Embedder) -> Tensor:
 def _read(config: TrainConfig, out: Path, report: TrainReport, allow_leaks: bool) -> list[tuple[Source, list[Example]]]:
     """All examples in memory, bad rows written aside, and none of them from the dev set."""
     found = []
+    given = _instructions(config.instructions)
     out.mkdir(parents=True, exist_ok=True)
     with Rejects(out / "rejects.jsonl") as rejects:
         for text in config.sources:
             source = Source.parse(text)
-            found.append((source, list(read_examples(source.path, rejects=rejects))))
+            found.append((source, [_told(example, given) for example in read_examples(source.path, rejects=rejects)]))
         report.refused = rejects.count
     report.examples = sum(len(examples) for _, examples in found)
     if config.dev:
@@ -240,6 +242,24 @@ def _read(config: TrainConfig, out: Path, report: TrainReport, allow_leaks: bool
                     "with --allow-leaks"
                 )
     return found
+
+
+def _instructions(file: str | None) -> dict[str, list[str]]:
+    if file is None:
+        return {}
+    values = json.loads(Path(file).read_text(encoding="utf-8"))
+    lists = values.values() if isinstance(values, dict) else [None]
+    if not all(isinstance(some, list) and some and all(isinstance(one, str) for one in some) for some in lists):
+        raise ValueError(f'{file} is not {{"source name": ["an instruction", ...], ...}}; write it so')
+    return dict(values)
+
+
+def _told(example: Example, given: dict[str, list[str]]) -> Example:
+    """The example with one of its source's instructions, always the same one."""
+    some = given.get(example.source)
+    if example.instruction is not None or not some:
+        return example
+    return replace(example, instruction=some[zlib.crc32(example.query.encode()) % len(some)])
 
 
 def _make_trainable(model: Any, config: TrainConfig) -> Any:
