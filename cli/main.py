@@ -15,6 +15,7 @@ _COMMANDS = {
     "index": "Build an index from a corpus, or go on building it.",
     "search": "Search an index.",
     "evaluate": "Measure an index against judgements.",
+    "mine": "Find hard negatives for training examples.",
     "train": "Train an embedder on pairs of queries and passages.",
     "export": "Write a model for onnxruntime: small, quick to start, no torch.",
     "info": "Show what is in an index, or what this machine offers.",

@@ -17,6 +17,7 @@ import numpy as np
 
 from searchkit.conventions import Conventions
 from searchkit.embedder import DEFAULT_MODEL, Embedder
+from searchkit.indexer import dense
 from searchkit.indexer.lexical import LexicalIndex, make_analyzer
 from searchkit.indexer.store import NewDocument, Store, StoreError
 from searchkit.ingest import AddReport, chunk_settings, new_documents, to_passages
@@ -345,10 +346,11 @@ class SearchEngine:
                 raise ValueError("a query is empty; write what to search for")
         if not asked or self._ranker.passages == 0:
             return [[] for _ in asked]
-        vectors = None if options.mode == "lexical" else self._embed(asked, instruction)
+        vectors = None if options.mode == "lexical" else self.embed(asked, instruction)
         return self._ranker.rank([query.text for query in asked], vectors, k, options)
 
-    def _embed(self, queries: list[Query], instruction: str | None) -> np.ndarray:
+    def embed(self, queries: Sequence[Query], instruction: str | None = None) -> np.ndarray:
+        """The queries, each with its own instruction or else the one given, as (n, dim) float32 unit rows."""
         rows = np.empty((len(queries), self.embedder.dim), dtype=np.float32)
         groups: dict[str | None, list[int]] = {}
         for position, query in enumerate(queries):
@@ -357,6 +359,10 @@ class SearchEngine:
         for own, positions in groups.items():
             rows[positions] = self.embedder.encode_queries([queries[i].text for i in positions], own)
         return rows
+
+    def similarities(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The inner product of one query (dim,) with the passages of some rows (n,), as (n,) float32."""
+        return dense.score(self._ranker.segments, vector, rows)
 
     def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
         """The users' ids of every document in some rankings."""
