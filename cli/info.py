@@ -12,7 +12,7 @@ import click
 
 from searchkit.cli.shared import INDEX, readable_bytes
 
-_LIBRARIES = ("faiss-cpu", "faiss-gpu", "torch", "transformers", "peft", "tokenizers", "tantivy", "numpy")
+_LIBRARIES = ("faiss-cpu", "faiss-gpu", "onnxruntime", "torch", "transformers", "peft", "tokenizers", "tantivy", "numpy")
 
 
 @click.command()
@@ -66,12 +66,13 @@ def _machine() -> dict[str, Any]:
 
 
 def _dtype() -> str:
+    """What models that are not exported would compute in."""
     try:
         from searchkit.runtime_torch import best_device, choose_dtype
 
         device = best_device()
         chosen = choose_dtype(device)
     except ModuleNotFoundError:
-        return "unknown: the torch extra is not installed"
-    why = "fast here" if chosen == "bfloat16" else "no fast bfloat16 here"
-    return f"{chosen} on {device} ({why})"
+        return "no torch here: exported models only, as they were exported"
+    why = "native here" if chosen == "bfloat16" else "no native bfloat16 here"
+    return f"{chosen} on {device} ({why}); exported models as they were exported"

@@ -23,7 +23,7 @@ import numpy as np
 from searchkit.indexer import dense
 
 FORMAT = 1
-MERGED_BYTES = 32 << 20
+MERGED_BYTES = 16 << 20
 """Small segments are merged up to this size of vectors, so that merging needs little memory."""
 
 _SCHEMA = """

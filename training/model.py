@@ -10,8 +10,10 @@ from typing import Any
 
 from searchkit.embedder import Embedder, find_model
 from searchkit.prompts import E5_TEMPLATE
+from searchkit.runtime_onnx import MODEL_FILE
 from searchkit.runtime_torch import TorchRuntime
 from searchkit.training.config import TrainConfig
+from searchkit.training.export import unpack
 
 _POOLING_NAMES = {"last": "lasttoken", "cls": "cls", "mean": "mean", "weighted-mean": "weightedmean", "max": "max"}
 _OLD_POOLING_KEYS = {
@@ -32,6 +34,9 @@ def prepare(config: TrainConfig, work: Path, *, dtype: str = "float32") -> Embed
         dtype: What the weights are kept in; adapters are always float32.
     """
     folder, _ = find_model(config.base)
+    if (folder / MODEL_FILE).is_file():
+        unpack(folder, work / "unpacked")
+        folder = work / "unpacked"
     if config.causal:
         folder = _causal_copy(folder, work / "causal")
     embedder = Embedder(folder, dtype=dtype)
