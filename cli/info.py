@@ -12,7 +12,17 @@ import click
 
 from searchkit.cli.shared import INDEX, readable_bytes
 
-_LIBRARIES = ("faiss-cpu", "faiss-gpu", "onnxruntime", "torch", "transformers", "peft", "tokenizers", "tantivy", "numpy")
+_LIBRARIES = (
+    "faiss-cpu",
+    "faiss-gpu",
+    "onnxruntime",
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "tantivy",
+    "numpy",
+)
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,17 @@ def build(vectors: np.ndarray) -> Any:
     return index
 
 
-def join(files: Iterable[Path]) -> Any:
-    """One index with the rows of several files, in their order; no more than one of them is copied at a time."""
-    joined = None
-    for file in files:
-        vectors = vectors_of(read(file))
-        if joined is None:
-            joined = build(vectors)
-        else:
-            joined.add(vectors)
-    if joined is None:
-        raise ValueError("no files to join")
-    return joined
+def join(files: Sequence[Path]) -> Any:
+    """One index with the rows of several files, in their order."""
+    parts = [read(file) for file in files]
+    # Filled in place: an index that grows by adding takes up to three times its size meanwhile.
+    vectors = np.empty((sum(part.ntotal for part in parts), parts[0].d), dtype=np.float32)
+    first = 0
+    while parts:
+        part = parts.pop(0)
+        vectors[first : first + part.ntotal] = vectors_of(part)
+        first += part.ntotal
+    return build(vectors)
 
 
 def write(index: Any, file: Path) -> None:

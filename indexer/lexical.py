@@ -59,7 +59,7 @@ class LexicalIndex:
     def add(self, passages: Iterable[tuple[int, str]]) -> None:
         """Add (row, text) pairs and commit; a crash keeps all of one call or nothing of it."""
         # One thread keeps the order of rows, and with it the order of equal scores, the same in every build.
-        writer = self._index.writer(heap_size=64_000_000, num_threads=1)
+        writer = self._index.writer(heap_size=20_000_000, num_threads=1)
         try:
             for row, text in passages:
                 document = tantivy.Document()

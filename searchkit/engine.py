@@ -50,7 +50,9 @@ class _ModelChoice:
                 dim=identity["dim"],
                 force_dim=True,
                 # As the index was built, whatever the model's folder is called by now.
-                conventions=Conventions(**{field.name: identity[field.name] for field in fields(Conventions)}),
+                conventions=Conventions(
+                    **{f.name: identity[f.name] for f in fields(Conventions) if f.name in identity}
+                ),
             )
         except ValueError as error:
             raise StoreError(
