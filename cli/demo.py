@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-_CLAIM = "Setting controlled fires in forests reduces the damage from wildfires."
+_QUESTION = "Is it fair for an employer to forbid you to join a rival?"
 _INSTRUCTIONS = (
-    "Given a claim, find documents that support the claim",
-    "Given a claim, find documents that refute the claim",
+    "Given a question, find the same question asked in other words",
+    "Given a question, find passages that answer it",
 )
 
 
@@ -43,14 +43,14 @@ def demo(folder: Path) -> None:
         for instruction in _INSTRUCTIONS:
             click.echo(f"Instruction: {instruction}")
             # By vectors alone: words know nothing of an instruction.
-            hits = engine.search(_CLAIM, instruction=instruction, k=2, options=SearchOptions(mode="dense"))
-            print_hits(Query("1", _CLAIM), hits)
+            hits = engine.search(_QUESTION, instruction=instruction, k=2, options=SearchOptions(mode="dense"))
+            print_hits(Query("1", _QUESTION), hits)
             click.echo()
         queries, qrels = read_beir_split(corpus, "test")
         click.echo(f"{len(queries)} queries with judgements, each with its own instruction:")
         print_table(evaluate(engine, queries, qrels, modes=EVALUATION_MODES))
     click.echo(f"""
 The index is {folder.resolve()}. Try next:
-  searchkit search {folder} "siesta" --instruction "Given a term, find the passage that explains it" -k 3
+  searchkit search {folder} "does an afternoon nap help" -k 3
   searchkit info {folder}
   searchkit index YOUR_FOLDER_OR_FILE --index yours.index""")

@@ -23,7 +23,7 @@ def model_options(command: F) -> F:
     """Which model, and how to run it."""
     for option in reversed(
         [
-            click.option("--model", help="Folder or hub id of a model. [default: the index's own, or minilm]"),
+            click.option("--model", help="Folder or hub id of a model. [default: the index's own, or builtin]"),
             click.option("--adapter", help="Folder or hub id of a PEFT adapter trained on the model."),
             click.option("--device", help="cpu, cuda, cuda:1 or mps. [default: the best there is]"),
             click.option(

