@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +78,10 @@ def test_a_wheel_holds_every_module_and_corpus(monkeypatch: pytest.MonkeyPatch) 
     assert modules == {file for folder in ORDER for file in (ROOT / folder).glob("*.py")}
     data = {ROOT / file for file in build.find_data_files("searchkit.corpora", "corpora")}
     assert data == {file for file in (ROOT / "corpora").rglob("*") if file.suffix in {".jsonl", ".tsv", ".md"}}
-    assert build.find_data_files("searchkit", "searchkit") == [os.path.join("searchkit", "py.typed")]
+    builtin = {file for file in (ROOT / "searchkit" / "builtin").rglob("*") if file.is_file()}
+    assert len(builtin) == 8
+    data = {ROOT / file for file in build.find_data_files("searchkit", "searchkit")}
+    assert data == {ROOT / "searchkit" / "py.typed", *builtin}
 
 
 def test_the_command_is_the_one_that_is_installed() -> None:
