@@ -42,7 +42,7 @@ class OnnxRuntime:
         self.bos_id = self._token(words.get("bos_token")) if words.get("add_bos_token") else None
         self.token_budget = 4096
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or _processors()
         options.log_severity_level = 3
         self._session: Any = onnxruntime.InferenceSession(
             str(folder / MODEL_FILE), options, providers=["CPUExecutionProvider"]
@@ -79,6 +79,12 @@ class OnnxRuntime:
                 raise MemoryError(str(error)) from error
             raise
         return np.asarray(pooled, dtype=np.float32)
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _read(file: Path) -> Any:
