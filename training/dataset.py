@@ -163,9 +163,9 @@ def _example(values: dict[str, Any], source: str, texts: Mapping[str, str], corp
     else:
         raise BadRow(f'no "positive" and no "positive_id" among {quoted(values)}')
     negatives = tuple(dict.fromkeys(_negatives(values, texts, corpus)))
-    if _folded(query) == _folded(positive):
+    if folded(query) == folded(positive):
         raise BadRow("the query is its own positive; there is nothing to learn from it")
-    if negatives and _folded(positive) in map(_folded, negatives):
+    if negatives and folded(positive) in map(folded, negatives):
         raise BadRow("a negative is the positive itself; one of the two is wrong")
     return Example(query, positive, negatives, _instruction(values), _text("source", values.get("source") or source))
 
@@ -218,7 +218,7 @@ def _looked_up(name: str, value: object, texts: Mapping[str, str], corpus: str) 
     return _text(f'document "{id}"', texts[id])
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     """A text without case and white space."""
     return "".join(text.casefold().split())
 

@@ -25,13 +25,12 @@ _OLD_POOLING_KEYS = {
 }
 
 
-def prepare(config: TrainConfig, work: Path, *, dtype: str = "float32") -> Embedder:
-    """The base model as an embedder whose weights can be trained.
+def prepare(config: TrainConfig, work: Path) -> Embedder:
+    """The base model as an embedder whose weights, in float32, can be trained.
 
     Args:
         config: Names the base, and how its pooling, attention and length differ from the base's own.
         work: Folder for a copy of the base where its files must differ.
-        dtype: What the weights are kept in; adapters are always float32.
     """
     folder, _ = find_model(config.base)
     if (folder / MODEL_FILE).is_file():
@@ -39,15 +38,10 @@ def prepare(config: TrainConfig, work: Path, *, dtype: str = "float32") -> Embed
         folder = work / "unpacked"
     if config.causal:
         folder = _causal_copy(folder, work / "causal")
-    embedder = Embedder(folder, dtype=dtype)
+    embedder = Embedder(folder, dtype="float32")
     conventions = embedder.conventions
     longest = min(config.max_length, embedder.runtime.longest or config.max_length)
-    embedder.conventions = replace(
-        conventions,
-        pooling=config.pooling or conventions.pooling,
-        max_length=longest,
-        default_instruction=conventions.default_instruction,
-    )
+    embedder.conventions = replace(conventions, pooling=config.pooling or conventions.pooling, max_length=longest)
     return embedder
 
 
@@ -81,18 +75,15 @@ def attach_lora(model: Any, rank: int, alpha: int | None) -> Any:
         raise ValueError(f"{type(model).__name__} has no linear layers to put adapters on; train all weights: --rank 0")
     adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=names))
     # A name that peft did not find would stay as it was without a word.
-    expected = sum(
-        rank * (module.in_features + module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.endswith(".base_layer")
-    )
+    expected = rank * _widths(adapted)
     found = trainable(adapted)
-    if found != expected or expected != rank * _widths(adapted):
+    if found != expected:
         raise ValueError(f"adapters have {found} weights, expected {expected}; some layers were not adapted")
     return adapted
 
 
 def _widths(adapted: Any) -> int:
+    """Inputs and outputs of all linear layers, with an adapter or without."""
     import torch
 
     return sum(

@@ -11,7 +11,7 @@ import numpy as np
 from searchkit.engine import SearchEngine
 from searchkit.ranking import SearchOptions
 from searchkit.records import Query, join_title
-from searchkit.training.dataset import Example
+from searchkit.training.dataset import Example, folded
 
 _BATCH = 64
 
@@ -67,11 +67,11 @@ def mine(
         for example, vector, limit, ranking in zip(batch, vectors, limits, rankings, strict=True):
             rows = [item.row for item in ranking]
             similar = engine.similarities(vector, np.array(rows, dtype=np.int64))
-            own = {_folded(text) for text in (example.positive, example.query, *example.negatives)}
+            own = {folded(text) for text in (example.positive, example.query, *example.negatives)}
             found: list[str] = []
             for row, similarity in zip(rows, similar, strict=True):
                 text = join_title(stored[row].title, stored[row].text)
-                if _folded(text) in own or _folded(stored[row].text) in own:
+                if folded(text) in own or folded(stored[row].text) in own:
                     report.copies += 1
                 elif similarity > limit:
                     report.too_close += 1
@@ -81,7 +81,3 @@ def mine(
             report.negatives += len(found)
             report.without += not found
             yield replace(example, negatives=(*example.negatives, *found))
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())

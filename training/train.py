@@ -28,7 +28,7 @@ from searchkit.judgements import read_beir_split
 from searchkit.lines import Rejects
 from searchkit.prompts import find_task, format_query
 from searchkit.ranking import SearchOptions
-from searchkit.runtime_torch import TorchRuntime, choose_dtype
+from searchkit.runtime_torch import choose_dtype
 from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import find_leaks
 from searchkit.training.dataset import Batch, Batches, Example, Source, read_examples
@@ -84,10 +84,8 @@ def train(
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no", cpu=on_cpu)
 
     embedder = prepare(config, out / "work")
-    runtime = embedder.runtime
-    if not isinstance(runtime, TorchRuntime):
-        raise ValueError(f"{config.base} is an exported model; train the model it was exported from")
-    runtime.model = _make_trainable(runtime.model, config)
+    runtime: Any = embedder.runtime
+    runtime.model = _make_trainable(torch_model(embedder), config)
     report.trainable = trainable(runtime.model)
     teacher = Embedder(config.teacher, dtype="float32") if config.teacher else None
 
