@@ -55,3 +55,7 @@ def main() -> None:
     Exit code 0: done; 1: it failed, and the message says why; 2: the command was misused.
     SEARCHKIT_DEBUG=1 shows where an error came from.
     """
+
+
+if __name__ == "__main__":
+    main()
