@@ -1,9 +1,9 @@
-"""The data that the built-in model learns instructions and single sentences from, made of plain pairs and written topics.
+"""What the built-in model learns instructions and single sentences from, made of plain pairs and written topics.
 
     python -m searchkit.training.builtin_data PAIRS/ OUT/
 
 PAIRS holds arxiv_title_abstract, medquad, squad_train and wikipedia_en_section as .jsonl.gz of query and positive; what
-is missing there is left out. Each file of OUT is a source for `searchkit train`; docs/built-in-model.md has the commands.
+is missing there is left out. Each file of OUT is a source for `searchkit train` (see docs/built-in-model.md).
 """
 
 from __future__ import annotations
