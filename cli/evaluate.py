@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from searchkit.cli.passkey import check_options, evaluate_passkeys, passkey_options
 from searchkit.cli.shared import (
     FILE,
     INDEX,
@@ -28,7 +29,7 @@ _LARGEST_BASELINE = 50_000
 
 
 @click.command()
-@click.argument("index", type=INDEX)
+@click.argument("index", type=INDEX, required=False)
 @click.option("--beir", type=INDEX, help="BEIR folder with queries.jsonl and qrels/.")
 @click.option("--split", help="Which qrels/SPLIT.tsv. [default: what published numbers use, mostly test]")
 @click.option("--queries", type=FILE, help="Queries, when they lie elsewhere (JSONL or TSV).")
@@ -40,21 +41,36 @@ _LARGEST_BASELINE = 50_000
 @click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
 @click.option("--runs", type=click.Path(file_okay=False, path_type=Path), help="Folder for a TREC run file a mode.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="File for a full report in JSON.")
+@passkey_options
 @model_options
-def evaluate(index: Path, output: str, runs: Path | None, report: Path | None, **options: Any) -> None:
+@click.pass_context
+def evaluate(
+    context: click.Context, /, index: Path | None, output: str, runs: Path | None, report: Path | None, **options: Any
+) -> None:
     """Measure INDEX against judgements: nDCG@10, recall@100, MRR@10, MAP@100, time and bytes.
+
+    With --passkey: among 100 documents of one length, is the one found first that holds the passkey of the person asked
+    for? By the vector of the whole text, and by the best passage, as an index searches.
 
     \b
         searchkit evaluate scifact.index --beir scifact/ --split test
         searchkit evaluate papers.index --queries q.jsonl --qrels qrels.tsv --modes dense,hybrid --format json
+        searchkit evaluate --passkey --model minilm --lengths 128,256,512 --plot passkey.png
     """
+    check_options(context)
+    if options["passkey"]:
+        evaluate_passkeys(index, output, report, options)
+        return
+    if index is None:
+        raise click.UsageError("name the INDEX to measure; only --passkey goes without one")
     from searchkit.evaluate import evaluate as measure
     from searchkit.evaluate import write_report, write_run
     from searchkit.ranking import SearchOptions
 
     queries, qrels, task_name = _judged(options)
     settings = SearchOptions(fusion=options["fusion"], dense_weight=options["dense_weight"], rrf_k=options["rrf_k"])
-    with open_engine(index, options["model"], options["adapter"], options["device"], options["dtype"]) as engine:
+    how = {name: options[name] for name in ("model", "adapter", "device", "dtype", "threads")}
+    with open_engine(index, **how) as engine:
         modes = _modes(options["modes"], len(engine))
         instruction, drop_self = _set_rules(task_name, options, engine)
         lost = _unknown_documents(engine, qrels)

@@ -134,7 +134,9 @@ def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
     name = options["model"] or DEFAULT_MODEL
     if (folder / "index.db").is_file():
         if not any(options[key] for key in ("model", "adapter", "max_length", "dim")):
-            engine = SearchEngine.open(folder, device=options["device"], dtype=options["dtype"], writable=True)
+            engine = SearchEngine.open(
+                folder, device=options["device"], dtype=options["dtype"], threads=options["threads"], writable=True
+            )
             engine.check_settings(**chunking)
             return engine
         with Store(folder) as store:
@@ -147,6 +149,7 @@ def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
         adapter=options["adapter"],
         device=options["device"],
         dtype=options["dtype"],
+        threads=options["threads"],
         max_length=options["max_length"],
         dim=options["dim"],
         force_dim=options["force_dim"],

@@ -34,6 +34,7 @@ def mine(
     adapter: str | None,
     device: str | None,
     dtype: str,
+    threads: int | None,
 ) -> None:
     """Add to EXAMPLES passages of INDEX that rank high and are not the answer.
 
@@ -51,7 +52,11 @@ def mine(
         raise click.UsageError(f"--out is {examples} itself; name another file")
     report = MineReport()
     rejects = Rejects(out.with_name(out.name + ".rejects.jsonl"))
-    with rejects, open_engine(index, model, adapter, device, dtype) as engine, out.open("w", encoding="utf-8") as file:
+    with (
+        rejects,
+        open_engine(index, model, adapter, device, dtype, threads) as engine,
+        out.open("w", encoding="utf-8") as file,
+    ):
         found = run(
             engine,
             read_examples(examples, rejects=rejects),

@@ -52,6 +52,7 @@ def search(
     adapter: str | None,
     device: str | None,
     dtype: str,
+    threads: int | None,
 ) -> None:
     """Search INDEX for QUERIES, for those of a file, or for each line of standard input.
 
@@ -66,7 +67,7 @@ def search(
 
     instruction = instruction_of(task, instruction)
     options = SearchOptions(mode=as_mode(mode), fusion=fusion, dense_weight=dense_weight, rrf_k=rrf_k)
-    with open_engine(index, model, adapter, device, dtype) as engine:
+    with open_engine(index, model, adapter, device, dtype, threads) as engine:
         asked = _asked(queries, file)
         while batch := list(islice(asked, _BATCH if file else 1)):
             results = engine.search_many(batch, instruction=instruction, k=k, options=options)

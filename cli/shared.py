@@ -33,6 +33,9 @@ def model_options(command: F) -> F:
                 type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
                 help="What the model computes in; auto is bfloat16 where the hardware is fast at it.",
             ),
+            click.option(
+                "--threads", type=click.IntRange(1), help="Processor threads of the model. [default: mostly all]"
+            ),
         ]
     ):
         command = option(command)
@@ -76,11 +79,13 @@ def fusion_options(command: F) -> F:
     return command
 
 
-def open_engine(index: Path, model: str | None, adapter: str | None, device: str | None, dtype: str) -> Any:
+def open_engine(
+    index: Path, model: str | None, adapter: str | None, device: str | None, dtype: str, threads: int | None = None
+) -> Any:
     """An engine for searching; the model is loaded when it is first needed."""
     from searchkit.engine import SearchEngine
 
-    return SearchEngine.open(index, model=model, adapter=adapter, device=device, dtype=dtype)
+    return SearchEngine.open(index, model=model, adapter=adapter, device=device, dtype=dtype, threads=threads)
 
 
 def instruction_of(task: str | None, instruction: str | None) -> str | None:

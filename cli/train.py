@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,7 @@ from searchkit.cli.shared import note
 FILE_NAME = click.Path(exists=True, dir_okay=False)
 
 if TYPE_CHECKING:
-    from searchkit.training.train import TrainReport
+    from searchkit.training.log import Leaking, TrainReport
 
 
 @click.command()
@@ -52,7 +55,11 @@ if TYPE_CHECKING:
 @click.option(
     "--pooling", type=click.Choice(["last", "mean", "weighted-mean", "cls", "max"]), help="Instead of the base's."
 )
-@click.option("--causal", is_flag=True, help="Make an encoder a decoder, by causal attention.")
+@click.option(
+    "--attention",
+    type=click.Choice(["causal", "bidirectional"]),
+    help="Make an encoder a decoder, or let a decoder's tokens see the whole text. [default: the base's own]",
+)
 @click.option(
     "--max-length",
     default=512,
@@ -70,12 +77,15 @@ if TYPE_CHECKING:
 def train(sources: tuple[str, ...], out: Path, matryoshka: str | None, allow_leaks: bool, **options: Any) -> None:
     """Train an embedder on SOURCES, JSON lines of query, positive, and maybe negatives and instruction.
 
-    FILE@0.5 takes half of a file in every epoch. The same command goes on from the last checkpoint.
+    FILE@0.5 takes half of a file in every epoch. Examples with different instructions never share a batch, but
+    those of FILE@mixed or FILE@0.5,mixed do: for synthetic data, where each has its own. OUT gets the model, log.jsonl,
+    logs/ for TensorBoard and training.png and .svg. The same command goes on from the last checkpoint.
 
     \b
         searchkit train pairs.jsonl --base my-model/ --out my-embedder --dev my-set/
         searchkit train a.jsonl.gz@0.5 b.jsonl --base mistralai/Mistral-7B-v0.1 --pooling last --out e5
-        accelerate launch -m searchkit.cli.main train pairs.jsonl --base my-model/ --out my-embedder
+        searchkit train synthetic.jsonl@mixed --base Qwen/Qwen3-0.6B --attention bidirectional --pooling mean --out q
+        accelerate launch --config_file ddp.yaml -m searchkit.cli.main train pairs.jsonl --base my-model/ --out mine
     """
     from searchkit.training.config import TrainConfig
     from searchkit.training.train import train as run
@@ -88,7 +98,9 @@ def train(sources: tuple[str, ...], out: Path, matryoshka: str | None, allow_lea
         ) from None
     config = TrainConfig(sources=sources, out=str(out), matryoshka=widths, **options)
     with _Bar() as bar:
-        report = run(config, allow_leaks=allow_leaks, on_step=bar.update)
+        report = run(config, allow_leaks=allow_leaks, on_leaks=partial(_show_leaks, config.dev), on_step=bar.update)
+    if report.process:
+        return  # of several processes one prints
     rate = report.tokens / max(report.seconds, 1e-9)
     click.echo(
         f"{out}: {report.steps} steps on {report.examples} examples in {report.seconds:.0f} s "
@@ -98,12 +110,23 @@ def train(sources: tuple[str, ...], out: Path, matryoshka: str | None, allow_lea
         click.echo(f"nDCG@10 on {config.dev} after {step} steps: {value:.4f}")
     if report.refused:
         note(f"{report.refused} rows were left out; see {out / 'rejects.jsonl'}")
-    if report.leaks:
-        note(f"{report.leaks} queries of {config.dev} were among the examples: its scores mean little")
+    if leaking := sum(leaking.questions for leaking in report.leaks):
+        note(f"{leaking} examples ask queries of {config.dev}: its scores mean little")
+
+
+def _show_leaks(dev: str | None, leaks: Sequence[Leaking]) -> None:
+    """What every source shares with the dev set, as a small table."""
+    names = [Path(leaking.source).name for leaking in leaks]
+    width = max(map(len, [*names, "examples of"]))
+    note(f"Examples that share text with {dev}: its queries, its documents, or a few words that may be chance")
+    note(f"{'examples of':<{width}}  {'all':>9}  {'queries':>9}  {'documents':>9}  {'few words':>9}")
+    for name, row in zip(names, leaks, strict=True):
+        counts = (row.examples, row.questions, row.documents, row.low_entropy)
+        note(f"{name:<{width}}  " + "  ".join(f"{count:>9}" for count in counts))
 
 
 class _Bar:
-    """Steps, loss, rate and time left, on a terminal."""
+    """Steps, loss, rate, memory and time left, on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -114,12 +137,14 @@ class _Bar:
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("steps · loss {task.fields[loss]:.3f} · {task.fields[rate]:.0f} tokens/s · left:"),
+            TextColumn("steps · loss {task.fields[loss]:.3f} · {task.fields[rate]:,.0f} tokens/s"),
+            TextColumn("· {task.fields[memory]:,.0f} MiB · left:"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=None, loss=0.0, rate=0.0)
+        first = os.environ.get("RANK", "0") == "0"  # of several processes one is shown
+        self._task = self._bar.add_task("", total=None, visible=first, loss=0.0, rate=0.0, memory=0.0)
 
     def __enter__(self) -> _Bar:
         self._bar.start()
@@ -130,7 +155,7 @@ class _Bar:
 
     def update(self, report: TrainReport, planned: int) -> None:
         """Show where the run is."""
-        from searchkit.training.train import moving_average
+        from searchkit.training.log import moving_average
 
         self._bar.update(
             self._task,
@@ -138,4 +163,5 @@ class _Bar:
             completed=report.steps,
             loss=moving_average(report.losses),
             rate=report.tokens / max(report.seconds, 1e-9),
+            memory=report.peak_memory_mib,
         )

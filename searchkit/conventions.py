@@ -179,7 +179,9 @@ def fingerprint(folder: Path) -> str:
 
 
 def _model_files(folder: Path) -> Iterator[Path]:
-    names = {"config.json", "tokenizer.json", "adapter_config.json", "vocab.txt", "tokenizer.model"}
+    names = {
+        "config.json", "tokenizer.json", "adapter_config.json", "base_config.json", "vocab.txt", "tokenizer.model",
+    }  # fmt: skip
     weights = [file for file in folder.iterdir() if file.suffix == ".safetensors"]
     if not weights:  # older models carry a pickle, which transformers reads with weights_only
         weights = [file for file in folder.iterdir() if file.suffix == ".bin"]

@@ -67,6 +67,8 @@ class Embedder:
         force_dim: Allow `dim` on a model that was not trained for it.
         conventions: Use the model otherwise than its folder and the table of families say.
         token_budget: Padded tokens of one batch; None takes one that suits the device.
+        threads: Processor threads that the model computes on; None takes what the runtime does by itself, mostly all.
+            torch has one number for the whole process, which this sets.
 
     Raises:
         ValueError: The model cannot be used as asked; the message says what to change.
@@ -85,14 +87,17 @@ class Embedder:
         force_dim: bool = False,
         conventions: Conventions | None = None,
         token_budget: int | None = None,
+        threads: int | None = None,
     ) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; expected 1 or more, or None for what the runtime takes by itself")
         folder, self.name = find_model(str(model))
         self.adapter = None if adapter is None else str(adapter)
         adapter_folder = None if adapter is None else _find_adapter(str(adapter))
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
             raise ValueError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
-        self.runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype)
+        self.runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype, threads)
         self.conventions = conventions or conventions_of(folder, _known_as(self.name), decoder=self.runtime.decoder)
         self._set_length(max_length)
         self._set_dim(dim, force_dim)
@@ -285,7 +290,9 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / lengths)
 
 
-def _start(folder: Path, name: str, adapter: Path | None, device: str | None, dtype: str) -> Runtime:
+def _start(
+    folder: Path, name: str, adapter: Path | None, device: str | None, dtype: str, threads: int | None
+) -> Runtime:
     """The runtime that fits the folder: onnxruntime for an exported model, torch for every other."""
     from searchkit.runtime_onnx import MODEL_FILE, OnnxRuntime
 
@@ -295,11 +302,11 @@ def _start(folder: Path, name: str, adapter: Path | None, device: str | None, dt
                 f"{name} is an exported model: it runs on the CPU, in the type it was exported in, without adapters. "
                 "Use the model it was exported from for anything else"
             )
-        return OnnxRuntime(folder)
+        return OnnxRuntime(folder, threads)
     try:
         from searchkit.runtime_torch import TorchRuntime
 
-        return TorchRuntime(folder, adapter, device, dtype)
+        return TorchRuntime(folder, adapter, device, dtype, threads)
     except ModuleNotFoundError as error:
         raise ImportError(
             f"running {name} needs {error.name}: pip install 'searchkit[torch]'", name=error.name

@@ -39,6 +39,7 @@ class _ModelChoice:
     adapter: str | Path | None
     device: str | None
     dtype: str
+    threads: int | None
 
     def load(self, identity: dict[str, Any]) -> Embedder:
         try:
@@ -47,6 +48,7 @@ class _ModelChoice:
                 adapter=self.adapter or (None if self.model else identity["adapter"]),
                 device=self.device,
                 dtype=self.dtype,
+                threads=self.threads,
                 dim=identity["dim"],
                 force_dim=True,
                 # As the index was built, whatever the model's folder is called by now.
@@ -129,6 +131,7 @@ class SearchEngine:
         adapter: str | Path | None = None,
         device: str | None = None,
         dtype: str = "auto",
+        threads: int | None = None,
         writable: bool = False,
     ) -> SearchEngine:
         """Open an index. Its model is loaded when it is first needed.
@@ -139,6 +142,7 @@ class SearchEngine:
             adapter: Likewise.
             device: Where the model runs; None takes the best there is.
             dtype: What the model computes in.
+            threads: Processor threads it computes on; None takes what its runtime does by itself.
             writable: Take the writer's lock, to `add`.
 
         Raises:
@@ -146,7 +150,8 @@ class SearchEngine:
         """
         store = Store(Path(path), writable=writable)
         try:
-            return cls(store, model if isinstance(model, Embedder) else _ModelChoice(model, adapter, device, dtype))
+            chosen = model if isinstance(model, Embedder) else _ModelChoice(model, adapter, device, dtype, threads)
+            return cls(store, chosen)
         except BaseException:
             store.close()
             raise

@@ -42,7 +42,7 @@ class OnnxRuntime:
         self.bos_id = self._token(words.get("bos_token")) if words.get("add_bos_token") else None
         self.token_budget = 4096
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or _processors()
+        options.intra_op_num_threads = _processors() if threads is None else threads
         options.log_severity_level = 3
         self._session: Any = onnxruntime.InferenceSession(
             str(folder / MODEL_FILE), options, providers=["CPUExecutionProvider"]

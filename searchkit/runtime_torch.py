@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BASE_CONFIG = "base_config.json"  # beside an adapter: what its base's config.json has to say otherwise
 
 
 class TorchRuntime:
@@ -33,17 +34,24 @@ class TorchRuntime:
         adapter: Local folder of a PEFT adapter trained on it, or None.
         device: "cpu", "cuda", "cuda:1", "mps", or None for the best one there is.
         dtype: One of :data:`DTYPES`; "auto" takes bfloat16 where the hardware is fast at it.
+        threads: Processor threads of torch, and so of every model in the process; None leaves them as they are.
     """
 
-    def __init__(self, folder: Path, adapter: Path | None, device: str | None, dtype: str) -> None:
+    def __init__(
+        self, folder: Path, adapter: Path | None, device: str | None, dtype: str, threads: int | None = None
+    ) -> None:
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.device = _device(device or best_device())
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
         # Padded tokens of a batch: a GPU wants many, a CPU as many as stay in its caches.
         self.token_budget = 65536 if self.device.type == "cuda" else 4096
         config = AutoConfig.from_pretrained(folder)
+        if adapter is not None and (adapter / BASE_CONFIG).is_file():
+            config.update(json.loads((adapter / BASE_CONFIG).read_text("utf-8")))
         self.decoder = is_decoder(config)
         self.hidden_size = int(config.get_text_config().hidden_size)
         positions = getattr(config, "max_position_embeddings", None)
@@ -63,7 +71,7 @@ class TorchRuntime:
         with _quiet():
             self.model: Any
             self.model, loaded = AutoModel.from_pretrained(
-                folder, dtype=getattr(torch, self.dtype), output_loading_info=True
+                folder, config=config, dtype=getattr(torch, self.dtype), output_loading_info=True
             )
         # The pooler is not used here, and sentence-transformers folders often lack it.
         missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler."))
@@ -75,12 +83,18 @@ class TorchRuntime:
         if adapter is not None:
             self.model = _attach(self.model, adapter)
         self.model.eval().to(self.device)
-        parameters = inspect.signature(self._base().forward).parameters
+        base = self.model.get_base_model() if adapter is not None else self.model
+        parameters = inspect.signature(base.forward).parameters
         self._takes_positions = "position_ids" in parameters
-        self._takes_cache = self.decoder and "use_cache" in parameters
-
-    def _base(self) -> Any:
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self._takes_cache = "use_cache" in parameters
+        # RoBERTa and its kin number positions from the pad tokens; given position ids would be off by their offset.
+        embeddings = getattr(base, "embeddings", None)
+        self._counts_by_itself = hasattr(embeddings, "create_position_ids_from_input_ids")
+        if getattr(config, "is_causal", None) is False and not sees_ahead(self.model):
+            raise ValueError(
+                f"{folder / 'config.json'} says is_causal: false, but this version of transformers leaves "
+                f"{type(base).__name__} causal, and its vectors would be wrong; pip install 'transformers>=5.2'"
+            )
 
     def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
         """Pooled states, (len(batch), hidden_size) float32, not normalised.
@@ -106,7 +120,7 @@ class TorchRuntime:
         inputs: dict[str, Any] = {"input_ids": ids}
         if not bool(mask.all()):
             inputs["attention_mask"] = mask
-            if conventions.padding_side == "left" and self._takes_positions and not self._counts_by_itself():
+            if conventions.padding_side == "left" and self._takes_positions and not self._counts_by_itself:
                 inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         if self._takes_cache:
             inputs["use_cache"] = False
@@ -124,10 +138,6 @@ class TorchRuntime:
             ids[row, place] = tokens
             mask[row, place] = 1
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
-
-    def _counts_by_itself(self) -> bool:
-        # RoBERTa and its kin number positions from the pad tokens; given position ids would be off by their offset.
-        return hasattr(getattr(self._base(), "embeddings", None), "create_position_ids_from_input_ids")
 
 
 @contextmanager
@@ -191,6 +201,8 @@ def choose_dtype(device_type: str) -> str:
 
 def is_decoder(config: Any) -> bool:
     """Whether the model's attention is causal, by its transformers config."""
+    if getattr(config, "is_causal", None) is False:
+        return False
     names = config.architectures or []
     return bool(getattr(config, "is_decoder", False)) or any("CausalLM" in n for n in names) or _is_causal_type(config)
 
@@ -204,6 +216,34 @@ def _is_causal_type(config: Any) -> bool:
     # Encoders such as BERT are in both lists (they have a causal variant); decoders are in the first alone.
     kind = config.model_type
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def sees_ahead(model: Any) -> bool:
+    """Whether tokens attend to those after them, measured on the model itself and not read from its config.
+
+    Raises:
+        ValueError: They do in a padded batch alone, or in one without padding alone.
+    """
+    import torch
+
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.arange(1, 33, device=model.device) % vocabulary
+    other = torch.cat([ids[:8], (ids[8:] + 24) % vocabulary])
+    padded = torch.nn.functional.pad(torch.stack([ids, other]), (0, 8))
+    mask = torch.ones_like(padded)
+    mask[:, 32:] = 0
+    found = []
+    with torch.inference_mode():
+        for inputs in ({"input_ids": padded[:, :32]}, {"input_ids": padded, "attention_mask": mask}):
+            first, second = model(**inputs).last_hidden_state[:, :8].float()
+            found.append(bool((first - second).norm() > 0.01 * first.norm()))
+    if found[0] != found[1]:
+        raise ValueError(
+            f"{type(model).__name__} attends to later tokens {'without' if found[0] else 'with'} padding only, so a "
+            "text's vector would depend on its company; this version of transformers does not support the attention "
+            "that its config asks for"
+        )
+    return found[0]
 
 
 def _attach(model: Any, adapter: Path) -> Any:

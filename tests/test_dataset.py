@@ -169,16 +169,25 @@ def test_one_id_for_two_texts_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "path", "ratio"),
+    ("text", "path", "ratio", "mixed"),
     [
-        ("a.jsonl", "a.jsonl", 1),
-        ("a.jsonl.gz@0.5", "a.jsonl.gz", 0.5),
-        ("me@home/a.jsonl@2", "me@home/a.jsonl", 2),
-        ("me@home/a.jsonl", "me@home/a.jsonl", 1),
+        ("a.jsonl", "a.jsonl", 1, False),
+        ("a.jsonl.gz@0.5", "a.jsonl.gz", 0.5, False),
+        ("me@home/a.jsonl@2", "me@home/a.jsonl", 2, False),
+        ("me@home/a.jsonl", "me@home/a.jsonl", 1, False),
+        ("a.jsonl@mixed", "a.jsonl", 1, True),
+        ("a.jsonl@0.5,mixed", "a.jsonl", 0.5, True),
+        ("me@home/a.jsonl@mixed", "me@home/a.jsonl", 1, True),
+        ("a.jsonl@mixed,0.5", "a.jsonl@mixed,0.5", 1, False),
+        ("a.jsonl@0.5mixed", "a.jsonl@0.5mixed", 1, False),
+        ("a.jsonl@0.5,mixed,mixed", "a.jsonl@0.5,mixed,mixed", 1, False),
+        ("a.jsonl@", "a.jsonl@", 1, False),
+        ("mixed", "mixed", 1, False),
+        ("2", "2", 1, False),
     ],
 )
-def test_a_source_is_a_path_and_maybe_a_ratio(text, path, ratio):
-    assert Source.parse(text) == Source(Path(path), ratio)
+def test_a_source_is_a_path_and_maybe_a_ratio_and_mixed(text, path, ratio, mixed):
+    assert Source.parse(text) == Source(Path(path), ratio, mixed=mixed)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +197,9 @@ def test_a_source_is_a_path_and_maybe_a_ratio(text, path, ratio):
         ("a.jsonl@-1", "ratio is -1"),
         ("a.jsonl@nan", "ratio is nan"),
         ("a.jsonl@inf", "ratio is inf"),
+        ("a.jsonl@0,mixed", "the sample ratio is 0"),
         ("@0.5", "names no file"),
+        ("@mixed", "names no file"),
         ("", "names no file"),
     ],
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import TEXTS, build_model
 
 from searchkit import embedder as module
+from searchkit.cli.main import main
 from searchkit.conventions import conventions_of
 from searchkit.embedder import Embedder, unit_rows
 
@@ -268,3 +271,43 @@ def test_the_torch_extra_is_named_when_it_is_missing(mistral: Path, monkeypatch:
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(ImportError, match=r"pip install 'searchkit\[torch\]'"):
         module.Embedder(mistral)
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("torch_threads")
+@pytest.mark.parametrize("exported", [False, True])
+def test_threads_do_not_change_vectors(mistral: Path, exported: bool) -> None:
+    one, three = (Embedder("builtin" if exported else mistral, threads=threads) for threads in (1, 3))
+    np.testing.assert_allclose(one.encode_passages([*TEXTS, LONG]), three.encode_passages([*TEXTS, LONG]), atol=1e-6)
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_threads_reach_both_runtimes(mistral: Path) -> None:
+    Embedder(mistral, device="cpu", threads=3)
+    assert torch.get_num_threads() == 3
+    session = Embedder("builtin", threads=3).runtime._session  # type: ignore[attr-defined]
+    assert session.get_session_options().intra_op_num_threads == 3
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_less_than_one_thread_is_refused(threads: int) -> None:
+    with pytest.raises(ValueError, match=f"threads is {threads}; expected 1 or more"):
+        Embedder(threads=threads)
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_the_command_line_passes_threads_on(mistral: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps({"id": text, "text": text}) + "\n" for text in TEXTS))
+    index = str(tmp_path / "x.index")
+    built = ["index", str(tmp_path / "notes.jsonl"), "--index", index, "--model", str(mistral)]
+    again = built[:4]  # the index is there, and its model is opened by name
+    for threads, command in ((2, built), (3, ["search", index, "yeast"]), (2, again)):
+        result = CliRunner().invoke(main, [*command, "--device", "cpu", "--threads", str(threads)])
+        assert result.exit_code == 0, result.output
+        assert torch.get_num_threads() == threads

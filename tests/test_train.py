@@ -106,7 +106,7 @@ def test_distillation_draws_a_causal_student_to_its_teacher(tmp_path: Path, pair
     teacher = build_model(tmp_path / "teacher", "bert")
     config = TrainConfig(
         sources=(str(pairs),), base=str(teacher), out=str(tmp_path / "student"), epochs=20, batch_size=5, chunk=64,
-        learning_rate=3e-3, teacher=str(teacher), contrast=0, lora_rank=0, causal=True, pooling="weighted-mean",
+        learning_rate=3e-3, teacher=str(teacher), contrast=0, lora_rank=0, attention="causal", pooling="weighted-mean",
         max_length=64, precision="float32", instructed=0.5,
     )  # fmt: skip
     train(config)
@@ -130,7 +130,7 @@ def test_queries_of_the_dev_set_among_the_examples_stop_the_run(config: TrainCon
     with pytest.raises(ValueError, match=r"shares 1 queries .* --allow-leaks"):
         train(config)
     report = train(config, allow_leaks=True)
-    assert report.leaks == 1
+    assert [(found.questions, found.documents) for found in report.leaks] == [(1, 1)]
     assert report.dev == [(8, 1.0)]
 
 

@@ -13,7 +13,8 @@ class TrainConfig:
     """A training run; the defaults are the paper's (arXiv 2401.00368), but for the batch, which is one machine's.
 
     Args:
-        sources: Files of examples, each as FILE or FILE@RATIO.
+        sources: Files of examples, each as FILE, FILE@RATIO, FILE@mixed or FILE@RATIO,mixed; mixed lets examples with
+            different instructions share a batch, for synthetic data.
         base: The model to begin with: a folder, a hub id or a packaged name.
         out: Folder to write.
         epochs: Times through the sources.
@@ -36,7 +37,8 @@ class TrainConfig:
         lora_rank: Of the adapters on all linear layers; 0 trains every weight but the token embeddings.
         lora_alpha: Scales the adapters; None is twice the rank.
         pooling: Instead of the base's own.
-        causal: Give an encoder causal attention, which makes it a decoder.
+        attention: "causal" makes a decoder of an encoder, "bidirectional" lets the tokens of a decoder see the whole
+            text (within its sliding window, to both sides); None keeps the base's own. Pooling stays as it is.
         max_length: Tokens of a query with its instruction, and of a passage.
         precision: "auto" (bfloat16 where the hardware is fast at it), "float32" or "bfloat16".
         gradient_checkpointing: Recompute activations instead of keeping them.
@@ -68,7 +70,7 @@ class TrainConfig:
     lora_rank: int = 16
     lora_alpha: int | None = None
     pooling: str | None = None
-    causal: bool = False
+    attention: str | None = None
     max_length: int = 512
     precision: str = "auto"
     gradient_checkpointing: bool = False
@@ -87,6 +89,8 @@ class TrainConfig:
             raise ValueError("the contrastive loss is off and there is no teacher, so there is nothing to learn from")
         if not 0 <= self.instructed <= 1:
             raise ValueError(f"instructed is {self.instructed}; it is a share, 0 to 1")
+        if self.attention not in (None, "causal", "bidirectional"):
+            raise ValueError(f"attention is {self.attention!r}; expected causal, bidirectional or None")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision is {self.precision!r}; expected auto, float32 or bfloat16")
 

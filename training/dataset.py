@@ -32,6 +32,9 @@ from searchkit.records import Document, join_title
 
 logger = logging.getLogger(__name__)
 
+WINDOW = 32
+"""Batches within which examples are sorted by length; a batch is still drawn from many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -251,17 +254,26 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Read "pairs.jsonl.gz@0.5" as a path and a ratio; what follows the last @ is a ratio if it is a number."""
-        path, at, ratio = text.rpartition("@")
+        """Read FILE, FILE@RATIO, FILE@mixed or FILE@RATIO,mixed; an @ before anything else belongs to the file's name.
+
+        Source.parse("pairs.jsonl.gz@0.5")
+        Source.parse("synthetic.jsonl@2,mixed")
+        """
+        path, at, settings = text.rpartition("@")
+        match settings.split(","):
+            case ["mixed"]:
+                ratio, mixed = "1", True
+            case [ratio, "mixed"]:
+                mixed = True
+            case _:
+                ratio, mixed = settings, False
         try:
-            share = float(ratio) if at else None
+            share = float(ratio if at else "")
         except ValueError:
-            share = None
-        if share is None:
-            path = text
+            path, share, mixed = text, 1.0, False
         if not path:
-            raise ValueError(f'"{text}" names no file; write FILE or FILE@RATIO, such as pairs.jsonl.gz@0.5')
-        return cls(Path(path)) if share is None else cls(Path(path), share)
+            raise ValueError(f'"{text}" names no file; write FILE, FILE@0.5, FILE@mixed or FILE@0.5,mixed')
+        return cls(Path(path), share, mixed=mixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +290,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def part(self, positions: Sequence[int]) -> Batch:
+        """The examples at some positions, in that order, with their negatives."""
+        return Batch(tuple(self.examples[i] for i in positions), tuple(self.negatives[i] for i in positions))
 
     def passages(self) -> list[str]:
         """The positives in the order of the examples, then the hard negatives in the same order."""
@@ -299,9 +315,9 @@ class Batch:
 class Batches:
     """The batches of every epoch, the same for the same sources, seed and epoch.
 
-    A batch holds examples of one task: one source with one instruction (or any, for a mixed source). Two examples with
-    the same query or the same positive text are never in one batch; the later one moves to a later batch. What is left
-    of a task and fills no batch of the smallest size is dropped and counted in ``Epoch.dropped``.
+    A batch holds examples of like length and of one task: one source with one instruction (or any, for a mixed source).
+    Two examples with the same query or the same positive text are never in one batch; the later one moves to a later
+    batch. What is left of a task and fills no batch of the smallest size is dropped and counted in ``Epoch.dropped``.
 
     Args:
         sources: Every source with all of its examples.
@@ -357,6 +373,7 @@ class Batches:
                 self._positives.append(texts.setdefault((task, "positive", _digest(example.positive)), len(texts)))
             self._samples.append((first, len(self._examples), source.ratio))
         self._texts = len(texts)
+        self._lengths = np.array([len(example.positive) for example in self._examples], dtype=np.int64)
         if not self._examples:
             raise ValueError(f"{len(sources)} sources with no examples in them; there is nothing to make batches of")
 
@@ -374,6 +391,7 @@ class Batches:
             raise ValueError(f"epoch {number} and skip {skip} must be 0 or more")
         rng = np.random.default_rng([self.seed, number, 0])
         rows = rng.permutation(np.concatenate([_sample(rng, *sample) for sample in self._samples]))
+        rows = self._like_lengths(rows)
         batches, dropped = self._pack([int(row) for row in rows])
         if not batches:
             raise ValueError(
@@ -389,6 +407,12 @@ class Batches:
             )
         order = [batches[place] for place in rng.permutation(len(batches))]
         return Epoch(self, number, order, skip=skip, dropped=dropped)
+
+    def _like_lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Put examples of like length beside each other, within stretches of WINDOW batches, to save padding."""
+        size = WINDOW * self.batch_size
+        stretches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in stretches])
 
     def _pack(self, rows: list[int]) -> tuple[list[list[int]], int]:
         """Put every row in the first batch of its task after those that hold its query or its positive."""

@@ -7,6 +7,7 @@ embed each chunk again with a graph and send its rows' gradient back through it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ def cached_backward(
     *,
     chunk: int,
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    backward: Callable[[Tensor], object] = torch.autograd.backward,
 ) -> Tensor:
     """Add to the parameters' ``.grad`` what ``loss(*map(encode, groups)).backward()`` would, in the memory of a chunk.
 
@@ -41,7 +43,8 @@ def cached_backward(
     Where ``torch.distributed`` is initialised, each group is joined over the processes, in the order of their ranks,
     before the loss sees it: all queries meet all passages. Gradients come out such that their *mean* over the
     processes, which DistributedDataParallel takes, is the gradient of the loss on the joined batch. Processes may hold
-    different numbers of texts, as long as each has one.
+    different numbers of texts, as long as each has one; all go through the model equally often, since a model whose
+    weights lie in parts on several processes gathers them in every pass.
 
     Args:
         encode: Texts, tokens, whatever a group holds -> (n, dim) rows, for one chunk of one group. It has to give the
@@ -55,6 +58,7 @@ def cached_backward(
         chunk: How many inputs to embed at once.
         no_sync: Entered around the graph of every chunk but the last, so that DistributedDataParallel averages the
             gradients once.
+        backward: Takes a chunk's scalar and sends its gradient back; DeepSpeed's engine wants its own.
 
     Returns:
         The loss on the joined batch, detached.
@@ -62,16 +66,19 @@ def cached_backward(
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; at least one input has to be embedded at once")
     counts = _counts_by_process(groups)  # asked before any work, so that all processes fail together
-    chunks = [(g, start) for g, group in enumerate(groups) for start in range(0, len(group), chunk)]
+    chunks = [group[start : start + chunk] for group in groups for start in range(0, len(group), chunk)]
+    most = max(sum(math.ceil(count / chunk) for count in of_rank) for of_rank in counts)
+    idle = most - len(chunks)  # passes without a gradient, made because others make more
+    chunks = [chunks[0][:1]] * idle + chunks
 
     states, parts = [], []
     with torch.no_grad():
-        for g, start in chunks:
+        for inputs in chunks:
             states.append(_random_state())
-            parts.append(_rows(encode, groups[g][start : start + chunk]))
-    rows = torch.cat(parts)  # (all inputs here, dim)
+            parts.append(_rows(encode, inputs))
+    rows = torch.cat(parts[idle:])  # (all inputs here, dim)
 
-    gradients: list[Tensor] = []
+    gradients = [torch.zeros_like(part) for part in parts[:idle]]
     own = torch.split(rows, [len(group) for group in groups])
     joined = [_joined(part, [of_rank[g] for of_rank in counts]).requires_grad_() for g, part in enumerate(own)]
     with torch.enable_grad():
@@ -86,13 +93,13 @@ def cached_backward(
     gradients = [gradient for gradient in gradients if len(gradient)]  # torch.split gives an empty group an empty piece
 
     ended = _random_state()
-    for n, (g, start) in enumerate(chunks):
+    for n, inputs in enumerate(chunks):
         with torch.enable_grad(), no_sync() if n < len(chunks) - 1 else nullcontext():
             # In an autocast around the whole call, weights cast without a graph would be used again here
             # (pytorch/pytorch issue 112583): no gradient, no word.
             torch.clear_autocast_cache()
             _set_random_state(states[n])
-            again = _rows(encode, groups[g][start : start + chunk])
+            again = _rows(encode, inputs)
             if not again.requires_grad:
                 raise ValueError(
                     "encode gives rows without a graph, so nothing would be trained; let parameters require a "
@@ -100,7 +107,7 @@ def cached_backward(
                     'call enable_input_require_grads() and checkpoint with {"use_reentrant": False}'
                 )
             with _no_autocast(rows):
-                torch.autograd.backward((again * gradients[n]).sum())
+                backward((again * gradients[n]).sum())
     _set_random_state(ended)
     return value.detach()
 

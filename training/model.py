@@ -8,12 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from searchkit.conventions import conventions_of
 from searchkit.embedder import Embedder, find_model
 from searchkit.prompts import E5_TEMPLATE
 from searchkit.runtime_onnx import MODEL_FILE
-from searchkit.runtime_torch import TorchRuntime
+from searchkit.runtime_torch import BASE_CONFIG, TorchRuntime, is_decoder, sees_ahead
 from searchkit.training.config import TrainConfig
 from searchkit.training.export import unpack
+
+# What config.json has to say. transformers asks `is_decoder` of encoders such as BERT and, from 5.2 on, `is_causal` of
+# decoders; sentence-transformers goes by the same file.
+ATTENTION: dict[str, dict[str, bool]] = {
+    "causal": {"is_causal": True, "is_decoder": True},
+    "bidirectional": {"is_causal": False, "is_decoder": False},
+}
 
 _POOLING_NAMES = {"last": "lasttoken", "cls": "cls", "mean": "mean", "weighted-mean": "weightedmean", "max": "max"}
 _OLD_POOLING_KEYS = {
@@ -25,34 +33,60 @@ _OLD_POOLING_KEYS = {
 }
 
 
-def prepare(config: TrainConfig, work: Path) -> Embedder:
-    """The base model as an embedder whose weights, in float32, can be trained.
+def lay_out(config: TrainConfig, work: Path) -> None:
+    """Write into `work` what of the base's files has to differ: unpacked weights, a config.json of another attention.
+
+    Of several processes one calls this, before any of them calls `prepare`.
 
     Args:
-        config: Names the base, and how its pooling, attention and length differ from the base's own.
-        work: Folder for a copy of the base where its files must differ.
+        config: As for `prepare`.
+        work: Folder for the files; what it held is gone.
     """
+    shutil.rmtree(work, ignore_errors=True)
     folder, _ = find_model(config.base)
     if (folder / MODEL_FILE).is_file():
         unpack(folder, work / "unpacked")
         folder = work / "unpacked"
-    if config.causal:
-        folder = _causal_copy(folder, work / "causal")
-    embedder = Embedder(folder, dtype="float32")
-    conventions = embedder.conventions
+    if config.attention:
+        base = work / "base"
+        base.mkdir(parents=True)
+        for file in folder.iterdir():
+            (base / file.name).symlink_to(file.resolve())
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (base / "config.json").unlink()
+        _write(base / "config.json", {**values, **ATTENTION[config.attention], "use_cache": False})
+
+
+def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Embedder:
+    """The base model as an embedder whose weights, in float32, can be trained.
+
+    Args:
+        config: Names the base, and how its pooling, attention and length differ from the base's own.
+        work: Where `lay_out` wrote.
+        device: Where the weights go; None takes the best there is.
+
+    Raises:
+        ValueError: The model does not attend as it is asked to.
+    """
+    from transformers import AutoConfig
+
+    folder, name = find_model(config.base)
+    if (folder / MODEL_FILE).is_file():
+        folder = work / "unpacked"
+    # Known by the base's name, not the copy's; and another attention brings no other pooling along.
+    known_as = Path(name).name if Path(name).is_absolute() else name
+    conventions = conventions_of(folder, known_as, decoder=is_decoder(AutoConfig.from_pretrained(folder)))
+    if config.attention:
+        folder = work / "base"
+    embedder = Embedder(folder, dtype="float32", device=device, conventions=conventions)
+    if config.attention and sees_ahead(torch_model(embedder)) != (config.attention == "bidirectional"):
+        raise ValueError(
+            f"{type(torch_model(embedder)).__name__} does not become {config.attention} in this version of "
+            "transformers; leave its attention as it is, or take another base"
+        )
     longest = min(config.max_length, embedder.runtime.longest or config.max_length)
     embedder.conventions = replace(conventions, pooling=config.pooling or conventions.pooling, max_length=longest)
     return embedder
-
-
-def _causal_copy(folder: Path, copy: Path) -> Path:
-    """The same model with a config that says decoder; in transformers that masks what comes after a token."""
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(folder, copy)
-    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
-    config.update(is_decoder=True, use_cache=False)
-    (copy / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    return copy
 
 
 def attach_lora(model: Any, rank: int, alpha: int | None) -> Any:
@@ -105,7 +139,15 @@ def trainable(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def save(embedder: Embedder, out: Path, *, card: str, default_instruction: str | None, dims: tuple[int, ...]) -> None:
+def save(
+    embedder: Embedder,
+    out: Path,
+    *,
+    card: str,
+    default_instruction: str | None,
+    dims: tuple[int, ...],
+    attention: str | None = None,
+) -> None:
     """Write a folder that loads here and in sentence-transformers: weights, tokenizer, pooling, prompts, card.
 
     Adapters are merged into the weights, and kept beside them in ``adapter/``.
@@ -116,17 +158,18 @@ def save(embedder: Embedder, out: Path, *, card: str, default_instruction: str |
         card: Text of README.md.
         default_instruction: What a query without an instruction is given from now on; None gives it none.
         dims: Matryoshka widths it was trained for.
+        attention: A key of :data:`ATTENTION` if it is not the base's own, which the adapter has to say then.
     """
     model: Any = torch_model(embedder)
     conventions = embedder.conventions
     out.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(out / "adapter")
+        if attention:
+            _write(out / "adapter" / BASE_CONFIG, ATTENTION[attention])
         model = model.merge_and_unload()
     model.save_pretrained(out)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        if (embedder.folder / name).is_file():
-            shutil.copy2(embedder.folder / name, out / name)
+    _save_tokenizer(embedder, out)
     kinds = ("Transformer", "Pooling", "Normalize")
     modules = [
         {
@@ -153,6 +196,30 @@ def save(embedder: Embedder, out: Path, *, card: str, default_instruction: str |
         settings["matryoshka_dims"] = sorted({*dims, embedder.dim})
     _write(out / "config_sentence_transformers.json", settings)
     (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save_tokenizer(embedder: Embedder, out: Path) -> None:
+    """The tokenizer's files, changed where the model is used with marks around a text that it does not put there."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (embedder.folder / name).is_file():
+            shutil.copy2(embedder.folder / name, out / name)
+    tokenizer = embedder.runtime.tokenizer
+    probe = "a b"
+    bare, framed = tokenizer.encode(probe, add_special_tokens=False).ids, embedder.tokenize([probe])[0]
+    if tokenizer.encode(probe, add_special_tokens=True).ids == framed:
+        return
+    from tokenizers.processors import TemplateProcessing
+
+    start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+    ends = framed[:start], framed[start + len(bare) :]
+    head, tail = ([str(tokenizer.id_to_token(id)) for id in ids] for ids in ends)
+    marks = [(mark, tokenizer.token_to_id(mark)) for mark in {*head, *tail}]
+    tokenizer.post_processor = TemplateProcessing(single=[*head, "$A", *tail], special_tokens=marks)
+    tokenizer.save(str(out / "tokenizer.json"))
+    file = out / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    # Tokenizers of the Llama kind go by this and not by tokenizer.json.
+    _write(file, {**settings, "add_eos_token": tail[-1:] == [str(settings.get("eos_token"))]})
 
 
 def _write(file: Path, value: Any) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import random
 import shutil
 import tempfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from searchkit.corpus import read_corpus
-from searchkit.embedder import Embedder
+from searchkit.embedder import Embedder, find_model
 from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate
 from searchkit.judgements import read_beir_split
@@ -30,70 +34,63 @@ from searchkit.prompts import find_task, format_query
 from searchkit.ranking import SearchOptions
 from searchkit.runtime_torch import choose_dtype
 from searchkit.training.config import TrainConfig
-from searchkit.training.contamination import find_leaks
+from searchkit.training.contamination import Evaluation
 from searchkit.training.dataset import Batch, Batches, Example, Source, read_examples
 from searchkit.training.gradcache import cached_backward, gather_list
+from searchkit.training.log import Leaking, TrainLog, TrainReport
 from searchkit.training.loss import distillation, info_nce, matryoshka
-from searchkit.training.model import attach_lora, prepare, save, torch_model, trainable
+from searchkit.training.model import attach_lora, lay_out, prepare, save, torch_model, trainable
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TrainReport:
-    """What a run did and found."""
-
-    steps: int = 0
-    examples: int = 0
-    refused: int = 0
-    leaks: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    trainable: int = 0
-    peak_memory_mib: float = 0.0
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    dev: list[tuple[int, float]] = field(default_factory=list)
 
 
 def train(
     config: TrainConfig,
     *,
     allow_leaks: bool = False,
+    on_leaks: Callable[[list[Leaking]], None] | None = None,
     on_step: Callable[[TrainReport, int], None] | None = None,
 ) -> TrainReport:
     """Train `config.base` on `config.sources` and write `config.out`; goes on from the last checkpoint found there.
 
+    Under `accelerate launch` every process calls this; the first one writes, reports and calls back, the others work
+    along and wait.
+
     Args:
         config: The run.
         allow_leaks: Train although texts of the dev set are among the examples.
+        on_leaks: Called before training with what every source shares with the dev set, if there is one.
         on_step: Called after every step with the report so far and the number of steps planned.
 
     Raises:
         ValueError: Bad data, a leak, or settings that do not go together; the message says what to do.
     """
-    from accelerate import Accelerator
-    from accelerate.utils import set_seed
+    accelerator = _accelerator(config)
+    out, report = Path(config.out), TrainReport(process=accelerator.process_index)
+    with accelerator.main_process_first():
+        resumable = _check_out(out, config)
+    if accelerator.is_main_process:
+        lay_out(config, out / "work")
+    examples = _read(config, out, report)
+    if on_leaks and config.dev and accelerator.is_main_process:
+        on_leaks(report.leaks)
+    _refuse_leaks(config, report, allow_leaks)
+    accelerator.wait_for_everyone()
 
-    out = Path(config.out)
-    resumable = _check_out(out, config)
-    report = TrainReport()
-    examples = _read(config, out, report, allow_leaks)
-    set_seed(config.seed)
-    on_cpu = not torch.cuda.is_available()
-    precision = choose_dtype("cpu" if on_cpu else "cuda") if config.precision == "auto" else config.precision
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no", cpu=on_cpu)
-
-    embedder = prepare(config, out / "work")
+    sharded = accelerator.distributed_type in ("FSDP", "DEEPSPEED")
+    embedder = _trainable(config, "cpu" if sharded else str(accelerator.device))
     runtime: Any = embedder.runtime
-    runtime.model = _make_trainable(torch_model(embedder), config)
     report.trainable = trainable(runtime.model)
-    teacher = Embedder(config.teacher, dtype="float32") if config.teacher else None
+    teacher = Embedder(config.teacher, dtype="float32", device=str(accelerator.device)) if config.teacher else None
 
-    batches = Batches(examples, config.batch_size, seed=config.seed, negatives_per_query=config.negatives_per_query)
+    batches = Batches(
+        examples, config.batch_size, seed=config.seed, negatives_per_query=config.negatives_per_query,
+        smallest_batch=max(2, accelerator.num_processes),  # every process needs an example of each
+    )  # fmt: skip
     planned = sum(len(batches.epoch(number)) for number in range(config.epochs))
     planned = min(planned, config.max_steps or planned)
     parameters = [parameter for parameter in runtime.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     warmup = min(config.warmup_steps, max(1, planned // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, warmup=warmup, planned=planned))
     runtime.model, optimizer, schedule = accelerator.prepare(runtime.model, optimizer, schedule)
@@ -101,38 +98,80 @@ def train(
 
     if resumable:
         accelerator.load_state(str(resumable))
-        state = json.loads((resumable / "report.json").read_text())
-        report = TrainReport(**{**state, "losses": _pairs(state["losses"]), "dev": _pairs(state["dev"])})
+        report.restore(json.loads((resumable / "report.json").read_text()))
         logger.info("going on from step %d", report.steps)
     began, done_before = time.monotonic(), report.seconds
-    log = (out / "log.jsonl").open("a", encoding="utf-8")
-    for batch in _from_step(batches, config.epochs, report.steps):
-        if report.steps >= planned:
-            break
-        runtime.model.train()
-        loss = _step(batch, embedder, teacher, config, accelerator, report, parameters)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        report.steps += 1
-        report.seconds = done_before + time.monotonic() - began
-        report.peak_memory_mib = _peak_memory()
-        report.losses.append((report.steps, loss))
-        log.write(json.dumps({"step": report.steps, "loss": loss, "tokens": report.tokens}) + "\n")
-        log.flush()
-        if config.dev and config.evaluate_every and report.steps % config.evaluate_every == 0:
+    with TrainLog(out, report, writes=accelerator.is_main_process) as log:
+        for batch in _from_step(batches, config.epochs, report.steps):
+            if report.steps >= planned:
+                break
+            rate = schedule.get_last_lr()[0]
+            runtime.model.train()
+            loss, norm = _step(batch, embedder, teacher, config, accelerator, report)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            report.steps += 1
+            report.seconds = done_before + time.monotonic() - began
+            report.peak_memory_mib = _peak_memory()
+            report.losses.append((report.steps, loss))
+            log.step(report, learning_rate=rate, gradient_norm=norm)
+            if config.dev and config.evaluate_every and report.steps % config.evaluate_every == 0:
+                _evaluate(embedder, config, report)
+                log.evaluated(report)
+            if on_step and accelerator.is_main_process:
+                on_step(report, planned)
+            if config.checkpoint_every and report.steps % config.checkpoint_every == 0:
+                _checkpoint(accelerator, out, report)
+        if config.dev and (not report.dev or report.dev[-1][0] != report.steps):
             _evaluate(embedder, config, report)
-        if on_step:
-            on_step(report, planned)
-        if config.checkpoint_every and report.steps % config.checkpoint_every == 0:
-            _checkpoint(accelerator, out, report)
-    log.close()
-    runtime.model = accelerator.unwrap_model(runtime.model)
-    if config.dev and (not report.dev or report.dev[-1][0] != report.steps):
-        _evaluate(embedder, config, report)
+        log.evaluated(report)
+    weights = accelerator.get_state_dict(runtime.model) if sharded else None
     if accelerator.is_main_process:
+        if weights is None:
+            runtime.model = accelerator.unwrap_model(runtime.model)
+        else:
+            embedder = _trainable(config, "cpu")
+            torch_model(embedder).load_state_dict(weights)
         _finish(embedder, config, report, examples)
+    accelerator.wait_for_everyone()
     return report
+
+
+def _accelerator(config: TrainConfig) -> Any:
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs, set_seed
+
+    set_seed(config.seed)
+    on_cpu = not torch.cuda.is_available()
+    precision = choose_dtype("cpu" if on_cpu else "cuda") if config.precision == "auto" else config.precision
+    accelerator = Accelerator(
+        mixed_precision="bf16" if precision == "bfloat16" else "no",
+        cpu=on_cpu,
+        # A step takes one batch of all processes together, and so one step of the schedule.
+        step_scheduler_with_optimizer=False,
+        # The others wait while the first one writes a large model.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+    )
+    if accelerator.state.deepspeed_plugin is not None:
+        from transformers.integrations import unset_hf_deepspeed_config
+
+        share = math.ceil(config.batch_size / accelerator.num_processes)
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
+        # Or transformers would load every model in parts from now on, the teacher's and the finished one's too.
+        unset_hf_deepspeed_config()
+    return accelerator
+
+
+def _trainable(config: TrainConfig, device: str) -> Embedder:
+    """The base, ready to train; the same weights in every process, those of new adapters too."""
+    from accelerate.utils import set_seed
+
+    set_seed(config.seed)
+    embedder = prepare(config, Path(config.out) / "work", device=device)
+    runtime: Any = embedder.runtime
+    runtime.model = _make_trainable(torch_model(embedder), config)
+    return embedder
 
 
 def _step(
@@ -142,21 +181,26 @@ def _step(
     config: TrainConfig,
     accelerator: Any,
     report: TrainReport,
-    parameters: list[Any],
-) -> float:
-    """Add one batch's gradient; returns its loss."""
+) -> tuple[float, float]:
+    """Add one batch's gradient; returns its loss and the gradient's norm before it was clipped."""
     # Similar lengths side by side, so that a chunk holds little padding; of several processes each takes its share.
     order = sorted(range(len(batch)), key=lambda i: len(batch.examples[i].positive))
-    order = order[accelerator.process_index :: accelerator.num_processes]
-    batch = Batch(tuple(batch.examples[i] for i in order), tuple(batch.negatives[i] for i in order))
-    joined = Batch(tuple(gather_list(batch.examples)), tuple(gather_list(batch.negatives)))
-    duplicates = torch.from_numpy(joined.duplicates()).to(accelerator.device)
-    draw = random.Random(f"{config.seed}/{report.steps}/{accelerator.process_index}")
-    told = [draw.random() < config.instructed for _ in batch.examples]
+    draw = random.Random(f"{config.seed}/{report.steps}")
+    told_of = [draw.random() < config.instructed for _ in order]  # by example, whoever takes it
+    shares = [order[rank :: accelerator.num_processes] for rank in range(accelerator.num_processes)]
+    duplicates = torch.from_numpy(batch.part([i for share in shares for i in share]).duplicates())
+    duplicates = duplicates.to(accelerator.device)
+    order = shares[accelerator.process_index]
+    batch, told = batch.part(order), [told_of[i] for i in order]
     queries = [_query(example, embedder, use) for example, use in zip(batch.examples, told, strict=True)]
     passages = [embedder.conventions.document_prefix + text for text in batch.passages()]
     groups = [embedder.tokenize(texts) for texts in (queries, passages[: len(batch)], passages[len(batch) :])]
-    report.tokens += sum(len(ids) for group in groups for ids in group)
+    report.tokens += sum(gather_list([sum(len(ids) for group in groups for ids in group)]))
+    # A teacher that heeds no instruction must not teach the instructed what contrast teaches them.
+    apart = [
+        bool(config.contrast and use and example.instruction) for example, use in zip(batch.examples, told, strict=True)
+    ]
+    follows = torch.tensor(gather_list(apart), dtype=torch.bool, device=accelerator.device)
     taught = None if teacher is None else _taught(batch, told, teacher).to(accelerator.device)
 
     def encode(tokens: Sequence[list[int]]) -> Tensor:
@@ -177,17 +221,32 @@ def _step(
             else:
                 value = value + config.contrast * contrast(found, others)
         if taught is not None:
-            value = value + distillation(torch.cat([found, others]), taught, weight=config.teacher_weight)
+            value = value + _from_teacher(torch.cat([found, others]), taught, follows, config.teacher_weight)
         return value
 
+    model = torch_model(embedder)
     if sum(map(len, groups)) <= config.chunk and accelerator.num_processes == 1:
         result = loss(*(encode(group) for group in groups))
-        result.backward()  # type: ignore[no-untyped-call]
+        accelerator.backward(result)
     else:
-        no_sync = partial(accelerator.no_sync, torch_model(embedder))
-        result = cached_backward(encode, groups, loss, chunk=config.chunk, no_sync=no_sync)
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    return float(result.detach())
+        no_sync = partial(_no_sync, accelerator, model)
+        result = cached_backward(
+            encode, groups, loss, chunk=config.chunk, no_sync=no_sync, backward=accelerator.backward
+        )
+    norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of weights in parts
+    return float(result.detach()), math.nan if norm is None else float(norm)
+
+
+@contextmanager
+def _no_sync(accelerator: Any, model: Any) -> Iterator[None]:
+    """Keep gradients to the process, and DeepSpeed from stepping."""
+    with accelerator.no_sync(model):
+        accelerator.sync_gradients = False
+        try:
+            yield
+        finally:
+            accelerator.sync_gradients = True
 
 
 def _query(example: Example, embedder: Embedder, told: bool) -> str:
@@ -204,20 +263,39 @@ def _taught(batch: Batch, told: list[bool], teacher: Embedder) -> Tensor:
     not trained for instructions half follows them and is half confused by them (see docs/built-in-model.md).
     """
     plain = torch.from_numpy(teacher.encode_queries([example.query for example in batch.examples], ""))
+    by_instruction: dict[str, list[int]] = {}
     for i, (example, use) in enumerate(zip(batch.examples, told, strict=True)):
         if use and example.instruction:
-            plain[i] += torch.from_numpy(teacher.encode_queries([example.query], example.instruction)[0])
+            by_instruction.setdefault(example.instruction, []).append(i)
+    for instruction, rows in by_instruction.items():
+        queries = [batch.examples[i].query for i in rows]
+        plain[rows] += torch.from_numpy(teacher.encode_queries(queries, instruction))
     passages = torch.from_numpy(teacher.encode_passages(batch.passages()))
     groups = (F.normalize(plain, dim=-1), passages[: len(batch)], passages[len(batch) :])
-    return torch.stack([row for group in groups for row in gather_list(list(group))])
+    return torch.cat([part for group in groups for part in gather_list([group])])
 
 
-def _read(config: TrainConfig, out: Path, report: TrainReport, allow_leaks: bool) -> list[tuple[Source, list[Example]]]:
-    """All examples in memory, bad rows written aside, and none of them from the dev set."""
+def _from_teacher(rows: Tensor, taught: Tensor, follows: Tensor, weight: float) -> Tensor:
+    """The teacher's part of the loss.
+
+    Args:
+        rows: (n, dim) queries, then passages.
+        taught: (n, dim) the teacher's.
+        follows: (queries,) bool, those that learn from contrast what their instruction wants. They are kept near the
+            teacher (two thirds of the weight), but out of the similarities that are to be the teacher's.
+        weight: Of the cosine.
+    """
+    apart = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    apart[: len(follows)] = follows
+    near = 2 / 3 * weight * (1 - (rows[apart] * taught[apart]).sum(1)).sum() / len(rows)
+    return near + distillation(rows[~apart], taught[~apart], weight=weight)
+
+
+def _read(config: TrainConfig, out: Path, report: TrainReport) -> list[tuple[Source, list[Example]]]:
+    """All examples in memory, bad rows written aside; what they share with the dev set goes into the report."""
     found = []
     given = _instructions(config.instructions)
-    out.mkdir(parents=True, exist_ok=True)
-    with Rejects(out / "rejects.jsonl") as rejects:
+    with Rejects(out / "rejects.jsonl" if report.process == 0 else Path(os.devnull)) as rejects:
         for text in config.sources:
             source = Source.parse(text)
             found.append((source, [_told(example, given) for example in read_examples(source.path, rejects=rejects)]))
@@ -225,21 +303,22 @@ def _read(config: TrainConfig, out: Path, report: TrainReport, allow_leaks: bool
     report.examples = sum(len(examples) for _, examples in found)
     if config.dev:
         folder, split = _dev(config.dev)
-        queries, _ = read_beir_split(folder, split)
+        evaluation = Evaluation(read_beir_split(folder, split)[0], read_corpus(folder))
         for source, examples in found:
-            leaks = find_leaks(examples, queries, read_corpus(folder))
-            report.leaks += len(leaks.questions)
-            logger.info(
-                "%s and %s share %d queries, %d documents, %d texts of a few words",
-                source.path, config.dev, len(leaks.questions), len(leaks.documents), len(leaks.low_entropy),
-            )  # fmt: skip
-            if leaks.questions and not allow_leaks:
-                raise ValueError(
-                    f"{source.path} shares {len(leaks.questions)} queries with {config.dev}, so a score there would "
-                    f"mean nothing; such as {leaks.questions.samples[0].text!r}. Take them out, or go on "
-                    "with --allow-leaks"
-                )
+            leaks = evaluation.find_leaks(examples)
+            first = leaks.questions.samples[0].text if leaks.questions else None
+            questions, documents, few = map(len, (leaks.questions, leaks.documents, leaks.low_entropy))
+            report.leaks.append(Leaking(str(source.path), len(examples), questions, documents, few, sample=first))
     return found
+
+
+def _refuse_leaks(config: TrainConfig, report: TrainReport, allow_leaks: bool) -> None:
+    for leaking in report.leaks:
+        if leaking.questions and not allow_leaks:
+            raise ValueError(
+                f"{leaking.source} shares {leaking.questions} queries with {config.dev}, so a score there would "
+                f"mean nothing; such as {leaking.sample!r}. Take them out, or go on with --allow-leaks"
+            )
 
 
 def _instructions(file: str | None) -> dict[str, list[str]]:
@@ -270,7 +349,9 @@ def _make_trainable(model: Any, config: TrainConfig) -> Any:
         enable({"use_reentrant": False})
         model.enable_input_require_grads()
     if config.lora_rank:
-        return attach_lora(model, config.lora_rank, config.lora_alpha)
+        model = attach_lora(model, config.lora_rank, config.lora_alpha)
+        model.peft_config["default"].base_model_name_or_path = find_model(config.base)[1]
+        return model
     for parameter in model.get_input_embeddings().parameters():
         parameter.requires_grad = False  # a small set would bend the words it has away from those it lacks
     for name, parameter in model.named_parameters():
@@ -320,10 +401,13 @@ def _checkpoint(accelerator: Any, out: Path, report: TrainReport) -> None:
     """A folder to resume from; complete before it gets its name, and the older one goes only then."""
     place = out / "checkpoints"
     final, staging = place / f"step-{report.steps:07d}", place / "unfinished"
-    shutil.rmtree(staging, ignore_errors=True)
-    accelerator.save_state(str(staging))
     if accelerator.is_main_process:
-        (staging / "report.json").write_text(json.dumps(report.__dict__))
+        shutil.rmtree(staging, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(staging))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (staging / "report.json").write_text(json.dumps(asdict(report)))
         staging.rename(final)
         for old in place.glob("step-*"):
             if old != final:
@@ -350,21 +434,31 @@ def _finish(
     embedder: Embedder, config: TrainConfig, report: TrainReport, examples: list[tuple[Source, list[Example]]]
 ) -> None:
     out = Path(config.out)
-    counts: dict[str, int] = {}
-    for _, found in examples:
-        for example in found:
-            if example.instruction:
-                counts[example.instruction] = counts.get(example.instruction, 0) + 1
-    default = max(counts, key=counts.__getitem__) if counts and config.instructed == 1 else None
+    told = [example.instruction for _, found in examples for example in found]
+    # A model that was never without an instruction needs one; one that also learnt to do without does not.
+    default = Counter(told).most_common(1)[0][0] if all(told) and config.instructed == 1 else None
     default = embedder.conventions.default_instruction or default
-    save(embedder, out, card=_card(config, report), default_instruction=default, dims=config.matryoshka)
+    save(
+        embedder, out, card=_card(config, report), default_instruction=default, dims=config.matryoshka,
+        attention=config.attention,
+    )  # fmt: skip
     shutil.rmtree(out / "work", ignore_errors=True)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+_ATTENTION_NOTES = {
+    "causal": "Attention is causal (`is_decoder: true` in `config.json`), which the base's is not.",
+    "bidirectional": (
+        "Attention is bidirectional: every token sees the whole text (`is_causal: false` in `config.json`). "
+        "transformers before 5.2 takes no notice of that and gives other vectors; searchkit refuses to."
+    ),
+}
 
 
 def _card(config: TrainConfig, report: TrainReport) -> str:
     dev = "\n".join(f"| {step} | {value:.4f} |" for step, value in report.dev) or "| - | not measured |"
     sources = "\n".join(f"- `{Path(source).name}`" for source in config.sources)
+    note = _ATTENTION_NOTES[config.attention] + "\n\n" if config.attention else ""
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -373,7 +467,7 @@ pipeline_tag: sentence-similarity
 
 Trained from `{config.base}` by `searchkit train`; every setting is in `training.json`.
 
-Data, {report.examples} examples ({report.refused} rows refused):
+{note}Data, {report.examples} examples ({report.refused} rows refused):
 {sources}
 
 {report.steps} steps of {config.batch_size} queries, {report.tokens} tokens, {report.trainable} weights trained,
@@ -384,11 +478,24 @@ nDCG@10 on `{config.dev or "no dev set"}`:
 | step | nDCG@10 |
 |---|---|
 {dev}
+{_leak_table(config, report)}"""
+
+
+def _leak_table(config: TrainConfig, report: TrainReport) -> str:
+    if not config.dev:
+        return ""
+    rows = "\n".join(
+        f"| `{Path(row.source).name}` | {row.examples} | {row.questions} | {row.documents} | {row.low_entropy} |"
+        for row in report.leaks
+    )
+    return f"""
+Examples that share text with `{config.dev}`, letter for letter but for case and spacing: its queries, its documents,
+or texts of so few words that it may be chance.
+
+| file | examples | queries | documents | few words |
+|---|---|---|---|---|
+{rows}
 """
-
-
-def _pairs(values: list[Any]) -> list[tuple[int, float]]:
-    return [(int(step), float(value)) for step, value in values]
 
 
 def _peak_memory() -> float:
@@ -397,9 +504,3 @@ def _peak_memory() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def moving_average(losses: list[tuple[int, float]], span: int = 20) -> float:
-    """The mean of the last losses, for showing; NaN before the first."""
-    last = [value for _, value in losses[-span:]]
-    return sum(last) / len(last) if last else math.nan

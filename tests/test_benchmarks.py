@@ -1,0 +1,78 @@
+"""The measuring scripts run, on models small enough for it; what they measure here means nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import build_model
+
+from searchkit.embedder import Embedder
+from searchkit.engine import SearchEngine
+from searchkit.evaluate import evaluate
+from searchkit.judgements import read_beir_split
+from searchkit.records import Document
+
+SCRIPTS = Path(__file__).parent / "benchmarks"
+
+
+def run(name: str, *arguments: object) -> dict[str, Any]:
+    """What a script prints, from a process of its own."""
+    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_the_7b_script_runs_in_small() -> None:
+    found = run("train_7b.py", "--tiny")
+    training, linear = found["training"], 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)  # two layers' weights
+    assert training["weights_trained"] == 2 * 16 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96))
+    assert len(training["losses"]) == 2
+    operations = 2 * linear + 2 * 2 * 64 * 24  # a token's, in texts of 24 tokens
+    wanted = 2 * operations * training["tokens_per_second"] / (found["peak_tflops"]["value"] * 1e12)
+    assert training["utilisation"] == pytest.approx(wanted)
+    assert found["embedding"]["documents_per_second"] > 0
+
+
+def test_the_7b_script_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["train_7b.py"])
+    runpy.run_path(str(SCRIPTS / "train_7b.py"), run_name="__main__")  # and does not exit with a failure
+    assert "needs a CUDA GPU" in capsys.readouterr().out
+
+
+def test_training_does_what_sentence_transformers_does(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="sentence-transformers' trainer needs datasets")
+    model = build_model(tmp_path / "bert", "bert")
+    sizes = {"--batch-size": 8, "--chunk": 3, "--max-length": 32, "--steps": 3, "--rounds": 1}
+    found = run("train.py", "--model", model, *(part for size in sizes.items() for part in size))
+    assert found["same"] == {"weights": True, "tokens": True, "loss": True}
+    ours, theirs = found["losses"].values()
+    assert ours == pytest.approx(theirs, abs=1e-3)  # of later steps too: the gradients are the same
+
+
+def test_the_default_fusion_scores_as_the_engine_does(
+    tmp_path: Path, embedder: Embedder, documents: list[Document]
+) -> None:
+    (tmp_path / "qrels").mkdir()
+    queries = {"q1": "yeast in bread", "q2": "the sun", "q3": "a loan and its interest"}
+    lines = [json.dumps({"_id": id, "text": text}) for id, text in queries.items()]
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines))
+    (tmp_path / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\t1\t2\nq2\t12\t1\nq3\t23\t1\n")
+    measure = runpy.run_path(str(SCRIPTS / "fusion.py"))["measure"]
+    with SearchEngine.create(tmp_path / "index", model=embedder) as engine:
+        engine.add(documents)
+        found = measure(engine, tmp_path, "dev")
+        wanted = evaluate(engine, *read_beir_split(tmp_path, "dev"))
+    wanted_by_mode = {evaluation.mode: evaluation.metrics["ndcg@10"] for evaluation in wanted}
+    assert found["dense alone"] == wanted_by_mode["dense"]
+    assert found["BM25 alone"] == wanted_by_mode["lexical"]
+    assert found["weighted, exact similarity for every candidate"] == wanted_by_mode["hybrid"]
