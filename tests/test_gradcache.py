@@ -70,6 +70,33 @@ def test_gradients_equal_those_of_the_whole_batch(chunk: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 99])
+def test_inputs_of_like_size_share_a_chunk_and_the_loss_sees_none_of_it(chunk: int) -> None:
+    model, groups = mlp(), groups_of(5, 5, 0, 7)
+    weights, together = torch.arange(17.0), []
+
+    def loss(*rows: Tensor) -> Tensor:  # of each row another, so that their order matters
+        return contrast(*rows) + (weights @ torch.cat(rows).float()).square().sum()
+
+    def seen(inputs: Sequence[Tensor]) -> Tensor:
+        together.append([size(one) for one in inputs])
+        return encoder(model)(inputs)
+
+    def size(one: Tensor) -> int:
+        return int(100 * one[0])
+
+    plain = loss(*(encoder(model)(group) if group else torch.empty(0, 8).double() for group in groups))
+    plain.backward()
+    expected = gradients(model)
+    found = cached_backward(seen, groups, loss, chunk=chunk, size=size)
+    torch.testing.assert_close(found, plain.detach(), **CLOSE)
+    assert_same(gradients(model), expected, rtol=1e-6, atol=1e-6)
+    longest_first = [sorted(map(size, group), reverse=True) for group in groups]
+    assert together[: len(together) // 2] == [
+        group[start : start + chunk] for group in longest_first for start in range(0, len(group), chunk)
+    ]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 99])
 def test_dropout_falls_the_same_twice(chunk: int) -> None:
     model, groups = mlp(dropout=0.5), groups_of(5, 5, 7)
     encode = encoder(model)

@@ -29,6 +29,7 @@ def cached_backward(
     chunk: int,
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
     backward: Callable[[Tensor], object] = torch.autograd.backward,
+    size: Callable[[T], int] | None = None,
 ) -> Tensor:
     """Add to the parameters' ``.grad`` what ``loss(*map(encode, groups)).backward()`` would, in the memory of a chunk.
 
@@ -59,6 +60,8 @@ def cached_backward(
         no_sync: Entered around the graph of every chunk but the last, so that DistributedDataParallel averages the
             gradients once.
         backward: Takes a chunk's scalar and sends its gradient back; DeepSpeed's engine wants its own.
+        size: Of an input, such as ``len`` of its tokens: those of like size share a chunk, which saves padding. The
+            loss sees the order of the groups all the same. None fills chunks in that order.
 
     Returns:
         The loss on the joined batch, detached.
@@ -66,7 +69,12 @@ def cached_backward(
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; at least one input has to be embedded at once")
     counts = _counts_by_process(groups)  # asked before any work, so that all processes fail together
-    chunks = [group[start : start + chunk] for group in groups for start in range(0, len(group), chunk)]
+    orders = [_order(group, size) for group in groups]
+    chunks: list[Sequence[T]] = [
+        [group[i] for i in order[start : start + chunk]]
+        for group, order in zip(groups, orders, strict=True)
+        for start in range(0, len(order), chunk)
+    ]
     most = max(sum(math.ceil(count / chunk) for count in of_rank) for of_rank in counts)
     idle = most - len(chunks)  # passes without a gradient, made because others make more
     chunks = [chunks[0][:1]] * idle + chunks
@@ -79,7 +87,8 @@ def cached_backward(
     rows = torch.cat(parts[idle:])  # (all inputs here, dim)
 
     gradients = [torch.zeros_like(part) for part in parts[:idle]]
-    own = torch.split(rows, [len(group) for group in groups])
+    embedded = torch.split(rows, [len(group) for group in groups])
+    own = [part[torch.tensor(order).argsort()] for part, order in zip(embedded, orders, strict=True)]
     joined = [_joined(part, [of_rank[g] for of_rank in counts]).requires_grad_() for g, part in enumerate(own)]
     with torch.enable_grad():
         value = loss(*joined)
@@ -89,7 +98,8 @@ def cached_backward(
         first = sum(of_rank[g] for of_rank in counts[: _rank()])
         # Each process sends back its own rows' part of one gradient; the mean would divide their sum by how many
         # processes there are.
-        gradients.extend(torch.split(gradient[first : first + len(groups[g])] * len(counts), chunk))
+        mine = gradient[first : first + len(groups[g])][orders[g]]
+        gradients.extend(torch.split(mine * len(counts), chunk))
     gradients = [gradient for gradient in gradients if len(gradient)]  # torch.split gives an empty group an empty piece
 
     ended = _random_state()
@@ -122,6 +132,12 @@ def gather_list(values: Sequence[T]) -> list[T]:
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, list(values))
     return [value for of_rank in every for value in of_rank]
+
+
+def _order(group: Sequence[T], size: Callable[[T], int] | None) -> list[int]:
+    """The group's positions, the largest input first, so that too large a chunk shows at once."""
+    sizes = [size(one) if size else 0 for one in group]
+    return sorted(range(len(group)), key=sizes.__getitem__, reverse=True)
 
 
 def _counts_by_process(groups: Sequence[Sequence[T]]) -> list[list[int]]:

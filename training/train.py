@@ -154,12 +154,12 @@ def _accelerator(config: TrainConfig) -> Any:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
     if accelerator.state.deepspeed_plugin is not None:
-        from transformers.integrations import unset_hf_deepspeed_config
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         share = math.ceil(config.batch_size / accelerator.num_processes)
         accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
         # Or transformers would load every model in parts from now on, the teacher's and the finished one's too.
-        unset_hf_deepspeed_config()
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     return accelerator
 
 
@@ -183,7 +183,7 @@ def _step(
     report: TrainReport,
 ) -> tuple[float, float]:
     """Add one batch's gradient; returns its loss and the gradient's norm before it was clipped."""
-    # Similar lengths side by side, so that a chunk holds little padding; of several processes each takes its share.
+    # By length, so that of several processes each takes as many long ones.
     order = sorted(range(len(batch)), key=lambda i: len(batch.examples[i].positive))
     draw = random.Random(f"{config.seed}/{report.steps}")
     told_of = [draw.random() < config.instructed for _ in order]  # by example, whoever takes it
@@ -231,7 +231,7 @@ def _step(
     else:
         no_sync = partial(_no_sync, accelerator, model)
         result = cached_backward(
-            encode, groups, loss, chunk=config.chunk, no_sync=no_sync, backward=accelerator.backward
+            encode, groups, loss, chunk=config.chunk, no_sync=no_sync, backward=accelerator.backward, size=len
         )
     norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of weights in parts
