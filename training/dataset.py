@@ -254,10 +254,9 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Read FILE, FILE@RATIO, FILE@mixed or FILE@RATIO,mixed; an @ before anything else belongs to the file's name.
+        """Read FILE, FILE@RATIO, FILE@mixed or FILE@RATIO,mixed, such as "synthetic.jsonl@2,mixed".
 
-        Source.parse("pairs.jsonl.gz@0.5")
-        Source.parse("synthetic.jsonl@2,mixed")
+        An @ before anything else belongs to the file's name.
         """
         path, at, settings = text.rpartition("@")
         match settings.split(","):
