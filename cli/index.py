@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import model_options, note
+from searchkit.cli.shared import corpus_options, format_option, model_options, note
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
@@ -31,27 +31,13 @@ if TYPE_CHECKING:
 @click.option("--overlap", type=click.IntRange(0), help="Tokens neighbouring passages share. [default: an eighth]")
 @click.option("--language", help="Stemming and stop words for BM25, or none. [default: english]")
 @click.option(
-    "--kind",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "beir", "jsonl", "csv", "tsv", "parquet", "files"]),
-    help="What CORPUS is.",
+    "--recipe",
+    help="How to store the vectors once all are in: a name such as pq:48+rerank (see searchkit compress), or auto: the "
+    "smallest of some that finds 95 % of what exact search finds.",
 )
-@click.option("--id-field", default="id", show_default=True, help="Key or column of the id.")
-@click.option("--title-field", default="title", show_default=True, help="Key or column of the title.")
-@click.option("--text-field", default="text", show_default=True, help="Key or column of the text.")
-@click.option("--metadata-field", multiple=True, help="Keys or columns to keep beside. [default: all others]")
-@click.option("--encoding", default="utf-8", show_default=True, help="Of text, CSV and JSON lines.")
-@click.option(
-    "--on-error",
-    default="raise",
-    show_default=True,
-    type=click.Choice(["raise", "skip"]),
-    help="Stop at a bad row, or go on and write it to the rejects file.",
-)
-@click.option("--rejects", type=click.Path(dir_okay=False, path_type=Path), help="[default: INDEX.rejects.jsonl]")
-@click.option("--format", "output", default="text", show_default=True, type=click.Choice(["text", "json"]))
-def index(corpus: str, folder: Path | None, output: str, on_error: str, rejects: Path | None, **options: Any) -> None:
+@corpus_options
+@format_option
+def index(corpus: str, folder: Path | None, **options: Any) -> None:
     """Build an index from CORPUS, or go on where a stopped run left off.
 
     CORPUS is a BEIR folder, a .jsonl, .csv, .tsv or .parquet file, a folder of .txt, .md, .html and .pdf files, or -
@@ -61,24 +47,54 @@ def index(corpus: str, folder: Path | None, output: str, on_error: str, rejects:
         searchkit index papers/ --index papers.index
         zcat dump.jsonl.gz | searchkit index - --index dump.index --text-field body
     """
-    from searchkit.corpus import CorpusError, Fields, Rejects, estimate_documents, kind_of, read_corpus
+    from searchkit.corpus import kind_of
 
     folder = folder or _default_folder(corpus)
-    kind = kind_of(corpus, options["kind"])
+    made = not folder.exists()
+    recipe = options["recipe"]
+    with _engine(folder, kind_of(corpus, options["kind"]), options) as engine:
+        if recipe:
+            from searchkit.cli.compress import check_recipe, store_by
+
+            try:
+                check_recipe(engine, recipe)
+            except ValueError:
+                if made:
+                    shutil.rmtree(folder)
+                raise
+        add_corpus(engine, corpus, options, made=made)
+        if recipe:
+            store_by(engine, recipe)
+
+
+def add_corpus(
+    engine: SearchEngine, corpus: str, options: dict[str, Any], *, update: bool = False, made: bool = False
+) -> None:
+    """Add a corpus to an index that is open, show how far it is, and print what was done.
+
+    Args:
+        engine: The index.
+        corpus: As on the command line.
+        options: Those of `corpus_options` and `format_option`.
+        update: Replace documents whose content has changed.
+        made: The index is new, and of no use when nothing comes into it.
+    """
+    from searchkit.corpus import CorpusError, Fields, Rejects, estimate_documents, read_corpus
+
+    folder, skip = engine.store.folder, options["on_error"] == "skip"
     fields = Fields(
         options["id_field"], options["title_field"], options["text_field"], options["metadata_field"] or None
     )
-    rejects = rejects or folder.with_name(folder.name + ".rejects.jsonl")
-    refused = Rejects(rejects if on_error == "skip" else None)
-    made = not folder.exists()
-    with refused, _engine(folder, kind, options) as engine:
-        documents = read_corpus(
-            corpus, kind=options["kind"], fields=fields, rejects=refused, encoding=options["encoding"]
-        )
+    rejects = options["rejects"] or folder.with_name(folder.name + ".rejects.jsonl")
+    with Rejects(rejects if skip else None) as refused:
         try:
+            documents = read_corpus(
+                corpus, kind=options["kind"], fields=fields, rejects=refused, encoding=options["encoding"]
+            )
             with _Progress(estimate_documents(corpus, options["kind"])) as progress:
                 report = engine.add(
                     documents,
+                    update=update,
                     on_refused=lambda document, reason: refused.refuse(
                         document.place or f"id {document.id!r}", reason, {"id": document.id, "title": document.title}
                     ),
@@ -93,17 +109,18 @@ def index(corpus: str, folder: Path | None, output: str, on_error: str, rejects:
                 note(f"{kept} documents are in {folder}; the same command goes on from there")
             elif made:
                 shutil.rmtree(folder)  # an index of nothing would only puzzle
-            if isinstance(error, CorpusError) and on_error == "raise":
+            if isinstance(error, CorpusError) and not skip:
                 note("to go on without bad rows, and keep them in a file: --on-error skip")
             raise
-        total = len(engine)
-    report.refused = refused.count
-    if output == "json":
+        report.refused = refused.count
+    total = len(engine)
+    if options["output"] == "json":
         click.echo(json.dumps({"index": str(folder), "total": total, **asdict(report)}))
         return
     rate = f", {report.passages / report.seconds:.0f} passages/s" if report.passages else ""
+    new = f"{report.documents - report.updated} new" + (f" and {report.updated} replaced" if update else "")
     click.echo(
-        f"{folder}: {total} documents ({report.documents} new in {report.passages} passages, "
+        f"{folder}: {total} documents ({new} in {report.passages} passages, "
         f"{report.unchanged} there already) in {report.seconds:.1f} s{rate}"
     )
     if report.truncated:
@@ -112,7 +129,7 @@ def index(corpus: str, folder: Path | None, output: str, on_error: str, rejects:
             f"{engine.embedder.max_length} tokens: their ends are found by words (lexical, hybrid), not by meaning"
         )
     if report.refused:
-        where = f"; see {rejects}" if on_error == "skip" else " (empty ones of a published collection)"
+        where = f"; see {rejects}" if skip else " (empty ones of a published collection)"
         note(f"{report.refused} rows were left out{where}")
 
 

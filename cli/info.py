@@ -6,11 +6,14 @@ import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from searchkit.cli.shared import INDEX, readable_bytes
+
+if TYPE_CHECKING:
+    from searchkit.indexer.recipes import Plan
 
 _LIBRARIES = (
     "faiss-cpu",
@@ -23,6 +26,10 @@ _LIBRARIES = (
     "tantivy",
     "numpy",
 )
+_INTERNAL = {
+    "seal", "tombstones", "contents", "compacted", "lexical", "lexical_files", "next_row", "next_doc", "documents",
+    "passages",
+}  # fmt: skip
 
 
 @click.command()
@@ -44,6 +51,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
     with Store(folder) as store:
         documents, passages = store.counts()
+        deleted, _ = store.waiting()
         sizes, settings = store.sizes(), store.settings()
     total = sum(sizes.values())
     model = settings.pop("model")
@@ -51,12 +59,47 @@ def _index(folder: Path) -> dict[str, Any]:
         "index": str(folder.resolve()),
         "documents": documents,
         "passages": passages,
+        "deleted, waiting for compaction": deleted,
         "size": f"{readable_bytes(total)} ({readable_bytes(total / max(1, documents))} a document)",
+        "bytes a document": round(total / max(1, documents)),
         **{f"size of {name}": readable_bytes(size) for name, size in sizes.items()},
-        **settings,
+        **_storage(settings.pop("storage")),
+        **{name: value for name, value in settings.items() if name not in _INTERNAL},
         **{name if name == "model" else f"model {name}": value for name, value in model.items()},
         "computes in": _dtype(),
     }
+
+
+def _storage(storage: dict[str, Any]) -> dict[str, Any]:
+    """How vectors are stored, and how hard they are searched."""
+    from searchkit.indexer.recipes import RECIPES, Plan
+
+    plan = Plan(**storage["plan"])
+    recipe, tuning = RECIPES[plan.recipe], storage["tuning"]
+    depth = {"nprobe": "probes", "efSearch": "ef"}.get(recipe.tuned or "", "")
+    facts = {
+        "recipe": f"{plan.spelling} ({recipe.about})",
+        "code bytes a vector": code_bytes(plan),
+        "cells": plan.cells,
+        "exact vectors beside": "" if recipe.exact else "half precision" if storage["keep_vectors"] else "no",
+        depth: tuning.get(depth),
+        "candidates scored again, times k": tuning.get("rerank"),
+    }
+    return {name: value for name, value in facts.items() if name and value}
+
+
+def code_bytes(plan: Plan) -> int:
+    """Bytes that a vector's code takes in an index, without its graph, its row and what all vectors share."""
+    bits = (plan.dim + 7) // 8
+    return {
+        "flat": 4 * plan.dim,
+        "fp16": 2 * plan.dim,
+        "hnsw": 2 * plan.dim,
+        "int8": plan.dim,
+        "ivf-int8": plan.dim,
+        "rabitq": bits + 8,  # two float32 corrections
+        "binary": bits,
+    }.get(plan.recipe, plan.code)
 
 
 def _machine() -> dict[str, Any]:

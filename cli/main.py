@@ -14,12 +14,20 @@ _COMMANDS = {
     "demo": "See it work: index a small corpus, search it, evaluate it.",
     "index": "Build an index from a corpus, or go on building it.",
     "search": "Search an index.",
+    "add": "Add documents to an index.",
+    "update": "Replace documents of an index, and add new ones.",
+    "delete": "Delete documents from an index.",
+    "compact": "Free the space of deleted documents.",
+    "check": "Verify an index, and repair it.",
     "evaluate": "Measure an index against judgements.",
     "mine": "Find hard negatives for training examples.",
     "train": "Train an embedder on pairs of queries and passages.",
     "export": "Write a model for onnxruntime: small, quick to start, no torch.",
+    "compress": "Store vectors smaller: what each way costs, measured; and do it.",
     "info": "Show what is in an index, or what this machine offers.",
 }
+
+_MODULES = {"update": "add"}  # commands that live in the module of another
 
 
 class _Commands(click.Group):
@@ -31,7 +39,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"searchkit.cli.{name}"), name)
+        command: click.Command = getattr(import_module(f"searchkit.cli.{_MODULES.get(name, name)}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -33,6 +33,7 @@ _BATCH = 64
     help="How to rank.",
 )
 @fusion_options
+@click.option("--where", help="Only documents whose metadata match a filter, in JSON.")
 @click.option("--queries", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSONL or TSV.")
 @click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
 @model_options
@@ -46,6 +47,7 @@ def search(
     fusion: str,
     dense_weight: float,
     rrf_k: int,
+    where: str | None,
     file: Path | None,
     output: str,
     model: str | None,
@@ -59,14 +61,22 @@ def search(
     \b
         searchkit search papers.index "does vitamin D prevent flu" --task scifact -k 5
         searchkit search papers.index "..." --instruction "Given a claim, find documents that refute it"
+        searchkit search papers.index "vitamin D" --where '{"year": {"$gte": 2015}}'
         searchkit search papers.index --queries queries.jsonl --format json
     """
     if queries and file:
         raise click.UsageError("QUERIES and --queries exclude each other")
+    from searchkit.indexer.filters import parse_filter
     from searchkit.ranking import SearchOptions, as_mode
 
     instruction = instruction_of(task, instruction)
-    options = SearchOptions(mode=as_mode(mode), fusion=fusion, dense_weight=dense_weight, rrf_k=rrf_k)
+    options = SearchOptions(
+        mode=as_mode(mode),
+        fusion=fusion,
+        dense_weight=dense_weight,
+        rrf_k=rrf_k,
+        where=None if where is None else parse_filter(where),
+    )
     with open_engine(index, model, adapter, device, dtype, threads) as engine:
         asked = _asked(queries, file)
         while batch := list(islice(asked, _BATCH if file else 1)):

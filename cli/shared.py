@@ -42,6 +42,47 @@ def model_options(command: F) -> F:
     return command
 
 
+def corpus_options(command: F) -> F:
+    """What a corpus is, and what becomes of its bad rows."""
+    for option in reversed(
+        [
+            click.option(
+                "--kind",
+                default="auto",
+                show_default=True,
+                type=click.Choice(["auto", "beir", "jsonl", "csv", "tsv", "parquet", "files"]),
+                help="What CORPUS is.",
+            ),
+            click.option("--id-field", default="id", show_default=True, help="Key or column of the id."),
+            click.option("--title-field", default="title", show_default=True, help="Key or column of the title."),
+            click.option("--text-field", default="text", show_default=True, help="Key or column of the text."),
+            click.option(
+                "--metadata-field", multiple=True, help="Keys or columns to keep beside. [default: all others]"
+            ),
+            click.option("--encoding", default="utf-8", show_default=True, help="Of text, CSV and JSON lines."),
+            click.option(
+                "--on-error",
+                default="raise",
+                show_default=True,
+                type=click.Choice(["raise", "skip"]),
+                help="Stop at a bad row, or go on and write it to the rejects file.",
+            ),
+            click.option(
+                "--rejects", type=click.Path(dir_okay=False, path_type=Path), help="[default: INDEX.rejects.jsonl]"
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def format_option(command: F) -> F:
+    """Words, or JSON for programs."""
+    return click.option("--format", "output", default="text", show_default=True, type=click.Choice(["text", "json"]))(
+        command
+    )
+
+
 def instruction_options(command: F) -> F:
     """What to find, in a sentence or by a name."""
     for option in reversed(

@@ -1,126 +1,426 @@
-"""Exact inner-product search over float32 rows with FAISS, one immutable file a segment."""
+"""Inner-product search with FAISS, over vectors stored by any recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from searchkit.indexer.recipes import RECIPES, Plan
 
-def _faiss() -> Any:
+CHUNK = 16_384
+"""Vectors that are float32 in memory at once when an index is made or rows are scored one by one."""
+
+EXACT_BELOW = 0.1
+"""Share of allowed rows below which they are scored one by one: a graph loses recall there, and a scan its point."""
+FEW = 1000
+"""Allowed rows of a segment up to which they are always scored one by one."""
+
+
+def faiss_module() -> Any:
+    """FAISS, or an ImportError that says how to install it."""
     try:
         import faiss
     except ModuleNotFoundError as error:
         raise ImportError(
             "vector search needs faiss: pip install 'searchkit[cpu]' or 'searchkit[gpu]'", name="faiss"
         ) from error
+    # A damaged count must not make FAISS ask for all memory there is.
+    faiss.set_deserialization_vector_byte_limit(1 << 40)
     return faiss
 
 
-def build(vectors: np.ndarray) -> Any:
-    """A FAISS index that holds `vectors` (n, dim) float32 as they are."""
-    faiss = _faiss()
+class SignIndex:
+    """One bit a dimension, its sign, behind the interface of the other indexes.
+
+    Scores are 1 - 2 * (differing signs) / dim, which grows with the cosine.
+    """
+
+    def __init__(self, dim: int, binary: Any = None) -> None:
+        self.d = dim
+        self.binary = binary if binary is not None else faiss_module().IndexBinaryFlat(8 * ((dim + 7) // 8))
+
+    @property
+    def ntotal(self) -> int:
+        """Vectors held."""
+        return int(self.binary.ntotal)
+
+    def add(self, vectors: np.ndarray) -> None:
+        """Add (n, dim) vectors."""
+        self.binary.add(np.packbits(vectors > 0, axis=1))
+
+    def search(self, queries: np.ndarray, k: int, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, rows), each (n_queries, k), best first; -1 where there are fewer."""
+        distances, rows = self.binary.search(np.packbits(queries > 0, axis=1), k, params=params)
+        return (1 - 2 * distances / self.d).astype(np.float32), rows
+
+    def reconstruct_batch(self, rows: np.ndarray) -> np.ndarray:
+        """The signs of some rows as unit vectors."""
+        signs = np.unpackbits(self.codes[rows], axis=1, count=self.d).astype(np.float32) * 2 - 1
+        return np.asarray(signs / np.sqrt(self.d), dtype=np.float32)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(ntotal, bytes) uint8, a view."""
+        size = self.binary.code_size
+        return np.asarray(faiss_module().rev_swig_ptr(self.binary.xb.data(), self.ntotal * size)).reshape(-1, size)
+
+    def reset(self) -> None:
+        """Take all vectors out."""
+        self.binary.reset()
+
+
+def train(plan: Plan, sample: np.ndarray) -> Any:
+    """An empty index that has learnt what its recipe has to learn.
+
+    Args:
+        plan: The recipe.
+        sample: (n, dim) float32 unit rows to learn from.
+
+    Raises:
+        ValueError: The sample is too small for the recipe.
+    """
+    if len(sample) < plan.needed:
+        raise ValueError(
+            f"recipe {plan.spelling} learns from {plan.needed} vectors or more (it wants {plan.wanted}), and "
+            f"{len(sample)} came; add documents first, or take flat, fp16, int8, rabitq or binary"
+        )
+    if plan.recipe == "binary":
+        return SignIndex(plan.dim)
+    faiss = faiss_module()
     # index_factory() and most constructors default to L2, whose distances are not similarities.
-    index = faiss.IndexFlat(vectors.shape[1], faiss.METRIC_INNER_PRODUCT)
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+    index = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
+    if (ivf := _ivf(index)) is not None:
+        ivf.cp.min_points_per_centroid = 1  # FAISS's warning is ours: `needed` and `wanted`
+        if plan.code:
+            ivf.pq.cp.min_points_per_centroid = 1
+    if plan.recipe == "opq":
+        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+        rotation.pq = quantiser = faiss.ProductQuantizer(plan.dim, plan.code, 8)
+        quantiser.cp.min_points_per_centroid = 1
+    if plan.wanted:
+        index.train(np.ascontiguousarray(sample, dtype=np.float32))
+    if plan.recipe == "opq":
+        rotation.pq = None  # it does not own its quantiser
     return index
 
 
-def join(files: Sequence[Path]) -> Any:
-    """One index with the rows of several files, in their order."""
-    parts = [read(file) for file in files]
-    # Filled in place: an index that grows by adding takes up to three times its size meanwhile.
-    vectors = np.empty((sum(part.ntotal for part in parts), parts[0].d), dtype=np.float32)
-    first = 0
-    while parts:
-        part = parts.pop(0)
-        vectors[first : first + part.ntotal] = vectors_of(part)
-        first += part.ntotal
-    return build(vectors)
+def encode(template: Any, vectors: np.ndarray) -> Any:
+    """A new index of the template's kind with these vectors, (n, dim) of any float type, added chunk by chunk."""
+    if isinstance(template, SignIndex):
+        index: Any = SignIndex(template.d)
+    else:
+        index = faiss_module().clone_index(template)
+    extend(index, vectors)
+    return index
+
+
+def extend(index: Any, vectors: np.ndarray) -> None:
+    """Add vectors, (n, dim) of any float type, chunk by chunk."""
+    for start in range(0, len(vectors), CHUNK):
+        index.add(np.ascontiguousarray(vectors[start : start + CHUNK], dtype=np.float32))
 
 
 def write(index: Any, file: Path) -> None:
-    """Write to a new file. FAISS truncates its target in place, so never give it a file that is still needed."""
+    """Write to a new file."""
     if file.exists():
         raise FileExistsError(f"{file} exists; a segment is written once")
-    _faiss().write_index(index, str(file))
+    faiss = faiss_module()
+    # FAISS's own writer takes a disk that is full when it closes its file for written.
+    with file.open("xb") as stream:
+        writer = faiss.PyCallbackIOWriter(stream.write)
+        if isinstance(index, SignIndex):
+            faiss.write_index_binary(index.binary, writer)
+        else:
+            faiss.write_index(index, writer)
 
 
-def read(file: Path) -> Any:
-    """Open a file written by `write`, memory-mapped; check its checksum first, since FAISS trusts what it reads."""
-    faiss = _faiss()
-    return faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+def read(file: Path, plan: Plan, *, mapped: bool = True) -> Any:
+    """Open what `write` wrote; check its checksum first, since FAISS trusts what it reads.
+
+    Args:
+        file: The index.
+        plan: How its vectors are stored.
+        mapped: Leave the vectors on the disk; FAISS aborts the process when vectors are added to such an index.
+    """
+    faiss = faiss_module()
+    if plan.recipe == "binary":
+        return SignIndex(plan.dim, faiss.read_index_binary(str(file), faiss.IO_FLAG_MMAP_IFC if mapped else 0))
+    return faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
 
 
-def vectors_of(index: Any) -> np.ndarray:
-    """The rows of an index made by `build`, (n, dim) float32."""
-    return np.asarray(index.reconstruct_n(0, index.ntotal)) if index.ntotal else np.empty((0, index.d), np.float32)
+def write_flat(chunks: Iterable[np.ndarray], count: int, dim: int, file: Path) -> None:
+    """Write `count` vectors, that come as (n, dim) arrays, as one flat index without holding them all in memory.
+
+    FAISS can only write an index that it holds: the file is its header with other counts, then the vectors.
+    """
+    if file.exists():
+        raise FileExistsError(f"{file} exists; a segment is written once")
+    faiss = faiss_module()
+    one = faiss.IndexFlat(dim, faiss.METRIC_INNER_PRODUCT)
+    one.add(np.zeros((1, dim), dtype=np.float32))
+    header = bytearray(faiss.serialize_index(one).tobytes()[: -4 * dim])
+    struct.pack_into("<q", header, 8, count)
+    struct.pack_into("<Q", header, len(header) - 8, count * dim)
+    with file.open("wb") as stream:
+        stream.write(header)
+        for vectors in chunks:
+            stream.write(np.ascontiguousarray(vectors, dtype="<f4").data)
+
+
+def join(files: Sequence[Path], kept: Sequence[np.ndarray], plan: Plan, file: Path) -> None:
+    """Write one index with the codes of several files as they are, in their order; of codes made of codes some differ.
+
+    Args:
+        files: Indexes of one recipe, and of one training.
+        kept: For each of them a mask over its positions, False for those that are left out.
+        plan: The recipe; a graph cannot be joined to another.
+        file: To write.
+    """
+    if plan.recipe == "flat":
+        parts = ((read(part, plan), mask) for part, mask in zip(files, kept, strict=True))
+        write_flat(
+            (some for index, mask in parts for some in _flat_chunks(index, mask)),
+            sum(int(np.count_nonzero(mask)) for mask in kept),
+            plan.dim,
+            file,
+        )
+        return
+    whole = read(files[0], plan, mapped=False)
+    whole.reset()
+    for part, mask in zip(files, kept, strict=True):
+        other = read(part, plan, mapped=False)
+        if plan.recipe == "binary":
+            whole.binary.add(np.ascontiguousarray(other.codes[mask]))
+        elif (ivf := _ivf(other)) is not None:
+            _copy_cells(ivf, mask, _ivf(whole))
+            whole.ntotal = _ivf(whole).ntotal
+        else:
+            faiss = faiss_module()
+            other.remove_ids(faiss.IDSelectorBitmap(np.packbits(~mask, bitorder="little")))
+            whole.merge_from(other, 0)
+    write(whole, file)
+
+
+def _copy_cells(source: Any, kept: np.ndarray, target: Any) -> None:
+    """Add some codes of an inverted file to another; FAISS's own ways keep the numbers of those left out free."""
+    faiss = faiss_module()
+    numbers = target.ntotal + np.cumsum(kept, dtype=np.int64) - 1
+    lists = source.invlists
+    for cell in range(source.nlist):
+        if not (size := lists.list_size(cell)):
+            continue
+        positions = faiss.rev_swig_ptr(lists.get_ids(cell), size)
+        codes = faiss.rev_swig_ptr(lists.get_codes(cell), size * lists.code_size).reshape(size, -1)
+        there = kept[positions]
+        added = np.ascontiguousarray(numbers[positions[there]]), np.ascontiguousarray(codes[there])
+        if len(added[0]):
+            target.invlists.add_entries(cell, len(added[0]), *map(faiss.swig_ptr, added))
+    target.ntotal += int(np.count_nonzero(kept))
+
+
+def _flat_chunks(index: Any, kept: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, index.ntotal, CHUNK):
+        count = min(CHUNK, index.ntotal - start)
+        yield index.reconstruct_n(start, count)[kept[start : start + count]]
+
+
+def _ivf(index: Any) -> Any:
+    """The inverted file inside an index, or None."""
+    faiss = faiss_module()
+    found = faiss.try_extract_index_ivf(index)
+    return None if found is None else faiss.downcast_index(found)
+
+
+class Segment(Protocol):
+    """Rows of the whole, in ascending order, with their index."""
+
+    first_row: int
+    count: int
+
+    @property
+    def index(self) -> Any:
+        """The FAISS index, its file checked."""
+
+    @property
+    def rows(self) -> np.ndarray | None:
+        """(count,) int64, the row of every position; None when they follow each other from `first_row`."""
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """(n, dim) float32, as exact as they are kept."""
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """The rows ``first_row .. first_row + index.ntotal - 1`` of the whole."""
+class Tuning:
+    """How hard a compressed index is searched.
 
-    first_row: int
-    index: Any
+    Args:
+        probes: Cells visited, for recipes with cells.
+        ef: Breadth of the search in a graph.
+        rerank: Candidates, as a multiple of k, that are scored again by their exact vectors; 0 does not.
+    """
+
+    probes: int = 16
+    ef: int = 64
+    rerank: int = 0
 
 
-def search(segments: Sequence[Segment], queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def default_tuning(plan: Plan, *, keep_vectors: bool) -> Tuning:
+    """What suits a recipe where nothing was measured."""
+    coarse = plan.code or plan.recipe in ("rabitq", "binary")
+    # Signs say more of a row when the query keeps its numbers.
+    rerank = 10 if coarse and (keep_vectors or plan.recipe == "binary") else 0
+    return Tuning(probes=max(1, round(plan.cells**0.5)), rerank=rerank)
+
+
+def search(
+    segments: Sequence[Segment],
+    queries: np.ndarray,
+    k: int,
+    *,
+    plan: Plan,
+    tuning: Tuning | None = None,
+    allowed: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows over all segments.
 
     Args:
-        segments: What to search; together they hold n rows.
+        segments: What to search.
         queries: (n_queries, dim) float32, unit length where rows are.
         k: Rows a query.
+        plan: How the vectors are stored.
+        tuning: How hard to search.
+        allowed: (rows,) bool by row, True for those that may be found; None allows all.
 
     Returns:
-        (rows, scores): int64 and float32, each (n_queries, min(k, n)), best first; equal scores by row.
+        (rows, scores): int64 and float32, each (n_queries, at most k), best first; equal scores by row. A query for
+        which fewer are found has row -1 and score -inf at its end.
     """
-    total = sum(segment.index.ntotal for segment in segments)
-    k = min(k, total)
+    tuning = tuning or Tuning()
+    k = min(k, sum(segment.count for segment in segments))
     if k == 0 or len(queries) == 0:
         return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     queries = np.ascontiguousarray(queries, dtype=np.float32)
-    if queries.shape[1] != segments[0].index.d:
+    if queries.shape[1] != plan.dim:
         raise ValueError(
-            f"queries are {queries.shape[1]} wide but the index holds rows of {segments[0].index.d}; "
+            f"queries are {queries.shape[1]} wide but the index holds rows of {plan.dim}; "
             "embed them with the model that the index was built with"
         )
-    depth = k + 1
-    rows, scores, unsure = _search_to(depth, segments, queries, k)
+    exact = RECIPES[plan.recipe].exact
+    if plan.recipe in ("rabitq", "binary"):
+        # Where a filter leaves few rows they are scored by their vectors: all are, or scores could not be compared.
+        tuning = replace(tuning, rerank=max(1, tuning.rerank))
+    depth = k + 1 if exact else k * max(1, tuning.rerank)
+    rows, scores, unsure = _search_to(depth, segments, queries, k, plan, tuning, allowed)
     # Of rows that tie at its cut FAISS keeps any: look deeper until the tie ends.
-    while len(tied := np.flatnonzero(unsure)):
+    while exact and len(tied := np.flatnonzero(unsure)):
         depth *= 8
-        rows[tied], scores[tied], unsure[tied] = _search_to(depth, segments, queries[tied], k)
+        rows[tied], scores[tied], unsure[tied] = _search_to(depth, segments, queries[tied], k, plan, tuning, allowed)
     return rows, scores
 
 
 def _search_to(
-    depth: int, segments: Sequence[Segment], queries: np.ndarray, k: int
+    depth: int,
+    segments: Sequence[Segment],
+    queries: np.ndarray,
+    k: int,
+    plan: Plan,
+    tuning: Tuning,
+    allowed: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The k best of `depth` rows a segment; and for each query whether an equal of the last one may be left out."""
-    rows, scores, lowest = [], [], np.full(len(queries), -np.inf, dtype=np.float32)
+    rows, scores = [np.empty((len(queries), 0), np.int64)], [np.empty((len(queries), 0), np.float32)]
+    lowest = np.full(len(queries), -np.inf, dtype=np.float32)
     for segment in segments:
-        # Asked for more than it holds, FAISS returns row -1.
-        found_scores, found = segment.index.search(queries, min(depth, segment.index.ntotal))
-        rows.append(found + segment.first_row)
-        scores.append(found_scores)
-        if depth < segment.index.ntotal:
+        mask = None if allowed is None else allowed[_rows(segment)]
+        count = segment.count if mask is None else int(np.count_nonzero(mask))
+        if count == 0:
+            continue
+        if mask is not None and count <= max(FEW, EXACT_BELOW * segment.count):
+            found_scores, found = _one_by_one(segment, queries, np.flatnonzero(mask), min(depth, count))
+        else:
+            chosen = None if mask is None or count == segment.count else mask
+            found_scores, found = segment.index.search(
+                queries, min(depth, count), params=parameters(plan, tuning, chosen)
+            )
+            if tuning.rerank:
+                found_scores = _exact_scores(segment, queries, found)
+        if depth < count:
             lowest = np.maximum(lowest, found_scores[:, -1])
+        missing = found < 0
+        found = _rows(segment, found)
+        if missing.any():
+            found_scores[missing] = -np.inf
+            found[missing] = -1
+        rows.append(found)
+        scores.append(found_scores)
     all_rows, all_scores = np.concatenate(rows, axis=1), np.concatenate(scores, axis=1)
     order = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
-    best = np.take_along_axis(all_scores, order, 1)
-    return np.take_along_axis(all_rows, order, 1), best, lowest >= best[:, -1]
+    each = np.arange(len(queries))[:, None]  # take_along_axis takes as long as a small search
+    best_rows, best = all_rows[each, order], all_scores[each, order]
+    if best.shape[1] < k:  # as wide as asked, so that a deeper look fits in its place
+        short = ((0, 0), (0, k - best.shape[1]))
+        best_rows = np.pad(best_rows, short, constant_values=-1)
+        best = np.pad(best, short, constant_values=-np.inf)
+    return best_rows, best, (lowest >= best[:, -1]) & np.isfinite(lowest)
 
 
-def score(segments: Sequence[Segment], query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The inner product of one query (dim,) with some rows (n,), as (n,) float32."""
-    scores = np.empty(len(rows), dtype=np.float32)
-    for segment in segments:
-        inside = (rows >= segment.first_row) & (rows < segment.first_row + segment.index.ntotal)
-        if inside.any():
-            scores[inside] = segment.index.reconstruct_batch(rows[inside] - segment.first_row) @ query
+def parameters(plan: Plan, tuning: Tuning, mask: np.ndarray | None = None) -> Any:
+    """What FAISS's search takes beside queries and k, or None; `mask` is by position, True for those to be found."""
+    faiss = faiss_module()
+    selector = None if mask is None else faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    # By the plan and not by the index, which may be a copy on a GPU.
+    if "IVF" in plan.factory:
+        inner = faiss.SearchParametersIVF(nprobe=max(1, min(tuning.probes, plan.cells)), sel=selector)
+        return faiss.SearchParametersPreTransform(index_params=inner) if "OPQ" in plan.factory else inner
+    if plan.recipe == "hnsw":
+        return faiss.SearchParametersHNSW(efSearch=tuning.ef, sel=selector)
+    return None if selector is None else faiss.SearchParameters(sel=selector)
+
+
+def _rows(segment: Segment, positions: np.ndarray | None = None) -> Any:
+    """The rows of some positions of a segment, or of all; negative positions give anything."""
+    if segment.rows is None:
+        if positions is None:
+            return slice(segment.first_row, segment.first_row + segment.count)
+        return positions + segment.first_row
+    return np.asarray(segment.rows) if positions is None else np.asarray(segment.rows)[positions]
+
+
+def _one_by_one(segment: Segment, queries: np.ndarray, positions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of some positions, every one of them scored."""
+    best_scores, best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(positions), CHUNK):
+        some = positions[start : start + CHUNK]
+        scores = np.concatenate([best_scores, queries @ segment.vectors(some).T], axis=1)
+        rows = np.concatenate([best, np.broadcast_to(some, (len(queries), len(some)))], axis=1)
+        order = np.lexsort((rows, -scores), axis=1)[:, :k]
+        best_scores, best = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    return best_scores, best
+
+
+def _exact_scores(segment: Segment, queries: np.ndarray, found: np.ndarray) -> np.ndarray:
+    scores = np.full(found.shape, -np.inf, dtype=np.float32)
+    for query, positions, row in zip(queries, found, scores, strict=True):
+        there = positions >= 0
+        row[there] = segment.vectors(positions[there]) @ query
     return scores
+
+
+def reconstructed(index: Any, positions: np.ndarray) -> np.ndarray:
+    """(n, dim) float32, what an index knows of some vectors."""
+    if not isinstance(index, SignIndex) and (ivf := _ivf(index)) is not None and ivf.direct_map.type == 0:
+        ivf.make_direct_map()
+    if not len(positions):
+        return np.empty((0, index.d), np.float32)
+    return np.asarray(index.reconstruct_batch(np.ascontiguousarray(positions, dtype=np.int64)), dtype=np.float32)
+
+
+def chunks(segment: Segment, size: int = CHUNK) -> Iterator[np.ndarray]:
+    """All vectors of a segment, some at a time."""
+    for start in range(0, segment.count, size):
+        yield segment.vectors(np.arange(start, min(start + size, segment.count)))

@@ -17,6 +17,8 @@ LANGUAGES = (
 
 _NO_STOP_WORDS = {"arabic", "greek", "romanian", "tamil", "turkish"}  # tantivy has stemmers for these, no stop words
 _ANALYZER = "searchkit"
+_FEW = 1000
+"""Allowed rows up to which the words are looked for in those rows alone, instead of in all and left out after."""
 
 
 def make_analyzer(language: str) -> tantivy.TextAnalyzer:
@@ -48,13 +50,17 @@ class LexicalIndex:
         self._analyzer = make_analyzer(language)
         schema = tantivy.SchemaBuilder()
         schema.add_text_field("text", tokenizer_name=_ANALYZER, index_option="freq")
-        schema.add_unsigned_field("row", fast=True)
+        schema.add_unsigned_field("row", fast=True, indexed=True)
         self._schema = schema.build()
         self._index = tantivy.Index(self._schema, path=str(folder))
         self._index.register_tokenizer(_ANALYZER, self._analyzer)
 
     def __len__(self) -> int:
         return int(self._index.searcher().num_docs)
+
+    def reload(self) -> None:
+        """See what has been committed since."""
+        self._index.reload()
 
     def add(self, passages: Iterable[tuple[int, str]]) -> None:
         """Add (row, text) pairs and commit; a crash keeps all of one call or nothing of it."""
@@ -71,13 +77,16 @@ class LexicalIndex:
             writer.wait_merging_threads()
         self._index.reload()
 
-    def search(self, query: str, k: int, rows_below: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, query: str, k: int, rows_below: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The passages that share a word with the query.
 
         Args:
             query: Plain text; operators mean nothing in it.
             k: Passages wanted.
             rows_below: Passages from this row on are left out: they are not committed for this reader.
+            allowed: (rows,) bool by row, True for those that may be found; None allows all below `rows_below`.
 
         Returns:
             (rows, scores): int64 and float32, at most k each, best first; equal scores by row.
@@ -93,6 +102,16 @@ class LexicalIndex:
             for term in terms
         ]
         wanted = tantivy.Query.boolean_query(parts)
+        if allowed is not None and (few := np.flatnonzero(allowed)).size <= _FEW:
+            if not few.size:
+                return empty
+            rows_only = tantivy.Query.term_set_query(self._schema, "row", few.tolist())
+            wanted = tantivy.Query.boolean_query(
+                [
+                    (tantivy.Occur.Must, wanted),
+                    (tantivy.Occur.Must, tantivy.Query.const_score_query(rows_only, 0.0)),
+                ]
+            )
         depth = 1 + k + max(0, searcher.num_docs - rows_below)
         while True:
             hits: list[Any] = searcher.search(wanted, limit=depth, count=False).hits
@@ -101,6 +120,8 @@ class LexicalIndex:
             rows = np.array(searcher.fast_field_values("row", [address for _, address in hits]), dtype=np.int64)
             scores = np.array([score for score, _ in hits], dtype=np.float32)
             kept = rows < rows_below
+            if allowed is not None:
+                kept[kept] = allowed[rows[kept]]
             order = np.lexsort((rows[kept], -scores[kept]))[:k]
             # Of hits that tie at the cut tantivy keeps any: look deeper until the tie ends.
             if len(hits) < depth or (len(order) == k and scores[-1] < scores[kept][order[-1]]):

@@ -7,25 +7,37 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import Any, TypeVar
 
 import numpy as np
 
 from searchkit.conventions import Conventions
 from searchkit.embedder import DEFAULT_MODEL, Embedder
-from searchkit.indexer import dense
+from searchkit.indexer import dense, segments
+from searchkit.indexer.files import BusyError, StoreError
+from searchkit.indexer.filters import compile_filter
+from searchkit.indexer.gpu import Gpus
 from searchkit.indexer.lexical import LexicalIndex, make_analyzer
-from searchkit.indexer.store import NewDocument, Store, StoreError
+from searchkit.indexer.recipes import Plan, plan
+from searchkit.indexer.store import NewDocument, Snapshot, Store, StoredPassage
 from searchkit.ingest import AddReport, chunk_settings, new_documents, to_passages
 from searchkit.prompts import get_task
 from searchkit.ranking import Ranked, Ranker, SearchOptions
 from searchkit.records import Document, Hit, Query, join_title
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_RETRIES = 8
+_PATIENCE = 10.0
+"""Seconds that a reader waits for a writer to be done with the words of a commit."""
 
 COMMIT_EVERY = 1024
 """Passages a commit. Fixed, so that a resumed run forms the same batches, and the same vectors, as an unbroken one."""
@@ -66,15 +78,19 @@ class _ModelChoice:
 class SearchEngine:
     """An index folder with the model that belongs to it. Make one with `create` or `open`."""
 
-    def __init__(self, store: Store, model: Embedder | _ModelChoice) -> None:
+    def __init__(self, store: Store, model: Embedder | _ModelChoice, device: str | None = None) -> None:
         self._store = store
+        self._gpus = Gpus(device)
+        snapshot = store.snapshot()  # first: it compares the settings with their checksum
         self.settings = store.settings()
         self._model = model
         if isinstance(model, Embedder):
             self._check_model(model)
         self._copy: tempfile.TemporaryDirectory[str] | None = None
-        self._lexical = self._open_lexical()
-        self._ranker = self._load()
+        self._mutex = RLock()  # threads may share an engine: they open and reload in turn
+        self._lexical: LexicalIndex | None = None
+        self._lexical_name = ""
+        self._ranker = Ranker(store, snapshot, partial(self._open_lexical, snapshot), self._gpus)
 
     @classmethod
     def create(
@@ -120,7 +136,7 @@ class SearchEngine:
             "language": language,
             **chunk_settings(embedder, chunk_tokens, overlap),
         }
-        return cls(Store.create(folder, settings), embedder)
+        return cls(Store.create(folder, settings, dim=embedder.dim), embedder)
 
     @classmethod
     def open(
@@ -140,7 +156,8 @@ class SearchEngine:
             path: The index folder.
             model: Needed only when the model has moved since the index was built; its files must be the same.
             adapter: Likewise.
-            device: Where the model runs; None takes the best there is.
+            device: Where the model runs, None takes the best there is; with "cuda" or "cuda:1" vectors are searched
+                there too, as far as the FAISS that is installed can do it.
             dtype: What the model computes in.
             threads: Processor threads it computes on; None takes what its runtime does by itself.
             writable: Take the writer's lock, to `add`.
@@ -151,14 +168,16 @@ class SearchEngine:
         store = Store(Path(path), writable=writable)
         try:
             chosen = model if isinstance(model, Embedder) else _ModelChoice(model, adapter, device, dtype, threads)
-            return cls(store, chosen)
+            return cls(store, chosen, device)
         except BaseException:
             store.close()
             raise
 
     def close(self) -> None:
         """Close the files; the engine is of no use afterwards."""
-        self._ranker = Ranker(self._store, [], self._lexical, 0, 0)
+        self._ranker.snapshot.segments.clear()
+        self._gpus.let_go()
+        self._lexical = None
         self._store.close()
         if self._copy is not None:
             self._copy.cleanup()
@@ -193,6 +212,7 @@ class SearchEngine:
         self,
         documents: Iterable[Document],
         *,
+        update: bool = False,
         on_refused: Callable[[Document, str], None] | None = None,
         on_progress: Callable[[float, int], None] | None = None,
         commit_every: int = COMMIT_EVERY,
@@ -204,30 +224,113 @@ class SearchEngine:
 
         Args:
             documents: Read once, in order.
+            update: Let a document take the place of the one with its id and other content; else it is refused.
             on_refused: Gets a document that cannot be added, and why; None raises instead.
             on_progress: Called now and then with (documents, passages) done so far.
             commit_every: Passages a commit.
 
         Raises:
-            ValueError: A document's id came twice, or is in the index with other content.
+            ValueError: A document's id came twice, or is in the index with other content and `update` is False.
         """
         began = time.monotonic()
         report = AddReport()
         truncated_before = self.embedder.stats.truncated
         progress = on_progress or (lambda documents, passages: None)
         try:
-            self._add_all(documents, report, on_refused, progress, commit_every)
-            self._store.merge_small_segments()
+            self._add_all(documents, report, update, on_refused, progress, commit_every)
         finally:  # what is committed can be found, however this ends
-            self._ranker = self._load()
+            self.reload()
         report.truncated = self.embedder.stats.truncated - truncated_before
         report.seconds = time.monotonic() - began
         return report
+
+    def delete(
+        self, ids: Iterable[str] = (), *, where: Mapping[str, Any] | None = None, dry_run: bool = False
+    ) -> tuple[int, list[str]]:
+        """Delete documents by id, by a filter on their metadata, or both; what is to be found is gone at once.
+
+        Args:
+            ids: Of documents; unknown ones are returned.
+            where: A filter (see :mod:`searchkit.indexer.filters`).
+            dry_run: Only count.
+
+        Returns:
+            (documents deleted, ids that the index does not hold).
+
+        Raises:
+            FilterError: The filter cannot be understood.
+        """
+        wanted = list(dict.fromkeys(ids))
+        snapshot = self._store.snapshot()
+        docs = set(self._store.positions_of(wanted))
+        known = self._store.known_ids(wanted)
+        if where is not None:
+            docs.update(self._store.matching(compile_filter(where), snapshot)[0].tolist())
+        if dry_run:
+            return len(docs), [one for one in wanted if one not in known]
+        deleted = self._store.delete(sorted(docs)) if docs else 0
+        self.reload()
+        return deleted, [one for one in wanted if one not in known]
+
+    def compact(self) -> int:
+        """Free the space of deleted documents, in one commit; returns how many passages were let go of."""
+        snapshot = self._store.snapshot()
+        plan, template = self._store.storage()
+        self._store.rewrite(
+            plan,
+            template,
+            keep_vectors=snapshot.storage["keep_vectors"],
+            purge=True,
+            make_lexical=self._make_lexical,
+        )
+        self.reload()
+        return len(snapshot.dead)
+
+    def store_as(
+        self, recipe: str, *, keep_vectors: bool = True, tuning: dense.Tuning | None = None, seed: int = 0
+    ) -> Plan:
+        """Store all vectors by another recipe, without embedding anything again, in one commit.
+
+        Args:
+            recipe: A name of :data:`searchkit.indexer.recipes.RECIPES`, maybe with bytes: "pq:48".
+            keep_vectors: Keep half-precision vectors beside, for exact scores and later recipes; False is smallest.
+            tuning: How hard to search from now on; None takes what suits the recipe.
+            seed: Of the sample that the recipe learns from.
+
+        Raises:
+            ValueError: There is no such recipe, too few vectors to learn from, or the vectors were dropped before.
+        """
+        snapshot = self._store.snapshot()
+        chosen = plan(recipe, self._ranker.plan.dim, max(1, snapshot.passages))
+        if not all(segment.keeps_vectors for segment in snapshot.segments):
+            raise ValueError(
+                f"{self._store.folder} keeps no vectors beside its {self._ranker.plan.spelling} codes, and codes made "
+                "of codes would be worse without a word; index the corpus again"
+            )
+        template = dense.train(chosen, self.sample(chosen.wanted, seed=seed))
+        tuning = tuning or dense.default_tuning(chosen, keep_vectors=keep_vectors)
+        self._store.rewrite(chosen, template, keep_vectors=keep_vectors, tuning=asdict(tuning))
+        self.reload()
+        return chosen
+
+    def sample(self, count: int, *, seed: int = 0) -> np.ndarray:
+        """Vectors of passages drawn at random, (at most count, dim) float32."""
+        snapshot = self._ranker.snapshot
+        total = sum(segment.count for segment in snapshot.segments)
+        drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count])
+        parts = [np.empty((0, self._ranker.plan.dim), np.float32)]
+        first = 0
+        for segment in snapshot.segments:
+            mine = drawn[(drawn >= first) & (drawn < first + segment.count)] - first
+            parts.append(segment.vectors(mine))
+            first += segment.count
+        return np.concatenate(parts)
 
     def _add_all(
         self,
         documents: Iterable[Document],
         report: AddReport,
+        update: bool,
         on_refused: Callable[[Document, str], None] | None,
         progress: Callable[[float, int], None],
         commit_every: int,
@@ -235,7 +338,7 @@ class SearchEngine:
         window: list[tuple[NewDocument, list[str]]] = []
         waiting = 0
         tokens, overlap = self.settings["chunk_tokens"], self.settings["overlap"]
-        for document, checksum in new_documents(documents, self._store, report, on_refused):
+        for document, checksum in new_documents(documents, self._store, report, on_refused, update=update):
             window.append(to_passages(document, checksum, self.embedder, tokens, overlap))
             waiting += len(window[-1][1])
             if waiting >= commit_every:
@@ -260,18 +363,24 @@ class SearchEngine:
             progress(report.unchanged + report.documents + done * share, report.passages + done)
 
         vectors = self.embedder.encode_passages(texts, on_batch)
-        self._store.commit([document for document, _ in window], vectors)
-        self._catch_up_lexical()
+        # Those that take another's place are deleted by the commit that adds them; of the others there is nothing.
+        self._store.commit([new for new, _ in window], vectors, delete=[new.id for new, _ in window])
+        self._catch_up_lexical(self._open_lexical(self._ranker.snapshot), self._store)
+        self._store.join_small_segments()
         report.documents += len(window)
         report.passages += len(texts)
 
-    def _catch_up_lexical(self) -> None:
+    def _catch_up_lexical(self, lexical: LexicalIndex, store: Store) -> None:
         """Bring the lexical index up to the committed passages; the store is right whenever they differ."""
-        _, passages = self._store.counts()
-        indexed = len(self._lexical)
-        if indexed < passages:
-            texts = ((row, join_title(title, text)) for row, title, text in self._store.texts(indexed))
-            self._lexical.add(texts)
+        indexed = len(lexical)
+        if indexed < store.stored_passages():
+            lexical.add((row, join_title(title, text)) for row, title, text in store.texts(indexed))
+        store.name_lexical()
+
+    def _make_lexical(self, folder: Path) -> None:
+        """A lexical index of the living passages alone."""
+        lexical = LexicalIndex(folder, self.settings["language"])
+        lexical.add((row, join_title(title, text)) for row, title, text in self._store.texts(living=True))
 
     # Searching
 
@@ -308,18 +417,27 @@ class SearchEngine:
         options: SearchOptions | None = None,
     ) -> list[list[Hit]]:
         """Like `search` for many queries; a :class:`Query` with an instruction of its own keeps it."""
-        rankings = self.rank(queries, instruction=instruction, task=task, k=k, options=options)
-        stored = self._store.passages([item.row for ranking in rankings for item in ranking])
+        rank = self._asked(queries, instruction, task, k, options)
+
+        def fetched(ranker: Ranker) -> tuple[list[list[Ranked]], dict[int, StoredPassage]]:
+            rankings = rank(ranker)
+            wanted = [item.row for ranking in rankings for item in ranking]
+            stored = self._store.passages(wanted)
+            if missing := set(wanted) - stored.keys():
+                raise StoreError(f"{self._store.folder / 'index.db'} is damaged: {len(missing)} passages are missing")
+            return rankings, stored
+
+        rankings, stored = self._in_one_commit(fetched)
         results = []
         for ranking in rankings:
             hits = []
-            for rank, item in enumerate(ranking, start=1):
+            for place, item in enumerate(ranking, start=1):
                 passage = stored[item.row]
                 hits.append(
                     Hit(
                         id=passage.id,
                         score=item.score,
-                        rank=rank,
+                        rank=place,
                         title=passage.title,
                         text=passage.text,
                         start=passage.start,
@@ -340,7 +458,18 @@ class SearchEngine:
         options: SearchOptions | None = None,
     ) -> list[list[Ranked]]:
         """The ranking behind `search_many`, without fetching the documents' texts."""
-        options = options or SearchOptions()
+        return self._in_one_commit(self._asked(queries, instruction, task, k, options))
+
+    def _asked(
+        self,
+        queries: Sequence[str | Query],
+        instruction: str | None,
+        task: str | None,
+        k: int,
+        options: SearchOptions | None,
+    ) -> Callable[[Ranker], list[list[Ranked]]]:
+        """What is asked, checked and embedded once: a function that ranks in a commit."""
+        chosen = options or SearchOptions()
         if task is not None:
             if instruction is not None:
                 raise ValueError("both a task and an instruction came; give one of them")
@@ -351,10 +480,26 @@ class SearchEngine:
         for query in asked:
             if not query.text.strip():
                 raise ValueError("a query is empty; write what to search for")
+        if chosen.where is not None:
+            compile_filter(chosen.where)  # what is wrong with it is said even where there is nothing to find
         if not asked or self._ranker.passages == 0:
-            return [[] for _ in asked]
-        vectors = None if options.mode == "lexical" else self.embed(asked, instruction)
-        return self._ranker.rank([query.text for query in asked], vectors, k, options)
+            return lambda ranker: [[] for _ in asked]
+        vectors = None if chosen.mode == "lexical" else self.embed(asked, instruction)
+        texts = [query.text for query in asked]
+        return lambda ranker: ranker.rank(texts, vectors, k, chosen)
+
+    def _in_one_commit(self, work: Callable[[Ranker], T]) -> T:
+        """Do something in the commit at hand; when a writer took its files away meanwhile, in the one after it."""
+        for attempt in range(_RETRIES):
+            ranker = self._ranker
+            try:
+                return work(ranker)
+            except StoreError:
+                newer = self._store.setting("generation") != ranker.snapshot.generation
+                if not newer or attempt == _RETRIES - 1:
+                    raise
+                self.reload()
+        raise AssertionError("unreachable")
 
     def embed(self, queries: Sequence[Query], instruction: str | None = None) -> np.ndarray:
         """The queries, each with its own instruction or else the one given, as (n, dim) float32 unit rows."""
@@ -369,7 +514,7 @@ class SearchEngine:
 
     def similarities(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The inner product of one query (dim,) with the passages of some rows (n,), as (n,) float32."""
-        return dense.score(self._ranker.segments, vector, rows)
+        return segments.score(self._ranker.segments, vector, rows)
 
     def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
         """The users' ids of every document in some rankings."""
@@ -377,45 +522,117 @@ class SearchEngine:
 
     # What belongs together
 
-    def _open_lexical(self) -> LexicalIndex:
-        """The lexical index; made anew when it is damaged, since all of it can be had from the documents."""
-        folder, language = self._store.folder / "lexical", self.settings["language"]
-        try:
-            return LexicalIndex(folder, language)
-        except (ValueError, OSError) as error:
-            if all(os.access(place, os.W_OK, effective_ids=True) for place in (self._store.folder, folder)):
-                logger.warning("%s cannot be read (%s) and is made anew", folder, error)
-                with nullcontext() if self._store.writable else self._writer():
-                    shutil.rmtree(folder)
-                return LexicalIndex(folder, language)
-        # tantivy needs its lock file even to read: where nothing can be written, read a copy.
+    def reload(self) -> None:
+        """See what has been committed since the index was opened, or last reloaded."""
+        with self._mutex:
+            snapshot = self._store.snapshot()
+            if snapshot.generation == self._ranker.snapshot.generation:
+                return
+            opened = {segment.folder: segment for segment in self._ranker.segments}
+            # Files that are open and checked stay so.
+            snapshot.segments[:] = [
+                before if (before := opened.get(new.folder)) and before.entry == new.entry else new
+                for new in snapshot.segments
+            ]
+            if snapshot.lexical != self._lexical_name or self._copy is not None:
+                self._lexical = None
+            if self._lexical is not None:
+                try:
+                    self._lexical.reload()
+                except (ValueError, OSError):  # a writer has just taken it away
+                    self._lexical = None
+            self._ranker = Ranker(self._store, snapshot, partial(self._open_lexical, snapshot), self._gpus)
+
+    def _open_lexical(self, snapshot: Snapshot) -> LexicalIndex:
+        """The words of a commit, maybe of later ones too; opened when they are first needed."""
+        with self._mutex:
+            if self._lexical is None or self._lexical_name != snapshot.lexical:
+                self._lexical = self._opened_lexical(snapshot)
+                self._lexical_name = snapshot.lexical
+            if len(self._lexical) < snapshot.passages + len(snapshot.dead):
+                self._complete_lexical(self._lexical, snapshot)
+            return self._lexical
+
+    def _opened_lexical(self, snapshot: Snapshot) -> LexicalIndex:
+        """The lexical index of a commit, its files checked; made anew, from the documents, where it is damaged."""
+        folder = self._store.folder / "lexical" / snapshot.lexical
+        own = self._can_write(folder)
+        for wait in _waits(_PATIENCE if own else 1):
+            self._check_current(snapshot)
+            try:
+                return self._checked_lexical(self._store, folder) if own else self._copied_lexical(folder)
+            except (ValueError, OSError) as error:
+                # A writer that is at work names its files right after it has written them.
+                try:
+                    if own:
+                        return self._remade_lexical(snapshot, folder, error)
+                    if wait is None:
+                        raise
+                except BusyError:
+                    if wait is None:
+                        raise
+            time.sleep(wait or 0)
+        raise AssertionError("unreachable")
+
+    def _checked_lexical(self, store: Store, folder: Path) -> LexicalIndex:
+        store.check_lexical()
+        return LexicalIndex(folder, self.settings["language"])
+
+    def _remade_lexical(self, snapshot: Snapshot, folder: Path, error: Exception) -> LexicalIndex:
+        with self._writing() as store:
+            self._check_current(snapshot)
+            with suppress(ValueError, OSError):  # a writer has just put it right
+                return self._checked_lexical(store, folder)
+            logger.warning("%s cannot be read (%s) and is made anew", folder, error)
+            shutil.rmtree(folder, ignore_errors=True)
+            lexical = LexicalIndex(folder, self.settings["language"])
+            self._catch_up_lexical(lexical, store)
+            return lexical
+
+    def _complete_lexical(self, lexical: LexicalIndex, snapshot: Snapshot) -> None:
+        """Wait for the writer that is indexing the words of a commit; if it was killed, index them."""
+        for wait in _waits(_PATIENCE):
+            self._check_current(snapshot)
+            try:
+                lexical.reload()
+                if len(lexical) >= snapshot.passages + len(snapshot.dead):
+                    return
+                with self._writing() as store:
+                    self._check_current(snapshot)
+                    lexical.reload()
+                    self._catch_up_lexical(lexical, store)
+                return
+            except BusyError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
+            except OSError as error:
+                logger.warning("the last documents are not found by their words: %s", error)
+                return
+
+    def _check_current(self, snapshot: Snapshot) -> None:
+        if self._store.setting("lexical") != snapshot.lexical:
+            raise StoreError(f"{self._store.folder} has been compacted since it was opened; open it again")
+
+    def _can_write(self, folder: Path) -> bool:
+        places = (self._store.folder, *(place for place in (folder.parent, folder) if place.exists()))
+        return all(os.access(place, os.W_OK, effective_ids=True) for place in places)
+
+    def _copied_lexical(self, folder: Path) -> LexicalIndex:
+        """tantivy needs its lock file even to read: where nothing can be written, read a copy."""
+        self._store.check_lexical()
+        if self._copy is not None:
+            self._copy.cleanup()
         self._copy = tempfile.TemporaryDirectory(prefix="searchkit-")
         copy = Path(self._copy.name) / "lexical"
         copy.mkdir()
         if folder.is_dir():
             for file in folder.iterdir():
                 shutil.copyfile(file, copy / file.name)
-        return LexicalIndex(copy, language)
+        return LexicalIndex(copy, self.settings["language"])
 
-    def _load(self) -> Ranker:
-        """The last commit; when a writer has merged a segment away meanwhile, the one after it."""
-        for attempt in range(3):
-            try:
-                with self._store.snapshot():
-                    documents, passages = self._store.counts()
-                    segments = self._store.segments()
-                break
-            except StoreError:
-                if attempt == 2:
-                    raise
-        if len(self._lexical) < passages:
-            # A writer was killed between its commit and the lexical one. Whoever can write makes it good.
-            with suppress(StoreError, OSError), nullcontext() if self._store.writable else self._writer():
-                self._catch_up_lexical()
-        return Ranker(self._store, segments, self._lexical, documents, passages)
-
-    def _writer(self) -> Store:
-        return Store(self._store.folder, writable=True)
+    def _writing(self) -> AbstractContextManager[Store]:
+        return nullcontext(self._store) if self._store.writable else Store(self._store.folder, writable=True)
 
     def check_settings(
         self, *, chunk_tokens: int | None = None, overlap: int | None = None, language: str | None = None
@@ -442,3 +659,11 @@ class SearchEngine:
                 f"the index was built with {bound['model']}, which differs from {given['model']} ({details}); "
                 "search with the model it was built with, or build another index"
             )
+
+
+def _waits(seconds: float) -> Iterator[float | None]:
+    """Pauses between attempts until the time is up; None with the last attempt."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        yield 0.02
+    yield None

@@ -26,15 +26,23 @@ class AddReport:
     documents: int = 0
     passages: int = 0
     unchanged: int = 0
+    updated: int = 0
     refused: int = 0
     truncated: int = 0
     seconds: float = 0.0
 
 
 def new_documents(
-    documents: Iterable[Document], store: Store, report: AddReport, on_refused: OnRefused | None
+    documents: Iterable[Document],
+    store: Store,
+    report: AddReport,
+    on_refused: OnRefused | None,
+    *,
+    update: bool = False,
 ) -> Iterator[tuple[Document, str]]:
     """Those that the store lacks, each with its checksum; the others are counted in the report.
+
+    With `update` also those that it has with other content.
 
     Raises:
         ValueError: A document cannot be added, and nobody takes refused ones.
@@ -50,10 +58,13 @@ def new_documents(
                 stored = store.checksum_of(document.id)
                 if stored == checksum:
                     report.unchanged += 1
-                elif stored is not None:
-                    fault = f"id {document.id!r} is in the index with other content; build a new index to change it"
-                else:
+                elif stored is None:
                     yield document, checksum
+                elif update:
+                    report.updated += 1
+                    yield document, checksum
+                else:
+                    fault = f"id {document.id!r} is in the index with other content; to replace it: searchkit update"
             if fault is not None:
                 if on_refused is None:
                     raise ValueError(f"{document.place}: {fault}" if document.place else fault)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from searchkit.indexer import dense, fusion
+from searchkit.indexer import dense, fusion, segments
+from searchkit.indexer.filters import compile_filter
+from searchkit.indexer.gpu import Gpus
 from searchkit.indexer.lexical import LexicalIndex
-from searchkit.indexer.store import Store
+from searchkit.indexer.recipes import Plan
+from searchkit.indexer.store import Snapshot, Store
 
 Mode = Literal["dense", "lexical", "hybrid"]
 MODES: tuple[Mode, ...] = ("dense", "lexical", "hybrid")
@@ -34,6 +37,7 @@ class SearchOptions:
         dense_weight: Share of the vectors in a weighted fusion, 0 to 1.
         rrf_k: Constant of reciprocal rank fusion.
         depth: Documents that either side puts up for fusion, at least.
+        where: Conditions on the documents' metadata (see :mod:`searchkit.indexer.filters`); None has none.
     """
 
     mode: Mode = "hybrid"
@@ -41,6 +45,7 @@ class SearchOptions:
     dense_weight: float = 0.5
     rrf_k: int = 60
     depth: int = 100
+    where: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -52,7 +57,15 @@ class SearchOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class _Allowed:
+    """Which rows may be found: a mask (None: all), and how many documents and passages that are."""
+
+    rows: np.ndarray | None
+    documents: int
+    passages: int
+
+
+class Ranked(NamedTuple):  # made for every hit, and a frozen dataclass takes three times as long to make
     """One document in a ranking: its position in the store, its score and the row of its best passage."""
 
     doc: int
@@ -60,23 +73,39 @@ class Ranked:
     row: int
 
 
-@dataclass(frozen=True, slots=True)
 class Ranker:
     """One commit of an index, ready to be asked.
 
     Args:
-        store: Says which document a passage belongs to.
-        segments: The vectors of all passages.
-        lexical: The words of all passages, maybe of later ones too.
-        documents: How many there are.
-        passages: How many there are.
+        store: Knows what filters let through.
+        snapshot: The commit.
+        lexical: Gives the words of all its passages, maybe of later ones too; not called before they are needed.
+        gpus: Where vectors are searched as far as they can be; None is the processor.
     """
 
-    store: Store
-    segments: Sequence[dense.Segment]
-    lexical: LexicalIndex
-    documents: int
-    passages: int
+    def __init__(
+        self, store: Store, snapshot: Snapshot, lexical: Callable[[], LexicalIndex], gpus: Gpus | None = None
+    ) -> None:
+        self.store, self.snapshot, self.lexical = store, snapshot, lexical
+        self.segments = snapshot.segments
+        self.plan = Plan(**snapshot.storage["plan"])
+        self.tuning = dense.Tuning(**snapshot.storage["tuning"])
+        self._searched = gpus.hold(self.segments, self.plan) if gpus else self.segments
+        living: np.ndarray | None = None
+        if len(snapshot.dead):
+            living = np.ones(snapshot.next_row, dtype=bool)
+            living[snapshot.dead] = False
+        self._living = _Allowed(living, snapshot.documents, snapshot.passages)
+
+    @property
+    def documents(self) -> int:
+        """How many there are, without the deleted."""
+        return self.snapshot.documents
+
+    @property
+    def passages(self) -> int:
+        """How many there are, without those of deleted documents."""
+        return self.snapshot.passages
 
     def rank(
         self, texts: Sequence[str], vectors: np.ndarray | None, k: int, options: SearchOptions
@@ -88,42 +117,58 @@ class Ranker:
             vectors: The same queries, (len(texts), dim) float32 unit rows; None for a lexical ranking.
             k: Documents wanted.
             options: How to rank.
+
+        Raises:
+            FilterError: The filter in the options cannot be understood.
         """
-        if self.passages == 0:
+        allowed = self._living if options.where is None else self._matching(options.where)
+        if allowed.passages == 0:
             return [[] for _ in texts]
         if vectors is None or options.mode == "lexical":
-            return [self._by_words(text, k) for text in texts]
+            return [self._by_words(text, k, allowed) for text in texts]
         if options.mode == "dense":
-            return self._by_vector(vectors, k)
+            return self._by_vector(vectors, k, allowed)
         depth = max(k, options.depth)
-        found = zip(vectors, self._by_vector(vectors, depth), texts, strict=True)
+        found = zip(vectors, self._by_vector(vectors, depth, allowed), texts, strict=True)
         return [
-            self._fuse(vector, ranking, self._by_words(text, depth), options)[:k] for vector, ranking, text in found
+            self._fuse(vector, ranking, self._by_words(text, depth, allowed), k, options)
+            for vector, ranking, text in found
         ]
 
-    def _by_vector(self, vectors: np.ndarray, k: int) -> list[list[Ranked]]:
-        """The k best documents a query by their best passage."""
-        wanted = min(k, self.documents)
-        depth = k if self.passages == self.documents else 4 * k
-        while True:
-            rows, scores = dense.search(self.segments, vectors, depth)
-            docs = self.store.documents_of(rows)
-            rankings = [_best_passages(*query) for query in zip(docs, scores, rows, strict=True)]
-            if depth >= self.passages or all(len(ranking) >= wanted for ranking in rankings):
-                return [ranking[:k] for ranking in rankings]
-            depth *= 4
+    def _matching(self, where: Mapping[str, Any]) -> _Allowed:
+        docs, rows = self.store.matching(compile_filter(where), self.snapshot)
+        mask = np.zeros(self.snapshot.next_row, dtype=bool)
+        mask[rows] = True
+        return _Allowed(mask, len(docs), len(rows))
 
-    def _by_words(self, text: str, k: int) -> list[Ranked]:
-        depth = k if self.passages == self.documents else 4 * k
+    def _by_vector(self, vectors: np.ndarray, k: int, allowed: _Allowed) -> list[list[Ranked]]:
+        """The k best documents a query by their best passage."""
+        wanted = min(k, allowed.documents)
+        depth = k if allowed.passages == allowed.documents else 4 * k
+        tuning = self.tuning
         while True:
-            rows, scores = self.lexical.search(text, depth, rows_below=self.passages)
-            ranking = _best_passages(self.store.documents_of(rows), scores, rows)
+            rows, scores = dense.search(
+                self._searched, vectors, depth, plan=self.plan, tuning=tuning, allowed=allowed.rows
+            )
+            docs = segments.documents_of(self.segments, rows)
+            rankings = [_best_passages(*query) for query in zip(docs, scores, rows, strict=True)]
+            if depth >= allowed.passages or all(len(ranking) >= wanted for ranking in rankings):
+                if tuning.probes >= self.plan.cells or all(len(ranking) >= wanted for ranking in rankings):
+                    return [ranking[:k] for ranking in rankings]
+                tuning = replace(tuning, probes=4 * tuning.probes)  # the cells visited held too few that are allowed
+            depth = min(4 * depth, max(depth, allowed.passages))
+
+    def _by_words(self, text: str, k: int, allowed: _Allowed) -> list[Ranked]:
+        depth = k if allowed.passages == allowed.documents else 4 * k
+        while True:
+            rows, scores = self.lexical().search(text, depth, self.snapshot.next_row, allowed.rows)
+            ranking = _best_passages(segments.documents_of(self.segments, rows), scores, rows)
             if len(rows) < depth or len(ranking) >= k:
                 return ranking[:k]
             depth *= 4
 
     def _fuse(
-        self, vector: np.ndarray, by_vector: list[Ranked], by_words: list[Ranked], options: SearchOptions
+        self, vector: np.ndarray, by_vector: list[Ranked], by_words: list[Ranked], k: int, options: SearchOptions
     ) -> list[Ranked]:
         similarity = {item.doc: item.score for item in by_vector}
         words = {item.doc: item.score for item in by_words}
@@ -133,17 +178,17 @@ class Ranker:
             fused = fusion.reciprocal_rank((similarity, words), options.rrf_k)
         else:
             unscored = [doc for doc in words if doc not in similarity]
-            scores = dense.score(self.segments, vector, np.array([rows[doc] for doc in unscored], dtype=np.int64))
+            scores = segments.score(self.segments, vector, np.array([rows[doc] for doc in unscored], dtype=np.int64))
             fused = fusion.weighted(
                 similarity | dict(zip(unscored, scores.tolist(), strict=True)), words, options.dense_weight
             )
-        return [Ranked(doc, fused[doc], rows[doc]) for doc in sorted(fused, key=lambda doc: (-fused[doc], doc))]
+        return [Ranked(doc, fused[doc], rows[doc]) for doc in sorted(fused, key=lambda doc: (-fused[doc], doc))[:k]]
 
 
 def _best_passages(docs: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> list[Ranked]:
     """Passages, best first, to documents by their first and so best passage."""
     best: dict[int, Ranked] = {}
     for doc, score, row in zip(docs.tolist(), scores.tolist(), rows.tolist(), strict=True):
-        if doc not in best:
+        if row >= 0 and doc not in best:
             best[doc] = Ranked(doc, score, row)
     return list(best.values())

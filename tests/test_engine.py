@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ from conftest import TEXTS, build_model
 
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
+from searchkit.indexer.files import StoreError
 from searchkit.indexer.fusion import reciprocal_rank, weighted
-from searchkit.indexer.store import StoreError
+from searchkit.indexer.lexical import LexicalIndex
 from searchkit.ranking import MODES, SearchOptions, as_mode
 from searchkit.records import Document, Hit, Query
 
@@ -273,7 +277,7 @@ def test_an_index_grows_as_if_built_at_once(
 def test_changed_content_is_refused_and_the_old_stays(engine: SearchEngine, change: str) -> None:
     values: dict[str, Any] = {"text": TEXTS[3], "title": "Note 3", "metadata": {"n": 3}}
     changed = Document("3", **{**values, change: {"n": 4} if change == "metadata" else "Other"}, place="x.jsonl:4")
-    with pytest.raises(ValueError, match=r"x\.jsonl:4: id '3' is in the index with other content; build a new index"):
+    with pytest.raises(ValueError, match=r"x\.jsonl:4: id '3' is in the index with other content; to replace it"):
         engine.add([changed])
     assert engine.add([Document("3", **values)]).unchanged == 1
 
@@ -345,7 +349,8 @@ def test_a_resumed_index_holds_the_bytes_of_an_unbroken_one(
 ) -> None:
     def vectors(name: str) -> np.ndarray:
         with SearchEngine.open(tmp_path / name, model=embedder) as engine:
-            return np.concatenate([s.index.reconstruct_n(0, s.index.ntotal) for s in engine.store.segments()])
+            found = engine.store.snapshot().segments
+            return np.concatenate([segment.vectors(np.arange(segment.count)) for segment in found])
 
     for name, parts in (("broken", (documents[:16], documents)), ("whole", (documents,))):
         with SearchEngine.create(tmp_path / name, model=embedder) as engine:
@@ -363,6 +368,72 @@ def test_progress_counts_up_to_all(tmp_path: Path, embedder: Embedder, documents
     assert seen[-1] == (pytest.approx(30), 20)
 
 
+# Changing
+
+
+@pytest.fixture
+def notes(tmp_path: Path, embedder: Embedder, documents: list[Document]) -> Iterator[SearchEngine]:
+    with SearchEngine.create(tmp_path / "notes.index", model=embedder) as made:
+        made.add(documents)
+        yield made
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_deleted_are_not_found_from_that_moment_on(notes: SearchEngine, mode: str) -> None:
+    options = SearchOptions(mode=as_mode(mode))
+    assert notes.delete(["3", "x", "3"], where={"n": {"$lt": 2}}) == (3, ["x"])
+    left = [str(n) for n in range(30) if n not in (0, 1, 3)]
+    for _ in range(2):
+        assert len(notes) == 27
+        assert sorted(ids(notes.search("note", k=100, options=options)), key=int) == left
+        notes.compact()
+    assert notes.delete(["3"]) == (0, ["3"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_updated_document_takes_the_place_of_the_old_one(notes: SearchEngine, mode: str) -> None:
+    options = SearchOptions(mode=as_mode(mode))
+    report = notes.add([Document("3", "A note on zymurgy"), Document("4", TEXTS[4], "Note 4", {"n": 4})], update=True)
+    assert (report.documents, report.updated, report.unchanged) == (1, 1, 1)
+    for _ in range(2):
+        hits = {hit.id: hit.text for hit in notes.search("zymurgy note", k=100, options=options)}
+        assert (len(hits), hits["3"]) == (30, "A note on zymurgy")
+        notes.compact()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_filter_holds_in_every_mode(notes: SearchEngine, mode: str) -> None:
+    options = SearchOptions(mode=as_mode(mode), where={"n": {"$gte": 12, "$lt": 20}})
+    assert sorted(ids(notes.search("note", k=100, options=options)), key=int) == [str(n) for n in range(12, 20)]
+    assert notes.search("note", options=SearchOptions(mode=as_mode(mode), where={"n": 99})) == []
+
+
+def test_a_reader_goes_on_in_its_commit_and_then_in_a_newer_one(
+    notes: SearchEngine, embedder: Embedder, documents: list[Document]
+) -> None:
+    with SearchEngine.open(notes.store.folder, model=embedder) as reader:
+        assert len(reader.search("note", k=100)) == 30
+        notes.delete(["3"])
+        assert len(reader.search("note", k=100)) == 30  # as it was opened
+        notes.compact()  # and that commit cannot be shown any more
+        assert "3" not in ids(reader.search("note", k=100))
+        assert len(reader) == 29
+    with SearchEngine.open(notes.store.folder, model=embedder) as late:
+        notes.delete(["4"])
+        notes.compact()
+        for mode in MODES:  # nothing was opened before the files went
+            assert len(late.search("note", k=100, options=SearchOptions(mode=as_mode(mode)))) == 28
+
+
+def test_all_storage_is_given_back_when_all_is_deleted(notes: SearchEngine) -> None:
+    notes.delete(where={})
+    assert (len(notes), notes.search("note")) == (0, [])
+    assert notes.compact() == 30
+    assert notes.search("note") == []
+    notes.add([Document("0", "A new note")])
+    assert ids(notes.search("note")) == ["0"]
+
+
 # Opening
 
 
@@ -373,7 +444,9 @@ def test_a_reader_sees_only_what_was_committed_when_it_opened(
         writer.add(documents[:10])
         with SearchEngine.open(tmp_path / "x", model=embedder) as reader:
             writer.add(documents[10:])
-            reader._lexical._index.reload()  # as tantivy may at any moment
+            assert len(reader.search("note", options=LEXICAL)) == 10
+            assert reader._lexical is not None
+            reader._lexical.reload()  # as tantivy may at any moment
             for mode in MODES:
                 hits = reader.search("note", k=100, options=SearchOptions(mode=as_mode(mode)))
                 assert sorted(ids(hits), key=int) == [str(n) for n in range(10)]
@@ -398,7 +471,7 @@ def test_words_a_killed_writer_did_not_index_are_made_good(
     tmp_path: Path, embedder: Embedder, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with SearchEngine.create(tmp_path / "x", model=embedder) as engine, monkeypatch.context() as patch:
-        patch.setattr(engine, "_catch_up_lexical", lambda: None)  # killed after the commit each time
+        patch.setattr(engine, "_catch_up_lexical", lambda *_: None)  # killed after the commit each time
         engine.add(documents)
     with SearchEngine.open(tmp_path / "x") as reader:
         assert len(reader.search("yeast", options=LEXICAL)) == 3
@@ -492,18 +565,61 @@ def test_the_language_decides_which_words_are_one(tmp_path: Path, embedder: Embe
     assert found == {"english": 1, "none": 0}
 
 
-@pytest.mark.parametrize("file", ["meta.json", "*.term"])
-def test_a_damaged_lexical_index_is_made_anew(tmp_path, embedder, documents, file):
+@pytest.mark.parametrize(
+    ("file", "writable"),
+    [
+        ("meta.json", False),
+        ("*.term", True),
+        (".managed.json", False),
+        ("*", True),
+        ("no folder", False),
+        ("no folders", True),
+    ],
+)
+def test_a_damaged_lexical_index_is_made_anew(
+    tmp_path: Path, embedder: Embedder, documents: list[Document], file: str, writable: bool
+) -> None:
     with SearchEngine.create(tmp_path / "i", model=embedder) as engine:
         engine.add(documents)
-        before = engine.search("bread yeast", options=SearchOptions(mode="lexical"))
-    for damaged in (tmp_path / "i" / "lexical").glob(file):
-        damaged.write_bytes(b"")
-    with SearchEngine.open(tmp_path / "i", model=embedder) as engine:
-        assert engine.search("bread yeast", options=SearchOptions(mode="lexical")) == before
+        before = engine.search("bread yeast", options=LEXICAL)
+    lexical = tmp_path / "i" / "lexical"
+    if file == "no folders":
+        shutil.rmtree(lexical)
+    elif file == "no folder":
+        shutil.rmtree(lexical / "000001")
+    else:
+        for damaged in (lexical / "000001").glob(file):
+            damaged.write_bytes(b"")
+    for _ in range(2):
+        with SearchEngine.open(tmp_path / "i", model=embedder, writable=writable) as engine:
+            assert ids(engine.search("bread yeast", options=LEXICAL)) == ids(before)
+            if writable:
+                engine.add([Document("more", "yeast")], update=True)
+                engine.delete(["more"])
 
 
-def test_an_index_in_a_read_only_place_can_be_searched(tmp_path, embedder, documents):
+def test_a_reader_waits_for_the_words_of_a_commit(
+    tmp_path: Path, embedder: Embedder, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = threading.Event()
+    with SearchEngine.create(tmp_path / "i", model=embedder) as writer:
+        writer.add(documents[:10])
+        with SearchEngine.open(tmp_path / "i", model=embedder) as reader:
+            assert len(reader.search("note", k=100, options=LEXICAL)) == 10
+            index = LexicalIndex.add
+            monkeypatch.setattr(LexicalIndex, "add", lambda *given: (written.set(), time.sleep(0.5), index(*given)))
+            adding = threading.Thread(target=writer.add, args=(documents,))
+            adding.start()
+            written.wait()
+            reader.reload()  # vectors are there, and words not yet
+            assert len(reader) == 30
+            assert len(reader.search("note", k=100, options=LEXICAL)) == 30
+            adding.join()
+
+
+def test_an_index_in_a_read_only_place_can_be_searched(
+    tmp_path: Path, embedder: Embedder, documents: list[Document]
+) -> None:
     with SearchEngine.create(tmp_path / "i", model=embedder) as engine:
         engine.add(documents)
         before = engine.search("bread yeast")

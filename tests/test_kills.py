@@ -1,4 +1,4 @@
-"""An index whose making was killed again and again equals one that was made in peace.
+"""An index whose making or changing was killed again and again equals one that was left in peace.
 
 Run as a program, this file is the maker: it loads the model once and forks a child for every run it is told to make, so
 that a kill costs a fork and not the import of torch. `SEARCHKIT_KILLS=50 pytest tests/test_kills.py` kills more.
@@ -28,7 +28,6 @@ from conftest import TEXTS
 
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
-from searchkit.indexer import dense
 from searchkit.indexer.store import Store
 from searchkit.ranking import MODES, SearchOptions
 from searchkit.records import Document
@@ -51,18 +50,38 @@ def make(embedder: Embedder, folder: str, answers: int) -> None:
     os.write(answers, (json.dumps({**asdict(report), "seconds": time.monotonic() - began}) + "\n").encode())
 
 
+def updated() -> Iterator[Document]:
+    for n in range(100, 140):
+        yield Document(f"d{n}", f"Now it says {TEXTS[n % 30]}", title=f"Note {n % 50}", metadata={"n": n})
+
+
+def change(embedder: Embedder, folder: str, answers: int) -> None:
+    """Everything that changes an index; done twice it leaves what it leaves when done once."""
+    with SearchEngine.open(folder, model=embedder, writable=True) as engine:
+        os.write(answers, b"ready\n")
+        began = time.monotonic()
+        engine.delete(where={"n": {"$lt": 60}})
+        engine.compact()
+        engine.store_as("int8")
+        engine.add(updated(), update=True, commit_every=16)
+        engine.delete([f"d{n}" for n in range(190, 200)])
+        engine.compact()
+        engine.store_as("fp16")
+    os.write(answers, (json.dumps({"seconds": time.monotonic() - began}) + "\n").encode())
+
+
 def serve(model: str) -> None:
-    """For every line "SECONDS FOLDER" of standard input: make the index there, and be killed after that many."""
+    """For every line "WORK SECONDS FOLDER" of standard input: do that to the index, and be killed after that many."""
     # Loaded and never used here: torch can be forked until it has computed something.
     embedder = Embedder(model, device="cpu", dtype="float32")
     for line in sys.stdin:
-        seconds, folder = line.rstrip("\n").split(" ", 1)
+        work, seconds, folder = line.rstrip("\n").split(" ", 2)
         answers, write = os.pipe()
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                make(embedder, folder, write)
+                {"make": make, "change": change}[work](embedder, folder, write)
                 status = 0
             finally:
                 os._exit(status)
@@ -85,10 +104,10 @@ class Maker:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    def make(self, folder: Path, kill_after: float | None = None) -> dict[str, Any]:
+    def make(self, folder: Path, kill_after: float | None = None, work: str = "make") -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print("never" if kill_after is None else kill_after, folder, file=self.process.stdin, flush=True)
+        print(work, "never" if kill_after is None else kill_after, folder, file=self.process.stdin, flush=True)
         return dict(json.loads(self.process.stdout.readline()))
 
 
@@ -132,8 +151,10 @@ def content(folder: Path) -> dict[str, Any]:
     """Documents, passages and vectors, to the bit."""
     with closing(sqlite3.connect(folder / "index.db")) as db, Store(folder) as store:
         tables = {name: db.execute(f"SELECT * FROM {name}").fetchall() for name in ("documents", "passages")}
-        vectors = np.concatenate([dense.vectors_of(segment.index) for segment in store.segments()])
-        return {**tables, "vectors": vectors.tobytes(), "segments": len(store.segments())}
+        segments = store.snapshot().segments
+        vectors = np.concatenate([segment.vectors(np.arange(segment.count)) for segment in segments])
+        # In how many segments is left open: a kill between a commit and the joining of segments joins more later.
+        return {**tables, "vectors": vectors.tobytes()}
 
 
 def results(folder: Path, embedder: Embedder) -> list[Any]:
@@ -183,6 +204,76 @@ def test_an_index_killed_many_times_over_is_still_the_unbroken_one(
         before = committed(folder)
     assert maker.make(folder)["report"]["unchanged"] == before
     check_equal(folder, whole, embedder)
+
+
+def held(folder: Path) -> dict[str, str]:
+    """The texts of living documents by their ids, read without any of our code."""
+    with closing(sqlite3.connect(f"{(folder / 'index.db').as_uri()}?mode=ro", uri=True)) as db:
+        return dict(db.execute("SELECT id, text FROM documents WHERE deleted = 0").fetchall())
+
+
+def check_answers(folder: Path, embedder: Embedder) -> int:
+    """What is found, by all three modes, is what the database holds, and that is what some commit left; how far it is.
+
+    The vectors are compared with those that the model makes of the passages that were found.
+    """
+    texts = held(folder)
+    numbers = sorted(int(id[1:]) for id in texts)
+    now = [n for n in numbers if texts[f"d{n}"].startswith("Now")]
+    assert numbers in (list(range(200)), list(range(60, 200)), list(range(60, 190)))
+    assert now == list(range(100, 100 + len(now)))  # in order, as they were committed
+    assert not now or numbers[0] == 60
+    assert numbers[-1] == 199 or len(now) == 40
+    with SearchEngine.open(folder, model=embedder) as engine:
+        query = "the note says"
+        vector = embedder.encode_queries([query])[0]
+        for mode in MODES:
+            hits = engine.search(query, k=300, options=SearchOptions(mode=mode))
+            assert sorted(int(hit.id[1:]) for hit in hits) == numbers  # "note" is in every title
+            for hit in hits:
+                assert texts[hit.id][hit.start : hit.stop] == hit.text
+            if mode == "dense":
+                expected = embedder.encode_passages([f"{hit.title} {hit.text}" for hit in hits[:5]]) @ vector
+                np.testing.assert_allclose([hit.score for hit in hits[:5]], expected, atol=0.05)
+            where = {"n": {"$gte": 120, "$lt": 125}}
+            few = engine.search(query, k=300, options=SearchOptions(mode=mode, where=where))
+            assert sorted(int(hit.id[1:]) for hit in few) == [120, 121, 122, 123, 124]
+    return 200 - len(numbers) + len(now)
+
+
+def test_an_index_killed_while_it_changes_opens_at_a_commit_and_the_change_can_be_done_again(
+    maker: Maker, place: Path, unbroken: tuple[Path, float], embedder: Embedder
+) -> None:
+    whole, _ = unbroken
+    shutil.copytree(whole, place / "changed")
+    assert check_answers(place / "changed", embedder) == 0
+    answer = maker.make(place / "changed", work="change")
+    assert answer["status"] == 0
+    seconds, final = answer["report"]["seconds"], check_answers(place / "changed", embedder)
+    assert final == 70 + 40
+    chance, progress = random.Random(40), []
+    for number in range(KILLS):
+        folder = place / f"changing-{number}"
+        share = (number + chance.random()) / KILLS
+        shutil.copytree(whole, folder)
+        while (answer := maker.make(folder, kill_after=seconds * share, work="change"))["status"] != signal.SIGKILL:
+            seconds = answer["report"]["seconds"]
+            shutil.rmtree(folder)
+            shutil.copytree(whole, folder)
+        progress.append(check_answers(folder, embedder))
+        if number % 2:  # and while it is done again
+            maker.make(folder, kill_after=seconds * chance.random(), work="change")
+            assert check_answers(folder, embedder) >= progress[-1]
+        assert maker.make(folder, work="change")["status"] == 0
+        assert check_answers(folder, embedder) == final
+        assert held(folder) == held(place / "changed")
+        named = {entry.name for entry in (folder / "segments").iterdir()}
+        with Store(folder) as store:
+            assert named == {segment.entry.name for segment in store.snapshot().segments}
+            assert store.leftovers() == []
+            assert store.integrity() == []
+        shutil.rmtree(folder)
+    print("how far each change was when it was killed:", progress)
 
 
 if __name__ == "__main__":

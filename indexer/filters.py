@@ -1,0 +1,400 @@
+"""Conditions on documents' metadata in MongoDB's form, compiled to SQL over one row of the table `documents`.
+
+    {"year": {"$gte": 2015, "$lt": 2020}, "tags": {"$in": ["survey", "review"]}, "author.name": "Ada Lovelace"}
+
+Several keys, and several operators of one key, must all hold; a plain value means $eq.
+
+- **Types.** Numbers compare with numbers, strings with strings (by code point), true and false only with themselves;
+  a value of another type never matches. Integers of up to 64 bits are exact; longer ones in metadata count as the
+  nearest double. A stored string counts up to its first NUL, where SQLite ends it.
+- **Null and missing.** null matches null and a missing key; $exists tells them apart.
+- **Negation.** $ne, $nin and $not are true exactly where the positive form is false, so also where the key is missing.
+  Recent versions of Chroma agree, old ones required the key, as {"$exists": true, "$ne": "x"} does here.
+- **Lists.** One that is stored matches where one of its elements does, and each operator may find another element:
+  [1, 9] is {"$gt": 5, "$lt": 3}. Lists in lists are not entered. Chroma asks for $contains instead.
+- **Keys.** "author.name" is the name inside author, or inside any of a list of authors. A backslash makes a dot, $ or _
+  part of the key: "a\\.b", "\\$ref", "\\_id". "_id" and "_title" are the document's own.
+- **Dates.** {"$date": "2024-05-01"} compares instants, to the last digit, with strings of the same form: YYYY-MM-DD,
+  then T or a space, HH:MM, :SS, a fraction, and Z or +HH:MM. UTC is assumed and a bare day is its midnight; all of a
+  day is {"$gte": {"$date": "2024-05-01"}, "$lt": {"$date": "2024-05-02"}}.
+
+What users write becomes SQL parameters, never SQL.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import chain
+from typing import Any, NoReturn
+
+MAX_DEPTH = 50  # of $and, $or, $nor and $not in each other, for Python's stack; _check_size asks SQLite for its own
+MAX_PARTS = 8  # of one key, between its dots
+
+LOGICAL = ("$and", "$or", "$nor", "$not")
+ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+OPERATORS = ("$eq", "$ne", *ORDER, "$in", "$nin", "$exists", "$not")
+COLUMNS = {"_id": "id", "_title": "title"}
+EXAMPLE = '{"year": {"$gte": 2015}, "lang": "en"}'
+
+
+class FilterError(ValueError):
+    """A filter that cannot be compiled; the message says what came, what is expected and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A boolean SQL expression over one row of `documents`: 0 or 1, never NULL.
+
+    Args:
+        sql: The expression, with a "?" for each parameter; columns are named without their table.
+        parameters: In the order of the question marks.
+    """
+
+    sql: str
+    parameters: tuple[str | int | float, ...] = ()
+
+
+Test = Callable[[Condition], Condition]
+"""A condition on a value, made from the SQL of the value."""
+
+
+def compile_filter(where: Mapping[str, Any]) -> Condition:
+    """Compile a filter; `SELECT doc FROM documents WHERE {condition.sql}` finds its documents.
+
+    Args:
+        where: As the module describes; an empty one is true of every document.
+
+    Raises:
+        FilterError: An operator, key or value that has no meaning here, or too many of them.
+    """
+    condition = _all_of(where, 0)
+    _check_size(condition)
+    return Condition(condition.sql, condition.parameters)
+
+
+def parse_filter(text: str) -> dict[str, Any]:
+    """Return the JSON object that a filter from a command line holds, not compiled yet.
+
+    Raises:
+        FilterError: The text is no JSON object, or names a key twice.
+    """
+    try:
+        where = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+    except FilterError:
+        raise
+    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, brackets 10,000 deep
+        raise FilterError(
+            f"the filter is not JSON ({error}): {_cut(text)}; expected something like {EXAMPLE}, "
+            "and in a shell single quotes around it"
+        ) from None
+    if not isinstance(where, dict):
+        raise FilterError(f"the filter is {_shown(where)}; expected an object like {EXAMPLE}")
+    return where
+
+
+def _all_of(where: object, depth: int) -> Condition:
+    if not isinstance(where, Mapping):
+        raise FilterError(f"{_shown(where)} came for a filter; expected an object like {EXAMPLE}")
+    _check_depth(depth)
+    return _joined("AND", [_entry(key, value, depth) for key, value in where.items()])
+
+
+def _entry(key: object, value: object, depth: int) -> Condition:
+    if not isinstance(key, str):
+        raise FilterError(f"{_shown(key)} came for a key of metadata; expected a string")
+    if not key.startswith("$"):
+        return _field(_Place(key), value, depth)
+    if key == "$not":
+        return _not(_all_of(value, depth + 1))
+    if key not in LOGICAL:
+        hint = f'{key} goes inside a key: {{"year": {{"{key}": ...}}}}' if key in OPERATORS else ""
+        raise _unknown(key, LOGICAL, hint or f'a key of metadata that begins with $ is written "\\\\{key}"')
+    if not isinstance(value, list | tuple) or not value:
+        raise FilterError(f"{key} has {_shown(value)}; expected a list of one or more filters like [{EXAMPLE}]")
+    found = _joined("AND" if key == "$and" else "OR", [_all_of(part, depth + 1) for part in value])
+    return _not(found) if key == "$nor" else found
+
+
+def _field(place: _Place, value: object, depth: int) -> Condition:
+    _check_depth(depth)
+    if not isinstance(value, Mapping) or "$date" in value:
+        value = {"$eq": value}
+    if not value:
+        raise FilterError(f'"{place.key}" has an empty object; expected a value or operators like {{"$gte": 2015}}')
+    return _joined("AND", [_operator(place, name, one, depth) for name, one in value.items()])
+
+
+def _operator(place: _Place, operator: object, value: object, depth: int) -> Condition:
+    if not isinstance(operator, str) or operator not in OPERATORS:
+        hint = f'a key inside a key is written "{place.key}.{operator}"'
+        if str(operator).startswith("$"):
+            hint = f'{operator} goes outside keys: {{"{operator}": [...]}}' if operator in LOGICAL else ""
+        raise _unknown(str(operator), OPERATORS, hint, f' of "{place.key}"')
+    what = f'{operator} of "{place.key}"'
+    if operator == "$not":
+        if not isinstance(value, Mapping) or "$date" in value:
+            raise FilterError(f"{what} has {_shown(value)}; expected operators; for a value there is $ne")
+        return _not(_field(place, value, depth + 1))
+    if operator == "$exists":
+        if not isinstance(value, bool):
+            raise FilterError(f"{what} has {_shown(value)}; expected true or false")
+        return place.exists() if value else _not(place.exists())
+    if operator in ("$in", "$nin") and not isinstance(value, list | tuple):
+        raise FilterError(f"{what} has {_shown(value)}; expected a list of values")
+    values = value if operator in ("$in", "$nin") and isinstance(value, list | tuple) else [value]
+    by_kind = _by_kind(what, values)
+    if place.column and not by_kind.keys() <= {"text"}:
+        raise FilterError(f"{what} has {_shown(value)}; expected a string, in double quotes, which it always is")
+    if operator in ORDER and not by_kind.keys() <= {"text", "number", "date"}:
+        raise FilterError(f'{what} has {_shown(value)}; expected a number, a string or {{"$date": "2024-05-01"}}')
+    found = place.matches(_tests(by_kind, ORDER.get(operator, "=")))
+    if "null" in by_kind:
+        found = _joined("OR", [found, _not(place.exists())])
+    return _not(found) if operator in ("$ne", "$nin") else found
+
+
+class _Place:
+    """Where a key leads in a document: to a column, or to values in the metadata."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.column = COLUMNS.get(key)
+        self._parts = [] if self.column else _parts(key)
+
+    def exists(self) -> Condition:
+        if self.column:
+            return Condition("1")
+        there = "json_type({}, {}) IS NOT NULL"
+        found = _filled(there, Condition("metadata"), _path(self._parts))
+        return _joined("OR", [found, *self._through_lists(partial(_filled, " WHERE " + there))])
+
+    def matches(self, tests: dict[str, Test]) -> Condition:
+        """Whether the value, or one element of a list, has one of the types and passes its test."""
+        if not tests:
+            return Condition("0")
+        if self.column:
+            return tests["text"](Condition(self.column))
+        # An object is one row of json_each for each of its keys, which are not asked for.
+        item = ", json_each({}, {}) AS item WHERE json_type({}, {}) <> 'object' AND {}"
+        element = _case(Condition("item.type"), Condition("item.value"), tests)
+        elsewhere = self._through_lists(lambda source, path: _filled(item, *[source, path] * 2, element))
+        source = [Condition("metadata"), _path(self._parts)]
+        kind, value = _filled("json_type({}, {})", *source), _filled("json_extract({}, {})", *source)
+        # Reading the type first leaves lists of elements, which are slow, to the rows that have them.
+        some = _filled("EXISTS (SELECT 1 FROM json_each({}, {}) AS item WHERE {})", *source, element)
+        return _case(kind, value, {**tests, "array": lambda _: some}, *elsewhere)
+
+    def _through_lists(self, found: Callable[[Condition, Condition], Condition]) -> list[Condition]:
+        """The condition that lists of objects lie on the way and `found` is true of an object and the path from it."""
+        *way, last = self._parts
+        if not way:
+            return []
+        prefixes = [_path(way[: count + 1]) for count in range(len(way))]
+        lists = [_filled("json_type(metadata, {}) IS 'array'", prefix) for prefix in prefixes]
+        source, steps = Condition("metadata"), []
+        for number, part in enumerate(way):
+            step = (
+                "json_each(CASE json_type({}, {}) WHEN 'array' THEN json_extract({}, {}) "
+                f"WHEN 'object' THEN json_array(json_extract({{}}, {{}})) END) AS step{number}"
+            )
+            steps.append(_filled(step, *[source, _path([part])] * 3))
+            source = Condition(f"CASE step{number}.type WHEN 'object' THEN step{number}.value END")
+        walk = _filled(", ".join(["{}"] * len(steps)), *steps)
+        some = _filled("EXISTS (SELECT 1 FROM {}{})", walk, found(source, _path([last])))
+        return [_joined("AND", [_joined("OR", lists), some])]
+
+
+def _parts(key: str) -> list[str]:
+    if not re.fullmatch(r'(?:[^\\"\x00-\x1f\ud800-\udfff]|\\[.$_])+', key):
+        raise FilterError(
+            f"the key {_shown(key)} cannot be looked up; it may hold no double quote, no control character, "
+            "and a backslash only before a dot, $ or _; rename it where the index is built"
+        )
+    parts = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\)\.", key)]
+    if not all(parts) or len(parts) > MAX_PARTS:
+        raise FilterError(
+            f"the key {_shown(key)} has {len(parts)} parts between its dots; expected 1 to {MAX_PARTS}, none empty; "
+            r'a dot that belongs to the key is written "\\."'
+        )
+    return parts
+
+
+def _path(parts: list[str]) -> Condition:
+    return Condition("?", ("$" + "".join(f'."{part}"' for part in parts),))
+
+
+def _case(
+    kind: Condition, value: Condition, tests: dict[str, Test], otherwise: Condition = Condition("0")
+) -> Condition:
+    branches = "".join(f" WHEN '{name}' THEN {{}}" for name in tests)
+    return _filled("CASE {}" + branches + " ELSE {} END", kind, *[test(value) for test in tests.values()], otherwise)
+
+
+def _tests(by_kind: dict[str, list[Any]], operator: str) -> dict[str, Test]:
+    """JSON types, as json_type() calls them, each with the test of its values."""
+    tests: dict[str, Test] = {kind: lambda _: Condition("1") for kind in ("true", "false", "null") if kind in by_kind}
+    if numbers := by_kind.get("number"):
+        tests["integer"] = tests["real"] = partial(_compared, operator, numbers)
+    texts, dates = by_kind.get("text"), by_kind.get("date")
+
+    def text_test(value: Condition) -> Condition:
+        either = [_compared(operator, texts, value)] if texts else []
+        # A string that is no date has no instant: NULL.
+        either += [_filled("{} IS TRUE", _compared(operator, dates, _filled(_INSTANT, value)))] if dates else []
+        return _joined("OR", either)
+
+    return {**tests, "text": text_test} if texts or dates else tests
+
+
+def _compared(operator: str, operands: list[Any], value: Condition) -> Condition:
+    # SQLite, since 3.43, reads the last bit of one decimal in twenty otherwise than Python; so it reads both sides.
+    one = operands[0]
+    if len(operands) == 1 and isinstance(one, float):
+        return _filled(f"{{}} {operator} json_extract(?, '$')", value, parameters=(json.dumps(one),))
+    if len(operands) == 1:
+        return _filled(f"{{}} {operator} ?", value, parameters=(one,))
+    listed = json.dumps(operands, ensure_ascii=False)
+    return _filled("{} IN (SELECT value FROM json_each(?))", value, parameters=(listed,))
+
+
+def _by_kind(what: str, values: Sequence[object]) -> dict[str, list[Any]]:
+    """Operands by kind: "text", "number", "date" (as _INSTANT gives it), "true", "false", "null"."""
+    by_kind: dict[str, list[Any]] = {}
+    for value in values:
+        if value is None or isinstance(value, bool):
+            by_kind.setdefault(json.dumps(value), []).append(value)
+        elif isinstance(value, str):
+            if re.search("[\x00\ud800-\udfff]", value):
+                raise FilterError(f"{what} has {_shown(value)}, with a NUL or half a surrogate pair; take it out")
+            by_kind.setdefault("text", []).append(value)
+        elif isinstance(value, int | float):
+            if not (-(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)):
+                raise FilterError(f"{what} has {_shown(value)}; expected a finite number, integers within 64 bits")
+            by_kind.setdefault("number", []).append(value)
+        elif isinstance(value, Mapping) and value.keys() == {"$date"}:
+            by_kind.setdefault("date", []).append(_instant(what, value["$date"]))
+        else:
+            raise FilterError(
+                f"{what} has {_shown(value)}; expected a string, a number, true, false, null "
+                'or {"$date": "2024-05-01"}; $in takes a list of them'
+            )
+    return by_kind
+
+
+_DATE = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(?:(:[0-9]{2})(\.[0-9]+)?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OFFSET = 200_000_000_000  # makes twelve digits of the seconds of every year from 0 to 9999
+# The instant of a string as a string that sorts as instants do: seconds since 1970 plus _OFFSET, then the fraction
+# without its last zeros. SQLite rounds to milliseconds, so the fraction is cut out and the zone joined to what is left;
+# it takes "12:00" and "2015" for dates and rolls 31 February over, so those are sorted out first. NULL for no date.
+_ZONE = "CASE WHEN substr(d, -6, 1) IN ('+', '-') THEN substr(d, -6) WHEN d GLOB '*[Zz]' THEN substr(d, -1) ELSE '' END"
+_INSTANT = (
+    "(SELECT CASE WHEN d NOT GLOB '????-??-??' AND (d NOT GLOB '????-??-??[T ]??:*' OR substr(d, -1) <= ' ') THEN NULL "
+    "WHEN substr(d, 9, 2) > '28' AND date(substr(d, 1, 10), '+0 days') <> substr(d, 1, 10) THEN NULL "
+    f"WHEN substr(d, 20, 1) <> '.' THEN (strftime('%s', d) + {_OFFSET}) || '' "
+    f"WHEN julianday(d) THEN (strftime('%s', substr(d, 1, 19) || {_ZONE}) + {_OFFSET}) "
+    f"|| rtrim(replace(substr(d, 20), {_ZONE}, ''), '.0 ') END FROM (SELECT {{}} AS d))"
+)
+
+
+def _instant(what: str, text: object) -> str:
+    match = _DATE.fullmatch(text) if isinstance(text, str) else None
+    try:
+        if match is None:
+            raise ValueError("it is not of the form below")
+        day, clock, second, fraction, zone = match.groups()
+        moment = datetime.fromisoformat(f"{day}T{clock or '00:00'}{second or ''}{zone or '+00:00'}")
+    except ValueError as error:
+        raise FilterError(
+            f"{what} has the date {_shown(text)} ({error}); expected ISO 8601 in the years 0001 to 9999, "
+            'like "2024-05-01", "2024-05-01T12:30" or "2024-05-01T12:30:05.25+02:00"'
+        ) from None
+    seconds = (moment - _EPOCH) // timedelta(seconds=1)
+    return f"{seconds + _OFFSET}{(fraction or '').rstrip('.0')}"
+
+
+def _filled(template: str, *parts: Condition, parameters: tuple[str | int | float, ...] = ()) -> Condition:
+    """SQL with the parts in place of each {}, and their parameters in the same order, before those given."""
+    inner = chain.from_iterable(part.parameters for part in parts)
+    return Condition(template.format(*(part.sql for part in parts)), (*inner, *parameters))
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined(Condition):
+    """Conditions in parentheses with one word between them."""
+
+    word: str = ""
+
+
+def _joined(word: str, parts: list[Condition]) -> Condition:
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Condition("1")
+    # The same word inside needs no parentheses, and SQLite's parser no room for them.
+    inner = [part.sql[1:-1] if isinstance(part, _Joined) and part.word == word else part.sql for part in parts]
+    return _Joined(f"({f' {word} '.join(inner)})", tuple(chain.from_iterable(part.parameters for part in parts)), word)
+
+
+def _not(condition: Condition) -> Condition:
+    return _filled("NOT {}", condition)  # NOT binds less than comparisons do, and more than AND
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise FilterError(f"the filter nests $and, $or, $nor and $not more than {MAX_DEPTH} deep; write it flatter")
+
+
+def _check_size(condition: Condition) -> None:
+    """Let SQLite parse it: how deep and how long conditions may be differs between versions and builds."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute("CREATE TABLE documents (doc, id, title, metadata)")
+        inner = f"SELECT doc FROM documents WHERE 1 AND (1 AND ({condition.sql}))"  # room for the query around it
+        try:
+            db.execute(f"EXPLAIN SELECT 1 FROM documents WHERE doc IN ({inner})", condition.parameters)
+        except sqlite3.OperationalError as error:
+            raise FilterError(
+                f"the filter is too large for SQLite {sqlite3.sqlite_version} ({error}); "
+                'nest less, and put many values of one key in a list: {"key": {"$in": [...]}}'
+            ) from None
+
+
+def _unknown(name: str, known: Sequence[str], hint: str, where: str = "") -> FilterError:
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    return FilterError(f'unknown operator "{name}"{where}{meant}; expected {", ".join(known)}{hint and "; "}{hint}')
+
+
+def _shown(value: object) -> str:
+    try:
+        return _cut(json.dumps(value, ensure_ascii=False, default=repr))
+    except (TypeError, ValueError, RecursionError):  # a key that is no string, a list inside itself
+        return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise FilterError(f'the filter names "{key}" twice at one place; join both conditions with $and')
+        found[key] = value
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

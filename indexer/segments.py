@@ -1,0 +1,276 @@
+"""Segments on disk: immutable folders of files that a commit names, checked when they are first needed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from searchkit.indexer import dense
+from searchkit.indexer.files import Stamp, StoreError, next_number, stamp, sync_folder, verify
+from searchkit.indexer.recipes import RECIPES, Plan
+
+INDEX, VECTORS, DOCS, ROWS = "dense.faiss", "vectors.f16", "docs.i64", "rows.i64"
+LEVEL = 8
+"""Neighbouring segments of like size are joined when there are so many, so that few are left and little is copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A segment as a commit names it."""
+
+    first_row: int
+    count: int
+    name: str
+    files: dict[str, Stamp]
+
+
+@dataclass
+class DiskSegment:
+    """One segment, its files opened, and checked against their checksums, when they are first needed.
+
+    Args:
+        folder: Where its files lie.
+        entry: What the commit says of it.
+        plan: How its vectors are stored.
+    """
+
+    folder: Path
+    entry: Entry
+    plan: Plan
+    first_row: int = field(init=False)
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first_row, self.count = self.entry.first_row, self.entry.count
+
+    @cached_property
+    def index(self) -> Any:
+        """The FAISS index, memory-mapped."""
+        file = self._checked(INDEX)
+        index = dense.read(file, self.plan)
+        if index.ntotal != self.count or index.d != self.plan.dim:
+            raise StoreError(
+                f"{file} holds {index.ntotal} vectors of {index.d}, expected {self.count} of {self.plan.dim}; "
+                "mend the index with: searchkit check INDEX --repair"
+            )
+        return index
+
+    @cached_property
+    def docs(self) -> np.ndarray:
+        """(count,) int64, the document of every passage."""
+        return np.asarray(np.memmap(self._checked(DOCS), dtype="<i8", mode="r", shape=(self.count,)))
+
+    @cached_property
+    def rows(self) -> np.ndarray | None:
+        """(count,) int64 in ascending order; None when they follow each other from `first_row`."""
+        if ROWS not in self.entry.files:
+            return None
+        return np.asarray(np.memmap(self._checked(ROWS), dtype="<i8", mode="r", shape=(self.count,)))
+
+    @cached_property
+    def _raw(self) -> np.ndarray | None:
+        if VECTORS not in self.entry.files:
+            return None
+        # As plain arrays: each look-up in a memmap object makes another of them, which takes longer than the look-up.
+        return np.asarray(np.memmap(self._checked(VECTORS), dtype="<f2", mode="r", shape=(self.count, self.plan.dim)))
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether the vectors can be had as they were, to half precision at least."""
+        return RECIPES[self.plan.recipe].faithful or VECTORS in self.entry.files
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """(n, dim) float32, as exact as they are kept."""
+        if self._raw is not None:
+            return np.asarray(self._raw[positions], dtype=np.float32)
+        return dense.reconstructed(self.index, positions)
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Where in the segment these of its rows are."""
+        return rows - self.first_row if self.rows is None else np.searchsorted(self.rows, rows)
+
+    @property
+    def last_row(self) -> int:
+        """The highest row it holds."""
+        return self.first_row + self.count - 1 if self.rows is None else int(self.rows[-1])
+
+    def check(self) -> None:
+        """Compare every file with its checksum."""
+        for name in self.entry.files:
+            verify(self.folder / name, self.entry.files[name])
+
+    def _checked(self, name: str) -> Path:
+        verify(self.folder / name, self.entry.files[name])
+        return self.folder / name
+
+
+def owners(segments: Sequence[DiskSegment], rows: np.ndarray) -> np.ndarray:
+    """For rows of any shape the number of the segment that holds each, same shape."""
+    firsts = np.array([segment.first_row for segment in segments], dtype=np.int64)
+    return np.searchsorted(firsts, rows, side="right") - 1
+
+
+def documents_of(segments: Sequence[DiskSegment], rows: np.ndarray) -> np.ndarray:
+    """For passage rows of any shape the positions of their documents, same shape, int64; -1 for row -1."""
+    there = rows >= 0
+    if len(segments) == 1 and there.all():  # a compacted index, where this is most of what a small search takes
+        return np.asarray(segments[0].docs[segments[0].positions(rows)])
+    found = np.full(rows.shape, -1, dtype=np.int64)
+    owner = np.where(there, owners(segments, rows), -1)
+    for number in set(owner[there].tolist()):
+        segment, mine = segments[number], owner == number
+        found[mine] = segment.docs[segment.positions(rows[mine])]
+    return found
+
+
+def score(segments: Sequence[DiskSegment], query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The inner product of one query (dim,) with some rows (n,), as (n,) float32, as exact as vectors are kept."""
+    scores = np.empty(len(rows), dtype=np.float32)
+    owner = owners(segments, rows)
+    for number in np.unique(owner):
+        segment, mine = segments[number], owner == number
+        scores[mine] = segment.vectors(segment.positions(rows[mine])) @ query
+    return scores
+
+
+def write_segment(
+    folder: Path,
+    plan: Plan,
+    template: Any,
+    vectors: Iterable[np.ndarray],
+    docs: np.ndarray,
+    rows: np.ndarray,
+    *,
+    keep_vectors: bool,
+) -> Entry:
+    """Write and sync a segment under a temporary name, then rename it.
+
+    Args:
+        folder: Of all segments.
+        plan: How vectors are stored.
+        template: The trained, empty index; not looked at for "flat".
+        vectors: (n, dim) float32 arrays, one after another.
+        docs: (count,) the document of every row.
+        rows: (count,) ascending.
+        keep_vectors: Keep them in half precision beside an index that does not.
+    """
+    staging = _staging(folder)
+    count = len(rows)
+    keep_vectors = keep_vectors and not RECIPES[plan.recipe].faithful
+    if RECIPES[plan.recipe].exact:
+        dense.write_flat(vectors, count, plan.dim, staging / INDEX)
+    else:
+        index = dense.encode(template, np.empty((0, plan.dim), np.float32))
+        with (staging / VECTORS).open("wb") as raw:
+            for some in vectors:
+                dense.extend(index, some)
+                if keep_vectors:
+                    raw.write(np.ascontiguousarray(some, dtype="<f2").data)
+        if not keep_vectors:
+            (staging / VECTORS).unlink()
+        dense.write(index, staging / INDEX)
+    return _commit_folder(staging, folder, docs, rows)
+
+
+def join_segments(
+    folder: Path, parts: Sequence[DiskSegment], template: Any, *, keep_vectors: bool, kept: np.ndarray | None = None
+) -> Entry:
+    """Write one segment with the rows of several neighbours, codes and vectors as they are.
+
+    Args:
+        folder: Of all segments.
+        parts: What to join, or one segment, to leave rows out of.
+        template: The trained, empty index; for graphs, which are made anew.
+        keep_vectors: Likewise.
+        kept: Mask over all their rows, one part after another; None keeps all.
+    """
+    plan = parts[0].plan
+    rows, docs = all_rows(parts), np.concatenate([part.docs for part in parts])
+    kept = np.ones(len(rows), dtype=bool) if kept is None else kept
+    if plan.recipe == "hnsw":
+        vectors = vectors_of(parts, kept)
+        return write_segment(folder, plan, template, vectors, docs[kept], rows[kept], keep_vectors=keep_vectors)
+    for part in parts:
+        part.check()
+    staging = _staging(folder)
+    dense.join([part.folder / INDEX for part in parts], _masks(parts, kept), plan, staging / INDEX)
+    if VECTORS in parts[0].entry.files:
+        with (staging / VECTORS).open("wb") as raw:
+            for some in vectors_of(parts, kept):
+                raw.write(np.ascontiguousarray(some, dtype="<f2").data)
+    return _commit_folder(staging, folder, docs[kept], rows[kept])
+
+
+def vectors_of(parts: Sequence[DiskSegment], kept: np.ndarray) -> Iterator[np.ndarray]:
+    """Vectors of several segments, some at a time; `kept` is a mask over all their rows."""
+    for part, mask in zip(parts, _masks(parts, kept), strict=True):
+        positions = np.flatnonzero(mask)
+        for start in range(0, len(positions), dense.CHUNK):
+            yield part.vectors(positions[start : start + dense.CHUNK])
+
+
+def _masks(parts: Sequence[DiskSegment], kept: np.ndarray) -> list[np.ndarray]:
+    return np.split(kept, np.cumsum([part.count for part in parts])[:-1])
+
+
+def copy_segment(folder: Path, part: DiskSegment, docs: np.ndarray, rows: np.ndarray) -> Entry:
+    """Write a segment with the index and vectors of another, and the documents and rows given."""
+    staging = _staging(folder)
+    for name in {INDEX, VECTORS} & part.entry.files.keys():
+        verify(part.folder / name, part.entry.files[name])
+        shutil.copyfile(part.folder / name, staging / name)
+    return _commit_folder(staging, folder, docs, rows)
+
+
+def all_rows(parts: Sequence[DiskSegment]) -> np.ndarray:
+    """The rows of several segments, one after another."""
+    return np.concatenate(
+        [np.arange(part.first_row, part.first_row + part.count) if part.rows is None else part.rows for part in parts]
+    )
+
+
+def to_join(entries: Sequence[Entry]) -> list[Entry]:
+    """The neighbours at the end that are due to be joined: LEVEL or more of one level, and the smaller among them."""
+    levels = [_level(entry.count) for entry in entries]
+    for level in range(1 + max(levels, default=-1)):
+        tail = list(takewhile(level.__ge__, reversed(levels)))
+        if tail.count(level) >= LEVEL:  # small ones alone never have a large one written again
+            return list(entries[-len(tail) :])
+    return []
+
+
+def _level(count: int) -> int:
+    """0 below 8 commits of usual size, 1 below 64 of them, and so on."""
+    level = 0
+    while count >= 1024 * LEVEL ** (level + 1):
+        level += 1
+    return level
+
+
+def _staging(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    staging = folder / f"{next_number(folder)}.tmp"
+    shutil.rmtree(staging, ignore_errors=True)  # left by a commit that failed
+    staging.mkdir()
+    return staging
+
+
+def _commit_folder(staging: Path, folder: Path, docs: np.ndarray, rows: np.ndarray) -> Entry:
+    first_row, count = int(rows[0]), len(rows)
+    # ndarray.tofile() takes a disk that is full when it closes its file for written.
+    (staging / DOCS).write_bytes(np.ascontiguousarray(docs, dtype="<i8").data)
+    if int(rows[-1]) - first_row + 1 != count:
+        (staging / ROWS).write_bytes(np.ascontiguousarray(rows, dtype="<i8").data)
+    files = {file.name: stamp(file) for file in sorted(staging.iterdir())}
+    sync_folder(staging)
+    name = staging.name.removesuffix(".tmp")
+    staging.rename(folder / name)
+    sync_folder(folder)
+    return Entry(first_row, count, name, files)

@@ -1,0 +1,596 @@
+"""Measure ways to store an index's vectors, choose one by limits, and apply it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from searchkit.engine import SearchEngine
+from searchkit.evaluate import score
+from searchkit.indexer import dense, segments
+from searchkit.indexer.recipes import RECIPES, Plan, codes, plan
+from searchkit.indexer.segments import DiskSegment
+from searchkit.ranking import Ranker, SearchOptions
+from searchkit.records import Qrels, Query
+
+SAMPLE = 100_000
+"""Vectors that are measured at most; fewer where they are so wide that they would take more than SAMPLE_BYTES."""
+
+SAMPLE_BYTES = 512 << 20
+
+QUERIES = 1000
+"""Queries that are asked at most."""
+
+RERANK = "+rerank"
+
+_HELD_OUT = 200
+_PROBED = (16, 32, 64, 128, 256, 512)
+_RERANKED = (2, 5, 10, 20, 50)
+_TIE = 1e-6
+_ROUNDS = 3
+_DENSE = SearchOptions(mode="dense")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to store the vectors, measured.
+
+    Args:
+        name: Recipe and whether it is re-ranked, such as "pq:48+rerank".
+        recipe: Its recipe alone, such as "pq:48".
+        tuning: How hard it was searched: the cheapest that reaches the recall that was wanted, or nearly its best.
+        bytes_per_vector: Bytes that a vector takes in what a search goes through: its code, its number, its links.
+        memory: Bytes of all that a search goes through, codebooks included, for the whole index.
+        disk: Bytes on disk for the whole index; with the half-precision vectors where it is re-ranked by them.
+        recall_10: k-NN recall@10 against exact search.
+        recall_100: k-NN recall@100 against exact search.
+        ndcg_10: nDCG@10 by judgements, vectors alone; None without judgements.
+        ndcg_change: By which part of it nDCG@10 differs from that of exact search: -0.01 is a loss of 1 %.
+        latency: Seconds a query asked alone, without embedding it, brought up to the whole index's size.
+        per_second: Queries a second, asked one at a time, over the sample.
+        per_second_64: Queries a second, asked 64 at a time, over the sample.
+        train_seconds: To learn from the training vectors.
+        build_seconds: To add the sample.
+        trained_on: Training vectors there were.
+        wanted: Training vectors the recipe wants.
+        sample: Vectors measured.
+        total: Vectors in the index.
+        queries: Queries asked.
+    """
+
+    name: str
+    recipe: str
+    tuning: dense.Tuning
+    bytes_per_vector: float
+    memory: int
+    disk: int
+    recall_10: float
+    recall_100: float
+    ndcg_10: float | None
+    ndcg_change: float | None
+    latency: float
+    per_second: float
+    per_second_64: float
+    train_seconds: float
+    build_seconds: float
+    trained_on: int
+    wanted: int
+    sample: int
+    total: int
+    queries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a recipe must keep to; None sets no limit.
+
+    Args:
+        recall: Least k-NN recall@10.
+        max_bytes: Most bytes a vector.
+        max_memory: Most bytes that searches go through, for the whole index.
+        latency: Most seconds a query asked alone.
+    """
+
+    recall: float | None = 0.95
+    max_bytes: float | None = None
+    max_memory: float | None = None
+    latency: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """One limit: how to say it, whether a candidate keeps to it, how far it is from it, what it has."""
+
+    wanted: str
+    kept: Callable[[Candidate], bool]
+    distance: Callable[[Candidate], float]
+    value: Callable[[Candidate], str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    queries: list[Query]
+    qrels: Qrels
+    drop_self: bool
+
+
+@dataclass
+class _Data:
+    """What is measured: vectors (n, dim), the document of each, queries (q, dim); float32 and int64."""
+
+    vectors: np.ndarray
+    docs: np.ndarray
+    queries: np.ndarray
+    total: int
+    half: np.ndarray = field(init=False)
+    tenth: np.ndarray = field(init=False)
+    hundredth: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.half = self.vectors.astype(np.float16)
+        self.tenth, self.hundredth = (self._scores_of_last(k) for k in (10, 100))
+
+    def _scores_of_last(self, k: int) -> np.ndarray:
+        """(q,) the exact score of every query's k-th best."""
+        k = min(k, len(self.vectors))
+        found = []
+        for start in range(0, len(self.queries), 64):
+            scores = self.queries[start : start + 64] @ self.vectors.T
+            found.append(np.partition(scores, -k, axis=1)[:, -k])
+        return np.concatenate(found)
+
+    def recall(self, rows: np.ndarray, last: np.ndarray) -> float:
+        """Which part of the exact k best is among (q, k) rows; equals of the last one are as good."""
+        scores = np.stack([self.vectors[found] @ query for found, query in zip(rows, self.queries, strict=True)])
+        return float(((scores >= last[:, None] - _TIE) & (rows >= 0)).mean())
+
+
+@dataclass
+class _Memory:
+    """The sample as one segment in memory (see `dense.Segment`)."""
+
+    index: Any
+    docs: np.ndarray
+    raw: np.ndarray
+    rows: np.ndarray | None = None
+    first_row: int = 0
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = len(self.docs)
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        return np.asarray(self.raw[positions], dtype=np.float32)
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+
+def measure(
+    engine: SearchEngine,
+    *,
+    recipes: Sequence[str] | None = None,
+    queries: Sequence[Query] | None = None,
+    qrels: Qrels | None = None,
+    drop_self: bool = False,
+    instruction: str | None = None,
+    recall: float = 0.95,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    on_recipe: Callable[[str, int, int], None] | None = None,
+    on_skipped: Callable[[str, str], None] | None = None,
+) -> list[Candidate]:
+    """Store the vectors, or a sample of them, by many recipes, and measure each; the index stays as it is.
+
+    Args:
+        engine: The index; it keeps vectors in float32 or half precision.
+        recipes: Names such as "pq:48+rerank"; None takes `default_recipes`. "flat", the measure of all, always comes.
+        queries: What to search for; None holds out passages, which are then neither stored nor learnt from.
+        qrels: Judgements of the queries, for nDCG@10.
+        drop_self: With judgements: leave out the document whose id is the query's.
+        instruction: For queries without their own; None takes the model's default.
+        recall: The k-NN recall@10 that cells, graphs and re-ranking are tuned to reach.
+        sample: Most vectors to measure.
+        seed: Of everything that is drawn.
+        on_recipe: Told (name, number, of how many) before each recipe.
+        on_skipped: Told (name, why) of a recipe that does not fit.
+
+    Raises:
+        ValueError: There is no such recipe, too little to measure, or vectors were dropped before.
+    """
+    if not 0 < recall <= 1:
+        raise ValueError(f"recall is {recall}; expected more than 0 and at most 1, such as 0.95")
+    snapshot = engine.store.snapshot()
+    _check_keeps_vectors(engine, snapshot.segments, snapshot.storage["plan"])
+    dim = int(snapshot.storage["plan"]["dim"])
+    rng = np.random.default_rng(seed)
+    asked, judged = _asked(queries, qrels, drop_self, rng)
+    data = _drawn(engine, asked, judged, instruction, max(1, min(sample, SAMPLE_BYTES // (4 * dim))), rng)
+    names = list(recipes) if recipes is not None else default_recipes(dim)
+    plans: dict[Plan, list[bool]] = {plan("flat", dim, 1): [False]}
+    for name in names:
+        one, rerank = parse(name, dim, len(data.vectors))
+        variants = plans.setdefault(one, [])
+        if rerank not in variants:
+            variants.append(rerank)
+    candidates: list[Candidate] = []
+    for number, (one, variants) in enumerate(plans.items(), 1):
+        if one.needed > len(data.vectors):
+            if on_skipped:
+                on_skipped(one.spelling, f"it learns from {one.needed} vectors or more, there are {len(data.vectors)}")
+            continue
+        if on_recipe:
+            on_recipe(" and ".join(_name(one, rerank) for rerank in variants), number, len(plans))
+        exact = candidates[0].ndcg_10 if candidates else None
+        candidates += _measured(engine, one, variants, data, judged, recall, exact, rng)
+    return candidates
+
+
+def default_recipes(dim: int) -> list[str]:
+    """The names that `measure` tries; rotations, slow to learn, only where codes are so short that they help."""
+    sizes = sorted({min(codes(dim), key=lambda size: (abs(size - dim / share), size)) for share in (16, 8, 6, 4)})
+    coded = [f"pq:{size}" for size in sizes] + [f"ivf-pq:{size}" for size in sizes]
+    coded += [f"opq:{size}" for size in sizes[:2]]
+    both = [name + ending for name in ("rabitq", "binary", *coded) for ending in ("", RERANK)]
+    return ["fp16", "int8", "hnsw", "ivf-int8", *both]
+
+
+def quick_recipes(dim: int) -> list[str]:
+    """What `searchkit index --recipe auto` chooses from: quick to learn, and good after re-ranking."""
+    size = min(codes(dim), key=lambda size: (abs(size - dim / 8), size))
+    return ["fp16", "int8", f"rabitq{RERANK}", f"binary{RERANK}", f"pq:{size}{RERANK}"]
+
+
+def parse(name: str, dim: int, count: int) -> tuple[Plan, bool]:
+    """The plan of a name, and whether it is re-ranked by exact vectors.
+
+    Raises:
+        ValueError: There is no such recipe.
+    """
+    rerank = name.strip().endswith(RERANK)
+    one = plan(name.strip().removesuffix(RERANK), dim, max(1, count))
+    if rerank and RECIPES[one.recipe].faithful:
+        raise ValueError(f"{name}: {one.recipe} holds the vectors themselves; write {one.recipe}")
+    return one, rerank
+
+
+def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
+    """The smallest in memory, then on disk, of those that keep to all limits.
+
+    Raises:
+        ValueError: None does; the message says which limit is in the way, and what comes nearest to it.
+    """
+    if not candidates:
+        raise ValueError("no recipe was measured; nothing can be chosen")
+    tests = _tests(limits)
+    fits = [one for one in candidates if all(test.kept(one) for test in tests)]
+    if fits:
+        return min(fits, key=lambda one: (one.memory, one.disk, one.latency))
+    for test in tests:
+        if not any(test.kept(one) for one in candidates):
+            nearest = min(candidates, key=test.distance)
+            raise ValueError(f"no recipe has {test.wanted}; the nearest is {nearest.name} with {test.value(nearest)}")
+    tries = []
+    for test in tests:
+        others = [one for one in candidates if all(other.kept(one) for other in tests if other is not test)]
+        if others:
+            nearest = min(others, key=test.distance)
+            tries.append(f"with all but {test.wanted} the nearest is {nearest.name} with {test.value(nearest)}")
+    wanted = " and ".join(test.wanted for test in tests)
+    detail = "; ".join(tries) or "each limit alone is kept by some recipe"
+    raise ValueError(f"no recipe has {wanted} at once: {detail}")
+
+
+def front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The Pareto front, smallest first: no other has as few bytes a vector and as much recall@10."""
+    best: list[Candidate] = []
+    for one in sorted(candidates, key=lambda one: (one.bytes_per_vector, -one.recall_10, one.disk)):
+        if not best or one.recall_10 > best[-1].recall_10:
+            best.append(one)
+    return best
+
+
+def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool = False, seed: int = 0) -> Plan:
+    """Store the index's vectors by a recipe, in one commit, without embedding anything again.
+
+    Args:
+        engine: The index, open for writing.
+        choice: What `choose` chose, with its tuning; or a name, which gets the tuning that suits it by default.
+        drop_vectors: Keep no half-precision vectors beside the codes: smallest, but no other recipe can follow.
+        seed: Of the vectors that the recipe learns from.
+
+    Raises:
+        ValueError: No such recipe, too few vectors to learn from, vectors dropped now and needed, or dropped before.
+    """
+    snapshot = engine.store.snapshot()
+    dim, total = int(snapshot.storage["plan"]["dim"]), snapshot.passages
+    name = choice if isinstance(choice, str) else choice.name
+    one, rerank = parse(name, dim, total)
+    if rerank and drop_vectors:
+        raise ValueError(
+            f"{name} is re-ranked by the vectors that are to be dropped; "
+            f"take {one.spelling} without re-ranking, or keep the vectors"
+        )
+    if isinstance(choice, str):
+        tuning = replace(dense.default_tuning(one, keep_vectors=True), rerank=10 if rerank else 0)
+    else:
+        # A larger index has more cells than the sample had: the same share of them is visited.
+        before = plan(choice.recipe, dim, choice.sample).cells
+        tuning = replace(choice.tuning, probes=math.ceil(choice.tuning.probes * one.cells / max(1, before)) or 1)
+    return engine.store_as(one.spelling, keep_vectors=not drop_vectors, tuning=tuning, seed=seed)
+
+
+def _tests(limits: Limits) -> list[_Test]:
+    tests = []
+    if (recall := limits.recall) is not None:
+        tests.append(
+            _Test(
+                f"a recall@10 of {recall:g} or more",
+                lambda one: one.recall_10 >= recall,
+                lambda one: -one.recall_10,
+                lambda one: f"{one.recall_10:.4f}",
+            )
+        )
+    if (most := limits.max_bytes) is not None:
+        tests.append(
+            _Test(
+                f"{most:g} bytes a vector or fewer",
+                lambda one: one.bytes_per_vector <= most,
+                lambda one: one.bytes_per_vector,
+                lambda one: f"{one.bytes_per_vector:.0f} bytes",
+            )
+        )
+    if (room := limits.max_memory) is not None:
+        tests.append(
+            _Test(
+                f"{room / 1e6:,.1f} MB of memory or less",
+                lambda one: one.memory <= room,
+                lambda one: one.memory,
+                lambda one: f"{one.memory / 1e6:,.1f} MB",
+            )
+        )
+    if (slowest := limits.latency) is not None:
+        tests.append(
+            _Test(
+                f"{1000 * slowest:g} ms a query or less",
+                lambda one: one.latency <= slowest,
+                lambda one: one.latency,
+                lambda one: f"{1000 * one.latency:.3g} ms",
+            )
+        )
+    return tests
+
+
+def _check_keeps_vectors(engine: SearchEngine, parts: Sequence[DiskSegment], stored: dict[str, Any]) -> None:
+    if not all(part.keeps_vectors for part in parts):
+        raise ValueError(
+            f"{engine.store.folder} keeps no vectors beside its {Plan(**stored).spelling} codes, so that there is "
+            "nothing to measure other recipes by; index the corpus again"
+        )
+
+
+def _asked(
+    queries: Sequence[Query] | None, qrels: Qrels | None, drop_self: bool, rng: np.random.Generator
+) -> tuple[list[Query], _Judged | None]:
+    if queries is None:
+        if qrels:
+            raise ValueError("judgements came without queries; give both, or neither")
+        return [], None
+    if not queries:
+        raise ValueError("there are no queries; give at least one, or none at all to take passages instead")
+    asked = [query for query in queries if not qrels or query.id in qrels]
+    if not asked:
+        raise ValueError("none of the queries has a judgement; queries and judgements are of different sets")
+    if len(asked) > QUERIES:
+        asked = [asked[n] for n in np.sort(rng.permutation(len(asked))[:QUERIES])]
+    if not qrels:
+        return asked, None
+    return asked, _Judged(asked, {query.id: qrels[query.id] for query in asked}, drop_self)
+
+
+def _drawn(
+    engine: SearchEngine,
+    asked: list[Query],
+    judged: _Judged | None,
+    instruction: str | None,
+    most: int,
+    rng: np.random.Generator,
+) -> _Data:
+    """The sample, with all passages of judged documents, and the queries' vectors or passages held out for them."""
+    snapshot = engine.store.snapshot()
+    parts = snapshot.segments
+    living = np.flatnonzero(~np.isin(segments.all_rows(parts), snapshot.dead)) if parts else np.empty(0, np.int64)
+    if len(living) < 2:
+        raise ValueError(f"{engine.store.folder} holds {len(living)} passages; nothing can be measured with so few")
+    docs = np.concatenate([part.docs for part in parts])[living]
+    order = rng.permutation(len(living))
+    if judged:
+        ids = {document for gains in judged.qrels.values() for document in gains}
+        known = np.array(engine.store.positions_of(sorted(ids)), dtype=np.int64)
+        if not len(known):
+            raise ValueError(
+                f"none of the {len(ids)} judged documents is in the index; "
+                "judgements and index are of different corpora"
+            )
+        order = order[np.argsort(~np.isin(docs[order], known), kind="stable")]  # these come whatever the sample's size
+    held = 0 if asked else min(_HELD_OUT, max(1, len(living) // 10))
+    taken = np.sort(order[held : held + most])
+    vectors = _vectors_at(parts, living[taken])
+    queries = engine.embed(asked, instruction) if asked else _vectors_at(parts, living[np.sort(order[:held])])
+    return _Data(vectors, docs[taken], np.ascontiguousarray(queries, dtype=np.float32), len(living))
+
+
+def _vectors_at(parts: Sequence[DiskSegment], places: np.ndarray) -> np.ndarray:
+    """Vectors by ascending place among all rows of some segments, (n, dim) float32."""
+    found, first = [], 0
+    for part in parts:
+        mine = places[(places >= first) & (places < first + part.count)] - first
+        found.append(part.vectors(mine))
+        first += part.count
+    return np.concatenate(found)
+
+
+def _measured(
+    engine: SearchEngine,
+    one: Plan,
+    variants: Sequence[bool],
+    data: _Data,
+    judged: _Judged | None,
+    goal: float,
+    exact: float | None,
+    rng: np.random.Generator,
+) -> list[Candidate]:
+    """One recipe, trained and built once, with and without re-ranking."""
+    count = len(data.vectors)
+    learnt = data.vectors[np.sort(rng.permutation(count)[: one.wanted])] if one.wanted else data.vectors[:0]
+    began = time.perf_counter()
+    template = dense.train(one, learnt)
+    trained = time.perf_counter() - began
+    began = time.perf_counter()
+    index = dense.encode(template, data.vectors)
+    built = time.perf_counter() - began
+    fixed = _size(template)
+    each = (_size(index) - fixed) / count
+    pieces = math.ceil(data.total / max(1, (1 << 30) // (4 * one.dim)))  # segments of about a gigabyte of float32
+    memory = pieces * fixed + round(data.total * each)
+    kind = RECIPES[one.recipe]
+    codebook = 0 if kind.exact or one.recipe == "binary" else fixed
+    # Half precision serves for re-ranking alone: where nothing is re-ranked, the stored form is all there is.
+    segment = _Memory(index, data.docs, data.half)
+    found = []
+    for rerank in variants:
+        tuning = _tuned(one, rerank, segment, data, goal)
+        tenth, hundredth = (_search(segment, data.queries, k, one, tuning) for k in (10, 100))
+        alone, together = _speeds(segment, data.queries, one, tuning)
+        ndcg = None if judged is None else _ndcg(engine, one, tuning, segment, data.queries, judged)
+        before = ndcg if exact is None else exact
+        # A scan takes as long as what it goes through; a graph hardly grows with the number of vectors.
+        larger = 1.0 if one.recipe == "hnsw" else data.total / count
+        found.append(
+            Candidate(
+                name=_name(one, rerank),
+                recipe=one.spelling,
+                tuning=tuning,
+                bytes_per_vector=each,
+                memory=memory,
+                disk=memory + codebook + data.total * (8 + (2 * one.dim if rerank else 0)),
+                recall_10=data.recall(tenth, data.tenth),
+                recall_100=data.recall(hundredth, data.hundredth),
+                ndcg_10=ndcg,
+                ndcg_change=None if ndcg is None or not before else ndcg / before - 1,
+                latency=alone * larger,
+                per_second=1 / alone,
+                per_second_64=1 / together,
+                train_seconds=trained,
+                build_seconds=built,
+                trained_on=len(learnt),
+                wanted=one.wanted,
+                sample=count,
+                total=data.total,
+                queries=len(data.queries),
+            )
+        )
+    return found
+
+
+def _name(one: Plan, rerank: bool) -> str:
+    return one.spelling + (RERANK if rerank else "")
+
+
+def _size(index: Any) -> int:
+    """Bytes that an index takes in a file, which are about those it takes in memory."""
+    faiss = dense.faiss_module()
+    if isinstance(index, dense.SignIndex):
+        return int(faiss.serialize_index_binary(index.binary).nbytes)
+    return int(faiss.serialize_index(index).nbytes)
+
+
+def _search(segment: _Memory, queries: np.ndarray, k: int, one: Plan, tuning: dense.Tuning) -> np.ndarray:
+    rows, _ = dense.search([segment], queries, k, plan=one, tuning=tuning)
+    return rows
+
+
+def _tuned(one: Plan, rerank: bool, segment: _Memory, data: _Data, goal: float) -> dense.Tuning:
+    """The setting that reads the fewest bytes of those that reach the goal, or nearly the best there is."""
+    widths: Sequence[int] = (1,)
+    if one.cells:
+        widths = [2**n for n in range(int(math.log2(one.cells)) + 1) if 2**n < one.cells] + [one.cells]
+    elif RECIPES[one.recipe].tuned:
+        widths = _PROBED
+
+    def tuning(width: int, factor: int) -> dense.Tuning:
+        if one.cells:
+            return dense.Tuning(probes=width, rerank=factor)
+        return dense.Tuning(ef=width, rerank=factor) if len(widths) > 1 else dense.Tuning(rerank=factor)
+
+    known: dict[dense.Tuning, float] = {}
+
+    def reached(setting: dense.Tuning) -> float:
+        if setting not in known:
+            rows = _search(segment, data.queries, 10, one, setting)
+            known[setting] = data.recall(rows, data.tenth)
+        return known[setting]
+
+    factors = [factor for factor in _RERANKED if 10 * factor <= segment.count] or [1] if rerank else [0]
+    if len(widths) == 1 and not rerank:
+        return tuning(1, 0)
+    most = {factor: reached(tuning(widths[-1], factor)) for factor in factors}
+    enough = goal if max(most.values()) >= goal else 0.995 * max(most.values())
+    code = max(1, one.code or one.dim)
+    settings = []
+    for factor in factors:
+        if most[factor] >= enough:
+            width = next(width for width in widths if reached(tuning(width, factor)) >= enough)
+            read = width / widths[-1] * segment.count * code + 10 * factor * 2 * one.dim
+            settings.append((read, -reached(tuning(width, factor)), tuning(width, factor)))
+    return min(settings, key=lambda setting: setting[:2])[2]
+
+
+def _speeds(segment: _Memory, queries: np.ndarray, one: Plan, tuning: dense.Tuning) -> tuple[float, float]:
+    """Seconds a query: asked one at a time, and 64 at a time; the best of some rounds, for others use the machine."""
+    singles = queries[:64]
+    crowd = np.resize(queries, (64, queries.shape[1]))
+    alone, together = [], []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        for query in singles:
+            _search(segment, query[None], 10, one, tuning)
+        alone.append((time.perf_counter() - began) / len(singles))
+        began = time.perf_counter()
+        _search(segment, crowd, 10, one, tuning)
+        together.append((time.perf_counter() - began) / 64)
+    return min(alone), min(together)
+
+
+def _ndcg(
+    engine: SearchEngine, one: Plan, tuning: dense.Tuning, segment: _Memory, vectors: np.ndarray, judged: _Judged
+) -> float:
+    """nDCG@10 of the documents that the engine would rank, if this segment were its vectors."""
+    snapshot = engine.store.snapshot()._replace(
+        passages=segment.count,
+        documents=len(np.unique(segment.docs)),
+        next_row=segment.count,
+        segments=[segment],  # type: ignore[list-item]
+        dead=np.empty(0, np.int64),
+        storage={"plan": asdict(one), "tuning": asdict(tuning)},
+    )
+    ranker = Ranker(engine.store, snapshot, _no_words)
+    rankings = ranker.rank([query.text for query in judged.queries], vectors, 10 + judged.drop_self, _DENSE)
+    ids = engine.ids_of(rankings)
+    run = {
+        query.id: {ids[item.doc]: item.score for item in ranking}
+        for query, ranking in zip(judged.queries, rankings, strict=True)
+    }
+    if judged.drop_self:
+        for query_id, documents in run.items():
+            documents.pop(query_id, None)
+    return score(run, judged.qrels)[0]["ndcg@10"]
+
+
+def _no_words() -> Any:
+    raise AssertionError("a dense ranking asks for no words")

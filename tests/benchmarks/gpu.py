@@ -1,0 +1,143 @@
+"""FAISS on GPUs beside the processor: are the answers equal, and how many queries a second does each give?
+
+    python tests/benchmarks/gpu.py [--vectors 1000000] [--dim 384] [--recipes flat fp16 ...] [--device cuda]
+
+Every recipe that FAISS searches on a GPU is built once, copied, and asked the same queries on both sides in turn. Build
+ratios are of learning plus encoding. Without a GPU, or with a FAISS that sees none, it says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from searchkit.indexer import dense, gpu
+from searchkit.indexer.recipes import RECIPES, Plan, plan
+
+BATCHES = (1, 64, 1024)
+
+
+@dataclass
+class InMemory:
+    """One segment that lies in no file."""
+
+    index: Any
+    first_row: int
+    count: int
+    rows: np.ndarray | None = None
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """(n, dim) float32."""
+        return dense.reconstructed(gpu.to_cpu(self.index), positions)
+
+
+def around_centres(count: int, dim: int, seed: int) -> np.ndarray:
+    """(count, dim) float32 unit rows; the centres are the same for every seed."""
+    centres = np.random.default_rng(0).standard_normal((1000, dim), dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    rows = centres[rng.integers(len(centres), size=count)] + 0.7 * rng.standard_normal((count, dim), dtype=np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long something takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def build(chosen: Plan, vectors: np.ndarray, devices: list[int]) -> tuple[float, Any]:
+    """(seconds, index): learning and encoding on the first of the devices, or on the processor when there is none."""
+    began = time.perf_counter()
+    template = gpu.train(chosen, vectors[: max(chosen.wanted, chosen.needed)], devices)
+    index = gpu.encode(template, vectors, chosen, devices)
+    return time.perf_counter() - began, index
+
+
+def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devices: list[int], rounds: int) -> Any:
+    """One recipe on both sides."""
+    chosen = plan(recipe, vectors.shape[1], len(vectors))
+    if reason := gpu.why_not(chosen):
+        return {"recipe": chosen.spelling, "left out": reason}
+    on_cpu, index = build(chosen, vectors, [])
+    found: dict[str, Any] = {"recipe": chosen.spelling}
+    if chosen.cells or chosen.code:
+        on_gpu, _ = build(chosen, vectors, devices)
+        found["build: processor over gpu"] = round(on_cpu / on_gpu, 2)
+    copies = {"gpu": gpu.to_gpu(index, chosen, devices[:1])}
+    if len(devices) > 1:
+        copies[f"{len(devices)} shares"] = gpu.to_gpu(index, chosen, devices)
+        copies[f"{len(devices)} replicas"] = gpu.to_gpu(index, chosen, devices, replicate=True)
+    here: Any = InMemory(index, 0, len(vectors))
+    tuning = dense.default_tuning(chosen, keep_vectors=False)
+
+    def ask(segment: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return dense.search([segment], rows, k, plan=chosen, tuning=tuning)
+
+    expected, expected_scores = ask(here, queries)
+    for name, copy in copies.items():
+        if not isinstance(copy, gpu.GpuIndex):
+            found[name] = "stayed on the processor, see the log"
+            continue
+        there: Any = InMemory(copy, 0, len(vectors))
+        rows, scores = ask(there, queries)
+        same = np.mean([len(set(a) & set(b)) / k for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
+        line: dict[str, Any] = {
+            "rows in common": round(float(same), 4),
+            "largest difference of scores": float(np.abs(scores - expected_scores).max()),
+        }
+        for batch in BATCHES:
+            taken: dict[str, list[float]] = {"processor": [], "gpu": []}
+            for _ in range(rounds):
+                for side, segment in (("processor", here), ("gpu", there)):
+                    taken[side].append(seconds(lambda segment=segment, batch=batch: ask(segment, queries[:batch])))
+            rates = {side: round(batch / median(each)) for side, each in taken.items()}
+            line[f"queries a second, {batch} at once"] = rates
+        found[name] = line
+    return found
+
+
+def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int, device: int, chunk: int) -> dict[str, Any]:
+    """Exact search straight from half-precision vectors, some on the GPU at a time, against the processor's."""
+    faiss = dense.faiss_module()
+    half = vectors.astype(np.float16)
+    knn = gpu.gpu_knn(device)
+    gpu.exact(half[:1000], queries, k, knn)  # warms up
+    taken = seconds(lambda: gpu.exact(half, queries, k, knn, chunk))
+    _, rows = gpu.exact(half, queries, k, knn, chunk)
+    _, expected = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    same = np.mean([len(set(a) & set(b)) / k for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
+    return {"rows in common": round(float(same), 4), "queries a second": round(len(queries) / taken)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vectors", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--recipes", nargs="+", default=[name for name in RECIPES if RECIPES[name].gpu])
+    parser.add_argument("--device", default="cuda", help="cuda is every GPU; cuda:1 or cuda:0,1 are those")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("-k", type=int, default=10)
+    arguments = parser.parse_args()
+    devices = gpu.device_numbers(arguments.device)
+    if not devices:
+        print("faiss sees no GPU here: nothing is measured", file=sys.stderr)
+        return
+    vectors = around_centres(arguments.vectors, arguments.dim, 1)
+    queries = around_centres(max(BATCHES), arguments.dim, 2)
+    for recipe in arguments.recipes:  # a line each, so that an end before the end loses nothing
+        found = compare(recipe, vectors, queries, arguments.k, devices, arguments.rounds)
+        print(json.dumps(found), flush=True)
+    print(json.dumps({"exact from float16": brute_force(vectors, queries, arguments.k, devices[0], 1 << 18)}))
+
+
+if __name__ == "__main__":
+    main()

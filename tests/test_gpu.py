@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+
+from searchkit.indexer import dense, gpu
+from searchkit.indexer.recipes import RECIPES, Plan, plan
+
+needs_gpu = pytest.mark.skipif(not getattr(faiss, "get_num_gpus", int)(), reason="faiss sees no GPU here")
+
+
+@pytest.fixture(scope="module")
+def many() -> np.ndarray:
+    """(2000, 32) float32 unit rows."""
+    rows = np.random.default_rng(0).standard_normal((2000, 32)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@dataclass
+class InMemory:
+    index: Any
+    first_row: int
+    count: int
+    rows: np.ndarray | None = None
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        return dense.reconstructed(gpu.to_cpu(self.index), positions)
+
+
+class Watched:
+    """Stands for an index on a GPU: answers as the processor does, and refuses what a GPU does."""
+
+    def __init__(self, index: Any) -> None:
+        self.index, self.asked = index, 0
+
+    def search(self, queries: np.ndarray, k: int, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        assert k <= 2048
+        assert getattr(getattr(params, "index_params", params), "sel", None) is None
+        self.asked += 1
+        return self.index.search(queries, k, params=params)
+
+
+def made(recipe: str, vectors: np.ndarray) -> tuple[Plan, Any]:
+    chosen = plan(recipe, vectors.shape[1], len(vectors))
+    return chosen, dense.encode(dense.train(chosen, vectors), vectors)
+
+
+def test_what_faiss_searches_on_a_gpu_is_told_from_the_recipe_alone() -> None:
+    able = {name for name in RECIPES if gpu.why_not(plan(name, 384, 10_000)) is None}
+    assert able == {"flat", "fp16", "int8", "pq", "opq", "ivf-pq", "ivf-int8", "binary"}
+    assert gpu.why_not(plan("hnsw", 384, 10_000)) == "FAISS has no GPU code for hnsw"
+
+
+@pytest.mark.parametrize(("code", "near"), [(6, 4), (128, 96), (192, 96), (48, None), (96, None)])
+def test_a_code_without_gpu_code_is_refused_and_names_the_nearest_that_fits(code: int, near: int | None) -> None:
+    reason = gpu.why_not(plan(f"ivf-pq:{code}", 384, 10_000))
+    assert reason is None if near is None else reason is not None and f"ivf-pq:{near}" in reason
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "expected"),
+    [
+        (None, 2, []),
+        ("cpu", 2, []),
+        ("cuda", 2, [0, 1]),
+        ("cuda", 0, []),
+        ("cuda:1", 2, [1]),
+        ("cuda:1,0,1", 2, [1, 0]),
+        ("cuda:0,7", 2, [0]),
+    ],
+)
+def test_a_device_names_gpus(
+    device: str | None, there: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: there, raising=False)
+    assert gpu.device_numbers(device) == expected
+
+
+def test_a_device_that_cannot_be_understood_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"device is 'cuda:x'; expected cuda, cuda:1 or cuda:0,1"):
+        gpu.device_numbers("cuda:x")
+
+
+def test_without_a_gpu_the_processor_searches_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
+    caplog.set_level(logging.INFO)
+    segments: list[Any] = [object()]
+    assert gpu.Gpus("cuda").hold(segments, Plan("flat", 8)) is segments
+    assert "searched on the processor: this faiss sees no GPU" in caplog.text
+
+
+def test_a_recipe_that_gpus_lack_stays_and_says_why(many: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    chosen, index = made("rabitq", many)
+    assert gpu.to_gpu(index, chosen, [0]) is index
+    assert "rabitq is searched on the processor: FAISS has no GPU code for rabitq" in caplog.text
+
+
+def test_a_part_that_does_not_fit_stays_and_says_why(
+    many: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("StandardGpuResources: alloc fail")
+
+    monkeypatch.setattr(gpu, "_copied", full)
+    chosen, index = made("flat", many)
+    assert gpu.to_gpu(index, chosen, [0]) is index
+    assert "2000 vectors of flat are searched on the processor: StandardGpuResources: alloc fail" in caplog.text
+
+
+def test_what_a_gpu_cannot_answer_the_original_does(many: np.ndarray) -> None:
+    chosen, index = made("flat", many)
+    watched = Watched(index)
+    segment: Any = InMemory(gpu.GpuIndex(index, watched), 0, len(many))
+    rows, _ = dense.search([segment], many[:3], 5, plan=chosen)
+    assert watched.asked == 1
+    np.testing.assert_array_equal(rows, np.argsort(-(many[:3] @ many.T), axis=1, kind="stable")[:, :5])
+    some = np.arange(len(many)) % 2 == 0
+    rows, _ = dense.search([segment], many[:3], 5, plan=chosen, allowed=some)
+    assert watched.asked == 1  # a filter: the processor
+    assert (rows % 2 == 0).all()
+    index.add(many[:500])
+    segment.count = 2500
+    assert dense.search([segment], many[:3], 2500, plan=chosen)[0].shape == (3, 2500)
+    assert watched.asked == 1  # more rows than a GPU selects
+
+
+def test_filtered_searches_under_a_rotation_stay_on_the_processor(many: np.ndarray) -> None:
+    chosen, index = made("opq:2", many[:300])
+    watched = Watched(index)
+    segment: Any = InMemory(gpu.GpuIndex(index, watched), 0, 300)
+    dense.search([segment], many[:3], 5, plan=chosen, allowed=np.arange(300) < 200)
+    assert watched.asked == 0
+    dense.search([segment], many[:3], 5, plan=chosen)
+    assert watched.asked == 1
+
+
+def test_only_originals_are_written(many: np.ndarray) -> None:
+    _, index = made("flat", many)
+    assert gpu.to_cpu(gpu.GpuIndex(index, Watched(index))) is index
+    assert gpu.to_cpu(index) is index
+
+
+def test_copies_of_unchanged_segments_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    first, second, third = (InMemory(None, 4 * n, 4) for n in range(3))
+    gpus, chosen = gpu.Gpus("cuda"), Plan("flat", 8)
+    before = gpus.hold([first, second], chosen)
+    after = gpus.hold([second, third], chosen)
+    assert after[0] is before[1]
+    assert [segment.first_row for segment in after] == [4, 8]
+    assert gpus.hold([first], chosen)[0] is not before[0]
+
+
+def test_a_segment_is_copied_when_it_is_first_searched(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = []
+    monkeypatch.setattr(gpu, "_copied", lambda index, *_: copied.append(index) or (Watched(index), []))
+    chosen, index = made("flat", many)
+    segment = gpu.GpuSegment(InMemory(index, 7, len(many)), chosen, [0])
+    assert not copied
+    for _ in range(2):
+        assert dense.search([segment], many[:1], 1, plan=chosen)[0].tolist() == [[7]]
+    assert copied == [index]
+    np.testing.assert_array_equal(segment.vectors(np.array([3])), many[3:4])
+
+
+def test_an_engine_that_is_closed_lets_go_of_copies(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(gpu, "_copied", lambda index, *_: (Watched(index), []))
+    chosen, index = made("flat", many)
+    gpus = gpu.Gpus("cuda:0")
+    segments: list[Any] = list(gpus.hold([InMemory(index, 0, len(many))], chosen))
+    watched = segments[0].index.copy
+    del segments[0].__dict__["index"]
+    assert segments[0].index.copy is not watched
+    gpus.let_go()
+    assert "index" not in segments[0].__dict__
+
+
+def test_one_cell_answers_as_the_scalar_quantiser_it_was_made_from(many: np.ndarray) -> None:
+    _, index = made("int8", many)
+    cell = gpu.as_one_cell(index)
+    for here, there in zip(index.search(many[:20], 10), cell.search(many[:20], 10), strict=True):
+        np.testing.assert_allclose(here, there, atol=1e-6)
+    assert gpu.as_one_cell(dense.train(plan("int8", 32, 0), many)).ntotal == 0
+
+
+def test_parts_of_half_precision_vectors_hold_them_all(many: np.ndarray) -> None:
+    _, index = made("fp16", many)
+    parts = [gpu.part_of(index, start, stop) for start, stop in ((0, 700), (700, 700), (700, 2000))]
+    assert [part.ntotal for part in parts] == [700, 0, 1300]
+    np.testing.assert_array_equal(
+        np.concatenate([part.reconstruct_n(0, part.ntotal) for part in parts]), index.reconstruct_n(0, 2000)
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 333, 5000])
+def test_exact_search_in_chunks_equals_brute_force(many: np.ndarray, chunk: int) -> None:
+    def knn(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return faiss.knn(queries, vectors.astype(np.float32), k, metric=faiss.METRIC_INNER_PRODUCT)
+
+    half = many[:300].astype(np.float16)
+    scores, rows = gpu.exact(half, many[:4], 9, knn, chunk)
+    everything = many[:4] @ half.astype(np.float32).T
+    np.testing.assert_array_equal(rows, np.argsort(-everything, axis=1, kind="stable")[:, :9])
+    np.testing.assert_allclose(scores, np.take_along_axis(everything, rows, 1), atol=1e-6)
+    assert gpu.exact(half, many[:4], 1000, knn, chunk)[1].shape == (4, 300)
+
+
+@pytest.mark.parametrize(("recipe", "devices"), [("int8", [0]), ("fp16", [0]), ("ivf-int8", [])])
+def test_what_no_gpu_learns_or_encodes_the_processor_does(recipe: str, devices: list[int], many: np.ndarray) -> None:
+    chosen, expected = made(recipe, many)
+    index = gpu.encode(gpu.train(chosen, many, devices), many, chosen, devices)
+    np.testing.assert_array_equal(index.search(many[:5], 5)[1], expected.search(many[:5], 5)[1])
+
+
+@needs_gpu
+@pytest.mark.parametrize("recipe", ["flat", "fp16", "int8", "pq:8", "opq:8", "ivf-pq:8", "ivf-int8", "binary"])
+def test_gpus_answer_as_the_processor_does(recipe: str, many: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    chosen, index = made(recipe, many)
+    here: Any = InMemory(index, 0, len(many))
+    tuning = dense.Tuning(probes=max(1, chosen.cells))
+    expected, scores = dense.search([here], many[:50], 10, plan=chosen, tuning=tuning)
+    with caplog.at_level(logging.WARNING):
+        there: Any = gpu.GpuSegment(here, chosen, [0])
+        rows, found = dense.search([there], many[:50], 10, plan=chosen, tuning=tuning)
+    assert not caplog.records
+    assert isinstance(there.index, gpu.GpuIndex)
+    np.testing.assert_allclose(found, scores, atol=5e-3)
+    assert (rows == expected).mean() > (0.5 if recipe == "binary" else 0.97)  # ties; float16 tables
+
+
+@needs_gpu
+@pytest.mark.parametrize("recipe", ["ivf-pq:8", "ivf-int8", "opq:8"])
+def test_what_a_gpu_learnt_and_encoded_is_read_by_the_processor(recipe: str, many: np.ndarray, tmp_path: Any) -> None:
+    chosen = plan(recipe, 32, len(many))
+    index = gpu.encode(gpu.train(chosen, many, [0]), many, chosen, [0])
+    dense.write(index, tmp_path / "dense.faiss")
+    again = dense.read(tmp_path / "dense.faiss", chosen)
+    assert again.ntotal == len(many)
+    segment: Any = InMemory(again, 0, len(many))
+    rows, _ = dense.search([segment], many[:50], 10, plan=chosen, tuning=dense.Tuning(probes=max(1, chosen.cells)))
+    assert np.mean([n in row for n, row in enumerate(rows)]) > 0.8
+
+
+@needs_gpu
+def test_brute_force_on_a_gpu_finds_what_the_processor_finds(many: np.ndarray) -> None:
+    _, rows = gpu.exact(many.astype(np.float16), many[:50], 1, gpu.gpu_knn(), 700)
+    np.testing.assert_array_equal(rows[:, 0], np.arange(50))
