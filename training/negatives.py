@@ -59,18 +59,28 @@ def mine(
     while batch := list(islice(stream, _BATCH)):
         queries = [Query("", example.query, example.instruction) for example in batch]
         vectors = engine.embed(queries)
-        positives = engine.embedder.encode_passages([example.positive for example in batch])
-        nearness = (vectors * positives).sum(1)  # (batch,)
-        limits = nearness - (1 - margin) * np.abs(nearness)  # below the positive's also where that is negative
         rankings = engine.rank(queries, k=depth, options=options)
         stored = engine.store.passages([item.row for ranking in rankings for item in ranking])
+        texts = {row: join_title(passage.title, passage.text) for row, passage in stored.items()}
+        rows_of = {folded(text): row for row, text in texts.items()}
+        # Mostly the positive is found, and need not be embedded again.
+        positives = [rows_of.get(folded(example.positive)) for example in batch]
+        strange = [n for n, row in enumerate(positives) if row is None]
+        nearness = np.empty(len(batch), dtype=np.float32)
+        if strange:
+            embedded = engine.embedder.encode_passages([batch[n].positive for n in strange])
+            nearness[strange] = (vectors[strange] * embedded).sum(1)
+        for n, row in enumerate(positives):
+            if row is not None:
+                nearness[n] = engine.similarities(vectors[n], np.array([row], dtype=np.int64))[0]
+        limits = nearness - (1 - margin) * np.abs(nearness)  # below the positive's also where that is negative
         for example, vector, limit, ranking in zip(batch, vectors, limits, rankings, strict=True):
             rows = [item.row for item in ranking]
             similar = engine.similarities(vector, np.array(rows, dtype=np.int64))
             own = {folded(text) for text in (example.positive, example.query, *example.negatives)}
             found: list[str] = []
             for row, similarity in zip(rows, similar, strict=True):
-                text = join_title(stored[row].title, stored[row].text)
+                text = texts[row]
                 if folded(text) in own or folded(stored[row].text) in own:
                     report.copies += 1
                 elif similarity > limit:
