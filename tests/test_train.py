@@ -1,18 +1,28 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from conftest import SENTENCES, TEXTS, build_model
 
+from searchkit.cli.main import main
 from searchkit.embedder import Embedder
 from searchkit.training.config import TrainConfig
+from searchkit.training.dataset import Batch, Example
+from searchkit.training.log import Leaking, TrainReport, draw, moving_averages
 from searchkit.training.model import attach_lora, trainable
-from searchkit.training.train import train
+from searchkit.training.train import _taught, train
+
+ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -90,6 +100,8 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(config: TrainConfig, tmp_
         train(config, on_step=stop)
     report = train(config)
     assert report.steps == 8
+    logged = [json.loads(line)["step"] for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
+    assert logged == list(range(1, 9))
     unbroken, resumed = (Embedder(folder, device="cpu") for folder in (tmp_path / "unbroken", config.out))
     np.testing.assert_allclose(unbroken.encode_passages(TEXTS), resumed.encode_passages(TEXTS), atol=1e-5)
 
@@ -120,18 +132,248 @@ def test_distillation_draws_a_causal_student_to_its_teacher(tmp_path: Path, pair
     assert (before * wanted).sum(1).mean() > 0.9
 
 
-def test_queries_of_the_dev_set_among_the_examples_stop_the_run(config: TrainConfig, tmp_path: Path) -> None:
-    dev = tmp_path / "dev"
-    (dev / "qrels").mkdir(parents=True)
-    (dev / "corpus.jsonl").write_text(json.dumps({"_id": "d", "title": "", "text": TEXTS[0]}) + "\n")
-    (dev / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "THE bridge  over the river"}) + "\n")
-    (dev / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
-    config = replace(config, dev=str(dev))
+@pytest.fixture
+def dev(tmp_path: Path) -> Path:
+    """One document and one query, both of which are in `pairs` too."""
+    folder = tmp_path / "dev"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text(json.dumps({"_id": "d", "title": "", "text": TEXTS[0]}) + "\n")
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "THE bridge  over the river"}) + "\n")
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    return folder
+
+
+def test_queries_of_the_dev_set_among_the_examples_stop_the_run(config: TrainConfig, dev: Path) -> None:
+    config, told = replace(config, dev=str(dev)), []
     with pytest.raises(ValueError, match=r"shares 1 queries .* --allow-leaks"):
-        train(config)
+        train(config, on_leaks=told.append)
     report = train(config, allow_leaks=True)
-    assert [(found.questions, found.documents) for found in report.leaks] == [(1, 1)]
+    assert told == [report.leaks] == [[Leaking(config.sources[0], 10, 1, 1, 0, "The bridge over the river")]]
     assert report.dev == [(8, 1.0)]
+    assert "| `pairs.jsonl` | 10 | 1 | 1 | 0 |" in (Path(config.out) / "README.md").read_text()
+
+
+def test_a_text_of_a_few_words_is_a_leak_of_its_own_class(config: TrainConfig, dev: Path, tmp_path: Path) -> None:
+    (dev / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "Thank you!"}) + "\n")
+    polite = tmp_path / "polite.jsonl"
+    rows = [{"query": "thank  you!", "positive": "You are welcome."}, {"query": "Which bridge?", "positive": TEXTS[0]}]
+    polite.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = train(replace(config, sources=(*config.sources, str(polite)), dev=str(dev), max_steps=1))
+    counts = [(leaking.questions, leaking.documents, leaking.low_entropy) for leaking in report.leaks]
+    assert counts == [(0, 1, 0), (0, 1, 1)]
+
+
+def test_the_command_shows_what_is_shared_before_it_trains(config: TrainConfig, dev: Path) -> None:
+    arguments = ["train", *config.sources, "--base", config.base, "--out", config.out, "--dev", str(dev)]
+    arguments += ["--max-steps", "1", "--batch-size", "5", "--max-length", "64", "--rank", "4"]
+    refused = CliRunner().invoke(main, [*arguments, "--precision", "float32"])
+    assert refused.exit_code == 1
+    table = [line.split() for line in refused.stderr.splitlines()]
+    assert ["examples", "of", "all", "queries", "documents", "few", "words"] in table
+    assert ["pairs.jsonl", "10", "1", "1", "0"] in table
+    done = CliRunner().invoke(main, [*arguments, "--precision", "float32", "--allow-leaks"])
+    assert done.exit_code == 0
+    assert "nDCG@10" in done.stdout
+    assert "1 examples ask queries" in done.stderr
+    assert "documents" not in done.stdout
+
+
+def test_logs_and_pictures_tell_of_every_step(config: TrainConfig, dev: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report = train(replace(config, dev=str(dev), evaluate_every=3), allow_leaks=True)
+    out = Path(config.out)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows if "loss" in row] == report.losses
+    assert [(row["step"], row["dev_ndcg@10"]) for row in rows if "loss" not in row] == report.dev
+    assert [step for step, _ in report.dev] == [3, 6, 8]
+    events = EventAccumulator(str(out / "logs"))
+    events.Reload()
+    kinds = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "peak_memory_mib")
+    assert set(events.Tags()["scalars"]) == {*(f"train/{kind}" for kind in kinds), "dev/ndcg@10"}
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    np.testing.assert_allclose(losses, report.losses, rtol=1e-6)
+    rates = [event.value for event in events.Scalars("train/learning_rate")]
+    assert rates == sorted(rates, reverse=True)
+    assert max(rates) == pytest.approx(config.learning_rate)
+    assert all(event.value > 0 for kind in kinds for event in events.Scalars(f"train/{kind}"))
+    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (out / "training.svg").read_text("utf-8")
+    assert all(words in drawn for words in ("loss", "nDCG@10", "step"))
+
+
+def test_without_matplotlib_and_tensorboard_it_trains_and_says_what_is_not_written(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in ("matplotlib.figure", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    train(replace(config, max_steps=1))
+    out = Path(config.out)
+    assert (out / "model.safetensors").is_file()
+    assert not (out / "training.png").exists()
+    assert not (out / "logs").exists()
+    assert "pip install 'searchkit[plots]'" in caplog.text
+    assert "pip install 'searchkit[train]'" in caplog.text
+
+
+def test_the_picture_smooths_a_long_run(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    losses = [(step, 1 / step) for step in range(1, 101)]
+    draw(tmp_path / "training", TrainReport(losses=losses), title="long")
+    assert "mean of 20 steps" in (tmp_path / "training.svg").read_text("utf-8")
+    averages = moving_averages(losses)
+    assert [step for step, _ in averages] == list(range(20, 101))
+    assert averages[-1][1] == pytest.approx(np.mean([loss for _, loss in losses[-20:]]))
+
+
+def test_examples_with_instructions_of_their_own_share_a_batch_if_the_source_is_mixed(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "synthetic.jsonl"
+    rows = [{"query": text[:9], "positive": text, "instruction": f"Task {n}"} for n, text in enumerate(SENTENCES)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="has no batch"):
+        train(replace(config, sources=(str(file),), out=str(tmp_path / "apart"), negatives_per_query=0))
+    mixed = replace(config, sources=(f"{file}@0.5,mixed",), epochs=1, negatives_per_query=0)
+    assert train(mixed).steps == 1
+
+
+def test_a_teacher_s_instructed_queries_are_embedded_together(embedder: Embedder, monkeypatch: Any) -> None:
+    told = [True, True, False, True, True, True]
+    instructions = ["Find it", "Find a reason", "Find it", None, "", "Find it"]
+    examples = tuple(
+        Example(text[:12], text, (), instruction) for text, instruction in zip(SENTENCES[:6], instructions, strict=True)
+    )
+    rows = _taught(Batch(examples, ((TEXTS[-1],), *[()] * 5)), told, embedder)
+    queries = []
+    for example, use in zip(examples, told, strict=True):
+        row = embedder.encode_queries([example.query], "")[0]
+        if use and example.instruction:
+            row = row + embedder.encode_queries([example.query], example.instruction)[0]
+        queries.append(row / np.linalg.norm(row))
+    expected = np.concatenate([queries, embedder.encode_passages([*SENTENCES[:6], TEXTS[-1]])])
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    calls = []
+    monkeypatch.setattr(
+        embedder, "encode_queries", lambda texts, _: calls.append(len(texts)) or np.ones((len(texts), 64))
+    )
+    _taught(Batch(examples, ((),) * 6), told, embedder)
+    assert calls == [6, 2, 1]
+
+
+def test_a_bidirectional_decoder_is_trained_and_saved_as_one(config: TrainConfig, mistral: Path) -> None:
+    train(replace(config, attention="bidirectional", max_steps=2))
+    out = Path(config.out)
+    trained = Embedder(out, device="cpu", dtype="float32")
+    assert not trained.runtime.decoder
+    assert trained.conventions.pooling == "last"
+    assert "is_causal: false" in (out / "README.md").read_text()
+    settings = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(mistral.resolve())
+    adapted = Embedder(mistral, adapter=out / "adapter", device="cpu", dtype="float32", conventions=trained.conventions)
+    np.testing.assert_allclose(trained.encode_passages(TEXTS), adapted.encode_passages(TEXTS), atol=1e-4)
+
+
+def process(rank: int, folder: str) -> None:
+    """One of two, which train together: first each with a whole model, then each with a part of one."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    config = TrainConfig.load(Path(folder) / "together.json")
+    told: list[int] = []
+    for kind in ("ddp", "fsdp"):
+        if kind == "fsdp":
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+            _allow_fsdp_on_processors()
+        report = train(replace(config, out=f"{folder}/{kind}"), on_step=lambda report, _: told.append(report.steps))
+        (Path(folder) / f"{kind}-{rank}.json").write_text(json.dumps([report.losses, report.dev, report.tokens]))
+    assert told == ([] if rank else [1, 2, 3] * 2)
+    torch.distributed.destroy_process_group()
+
+
+def _allow_fsdp_on_processors() -> None:
+    """accelerate keeps FSDP for GPUs and the like, though torch has it for processors too."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    begin = AcceleratorState.__init__
+
+    def begin_in_parts(self: Any, *arguments: Any, fsdp_plugin: Any = None, **others: Any) -> None:
+        begin(self, *arguments, fsdp_plugin=fsdp_plugin, **others)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = begin_in_parts
+    launched = yaml.safe_load((ROOT / "docs" / "accelerate" / "fsdp.yaml").read_text())["fsdp_config"]
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    os.environ.update({name.upper(): str(value) for name, value in launched.items()})
+
+
+@pytest.fixture(scope="module")
+def together(mistral: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what one process makes of three steps (alone), and what two do (ddp, fsdp)."""
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "dev" / "qrels").mkdir(parents=True)
+    (folder / "dev" / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": str(n), "title": "", "text": text}) + "\n" for n, text in enumerate(TEXTS))
+    )
+    (folder / "dev" / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "what bees dance for"}) + "\n")
+    (folder / "dev" / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\t5\t1\n")
+    # Five examples by two are three and two: other numbers of texts, and of chunks.
+    config = TrainConfig(
+        sources=(str(pairs),), base=str(mistral), out=str(folder / "alone"), epochs=2, max_steps=3, batch_size=5,
+        chunk=2, learning_rate=1e-3, temperature=0.1, lora_rank=4, max_length=64, precision="float32", instructed=0.5,
+        dev=f"{folder / 'dev'}", evaluate_every=2,
+    )  # fmt: skip
+    config.save(folder / "together.json")
+    report = train(config)
+    (folder / "alone-0.json").write_text(json.dumps([report.losses, report.dev, report.tokens]))
+    torch.multiprocessing.spawn(process, args=(str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_make_what_one_makes_of_the_same_batches(together: Path, mistral: Path, kind: str) -> None:
+    from safetensors.torch import load_file
+
+    base, expected, found = (
+        load_file(folder / "model.safetensors") for folder in (mistral, together / "alone", together / kind)
+    )
+    assert expected.keys() == found.keys()
+    assert max(float((expected[name] - weights).abs().max()) for name, weights in base.items()) > 1e-3
+    for name, weights in expected.items():
+        torch.testing.assert_close(found[name], weights, rtol=0, atol=1e-5)
+    losses, dev, tokens = json.loads((together / "alone-0.json").read_text())
+    for rank in (0, 1):
+        theirs = json.loads((together / f"{kind}-{rank}.json").read_text())
+        np.testing.assert_allclose(theirs[0], losses, rtol=1e-4)
+        assert theirs[1:] == [dev, tokens]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_of_two_processes_one_writes(together: Path, kind: str) -> None:
+    names = {kind: {file.name for file in (together / kind).iterdir()} for kind in ("alone", kind)}
+    assert names[kind] == names["alone"]
+    rows = [json.loads(line)["step"] for line in (together / kind / "log.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 2, 3, 3]
+    assert len(list((together / kind / "logs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "accelerate").iterdir()), ids=lambda file: file.stem)
+def test_the_launch_files_are_ones_that_accelerate_reads(file: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(file))
+    kinds = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero3": "DEEPSPEED"}
+    assert config.distributed_type == kinds[file.stem]
+    assert config.mixed_precision == "no"
 
 
 def test_lora_on_all_linear_layers_of_mistral_7b_has_the_paper_s_number_of_weights() -> None:
