@@ -128,7 +128,7 @@ def store_by(engine: SearchEngine, recipe: str) -> None:
         _apply(engine, choose(found, Limits()), drop_vectors=False, seed=0)
         return
     wanted, _ = parse(recipe, stored.dim, passages)
-    if stored.recipe == wanted.recipe and stored.code == wanted.code:
+    if stored.spelling == wanted.spelling:
         return
     if passages < wanted.needed:
         note(

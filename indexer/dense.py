@@ -102,6 +102,11 @@ def train(plan: Plan, sample: np.ndarray) -> Any:
         rotation = faiss.downcast_VectorTransform(index.chain.at(0))
         rotation.pq = quantiser = faiss.ProductQuantizer(plan.dim, plan.code, 8)
         quantiser.cp.min_points_per_centroid = 1
+    if plan.width:
+        # FAISS's PCA takes the mean off, after which inner products are no longer those of the vectors: turn only.
+        components = faiss.downcast_VectorTransform(index.chain.at(0))
+        components.train(np.ascontiguousarray(sample, dtype=np.float32))
+        components.have_bias = False
     if plan.wanted:
         index.train(np.ascontiguousarray(sample, dtype=np.float32))
     if plan.recipe == "opq":
@@ -376,7 +381,7 @@ def parameters(plan: Plan, tuning: Tuning, mask: np.ndarray | None = None) -> An
     # By the plan and not by the index, which may be a copy on a GPU.
     if "IVF" in plan.factory:
         inner = faiss.SearchParametersIVF(nprobe=max(1, min(tuning.probes, plan.cells)), sel=selector)
-        return faiss.SearchParametersPreTransform(index_params=inner) if "OPQ" in plan.factory else inner
+        return faiss.SearchParametersPreTransform(index_params=inner) if plan.transformed else inner
     if plan.recipe == "hnsw":
         return faiss.SearchParametersHNSW(efSearch=tuning.ef, sel=selector)
     return None if selector is None else faiss.SearchParameters(sel=selector)

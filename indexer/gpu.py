@@ -65,7 +65,7 @@ def why_not(plan: Plan) -> str | None:
     if not RECIPES[plan.recipe].gpu:
         return f"FAISS has no GPU code for {plan.recipe}"
     if plan.code and plan.code not in CODES:
-        near = min(CODES, key=lambda size: (plan.dim % size != 0, abs(size - plan.code)))
+        near = min(CODES, key=lambda size: ((plan.width or plan.dim) % size != 0, abs(size - plan.code)))
         return f"FAISS has no GPU code for codes of {plan.code} bytes; the nearest it has is {plan.recipe}:{near}"
     return None
 
@@ -138,7 +138,7 @@ def to_cpu(index: Any) -> Any:
 
 def train(plan: Plan, sample: np.ndarray, devices: Sequence[int]) -> Any:
     """Like `dense.train`, on the first GPU where FAISS learns there: cells and product-quantised codes."""
-    if not devices or why_not(plan) or not (plan.cells or plan.code) or len(sample) < plan.needed:
+    if not devices or why_not(plan) or plan.width or not (plan.cells or plan.code) or len(sample) < plan.needed:
         return dense.train(plan, sample)
     faiss = dense.faiss_module()
     empty = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)

@@ -60,7 +60,10 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-_SPELLING = re.compile(r"([a-z0-9-]+?)(?::(\d+))?")
+_SPELLING = re.compile(r"(?:pca(\d+)-)?([a-z0-9-]+?)(?::(\d+))?")
+
+SHRUNK = ("pq", "ivf-pq", "ivf-int8")
+"""Recipes whose codes can be made of principal components, for vectors so wide that learning takes too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,34 +75,42 @@ class Plan:
         dim: Width of the vectors.
         code: Bytes of a product-quantised code; 0 where there is none.
         cells: Cells of the inverted file; 0 where there is none.
+        width: Principal components that codes are made of; 0 makes them of the vectors.
     """
 
     recipe: str
     dim: int
     code: int = 0
     cells: int = 0
+    width: int = 0
 
     @property
     def spelling(self) -> str:
-        """How a user asks for it, such as "pq:48"."""
-        return f"{self.recipe}:{self.code}" if self.code else self.recipe
+        """How a user asks for it, such as "pq:48" or "pca512-pq:64"."""
+        return (f"pca{self.width}-" if self.width else "") + self.recipe + (f":{self.code}" if self.code else "")
 
     @property
     def factory(self) -> str:
         """The FAISS factory string."""
-        return RECIPES[self.recipe].factory.format(m=self.code, cells=self.cells)
+        first = f"PCA{self.width}," if self.width else ""
+        return first + RECIPES[self.recipe].factory.format(m=self.code, cells=self.cells)
+
+    @property
+    def transformed(self) -> bool:
+        """Whether vectors are turned before they are coded."""
+        return bool(self.width) or self.recipe == "opq"
 
     @property
     def wanted(self) -> int:
         """Training vectors that the recipe wants; 0 for none."""
         per_centroid = RECIPES[self.recipe].per_centroid
         centroids = max(256 if self.code else 1, self.cells)
-        return per_centroid * centroids
+        return max(per_centroid * centroids, 10 * self.dim if self.width else 0)
 
     @property
     def needed(self) -> int:
         """Training vectors below which FAISS refuses, or makes a code of no use."""
-        return max(256 if self.code else 0, self.cells, 1 if RECIPES[self.recipe].per_centroid else 0)
+        return max(256 if self.code else 0, self.cells, self.width, 1 if RECIPES[self.recipe].per_centroid else 0)
 
 
 def plan(text: str, dim: int, count: int) -> Plan:
@@ -107,7 +118,8 @@ def plan(text: str, dim: int, count: int) -> Plan:
 
     Args:
         text: A name of :data:`RECIPES`, maybe with the bytes of a code: "pq:64". Without, a code takes dim / 8 bytes,
-            which is 32 times smaller than float32, or the next number that divides the width.
+            which is 32 times smaller than float32, or the next number that divides the width. With "pca512-" before it,
+            codes are made of that many principal components.
         dim: Width of the vectors.
         count: How many there are or will be; decides the number of cells.
 
@@ -115,20 +127,27 @@ def plan(text: str, dim: int, count: int) -> Plan:
         ValueError: There is no such recipe, or its code does not fit the width.
     """
     found = _SPELLING.fullmatch(text.strip().lower())
-    name = found[1] if found else ""
+    name = found[2] if found else ""
     if name not in RECIPES:
         raise ValueError(f"recipe is {text!r}; expected one of {', '.join(RECIPES)}, some with bytes, such as pq:64")
     recipe = RECIPES[name]
-    asked = int(found[2]) if found and found[2] else None
+    asked = int(found[3]) if found and found[3] else None
+    width = int(found[1]) if found and found[1] else 0
+    if found and found[1] and (name not in SHRUNK or not 1 <= width < dim):
+        raise ValueError(
+            f"{text}: pca goes before {', '.join(SHRUNK)}, with fewer components than the {dim} dimensions, such as "
+            f"pca{max(1, dim // 4)}-pq"
+        )
+    coded = width or dim
     if "{m}" not in recipe.factory:
         if asked is not None:
             raise ValueError(f"recipe {name} has no bytes to choose; write {name} alone")
-        return Plan(name, dim, 0, _cells(count) if "{cells}" in recipe.factory else 0)
-    if asked is not None and (not 1 <= asked <= dim or dim % asked):
-        near = min(codes(dim), key=lambda size: (abs(size - asked), size))
-        raise ValueError(f"{text}: {asked} bytes do not divide a width of {dim}; the nearest that do: {name}:{near}")
-    code = asked or min(codes(dim), key=lambda size: (abs(size - dim / 8), size))
-    return Plan(name, dim, code, _cells(count) if "{cells}" in recipe.factory else 0)
+        return Plan(name, dim, 0, _cells(count) if "{cells}" in recipe.factory else 0, width)
+    if asked is not None and (not 1 <= asked <= coded or coded % asked):
+        near = min(codes(coded), key=lambda size: (abs(size - asked), size))
+        raise ValueError(f"{text}: {asked} bytes do not divide a width of {coded}; the nearest that do: {name}:{near}")
+    code = asked or min(codes(coded), key=lambda size: (abs(size - coded / 8), size))
+    return Plan(name, dim, code, _cells(count) if "{cells}" in recipe.factory else 0, width)
 
 
 def codes(dim: int) -> list[int]:

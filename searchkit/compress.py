@@ -29,6 +29,8 @@ QUERIES = 1000
 RERANK = "+rerank"
 
 _HELD_OUT = 200
+_WIDE = 1024
+"""Dimensions from which on principal components are tried, and rotations are not."""
 _PROBED = (16, 32, 64, 128, 256, 512)
 _RERANKED = (2, 5, 10, 20, 50)
 _TIE = 1e-6
@@ -235,7 +237,11 @@ def default_recipes(dim: int) -> list[str]:
     """The names that `measure` tries; rotations, slow to learn, only where codes are so short that they help."""
     sizes = sorted({min(codes(dim), key=lambda size: (abs(size - dim / share), size)) for share in (16, 8, 6, 4)})
     coded = [f"pq:{size}" for size in sizes] + [f"ivf-pq:{size}" for size in sizes]
-    coded += [f"opq:{size}" for size in sizes[:2]]
+    if dim < _WIDE:
+        coded += [f"opq:{size}" for size in sizes[:2]]
+    else:  # rotations of so many dimensions take hours to learn, and each byte of a code stands for fewer of fewer
+        shrunk = dim // 4
+        coded += [f"pca{shrunk}-{name}:{size}" for name in ("pq", "ivf-pq") for size in sizes[:2] if shrunk % size == 0]
     both = [name + ending for name in ("rabitq", "binary", *coded) for ending in ("", RERANK)]
     return ["fp16", "int8", "hnsw", "ivf-int8", *both]
 
@@ -541,7 +547,7 @@ def _tuned(one: Plan, rerank: bool, segment: _Memory, data: _Data, goal: float) 
         return tuning(1, 0)
     most = {factor: reached(tuning(widths[-1], factor)) for factor in factors}
     enough = goal if max(most.values()) >= goal else 0.995 * max(most.values())
-    code = max(1, one.code or one.dim)
+    code = max(1, one.code or one.width or one.dim)
     settings = []
     for factor in factors:
         if most[factor] >= enough:
