@@ -20,6 +20,7 @@ from hashlib import blake2b
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from searchkit.indexer.segments import DiskSegment, Entry
 __all__ = ["NewDocument", "Store", "StoreError", "StoredPassage"]
 
 FORMAT = 2
+
+LAST = "last.commit"
+"""The file with the number of the last commit: SQLite takes a log that is damaged or gone for one that ends earlier."""
 
 _SCHEMA = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -100,6 +104,7 @@ class Snapshot(NamedTuple):
         next_doc: Above all document positions.
         segments: The vectors.
         dead: (n,) int64, the rows of deleted documents, ascending.
+        dead_docs: (n,) int64, the positions of deleted documents, ascending.
         storage: How vectors are stored (see `Store.storage`).
         lexical: Name of the lexical index's folder.
     """
@@ -111,6 +116,7 @@ class Snapshot(NamedTuple):
     next_doc: int
     segments: list[DiskSegment]
     dead: np.ndarray
+    dead_docs: np.ndarray
     storage: dict[str, Any]
     lexical: str
 
@@ -139,7 +145,8 @@ class Store:
             self._db = _connect(folder / "index.db", writable=writable)
             undo.callback(self._db.close)
             self._check_format()
-            if writable and self.sealed():  # damaged settings may have forgotten what is needed
+            # Damaged settings, and those of an earlier commit, may have forgotten what is needed.
+            if writable and self.sealed() and not self.lost_commits():
                 self._sweep()
             undo.pop_all()
 
@@ -218,6 +225,7 @@ class Store:
 
     def snapshot(self) -> Snapshot:
         """The last commit, with its segments' files opened only when they are needed."""
+        last = self._last_commit()  # before the database: a writer may be at work
         with self._sound(), self._reading():
             self._check_settings()
             state = {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM settings")}
@@ -229,6 +237,12 @@ class Store:
                     f"{self.folder / 'index.db'} is damaged: its deletions differ from their checksum; "
                     "mend the index with: searchkit check INDEX --repair"
                 )
+        if state["generation"] < last:
+            raise StoreError(
+                f"{self.folder / 'index.db'} is at commit {state['generation']}, but commit {last} was made: its log, "
+                "index.db-wal, is damaged or missing; put a copy of both in their place, or go on from there with: "
+                "searchkit check INDEX --repair"
+            )
         dead = [np.arange(first, first + count) for _, first, count in sorted(ranges, key=lambda each: each[1])]
         return Snapshot(
             generation=state["generation"],
@@ -238,6 +252,7 @@ class Store:
             next_doc=state["next_doc"],
             segments=found,
             dead=np.concatenate(dead) if dead else np.empty(0, np.int64),
+            dead_docs=np.array(sorted(doc for doc, _, _ in ranges), dtype=np.int64),
             storage=state["storage"],
             lexical=state["lexical"],
         )
@@ -279,16 +294,15 @@ class Store:
         Raises:
             StoreError: The database is damaged, or what was deleted since that commit is not in it any more.
         """
-        query = (
-            "SELECT doc, first_row, passages FROM documents "
-            f"WHERE doc < ? AND (deleted = 0 OR deleted > ?) AND ({condition.sql}) ORDER BY doc"
-        )
+        # Which are deleted is known by the snapshot: the marks in this table have no checksum of their own.
+        query = f"SELECT doc, first_row, passages FROM documents WHERE doc < ? AND ({condition.sql}) ORDER BY doc"
         with self._sound(), self._reading():
             if int(self.setting("compacted")) > snapshot.generation:
                 raise StoreError(f"{self.folder} has been compacted since it was opened; open it again")
             self._check_contents()
-            found = self._db.execute(query, (snapshot.next_doc, snapshot.generation, *condition.parameters)).fetchall()
+            found = self._db.execute(query, (snapshot.next_doc, *condition.parameters)).fetchall()
             table = np.array(found, dtype=np.int64).reshape(-1, 3)
+            table = table[~np.isin(table[:, 0], snapshot.dead_docs)]
         docs, firsts, counts = table.T
         # Row ranges one after another: the first row of each, repeated, and the position within.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -334,11 +348,14 @@ class Store:
                 below = found = 0
             found ^= self._contents("doc >= ?", (below,))
         if found != settings["contents"]:
-            raise StoreError(
-                f"{self.folder / 'index.db'} is damaged: its documents differ from their checksum; "
-                "see what is sound with: searchkit check INDEX"
-            )
+            raise self._differing()
         self._filed = (settings["compacted"], settings["next_doc"], found)
+
+    def _differing(self) -> StoreError:
+        return StoreError(
+            f"{self.folder / 'index.db'} is damaged: its documents differ from their checksum; "
+            "see what is sound with: searchkit check INDEX"
+        )
 
     def _contents(self, condition: str = "1", parameters: tuple[int, ...] = ()) -> int:
         """The checksum of what some documents have besides their texts, in any order."""
@@ -377,8 +394,26 @@ class Store:
                         yield number, title, text[start:stop]
 
     def documents(self) -> Iterator[tuple[str, str, str]]:
-        """(id, title, text) of every living document, in the order they came."""
-        yield from self._db.execute("SELECT id, title, text FROM documents WHERE deleted = 0 ORDER BY doc")
+        """(id, title, text) of every living document, in the order they came, each compared with its checksum."""
+        query = (
+            "SELECT doc, first_row, passages, seal, deleted, id, title, text, metadata, checksum, "
+            "(SELECT value FROM settings WHERE key = 'tombstones'), "
+            "(SELECT value FROM settings WHERE key = 'contents') "
+            "FROM documents NOT INDEXED ORDER BY doc"
+        )
+        tombstones, contents, expected = 0, 0, ["0", "0"]
+        with self._sound():
+            for doc, first, count, seal, deleted, *rest in self._db.execute(query):
+                *parts, expected[0], expected[1] = rest
+                document = NewDocument(*parts, self._spans(doc, first, count))
+                self._check_seal(seal, doc, first, document)
+                contents ^= _sum((doc, first, count, document.id, document.title, document.metadata))
+                if deleted:
+                    tombstones = _tombstones(tombstones, [(doc, first, count)])
+                else:
+                    yield document.id, document.title, document.text
+        if expected != [json.dumps(tombstones), json.dumps(contents)]:
+            raise self._differing()
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by part: the database ("index.db"), vectors ("segments") and words ("lexical")."""
@@ -626,6 +661,25 @@ class Store:
                 with suppress(sqlite3.Error):  # a full disk has ended the transaction already
                     self._db.execute("ROLLBACK")
                 raise
+            self._note_commit(generation)
+
+    def _note_commit(self, generation: int) -> None:
+        # After the commit, of one length and in its place: a number that lags behind, or is not written, does no harm.
+        with suppress(OSError):
+            file = os.open(self.folder / LAST, os.O_WRONLY | os.O_CREAT, 0o644)
+            try:
+                number = b"%020d" % generation
+                os.pwrite(file, b"%s %08x\n" % (number, crc32(number)), 0)
+            finally:
+                os.close(file)
+
+    def _last_commit(self) -> int:
+        """The number that the last commit left beside the database; 0 where it cannot be read."""
+        with suppress(OSError, ValueError):
+            number, sum_ = (self.folder / LAST).read_bytes().split()
+            if int(sum_, 16) == crc32(number):
+                return int(number)
+        return 0
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -691,6 +745,16 @@ class Store:
         with self._sound():
             documents, passages = self._db.execute(query).fetchone()
         return int(documents), int(passages)
+
+    def lost_commits(self) -> int:
+        """How many commits the database has forgotten, because its log is damaged or gone."""
+        last = self._last_commit()
+        return max(0, last - int(self.setting("generation")))
+
+    def forget_lost_commits(self) -> None:
+        """Go on from the commit that the database is at."""
+        self._check_writable()
+        self._note_commit(int(self.setting("generation")))
 
     def integrity(self) -> list[str]:
         """What SQLite itself finds wrong with the database."""
@@ -901,7 +965,8 @@ def _sound(file: Path) -> Iterator[None]:
         raise
     except sqlite3.OperationalError as error:
         text = str(error)
-        if "full" in text:
+        # A log's shared memory finds no room: SQLite calls that an I/O error.
+        if "full" in text or error.sqlite_errorname == "SQLITE_IOERR_SHMSIZE":
             raise OSError(errno.ENOSPC, "the disk is full; what was committed before is whole", str(file)) from error
         if "locked" in text:
             raise BusyError(f"{file} is held by another program ({text}); try again when it is done") from error
@@ -948,8 +1013,9 @@ def _connect(file: Path, *, writable: bool) -> sqlite3.Connection:
         db.execute("SELECT count(*) FROM sqlite_master")
     except sqlite3.DatabaseError as error:
         db.close()
-        if not isinstance(error, sqlite3.OperationalError):
+        log = file.with_name(f"{file.name}-wal")
+        if not isinstance(error, sqlite3.OperationalError) or (log.exists() and log.stat().st_size):
             raise
-        # A read-only place cannot hold the log's shared memory; nobody writes there.
+        # A read-only place, or a full disk, cannot hold the log's shared memory; without a log nobody needs it.
         db = sqlite3.connect(f"{uri}?immutable=1", uri=True, isolation_level=None, check_same_thread=False)
     return db

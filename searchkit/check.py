@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from searchkit.embedder import Embedder
 from searchkit.engine import COMMIT_EVERY, SearchEngine
 from searchkit.indexer import dense
 from searchkit.indexer.files import StoreError, verify
@@ -115,7 +116,8 @@ def check(folder: str | Path) -> list[Finding]:
 
 
 def _findings(store: Store) -> Iterator[Finding]:
-    yield Finding("index.db", "; ".join(store.integrity()))
+    lost = [f"{count} commits are lost, its log is damaged or missing"] if (count := store.lost_commits()) else []
+    yield Finding("index.db", "; ".join([*lost, *store.integrity()]))
     yield Finding("settings", _settings_damage(store))
     yield _documents(store)
     if store.setting("storage")["codebook"] is not None:
@@ -254,7 +256,7 @@ def _listed(names: Sequence[str]) -> str:
 def repair(
     folder: str | Path,
     *,
-    model: str | Path | None = None,
+    model: Embedder | str | Path | None = None,
     adapter: str | Path | None = None,
     device: str | None = None,
     dtype: str = "auto",
@@ -319,6 +321,7 @@ def _left(folder: Path) -> list[str]:
 
 def _mend_database(store: Store, report: Repair) -> list[int]:
     """Put right what the database says of itself; returns the positions of documents that are lost."""
+    lost = store.lost_commits()
     if store.integrity():
         store.reindex()
         if faults := store.integrity():
@@ -344,6 +347,9 @@ def _mend_database(store: Store, report: Repair) -> list[int]:
         store.recount()
     elif not unsound and not store.complete():
         report.done.append("settings: the checksum of all documents made anew")
+    if lost:
+        report.done.append(f"index.db: the last {lost} commits are lost; do again what was added or deleted by them")
+        store.forget_lost_commits()
     return unsound
 
 

@@ -20,7 +20,7 @@ from searchkit.indexer import dense, segments
 from searchkit.indexer.files import StoreError
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.recipes import Plan
-from searchkit.indexer.store import NewDocument, Snapshot, Store
+from searchkit.indexer.store import LAST, NewDocument, Snapshot, Store
 
 TWO_PASSAGES = "Bread rises. Yeast makes gas."
 
@@ -397,6 +397,71 @@ def test_a_document_that_damage_hides_is_not_taken_for_absent(folder: Path, colu
         ):
             with pytest.raises(StoreError, match=r"index\.db is damaged: its documents differ from their checksum"):
                 work()
+
+
+def change_without_trees(folder: Path, statement: str) -> None:
+    """Change the table of documents and not the search trees over it, as damage does."""
+    with closing(sqlite3.connect(folder / "index.db")) as db, db:
+        db.execute("PRAGMA writable_schema=ON")
+        trees = db.execute("SELECT * FROM sqlite_master WHERE name IN ('living', 'dead')").fetchall()
+        db.execute("DELETE FROM sqlite_master WHERE name IN ('living', 'dead')")
+    change(folder, statement)
+    with closing(sqlite3.connect(folder / "index.db")) as db, db:
+        db.execute("PRAGMA writable_schema=ON")
+        db.executemany("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", trees)
+
+
+@pytest.mark.parametrize("mark", ["deleted = 0 WHERE doc = 1", "deleted = 1 WHERE doc = 0"])
+def test_a_deletion_mark_that_the_search_tree_belies_changes_no_answer(folder: Path, mark: str) -> None:
+    with Store(folder, writable=True) as opened:
+        opened.delete([1])
+    change_without_trees(folder, f"UPDATE documents SET {mark}")
+    low = compile_filter({"n": {"$in": ["0", "1", "5"]}})
+    with Store(folder) as opened:
+        np.testing.assert_array_equal(opened.matching(low, opened.snapshot())[0], [0, 5])
+        with pytest.raises(StoreError, match=r"index\.db is damaged: its documents differ from their checksum"):
+            list(opened.documents())
+
+
+def test_reading_all_documents_compares_each_with_its_seal(folder: Path) -> None:
+    change(folder, "UPDATE documents SET text = 'Bread falls. Yeast makes gas.' WHERE doc = 2")
+    with Store(folder) as opened, pytest.raises(StoreError, match="document '2' differs from its checksum"):
+        list(opened.documents())
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "bit"])
+def test_a_log_that_lost_commits_is_not_taken_for_an_older_index(folder: Path, damage: str) -> None:
+    copy = folder.with_name("killed.index")
+    with Store(folder, writable=True) as opened:
+        opened.delete([1])
+        opened.delete([2])
+        shutil.copytree(folder, copy)  # as a killed writer leaves it
+    log = copy / "index.db-wal"
+    content = bytearray(log.read_bytes())
+    content[-100] ^= 1
+    log.write_bytes({"gone": b"", "cut": content[:-5000], "bit": content}[damage])
+    for writable in (False, True):
+        with Store(copy, writable=writable) as opened:
+            assert opened.lost_commits() in (1, 2)
+            with pytest.raises(
+                StoreError, match=r"but commit 5 was made: its log, index\.db-wal, is damaged or missing"
+            ):
+                opened.snapshot()
+    with Store(copy, writable=True) as opened:
+        opened.forget_lost_commits()
+        assert opened.snapshot().documents in (5, 6)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"9" * 20, b"99999999999999999999 00000000\n"])
+def test_the_number_of_the_last_commit_may_be_missing_or_damaged(folder: Path, content: bytes | None) -> None:
+    (folder / LAST).unlink()
+    if content is not None:
+        (folder / LAST).write_bytes(content)
+    with Store(folder, writable=True) as opened:
+        assert opened.snapshot().generation == 3
+        opened.delete([1])
+        assert opened.lost_commits() == 0
+    assert (folder / LAST).read_bytes().startswith(b"%020d " % 4)
 
 
 def test_an_id_that_the_search_tree_has_lost_is_not_taken_for_unknown(folder: Path) -> None:
