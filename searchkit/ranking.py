@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -71,6 +72,9 @@ class Ranked(NamedTuple):  # made for every hit, and a frozen dataclass takes th
     doc: int
     score: float
     row: int
+
+
+_ranked: Callable[[tuple[int, float, int]], Ranked] = partial(tuple.__new__, Ranked)  # its own way is Python code
 
 
 class Ranker:
@@ -151,7 +155,7 @@ class Ranker:
                 self._searched, vectors, depth, plan=self.plan, tuning=tuning, allowed=allowed.rows
             )
             docs = segments.documents_of(self.segments, rows)
-            rankings = [_best_passages(*query) for query in zip(docs, scores, rows, strict=True)]
+            rankings = list(map(_best_passages, docs.tolist(), scores.tolist(), rows.tolist()))
             if depth >= allowed.passages or all(len(ranking) >= wanted for ranking in rankings):
                 if tuning.probes >= self.plan.cells or all(len(ranking) >= wanted for ranking in rankings):
                     return [ranking[:k] for ranking in rankings]
@@ -162,7 +166,8 @@ class Ranker:
         depth = k if allowed.passages == allowed.documents else 4 * k
         while True:
             rows, scores = self.lexical().search(text, depth, self.snapshot.next_row, allowed.rows)
-            ranking = _best_passages(segments.documents_of(self.segments, rows), scores, rows)
+            docs = segments.documents_of(self.segments, rows)
+            ranking = _best_passages(docs.tolist(), scores.tolist(), rows.tolist())
             if len(rows) < depth or len(ranking) >= k:
                 return ranking[:k]
             depth *= 4
@@ -185,10 +190,13 @@ class Ranker:
         return [Ranked(doc, fused[doc], rows[doc]) for doc in sorted(fused, key=lambda doc: (-fused[doc], doc))[:k]]
 
 
-def _best_passages(docs: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> list[Ranked]:
-    """Passages, best first, to documents by their first and so best passage."""
+def _best_passages(docs: list[int], scores: list[float], rows: list[int]) -> list[Ranked]:
+    """Passages, best first, to documents by their first and so best passage; row -1, at the end, stands for none."""
+    there = rows.index(-1) if rows and rows[-1] < 0 else len(rows)
+    found = list(map(_ranked, zip(docs[:there], scores, rows, strict=False)))
+    if len(set(docs)) == len(docs):
+        return found
     best: dict[int, Ranked] = {}
-    for doc, score, row in zip(docs.tolist(), scores.tolist(), rows.tolist(), strict=True):
-        if row >= 0 and doc not in best:
-            best[doc] = Ranked(doc, score, row)
+    for item in found:
+        best.setdefault(item.doc, item)
     return list(best.values())

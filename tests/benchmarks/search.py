@@ -196,7 +196,9 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
                 "dense.search": lambda rows, tuning=tuning: dense.search(parts, rows, k, plan=chosen, tuning=tuning),
                 "Ranker.rank": lambda rows: ranker.rank([""] * len(rows), rows, k, options),
             }
-            if rerank:
+            if rerank and isinstance(bare, dense.SignIndex):
+                del sides["faiss"]  # has nothing of the kind
+            elif rerank:
                 sides["faiss"] = _refined(bare, ranker, params, rerank, k)
             name = f"rerank {rerank}" if rerank else "no rerank"
             found[name] = {
@@ -224,14 +226,16 @@ def _compared(
 ) -> dict[str, Any]:
     """Milliseconds of each side, and what ours add to FAISS pair by pair."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(sides)
     for number in range(rounds + 1):
-        for name, side in sides.items():
-            taken = timed(lambda side=side: call(side)) / per
+        for name in order:
+            taken = timed(lambda side=sides[name]: call(side)) / per
             if number:  # the first one warms up
                 seconds[name].append(taken)
-    base = seconds["faiss"]
+        order.append(order.pop(0))  # what comes after what changes its time
+    base = seconds.get("faiss")
     found: dict[str, Any] = {"ms": {name: round(1e3 * median(taken), 3) for name, taken in seconds.items()}}
-    for name in list(sides)[1:]:
+    for name in sides.keys() - {"faiss"} if base else ():
         pairs = list(zip(seconds[name], base, strict=True))
         found[name] = {
             "over faiss": round(median(ours / theirs for ours, theirs in pairs), 3),
