@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from searchkit.indexer import dense, fusion, segments
-from searchkit.indexer.filters import compile_filter
+from searchkit.indexer.filters import Condition, compile_filter
 from searchkit.indexer.gpu import Gpus
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.recipes import Plan
@@ -18,6 +18,9 @@ from searchkit.indexer.store import Snapshot, Store
 
 Mode = Literal["dense", "lexical", "hybrid"]
 MODES: tuple[Mode, ...] = ("dense", "lexical", "hybrid")
+
+FILTERS = 8
+"""Filters whose documents are remembered: SQLite reads all metadata for each, and a commit never changes."""
 
 
 def as_mode(name: str) -> Mode:
@@ -99,6 +102,7 @@ class Ranker:
         if len(snapshot.dead):
             living = np.ones(snapshot.next_row, dtype=bool)
             living[snapshot.dead] = False
+        self._filtered: dict[Condition, _Allowed] = {}
         self._living = _Allowed(living, snapshot.documents, snapshot.passages)
 
     @property
@@ -140,10 +144,17 @@ class Ranker:
         ]
 
     def _matching(self, where: Mapping[str, Any]) -> _Allowed:
-        docs, rows = self.store.matching(compile_filter(where), self.snapshot)
-        mask = np.zeros(self.snapshot.next_row, dtype=bool)
-        mask[rows] = True
-        return _Allowed(mask, len(docs), len(rows))
+        condition = compile_filter(where)
+        found = self._filtered.get(condition)
+        if found is None:
+            docs, rows = self.store.matching(condition, self.snapshot)
+            mask = np.zeros(self.snapshot.next_row, dtype=bool)
+            mask[rows] = True
+            found = _Allowed(mask, len(docs), len(rows))
+            for oldest in list(self._filtered)[: 1 - FILTERS]:
+                self._filtered.pop(oldest, None)  # another thread may have done so
+            self._filtered[condition] = found
+        return found
 
     def _by_vector(self, vectors: np.ndarray, k: int, allowed: _Allowed) -> list[list[Ranked]]:
         """The k best documents a query by their best passage."""

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/recipes.py scifact/ nfcorpus/ cranfield/ [--model builtin] [--indexes FOLDER]
 
-Each set is a BEIR folder. Its documents are indexed whole by `searchkit index`, in --indexes if that is given, where a
-second run finds them again. How hard to search is tuned to a k-NN recall@10 of 0.95 with passages held out for queries;
+Each set is a BEIR folder. Its documents are indexed whole, in --indexes if that is given, where a second run finds
+them again. How hard to search is tuned to a k-NN recall@10 of 0.95 with passages held out for queries;
 with these settings the split that published numbers use is then searched and judged, and nothing is chosen by it.
 """
 
@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 from searchkit.compress import Candidate, measure
+from searchkit.corpus import read_corpus
 from searchkit.engine import SearchEngine
-from searchkit.indexer.recipes import Plan
+from searchkit.indexer.recipes import RECIPES
 from searchkit.judgements import read_beir_split
 from searchkit.prompts import find_task
 
 
 def measured(set_folder: Path, index: Path, model: str, names: list[str] | None, recall: float) -> list[Candidate]:
     """Every recipe on one set, indexed first."""
-    command = [sys.executable, "-m", "searchkit.cli.main", "index", str(set_folder), "--index", str(index)]
-    subprocess.run([*command, "--model", model], check=True, stdout=sys.stderr)
+    with SearchEngine.create(index, model=model, chunk_tokens=0, exist_ok=True) as engine:
+        engine.add(read_corpus(set_folder))
     known = find_task(set_folder.resolve().name)
     queries, qrels = read_beir_split(set_folder, known.split if known else "test")
     with SearchEngine.open(index) as engine:
@@ -49,27 +49,26 @@ def _progress(name: str, number: int, total: int) -> None:
     print(f"[{number}/{total}] {name}", file=sys.stderr, flush=True)
 
 
-def table(found: dict[str, list[Candidate]], dim: int) -> str:
+def table(found: dict[str, list[Candidate]]) -> str:
     """Smallest first, for each set: k-NN recall@10, and by how much nDCG@10 differs from exact search."""
     sides = [{one.name: one for one in candidates} for candidates in found.values()]
     names = [name for name in sides[0] if all(name in side for side in sides)]
-    names.sort(key=lambda name: (_code(sides[0][name], dim), name))
-    heads = [f"{name}: recall@10 | nDCG@10" for name in found]
-    lines = [f"| recipe | code, bytes | in memory | {' | '.join(heads)} | largest loss |", "|---" * (4 + 2 * len(found)) + "|"]
+    names.sort(key=lambda name: (_code(sides[0][name]), name))
+    heads = " | ".join(f"{name}: recall@10 | nDCG@10" for name in found)
+    lines = [f"| recipe | bytes a code | in memory | {heads} | largest loss |", "|" + "---|" * (4 + 2 * len(found))]
     for name in names:
         each = [side[name] for side in sides]
         changes = [one.ndcg_change or 0.0 for one in each]
         cells = [f"{one.recall_10:.3f} | {100 * change:+.1f} %" for one, change in zip(each, changes, strict=True)]
-        size = f"{_code(each[0], dim)} | {each[0].bytes_per_vector:.0f}"
+        size = f"{_code(each[0])} | {each[0].bytes_per_vector:.0f}"
         lines.append(f"| {name} | {size} | {' | '.join(cells)} | {max(0.0, -100 * min(changes)):.1f} % |")
     return "\n".join(lines)
 
 
-def _code(one: Candidate, dim: int) -> int:
-    """Bytes of a vector's code alone."""
-    widths = {"flat": 4 * dim, "fp16": 2 * dim, "hnsw": 2 * dim, "int8": dim, "ivf-int8": dim}
-    name, _, code = one.recipe.partition(":")
-    return int(code) if code else widths.get(name, round(one.bytes_per_vector))
+def _code(one: Candidate) -> int:
+    """Bytes of a vector without its number, which inverted files keep beside, in 8 bytes."""
+    factory = RECIPES[one.recipe.partition(":")[0]].factory
+    return round(one.bytes_per_vector) - (8 if "IVF" in factory else 0)
 
 
 def main() -> None:
@@ -88,9 +87,7 @@ def main() -> None:
             name = folder.resolve().name
             index = (arguments.indexes or Path(temporary)) / f"{name}.index"
             found[name] = measured(folder, index, arguments.model, names, arguments.recall)
-        with SearchEngine.open(index) as engine:
-            dim = Plan(**engine.store.setting("storage")["plan"]).dim
-    print(table(found, dim))
+    print(table(found))
     if arguments.report:
         content = {name: [asdict(one) for one in candidates] for name, candidates in found.items()}
         arguments.report.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
