@@ -409,8 +409,13 @@ def _one_by_one(segment: Segment, queries: np.ndarray, positions: np.ndarray, k:
     best_scores, best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(positions), CHUNK):
         some = positions[start : start + CHUNK]
-        scores = np.concatenate([best_scores, queries @ segment.vectors(some).T], axis=1)
+        # A few at a time stay in the processor's cache on their way.
+        parts = [queries @ segment.vectors(some[n : n + FEW]).T for n in range(0, len(some), FEW)]
+        scores = np.concatenate([best_scores, *parts], axis=1)
         rows = np.concatenate([best, np.broadcast_to(some, (len(queries), len(some)))], axis=1)
+        if scores.shape[1] > 2 * k:
+            chosen = np.argpartition(-scores, k, axis=1)[:, :k]
+            scores, rows = np.take_along_axis(scores, chosen, 1), np.take_along_axis(rows, chosen, 1)
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         best_scores, best = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
     return best_scores, best

@@ -33,8 +33,11 @@ from searchkit.indexer.store import NewDocument, Store
 from searchkit.ranking import Ranker, SearchOptions
 
 WORDS = 50_000
-LENGTH = 40
-"""Words in the vocabulary and in a passage; the words of a query are drawn as those of passages are."""
+STOPPED = 100
+"""Words in the vocabulary, and how many more frequent ones are left out, as stop words are."""
+
+LENGTHS = (20, 60)
+"""Words in a passage; those of a query are drawn as those of passages are."""
 
 
 def batches(count: int, dim: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -55,11 +58,13 @@ def queries(count: int, dim: int, number: int) -> np.ndarray:
     return np.asarray(near / np.linalg.norm(near, axis=1, keepdims=True), dtype=np.float32)
 
 
-def texts(number: int, length: int, seed: int) -> list[str]:
+def texts(number: int, lengths: tuple[int, int], seed: int) -> list[str]:
     """Texts of so many words, drawn by Zipf's law."""
-    shares = 1 / np.arange(1, WORDS + 1)
-    drawn = np.random.default_rng(seed).choice(WORDS, p=shares / shares.sum(), size=(number, length))
-    return [" ".join(f"w{word}" for word in words) for words in drawn.tolist()]
+    rng = np.random.default_rng(seed)
+    shares = 1 / np.arange(STOPPED + 1, STOPPED + WORDS + 1)
+    drawn = rng.choice(WORDS, p=shares / shares.sum(), size=(number, lengths[1])).tolist()
+    ends = rng.integers(lengths[0], lengths[1], size=number, endpoint=True).tolist()
+    return [" ".join(f"w{word}" for word in words[:end]) for words, end in zip(drawn, ends, strict=True)]
 
 
 clock: Callable[[], float] = time.perf_counter
@@ -92,7 +97,7 @@ def grow(folder: Path, count: int, dim: int, words: bool) -> dict[str, Any]:
     with Store.create(folder, {**settings, "chunk_tokens": 0, "overlap": 0}, dim=dim) as store:
         lexical = LexicalIndex(store.lexical_folder(), "none")
         for start, rows in batches(count, dim):
-            passages = texts(len(rows), LENGTH, start) if words else ["fake"] * len(rows)
+            passages = texts(len(rows), LENGTHS, start) if words else ["fake"] * len(rows)
             documents = [
                 NewDocument(str(row), "", text, json.dumps({"year": 1990 + row % 30}), "0", [(0, len(text))])
                 for row, text in enumerate(passages, start)
@@ -255,7 +260,7 @@ def hybrid(folder: Path, rounds: int, k: int) -> dict[str, Any]:
         lexical = LexicalIndex(store.lexical_folder(), "none")
         ranker = Ranker(store, store.snapshot(), lambda: lexical)
         vectors = queries(ranker.passages, ranker.plan.dim, min(16 * rounds, COMMIT_EVERY))
-        asked = texts(len(vectors), 5, 99)
+        asked = texts(len(vectors), (5, 5), 99)
         found: dict[str, Any] = {"recipe": ranker.plan.spelling, "passages": ranker.passages}
         for mode, (name, where) in product(("dense", "lexical", "hybrid"), FILTERS.items()):
             options = SearchOptions(mode=mode, where=where)
