@@ -89,7 +89,7 @@ class DiskSegment:
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """(n, dim) float32, as exact as they are kept."""
         if self._raw is not None:
-            return np.asarray(self._raw[positions], dtype=np.float32)
+            return dense.widened(self._raw[positions])
         return dense.reconstructed(self.index, positions)
 
     def positions(self, rows: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from hashlib import blake2b
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 from zlib import crc32
 
 import numpy as np
@@ -138,6 +139,7 @@ class Store:
             raise StoreError(f"{folder} is not an index (it has no index.db); make one with: searchkit index CORPUS")
         self._lock = take_lock(folder) if writable else None
         self._template: tuple[Plan, Any] | None = None
+        self._opened: WeakValueDictionary[str, DiskSegment] = WeakValueDictionary()
         self._mutex = RLock()  # threads may share a store: what it reads in one transaction they read in turn
         self._filed = (0, 0, 0)  # the purge since which, and the document below which, all were read, and their sum
         with ExitStack() as undo, self._sound():
@@ -230,7 +232,7 @@ class Store:
             self._check_settings()
             state = {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM settings")}
             plan = Plan(**state["storage"]["plan"])
-            found = [DiskSegment(self.folder / "segments" / entry.name, entry, plan) for entry in self._entries()]
+            found = [self._segment(entry, plan) for entry in self._entries()]
             ranges = self._db.execute("SELECT doc, first_row, passages FROM documents WHERE deleted > 0").fetchall()
             if _tombstones(0, ranges) != state["tombstones"]:
                 raise StoreError(
@@ -256,6 +258,14 @@ class Store:
             storage=state["storage"],
             lexical=state["lexical"],
         )
+
+    def _segment(self, entry: Entry, plan: Plan) -> DiskSegment:
+        """A segment; as long as anybody holds it, the same one, with its files open and checked."""
+        before = self._opened.get(entry.name)
+        if before is not None and (before.entry, before.plan) == (entry, plan):
+            return before
+        self._opened[entry.name] = found = DiskSegment(self.folder / "segments" / entry.name, entry, plan)
+        return found
 
     def checksum_of(self, document_id: str) -> str | None:
         """The checksum of the stored document of that id, or None when there is none."""
@@ -481,7 +491,7 @@ class Store:
         self._check_writable()
         while group := segments.to_join(self._entries()):
             plan, template = self.storage()
-            parts = [DiskSegment(self.folder / "segments" / entry.name, entry, plan) for entry in group]
+            parts = [self._segment(entry, plan) for entry in group]
             keep = self.setting("storage")["keep_vectors"]
             entry = segments.join_segments(self.folder / "segments", parts, template, keep_vectors=keep)
             with self._transaction():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -167,7 +167,7 @@ class _Memory:
         self.count = len(self.docs)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
-        return np.asarray(self.raw[positions], dtype=np.float32)
+        return dense.widened(self.raw[positions])
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         return rows
@@ -182,6 +182,7 @@ def measure(
     drop_self: bool = False,
     instruction: str | None = None,
     recall: float = 0.95,
+    tunings: Mapping[str, dense.Tuning] | None = None,
     sample: int = SAMPLE,
     seed: int = 0,
     on_recipe: Callable[[str, int, int], None] | None = None,
@@ -197,6 +198,7 @@ def measure(
         drop_self: With judgements: leave out the document whose id is the query's.
         instruction: For queries without their own; None takes the model's default.
         recall: The k-NN recall@10 that cells, graphs and re-ranking are tuned to reach.
+        tunings: How hard to search, by name, where that was found before and is not to be tuned by these queries.
         sample: Most vectors to measure.
         seed: Of everything that is drawn.
         on_recipe: Told (name, number, of how many) before each recipe.
@@ -229,7 +231,7 @@ def measure(
         if on_recipe:
             on_recipe(" and ".join(_name(one, rerank) for rerank in variants), number, len(plans))
         exact = candidates[0].ndcg_10 if candidates else None
-        candidates += _measured(engine, one, variants, data, judged, recall, exact, rng)
+        candidates += _measured(engine, one, variants, data, judged, recall, tunings or {}, exact, rng)
     return candidates
 
 
@@ -448,6 +450,7 @@ def _measured(
     data: _Data,
     judged: _Judged | None,
     goal: float,
+    tunings: Mapping[str, dense.Tuning],
     exact: float | None,
     rng: np.random.Generator,
 ) -> list[Candidate]:
@@ -470,7 +473,7 @@ def _measured(
     segment = _Memory(index, data.docs, data.half)
     found = []
     for rerank in variants:
-        tuning = _tuned(one, rerank, segment, data, goal)
+        tuning = tunings.get(_name(one, rerank)) or _tuned(one, rerank, segment, data, goal)
         tenth, hundredth = (_search(segment, data.queries, k, one, tuning) for k in (10, 100))
         alone, together = _speeds(segment, data.queries, one, tuning)
         ndcg = None if judged is None else _ndcg(engine, one, tuning, segment, data.queries, judged)

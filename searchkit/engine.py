@@ -528,12 +528,6 @@ class SearchEngine:
             snapshot = self._store.snapshot()
             if snapshot.generation == self._ranker.snapshot.generation:
                 return
-            opened = {segment.folder: segment for segment in self._ranker.segments}
-            # Files that are open and checked stay so.
-            snapshot.segments[:] = [
-                before if (before := opened.get(new.folder)) and before.entry == new.entry else new
-                for new in snapshot.segments
-            ]
             if snapshot.lexical != self._lexical_name or self._copy is not None:
                 self._lexical = None
             if self._lexical is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from searchkit.indexer import dense, fusion, segments
-from searchkit.indexer.filters import compile_filter
+from searchkit.indexer.filters import Condition, compile_filter
 from searchkit.indexer.gpu import Gpus
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.recipes import Plan
@@ -17,6 +18,9 @@ from searchkit.indexer.store import Snapshot, Store
 
 Mode = Literal["dense", "lexical", "hybrid"]
 MODES: tuple[Mode, ...] = ("dense", "lexical", "hybrid")
+
+FILTERS = 8
+"""Filters whose documents are remembered: SQLite reads all metadata for each, and a commit never changes."""
 
 
 def as_mode(name: str) -> Mode:
@@ -73,6 +77,9 @@ class Ranked(NamedTuple):  # made for every hit, and a frozen dataclass takes th
     row: int
 
 
+_ranked: Callable[[tuple[int, float, int]], Ranked] = partial(tuple.__new__, Ranked)  # its own way is Python code
+
+
 class Ranker:
     """One commit of an index, ready to be asked.
 
@@ -95,6 +102,7 @@ class Ranker:
         if len(snapshot.dead):
             living = np.ones(snapshot.next_row, dtype=bool)
             living[snapshot.dead] = False
+        self._filtered: dict[Condition, _Allowed] = {}
         self._living = _Allowed(living, snapshot.documents, snapshot.passages)
 
     @property
@@ -136,10 +144,17 @@ class Ranker:
         ]
 
     def _matching(self, where: Mapping[str, Any]) -> _Allowed:
-        docs, rows = self.store.matching(compile_filter(where), self.snapshot)
-        mask = np.zeros(self.snapshot.next_row, dtype=bool)
-        mask[rows] = True
-        return _Allowed(mask, len(docs), len(rows))
+        condition = compile_filter(where)
+        found = self._filtered.get(condition)
+        if found is None:
+            docs, rows = self.store.matching(condition, self.snapshot)
+            mask = np.zeros(self.snapshot.next_row, dtype=bool)
+            mask[rows] = True
+            found = _Allowed(mask, len(docs), len(rows))
+            for oldest in list(self._filtered)[: 1 - FILTERS]:
+                self._filtered.pop(oldest, None)  # another thread may have done so
+            self._filtered[condition] = found
+        return found
 
     def _by_vector(self, vectors: np.ndarray, k: int, allowed: _Allowed) -> list[list[Ranked]]:
         """The k best documents a query by their best passage."""
@@ -151,7 +166,7 @@ class Ranker:
                 self._searched, vectors, depth, plan=self.plan, tuning=tuning, allowed=allowed.rows
             )
             docs = segments.documents_of(self.segments, rows)
-            rankings = [_best_passages(*query) for query in zip(docs, scores, rows, strict=True)]
+            rankings = list(map(_best_passages, docs.tolist(), scores.tolist(), rows.tolist()))
             if depth >= allowed.passages or all(len(ranking) >= wanted for ranking in rankings):
                 if tuning.probes >= self.plan.cells or all(len(ranking) >= wanted for ranking in rankings):
                     return [ranking[:k] for ranking in rankings]
@@ -162,7 +177,8 @@ class Ranker:
         depth = k if allowed.passages == allowed.documents else 4 * k
         while True:
             rows, scores = self.lexical().search(text, depth, self.snapshot.next_row, allowed.rows)
-            ranking = _best_passages(segments.documents_of(self.segments, rows), scores, rows)
+            docs = segments.documents_of(self.segments, rows)
+            ranking = _best_passages(docs.tolist(), scores.tolist(), rows.tolist())
             if len(rows) < depth or len(ranking) >= k:
                 return ranking[:k]
             depth *= 4
@@ -185,10 +201,13 @@ class Ranker:
         return [Ranked(doc, fused[doc], rows[doc]) for doc in sorted(fused, key=lambda doc: (-fused[doc], doc))[:k]]
 
 
-def _best_passages(docs: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> list[Ranked]:
-    """Passages, best first, to documents by their first and so best passage."""
+def _best_passages(docs: list[int], scores: list[float], rows: list[int]) -> list[Ranked]:
+    """Passages, best first, to documents by their first and so best passage; row -1, at the end, stands for none."""
+    there = rows.index(-1) if rows and rows[-1] < 0 else len(rows)
+    found = list(map(_ranked, zip(docs[:there], scores, rows, strict=False)))
+    if len(set(docs)) == len(docs):
+        return found
     best: dict[int, Ranked] = {}
-    for doc, score, row in zip(docs.tolist(), scores.tolist(), rows.tolist(), strict=True):
-        if row >= 0 and doc not in best:
-            best[doc] = Ranked(doc, score, row)
+    for item in found:
+        best.setdefault(item.doc, item)
     return list(best.values())

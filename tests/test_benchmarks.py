@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import build_model
 
+from searchkit.compress import measure
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate
@@ -59,19 +60,44 @@ def test_training_does_what_sentence_transformers_does(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, abs=1e-3)  # of later steps too: the gradients are the same
 
 
-def test_the_default_fusion_scores_as_the_engine_does(
-    tmp_path: Path, embedder: Embedder, documents: list[Document]
-) -> None:
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """Queries and judgements of `documents`, in BEIR form."""
     (tmp_path / "qrels").mkdir()
     queries = {"q1": "yeast in bread", "q2": "the sun", "q3": "a loan and its interest"}
     lines = [json.dumps({"_id": id, "text": text}) for id, text in queries.items()]
     (tmp_path / "queries.jsonl").write_text("\n".join(lines))
-    (tmp_path / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\t1\t2\nq2\t12\t1\nq3\t23\t1\n")
-    measure = runpy.run_path(str(SCRIPTS / "fusion.py"))["measure"]
-    with SearchEngine.create(tmp_path / "index", model=embedder) as engine:
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\t1\t2\nq2\t12\t1\nq3\t23\t1\n")
+    return tmp_path
+
+
+def test_recipes_are_tuned_without_the_judged_queries(
+    judged: Path, mistral: Path, embedder: Embedder, documents: list[Document]
+) -> None:
+    lines = [json.dumps({"_id": one.id, "title": one.title, "text": one.text}) for one in documents]
+    (judged / "corpus.jsonl").write_text("\n".join(lines))
+    script = runpy.run_path(str(SCRIPTS / "recipes.py"))
+    index = judged / "set.index"
+    found = script["measured"](judged, index, str(mistral), ["int8", "binary+rerank"], 0.9)
+    with SearchEngine.open(index, model=embedder) as engine:
+        wanted = {one.mode: one for one in evaluate(engine, *read_beir_split(judged, "test"), modes=["dense"])}
+        tuned = measure(engine, recipes=["int8", "binary+rerank"], recall=0.9)
+    assert found[0].ndcg_10 == pytest.approx(wanted["dense"].metrics["ndcg@10"])
+    assert [one.tuning for one in found] == [one.tuning for one in tuned]
+    assert (found[0].queries, found[0].sample) == (3, 30)
+    assert [line.split(" | ")[0] for line in script["table"]({"set": found}).splitlines()[2:]] == [
+        "| binary+rerank", "| int8", "| flat"
+    ]  # fmt: skip
+
+
+def test_the_default_fusion_scores_as_the_engine_does(
+    judged: Path, embedder: Embedder, documents: list[Document]
+) -> None:
+    fused = runpy.run_path(str(SCRIPTS / "fusion.py"))["measure"]
+    with SearchEngine.create(judged / "index", model=embedder) as engine:
         engine.add(documents)
-        found = measure(engine, tmp_path, "dev")
-        wanted = evaluate(engine, *read_beir_split(tmp_path, "dev"))
+        found = fused(engine, judged, "test")
+        wanted = evaluate(engine, *read_beir_split(judged, "test"))
     wanted_by_mode = {evaluation.mode: evaluation.metrics["ndcg@10"] for evaluation in wanted}
     assert found["dense alone"] == wanted_by_mode["dense"]
     assert found["BM25 alone"] == wanted_by_mode["lexical"]

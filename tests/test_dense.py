@@ -113,6 +113,12 @@ def test_a_flat_file_written_in_chunks_is_what_faiss_writes(tmp_path: Path, vect
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "faiss").read_bytes()
 
 
+def test_widened_halves_are_numpys_to_the_bit() -> None:
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    np.testing.assert_array_equal(dense.widened(finite).view(np.int32), finite.astype(np.float32).view(np.int32))
+
+
 def test_write_never_overwrites(tmp_path: Path, vectors: np.ndarray) -> None:
     file = tmp_path / "dense.faiss"
     template = dense.train(Plan("fp16", 16), vectors)

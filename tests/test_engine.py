@@ -16,6 +16,7 @@ from conftest import TEXTS, build_model
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.indexer.files import StoreError
+from searchkit.indexer.filters import Condition
 from searchkit.indexer.fusion import reciprocal_rank, weighted
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.ranking import MODES, SearchOptions, as_mode
@@ -406,6 +407,22 @@ def test_a_filter_holds_in_every_mode(notes: SearchEngine, mode: str) -> None:
     options = SearchOptions(mode=as_mode(mode), where={"n": {"$gte": 12, "$lt": 20}})
     assert sorted(ids(notes.search("note", k=100, options=options)), key=int) == [str(n) for n in range(12, 20)]
     assert notes.search("note", options=SearchOptions(mode=as_mode(mode), where={"n": 99})) == []
+
+
+def test_what_a_filter_lets_through_is_read_once_a_commit(notes: SearchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Condition] = []
+    matching = notes.store.matching
+    monkeypatch.setattr(notes.store, "matching", lambda one, *rest: (read.append(one), matching(one, *rest))[1])
+    options = [SearchOptions(where={"n": {"$lt": n}}) for n in range(1, 11)]
+    for _ in range(2):
+        assert len(notes.search("note", k=100, options=options[4])) == 5
+    assert len(read) == 1
+    notes.delete(["3"])
+    assert len(notes.search("note", k=100, options=options[4])) == 4
+    assert len(read) == 2
+    for n, one in enumerate(options, 1):  # more than are remembered
+        assert len(notes.search("note", k=100, options=one)) == n - (n > 3)
+    assert len(notes.search("note", k=100, options=options[0])) == 1
 
 
 def test_a_reader_goes_on_in_its_commit_and_then_in_a_newer_one(

@@ -1,0 +1,97 @@
+"""What every recipe costs and loses on judged collections: one Markdown table of them all.
+
+    python tests/benchmarks/recipes.py scifact/ nfcorpus/ cranfield/ [--model builtin] [--indexes FOLDER]
+
+Each set is a BEIR folder. Its documents are indexed whole, in --indexes if that is given, where a second run finds
+them again. How hard to search is tuned to a k-NN recall@10 of 0.95 with passages held out for queries;
+with these settings the split that published numbers use is then searched and judged, and nothing is chosen by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from searchkit.compress import Candidate, measure
+from searchkit.corpus import read_corpus
+from searchkit.engine import SearchEngine
+from searchkit.indexer.recipes import RECIPES
+from searchkit.judgements import read_beir_split
+from searchkit.prompts import find_task
+
+
+def measured(set_folder: Path, index: Path, model: str, names: list[str] | None, recall: float) -> list[Candidate]:
+    """Every recipe on one set, indexed first."""
+    with SearchEngine.create(index, model=model, chunk_tokens=0, exist_ok=True) as engine:
+        engine.add(read_corpus(set_folder))
+    known = find_task(set_folder.resolve().name)
+    queries, qrels = read_beir_split(set_folder, known.split if known else "test")
+    with SearchEngine.open(index) as engine:
+        instructed = engine.settings["model"]["default_instruction"] is not None
+        tuned = measure(engine, recipes=names, recall=recall, on_recipe=_progress)
+        return measure(
+            engine,
+            recipes=names,
+            queries=queries,
+            qrels=qrels,
+            drop_self=bool(known and known.drop_self),
+            instruction=known.instruction if known and instructed else None,
+            tunings={one.name: one.tuning for one in tuned},
+            on_recipe=_progress,
+        )
+
+
+def _progress(name: str, number: int, total: int) -> None:
+    print(f"[{number}/{total}] {name}", file=sys.stderr, flush=True)
+
+
+def table(found: dict[str, list[Candidate]]) -> str:
+    """Smallest first, for each set: k-NN recall@10, and by how much nDCG@10 differs from exact search."""
+    sides = [{one.name: one for one in candidates} for candidates in found.values()]
+    names = [name for name in sides[0] if all(name in side for side in sides)]
+    names.sort(key=lambda name: (_code(sides[0][name]), name))
+    heads = " | ".join(f"{name}: recall@10 | nDCG@10" for name in found)
+    lines = [f"| recipe | bytes a code | in memory | {heads} | largest loss |", "|" + "---|" * (4 + 2 * len(found))]
+    for name in names:
+        each = [side[name] for side in sides]
+        changes = [one.ndcg_change or 0.0 for one in each]
+        cells = [f"{one.recall_10:.3f} | {100 * change:+.1f} %" for one, change in zip(each, changes, strict=True)]
+        size = f"{_code(each[0])} | {each[0].bytes_per_vector:.0f}"
+        lines.append(f"| {name} | {size} | {' | '.join(cells)} | {max(0.0, -100 * min(changes)):.1f} % |")
+    return "\n".join(lines)
+
+
+def _code(one: Candidate) -> int:
+    """Bytes of a vector without its number, which inverted files keep beside, in 8 bytes."""
+    factory = RECIPES[one.recipe.partition(":")[0]].factory
+    return round(one.bytes_per_vector) - (8 if "IVF" in factory else 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", type=Path, metavar="SET")
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--recipes", help="by commas; all that `searchkit compress` tries when not given")
+    parser.add_argument("--recall", type=float, default=0.95, help="what settings are tuned to")
+    parser.add_argument("--indexes", type=Path, help="keep the indexes here, each as NAME.index")
+    parser.add_argument("--report", type=Path, help="file for all figures in JSON")
+    arguments = parser.parse_args()
+    names = arguments.recipes.split(",") if arguments.recipes else None
+    found: dict[str, list[Candidate]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for folder in arguments.sets:
+            name = folder.resolve().name
+            index = (arguments.indexes or Path(temporary)) / f"{name}.index"
+            found[name] = measured(folder, index, arguments.model, names, arguments.recall)
+    print(table(found))
+    if arguments.report:
+        content = {name: [asdict(one) for one in candidates] for name, candidates in found.items()}
+        arguments.report.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
