@@ -193,7 +193,10 @@ def _sweep(
             "them): sizes and times of one query are for the whole, recall is the sample's and falls somewhat with more"
         )
     if queries is None:
-        note(f"{first.queries} passages held out stand in for queries; --queries or --beir measure real ones")
+        note(
+            f"{first.queries} passages held out stand in for queries; real ones often lie further off and find less, "
+            "most of all in cells and graphs: --queries or --beir measure them"
+        )
     if few := sorted({f"{one.recipe} {one.wanted:,}" for one in found if one.trained_on < one.wanted}):
         note(f"learnt from {first.sample:,} vectors, fewer than they want: {', '.join(few)}")
     best = front(found)
