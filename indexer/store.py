@@ -136,6 +136,8 @@ class Store:
     def __init__(self, folder: Path, *, writable: bool = False) -> None:
         self.folder = folder
         if not (folder / "index.db").is_file():
+            if (folder / "last.commit").exists() or (folder / "segments").is_dir():
+                raise StoreError(f"{folder}/index.db is missing, and with it all documents; build the index again")
             raise StoreError(f"{folder} is not an index (it has no index.db); make one with: searchkit index CORPUS")
         self._lock = take_lock(folder) if writable else None
         self._template: tuple[Plan, Any] | None = None
@@ -976,7 +978,7 @@ def _sound(file: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         text = str(error)
         # A log's shared memory finds no room: SQLite calls that an I/O error.
-        if "full" in text or error.sqlite_errorname == "SQLITE_IOERR_SHMSIZE":
+        if "full" in text or getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
             raise OSError(errno.ENOSPC, "the disk is full; what was committed before is whole", str(file)) from error
         if "locked" in text:
             raise BusyError(f"{file} is held by another program ({text}); try again when it is done") from error

@@ -33,6 +33,8 @@ _WIDE = 1024
 """Dimensions from which on principal components are tried, and rotations are not."""
 _PROBED = (16, 32, 64, 128, 256, 512)
 _RERANKED = (2, 5, 10, 20, 50)
+_PHRASE = (1, 12)
+"""Words of a phrase that stands in for a query, as those of search are."""
 _TIE = 1e-6
 _ROUNDS = 3
 _DENSE = SearchOptions(mode="dense")
@@ -193,7 +195,8 @@ def measure(
     Args:
         engine: The index; it keeps vectors in float32 or half precision.
         recipes: Names such as "pq:48+rerank"; None takes `default_recipes`. "flat", the measure of all, always comes.
-        queries: What to search for; None holds out passages, which are then neither stored nor learnt from.
+        queries: What to search for; None holds out passages, which are then neither stored nor learnt from, and asks
+            for a few words of each.
         qrels: Judgements of the queries, for nDCG@10.
         drop_self: With judgements: leave out the document whose id is the query's.
         instruction: For queries without their own; None takes the model's default.
@@ -409,7 +412,7 @@ def _drawn(
     most: int,
     rng: np.random.Generator,
 ) -> _Data:
-    """The sample, with all passages of judged documents, and the queries' vectors or passages held out for them."""
+    """The sample, with all passages of judged documents, and the vectors of queries, or of words of held-out passages."""
     snapshot = engine.store.snapshot()
     parts = snapshot.segments
     living = np.flatnonzero(~np.isin(segments.all_rows(parts), snapshot.dead)) if parts else np.empty(0, np.int64)
@@ -429,8 +432,25 @@ def _drawn(
     held = 0 if asked else min(_HELD_OUT, max(1, len(living) // 10))
     taken = np.sort(order[held : held + most])
     vectors = _vectors_at(parts, living[taken])
-    queries = engine.embed(asked, instruction) if asked else _vectors_at(parts, living[np.sort(order[:held])])
+    if not asked:
+        rows = segments.all_rows(parts)[living[np.sort(order[:held])]]
+        asked = _phrases([found.text for found in engine.store.passages(rows.tolist()).values()], rng)
+    queries = engine.embed(asked, instruction)
     return _Data(vectors, docs[taken], np.ascontiguousarray(queries, dtype=np.float32), len(living))
+
+
+def _phrases(texts: Sequence[str], rng: np.random.Generator) -> list[Query]:
+    """A few words in a row out of each text, to be asked for: whole passages lie among passages, queries apart.
+
+    Cells and graphs that are tuned on passages turn out too narrow for queries (docs/benchmarks.md).
+    """
+    found = []
+    for text in texts:
+        words = text.split()
+        length = int(rng.integers(*_PHRASE, endpoint=True))
+        start = int(rng.integers(0, max(1, len(words) - length + 1)))
+        found.append(Query("", " ".join(words[start : start + length]) or text))
+    return found
 
 
 def _vectors_at(parts: Sequence[DiskSegment], places: np.ndarray) -> np.ndarray:

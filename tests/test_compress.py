@@ -310,7 +310,7 @@ def test_the_command_measures_chooses_and_writes_a_report(folder: Path, tmp_path
     report = tmp_path / "deep" / "report.json"
     result = call("compress", folder, "--recipes", "int8,pq:8,pq:8+rerank", "--report", report, "--recall", "0.9")
     assert "> pq:8+rerank" in result.stdout
-    assert "passages held out stand in for queries" in result.stderr
+    assert "phrases of 150 passages held out stand in for queries" in result.stderr
     assert "learnt from 1,350 vectors, fewer than they want: int8 10,000, pq:8 9,984" in result.stderr
     content = json.loads(report.read_text())
     assert content["chosen"] == "pq:8+rerank"

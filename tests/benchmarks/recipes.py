@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from dataclasses import asdict
@@ -67,7 +68,7 @@ def table(found: dict[str, list[Candidate]]) -> str:
 
 def _code(one: Candidate) -> int:
     """Bytes of a vector without its number, which inverted files keep beside, in 8 bytes."""
-    factory = RECIPES[one.recipe.partition(":")[0]].factory
+    factory = RECIPES[re.sub(r"^pca\d+-", "", one.recipe.partition(":")[0])].factory
     return round(one.bytes_per_vector) - (8 if "IVF" in factory else 0)
 
 
