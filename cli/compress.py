@@ -194,8 +194,8 @@ def _sweep(
         )
     if queries is None:
         note(
-            f"phrases of {first.queries} passages held out stand in for queries; real ones may find less, most of all in "
-            "cells and graphs: --queries or --beir measure them"
+            f"phrases of {first.queries} passages held out stand in for queries; real ones may find less, most of all "
+            "in cells and graphs: --queries or --beir measure them"
         )
     if few := sorted({f"{one.recipe} {one.wanted:,}" for one in found if one.trained_on < one.wanted}):
         note(f"learnt from {first.sample:,} vectors, fewer than they want: {', '.join(few)}")

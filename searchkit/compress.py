@@ -412,7 +412,7 @@ def _drawn(
     most: int,
     rng: np.random.Generator,
 ) -> _Data:
-    """The sample, with all passages of judged documents, and the vectors of queries, or of words of held-out passages."""
+    """The sample, with all passages of judged documents, and vectors of queries, or of phrases held out for them."""
     snapshot = engine.store.snapshot()
     parts = snapshot.segments
     living = np.flatnonzero(~np.isin(segments.all_rows(parts), snapshot.dead)) if parts else np.empty(0, np.int64)
