@@ -1,0 +1,502 @@
+"""Training examples written by a language model: ask, sift, and write what is left, with a report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from searchkit.engine import SearchEngine
+from searchkit.judgements import read_beir_split, read_queries
+from searchkit.prompts import find_task
+from searchkit.training.answers import Answer, BadAnswer
+from searchkit.training.dataset import read_examples
+from searchkit.training.from_nothing import Ask, FromNothing
+from searchkit.training.grounded import Grounded
+from searchkit.training.journal import Journal
+from searchkit.training.llm import Budget, Client, Endpoint, Request, answer_of
+from searchkit.training.prompting import load_mix
+from searchkit.training.quality import Candidate, Languages, Seen, copied, found_again, malformed
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 64  # examples that are looked up in the index at once
+_OFTEN = 0.1  # seconds between two reports of progress
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesizeConfig:
+    """Everything that decides what is written.
+
+    Args:
+        out: JSON lines to write, for `searchkit train`. Beside them lie, with other endings, the report, the figure,
+            what was refused, and a folder with the answers.
+        model: The writing model, as its server calls it.
+        count: Examples wanted.
+        base_url: The server's, up to and with /v1; None is OpenAI's.
+        key_variable: The environment variable that holds the key.
+        concurrency: Questions at once.
+        timeout: Seconds for an answer.
+        retries: Times that a question is asked again after a failure of the server or of the line.
+        backoff: Seconds before the first of them.
+        temperature: Of the sampling.
+        top_p: Of the sampling.
+        max_output_tokens: Longest answer.
+        max_tokens: Most tokens spent on this output, all its runs together; None has no limit.
+        max_cost: Likewise in the currency of the prices.
+        price_in: Of a million tokens asked.
+        price_out: Of a million tokens answered.
+        prompts: Folder whose prompts and mix.toml go before those that ship.
+        groups: Task group -> weight instead of the paper's; from nothing only.
+        languages: Language code -> weight instead of the paper's; from nothing only.
+        examples_per_task: Of each task definition; from nothing only.
+        queries_per_passage: Asked for in one call; grounded only, as are the next four.
+        kinds: Kinds of query; empty takes all.
+        instruction: Of all examples; None lets the model write some that fit the collection.
+        samples: File of the user's own examples, whose queries set the tone; None shows none.
+        min_words: Shorter passages are left out.
+        round_trip: The positive has to be among so many documents that the index finds for the query; 0 does not look.
+        likeness: Queries that share this much of their four-character shingles with an earlier one are left out.
+        check_language: Leave out texts that are plainly in another language than they should be.
+        evaluation: Queries that judge the result, and that no example may ask: BEIR folders as FOLDER or FOLDER:SPLIT,
+            or files of queries.
+        tries: Rounds in which what was refused is asked anew.
+        seed: Of everything drawn.
+    """
+
+    out: str
+    model: str
+    count: int = 1000
+    base_url: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 16
+    timeout: float = 120.0
+    retries: int = 6
+    backoff: float = 0.5
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_output_tokens: int = 4096
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+    prompts: str | None = None
+    groups: Mapping[str, float] | None = None
+    languages: Mapping[str, float] | None = None
+    examples_per_task: int = 2
+    queries_per_passage: int = 3
+    kinds: tuple[str, ...] = ()
+    instruction: str | None = None
+    samples: str | None = None
+    min_words: int = 15
+    round_trip: int = 20
+    likeness: float = 0.8
+    check_language: bool = True
+    evaluation: tuple[str, ...] = ()
+    tries: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("count", "concurrency", "max_output_tokens", "examples_per_task", "queries_per_passage", "tries"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("timeout", "temperature", "top_p", "retries", "round_trip", "price_in", "price_out"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+    def beside(self, ending: str) -> Path:
+        """A file beside the output: pairs.jsonl -> pairs.report.json."""
+        out = Path(self.out)
+        return out.with_name(out.name.removesuffix(".jsonl") + ending)
+
+
+@dataclass
+class SynthesisReport:
+    """What came of a run; all counts but `seconds`, `asked` and `examples_per_second` include earlier runs.
+
+    Args:
+        examples: Written to the output.
+        wanted: How many were wanted.
+        asked: Answers that came in this run; all others were there already.
+        answers: Answers that were paid for in all.
+        tokens_in: Tokens of the questions, by the server's count.
+        tokens_out: Tokens of the answers.
+        estimated: Answers whose tokens the server did not count.
+        cost: By the prices given.
+        stopped: Why the run ended before its time, or "".
+        groups: Examples by task group.
+        languages: Examples by language of the query.
+        kinds: Examples by kind of query.
+        refused: Answers and examples left out, by reason.
+        troubles: Failures of the server and the line that were overcome or not, by sort.
+        words: Length of queries and positives in words, by ranges.
+        prompts: Examples by prompt and version.
+        model: The writing model.
+        seed: Of everything drawn.
+        seconds: What this run took.
+    """
+
+    examples: int = 0
+    wanted: int = 0
+    asked: int = 0
+    answers: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    estimated: int = 0
+    cost: float = 0.0
+    stopped: str = ""
+    groups: dict[str, int] = field(default_factory=dict)
+    languages: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    troubles: dict[str, int] = field(default_factory=dict)
+    words: dict[str, dict[str, int]] = field(default_factory=lambda: {"query": {}, "positive": {}})
+    prompts: dict[str, int] = field(default_factory=dict)
+    model: str = ""
+    seed: int = 0
+    seconds: float = 0.0
+
+    def add(self, one: Candidate) -> None:
+        """Count an example."""
+        self.examples += 1
+        for counts, name in (
+            (self.groups, one.group),
+            (self.languages, one.language or "unknown"),
+            (self.kinds, one.kind),
+            (self.prompts, one.prompt),
+        ):
+            if name:
+                counts[name] = counts.get(name, 0) + 1
+        for name, text in (("query", one.query), ("positive", one.positive)):
+            range_ = length_range(text)
+            self.words[name][range_] = self.words[name].get(range_, 0) + 1
+
+    def save(self, file: Path) -> None:
+        """Write it as JSON, the largest counts first."""
+        values = asdict(self)
+        for name in ("groups", "languages", "kinds", "refused", "troubles", "prompts"):
+            values[name] = dict(sorted(values[name].items(), key=lambda item: (-item[1], item[0])))
+        for name, counts in self.words.items():
+            values["words"][name] = dict(sorted(counts.items(), key=lambda item: int(item[0].partition("-")[0])))
+        file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is.
+
+    Args:
+        stage: "tasks", "asking" or "sifting".
+        examples: In the answers so far while asking; of those sifted, the ones kept, while sifting.
+        wanted: Examples wanted.
+        tokens: Spent so far, earlier runs included.
+        cost: Likewise.
+        seconds: Since the run began.
+        refused: Answers of no use so far.
+    """
+
+    stage: str
+    examples: int
+    wanted: int
+    tokens: int
+    cost: float
+    seconds: float
+    refused: int
+
+
+class Source(Protocol):
+    """Where questions come from, and what becomes of their answers."""
+
+    async def prepare(self, ask: Ask) -> None: ...
+    def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]: ...
+    def candidates(self, request: Request, answer: Answer) -> list[Candidate]: ...
+    def accept(self, one: Candidate) -> bool: ...
+    def described(self, request: Request) -> dict[str, Any]: ...
+
+
+def synthesize(
+    config: SynthesizeConfig,
+    engine: SearchEngine | None = None,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> SynthesisReport:
+    """Have a model write training examples, and write those that pass every check to ``config.out``.
+
+    With an index the examples are queries for its passages, without one they are made from nothing, as in the paper.
+    Every answer is kept in a folder beside the output the moment it comes: the same call, after whatever stopped the
+    last one, asks nothing twice, and with a higher count or budget it goes on. The output follows from the answers
+    alone, not from the order in which they came.
+
+    Args:
+        config: What is wanted.
+        engine: The index to ask about; None writes from nothing.
+        on_progress: Called now and then.
+
+    Raises:
+        ValueError: The server refuses, or nothing that it wrote was of use; the message says why.
+        BusyError: Another process writes the same output.
+        ImportError: A library of the extra "train" is missing.
+    """
+    out = Path(config.out)
+    work = config.beside(".work")
+    if out.exists() and not work.is_dir():
+        raise ValueError(f"{out} is there and was not written by synthesize; name another file")
+    source = _source(config, engine)
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(work))
+        values = json.dumps(asdict(config), indent=1, ensure_ascii=False)
+        (work / "config.json").write_text(values + "\n", encoding="utf-8")
+        run = stack.enter_context(_Run(config, engine, source, journal, on_progress or (lambda progress: None)))
+        asyncio.run(run.run())
+    return run.report
+
+
+def length_range(text: str) -> str:
+    """The range that a text's length in words lies in: "1", "2-3", "4-7" and so on, doubling."""
+    low = 1 << (max(1, len(text.split())).bit_length() - 1)
+    return str(low) if low == 1 else f"{low}-{2 * low - 1}"
+
+
+def _source(config: SynthesizeConfig, engine: SearchEngine | None) -> Source:
+    folder = None if config.prompts is None else Path(config.prompts)
+    mix = load_mix(folder)
+    if engine is None:
+        return FromNothing(
+            mix.only(config.groups, config.languages),
+            count=config.count,
+            seed=config.seed,
+            tries=config.tries,
+            examples_per_task=config.examples_per_task,
+            folder=folder,
+        )
+    samples = [] if config.samples is None else [one.query for one in islice(read_examples(config.samples), 1000)]
+    return Grounded(
+        engine,
+        dict(mix.names),
+        count=config.count,
+        seed=config.seed,
+        per_passage=config.queries_per_passage,
+        kinds=config.kinds,
+        instruction=config.instruction,
+        samples=samples,
+        min_words=config.min_words,
+        tries=config.tries,
+        folder=folder,
+    )
+
+
+class _Run:
+    """One call of `synthesize`."""
+
+    def __init__(
+        self,
+        config: SynthesizeConfig,
+        engine: SearchEngine | None,
+        source: Source,
+        journal: Journal,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._config, self._engine, self._source, self._journal = config, engine, source, journal
+        self._on_progress = on_progress
+        self._began, self._told = time.monotonic(), 0.0
+        self._budget = Budget(config.max_tokens, config.max_cost, config.price_in, config.price_out)
+        self._stage, self._before = "tasks", 0
+        self._languages = Languages()
+        self._seen, self._judging = Seen(config.likeness), Seen(config.likeness)
+        for query in _evaluation_queries(config.evaluation):
+            self._judging.add(query)
+        self._files = ExitStack()
+        self.report = SynthesisReport(wanted=config.count, model=config.model, seed=config.seed)
+
+    def __enter__(self) -> _Run:
+        self._out = self._files.enter_context(_replacing(Path(self._config.out)))
+        self._rejects = self._files.enter_context(_replacing(self._config.beside(".rejects.jsonl"), always=True))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._seen.close()
+        self._judging.close()
+        self._files.__exit__(*error)
+
+    async def run(self) -> None:
+        """Ask and sift, round by round."""
+        config, key = self._config, os.environ.get(self._config.key_variable, "")
+        if not key and config.base_url is None:
+            raise ValueError(
+                f"no key in the environment variable {config.key_variable}; set it, "
+                "or name a server that needs none with --base-url"
+            )
+        endpoint = Endpoint(
+            model=config.model,
+            base_url=config.base_url,
+            concurrency=config.concurrency,
+            timeout=config.timeout,
+            retries=config.retries,
+            backoff=config.backoff,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_output_tokens=config.max_output_tokens,
+        )
+        there = self._journal.answers
+        async with Client(endpoint, key or "none", self._journal, self._budget, self._tell) as client:
+            self._client, self._endpoint = client, endpoint
+            await self._source.prepare(self._ask)
+            for requests in self._source.rounds():
+                self._stage, self._before = "asking", self.report.examples - client.examples
+                await client.ask_all(requests())
+                self._stage = "sifting"
+                self._sift(requests())
+                if client.stopped:
+                    break
+            self._finish(client.stopped, self._journal.answers - there)
+
+    async def _ask(self, requests: Sequence[Request]) -> list[Answer | None]:
+        await self._client.ask_all(requests)
+        if self._client.stopped and not any(request.key(self._endpoint) in self._journal for request in requests):
+            raise ValueError(f"nothing was written: {self._client.stopped}")
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request) -> Answer | None:
+        """What the journal holds for a question; None, and a line among the refused, when it is of no use."""
+        key = request.key(self._endpoint)
+        reply = self._journal.get(key)
+        described = self._source.described(request) | {"prompt": request.prompt}
+        if reply is None:
+            if why := self._client.failed.get(key):
+                self._refuse("no answer", why, described)
+            return None
+        try:
+            return answer_of(request, reply)
+        except BadAnswer as error:
+            self._refuse(error.reason, str(error), described)
+            return None
+
+    def _sift(self, requests: Iterable[Request]) -> None:
+        """Write the examples that pass every check."""
+        waiting: list[Candidate] = []
+        for request in requests:
+            answer = self._answer(request)
+            if answer is None:
+                continue
+            candidates = self._source.candidates(request, answer)
+            if not candidates:
+                self._refuse("nothing to ask", "no query of a kind that was asked for", self._source.described(request))
+            for one in candidates:
+                if fault := self._fault(one):
+                    self._refuse(*fault, one.row(self._config.model))
+                else:
+                    waiting.append(one)
+            if len(waiting) >= _BATCH:
+                self._take(waiting)
+                waiting = []
+        self._take(waiting)
+
+    def _fault(self, one: Candidate) -> tuple[str, str] | None:
+        """(reason, detail) why an example is left out; one that is not is remembered, to know its copies."""
+        if reason := malformed(one):
+            return reason, ""
+        if one.group not in ("long-short", "bitext") and (run := copied(one.query, one.positive)):
+            return "copied from the passage", run
+        if self._config.check_language:
+            sides = [(one.query, one.language)]
+            if one.group != "grounded":  # there the positive is the user's own
+                sides.append((one.positive, one.target_language or one.language))
+            for text, expected in sides:
+                if other := self._languages.wrong(text, expected):
+                    return "wrong language", f"{other} instead of {expected}"
+        if self._judging.match(one.query):
+            return "an evaluation query", ""
+        if reason := self._seen.match(one.query):
+            return reason, ""
+        self._seen.add(one.query)
+        return None
+
+    def _take(self, candidates: Sequence[Candidate]) -> None:
+        """Write those whose positive the index finds."""
+        k = self._config.round_trip
+        found = found_again(self._engine, candidates, k) if self._engine and k and candidates else [True] * len(candidates)
+        for one, there in zip(candidates, found, strict=True):
+            if not there:
+                self._refuse("not found again", f"not among the first {k} of the index", one.row(self._config.model))
+            elif self._source.accept(one):
+                self._out.write(json.dumps(one.row(self._config.model), ensure_ascii=False) + "\n")
+                self.report.add(one)
+        self._tell()
+
+    def _refuse(self, reason: str, detail: str, row: dict[str, Any]) -> None:
+        self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
+        values = {"reason": reason, "detail": detail, **row}
+        self._rejects.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+    def _tell(self) -> None:
+        """Report the progress, but not too often."""
+        now = time.monotonic()
+        if now - self._told < _OFTEN:
+            return
+        self._told = now
+        sifting = self._stage == "sifting"
+        self._on_progress(
+            Progress(
+                self._stage,
+                self.report.examples if sifting else self._before + self._client.examples,
+                self._config.count,
+                self._journal.tokens_in + self._journal.tokens_out,
+                self._budget.cost(self._journal.tokens_in, self._journal.tokens_out),
+                now - self._began,
+                sum(self.report.refused.values()) if sifting else self._client.refused,
+            )
+        )
+
+    def _finish(self, stopped: str, asked: int) -> None:
+        report, journal = self.report, self._journal
+        report.stopped, report.asked, report.answers = stopped, asked, journal.answers
+        report.tokens_in, report.tokens_out, report.estimated = journal.tokens_in, journal.tokens_out, journal.estimated
+        report.cost = self._budget.cost(journal.tokens_in, journal.tokens_out)
+        report.troubles = journal.totals()
+        report.seconds = time.monotonic() - self._began
+        if not report.examples:
+            refused = ", ".join(f"{reason} ({count})" for reason, count in report.refused.items())
+            raise ValueError(f"nothing was written: {stopped or refused or 'the model gave no answer'}")
+        report.save(self._config.beside(".report.json"))
+
+
+def _evaluation_queries(sources: Sequence[str]) -> Iterator[str]:
+    """The queries of BEIR folders, as FOLDER or FOLDER:SPLIT, and of files."""
+    for source in sources:
+        folder, _, split = source.rpartition(":")
+        if Path(source).is_file():
+            found = read_queries(source)
+        elif Path(source).is_dir():
+            task = find_task(Path(source).name)
+            found = read_beir_split(source, task.split if task else "test")[0]
+        else:
+            found = read_beir_split(folder or source, split or "test")[0]
+        yield from (query.text for query in found)
+
+
+class _replacing:
+    """A text file that takes its name when it is complete; after an error, unless `always`, the older one stays."""
+
+    def __init__(self, file: Path, *, always: bool = False) -> None:
+        self._file, self._always = file, always
+        self._part = file.with_name(file.name + ".part")
+
+    def __enter__(self) -> TextIO:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._part.open("w", encoding="utf-8")
+        return self._stream
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._stream.close()
+        if kind is None or self._always:
+            self._part.replace(self._file)
+        else:
+            self._part.unlink(missing_ok=True)
