@@ -161,10 +161,13 @@ class _Line:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:.0f} of {task.total:.0f} examples"),
-            TextColumn("· {task.fields[tokens]:,} tokens{task.fields[cost]} · {task.fields[refused]} of no use · left:"),
-            TimeRemainingColumn(speed_estimate_period=60),
+            TextColumn(
+                "· {task.fields[tokens]:,} tokens{task.fields[cost]} · {task.fields[refused]} of no use · left:"
+            ),
+            TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
+            speed_estimate_period=60,
         )
         self._task: Any = None
 

@@ -157,12 +157,14 @@ class FakeLLM:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+                headers = {
+                    name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)
+                }
                 content = await reader.readexactly(int(headers.get("content-length", 0)))
                 self._now += 1
                 self.peak = max(self.peak, self._now)
                 try:
-                    going_on = await self._answer(head[0], headers, content, writer)
+                    going_on = await self._answer(headers, content, reader, writer)
                 finally:
                     self._now -= 1
                 if not going_on:
@@ -172,7 +174,9 @@ class FakeLLM:
         finally:
             writer.close()
 
-    async def _answer(self, line: str, headers: dict[str, str], content: bytes, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(
+        self, headers: dict[str, str], content: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
         asked = json.loads(content)
         self.headers = headers
         if self.keep_bodies:
@@ -184,10 +188,12 @@ class FakeLLM:
             await asyncio.sleep(reply.delay)
         body = reply.body(asked)
         extra = "".join(f"{key}: {value}\r\n" for key, value in reply.headers.items())
-        start = f"HTTP/1.1 {reply.status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
+        start = (
+            f"HTTP/1.1 {reply.status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
+        )
         writer.write(start.encode() + (body[: len(body) // 2] if reply.cut else body))
         await writer.drain()
-        if reply.cut:
+        if reply.cut or reader.at_eof():  # or the client has gone meanwhile
             return False
         if reply.status == 200 and reply.raw is None and reply.usage:
             self.delivered.append(json.loads(body)["usage"])

@@ -153,7 +153,7 @@ def test_queries_are_about_the_passages(tmp_path: Path, engine: SearchEngine) ->
     with FakeLLM(echoing) as server:
         report = synthesize(config(server, tmp_path, count=45, round_trip=3), engine)
     written = rows(tmp_path / "pairs.jsonl")
-    texts = {id: f"{title} {text}" for id, title, text in engine.store.documents()}
+    texts = {id: f"{title} {text}".strip() for id, title, text in engine.store.documents()}
     assert len(written) == report.examples == 45
     assert all(one["positive"] == texts[one["positive_id"]] for one in written)
     assert len({one["positive_id"] for one in written}) >= 15
@@ -181,14 +181,22 @@ def test_the_users_own_queries_set_the_tone_and_may_not_be_asked(tmp_path: Path,
     own.write_text(json.dumps({"query": "how come bees dance", "positive": "Bees."}) + "\n")
     judged = tmp_path / "queries.jsonl"
     with FakeLLM(echoing) as server:
-        settings = {"count": 6, "instruction": "Find notes", "samples": str(own), "kinds": ("question",), "round_trip": 0}
+        settings = {
+            "count": 6,
+            "instruction": "Find notes",
+            "samples": str(own),
+            "kinds": ("question",),
+            "round_trip": 0,
+        }
         synthesize(config(server, tmp_path, **settings), engine)
         assert all("- how come bees dance" in body["messages"][-1]["content"] for body in server.bodies)
         first = rows(tmp_path / "pairs.jsonl")
         assert {(one["instruction"], one["kind"]) for one in first} == {("Find notes", "question")}
-        judged.write_text("".join(json.dumps({"id": n, "text": one["query"].upper()}) + "\n" for n, one in enumerate(first)))
+        judged.write_text(
+            "".join(json.dumps({"id": n, "text": one["query"].upper()}) + "\n" for n, one in enumerate(first))
+        )
         report = synthesize(config(server, tmp_path, **settings, evaluation=(str(judged),)), engine)
-    assert report.refused["an evaluation query"] == 6
+    assert report.refused["an evaluation query"] >= 6
     assert report.examples == 6
     assert not {one["query"] for one in first} & {one["query"] for one in rows(tmp_path / "pairs.jsonl")}
 
@@ -243,7 +251,13 @@ def fault_of(asked: dict[str, Any]) -> str:
 
 
 def test_a_run_against_a_server_that_misbehaves(tmp_path: Path) -> None:
+    numbers = [str(n) for n in range(400)]  # so many that no question comes twice
+    (tmp_path / "sts.toml").write_text(
+        'version = 1\nanswer = "triple"\ninstruction = "Find the like."\n[messages]\nuser = "{a} {b} {c} {language}"\n'
+        f"[choices]\na = {numbers}\nb = {numbers}\nc = {numbers}\n"
+    )
     settings = {"groups": {"sts": 1}, "languages": {"en": 1}, "count": 150, "timeout": 0.8, "tries": 5}
+    settings["prompts"] = str(tmp_path)
     with FakeLLM(misbehaving) as server:
         report = synthesize(config(server, tmp_path, **settings))
     expected: dict[str, str] = {}  # of the content of every question what is to become of it
@@ -271,11 +285,11 @@ class Killed:
     def __init__(self, folder: Path, url: str) -> None:
         script = (
             "import sys; from searchkit.training.synthesize import *; import openai, rensa; print('ready', flush=True); "
-            "sys.stdin.readline(); c = SynthesizeConfig(**eval(sys.argv[1])); synthesize(c); print('done', flush=True)"
+            "sys.stdin.readline(); import json; synthesize(SynthesizeConfig(**json.loads(sys.argv[1]))); print('done', flush=True)"
         )
         values = {"out": str(folder / "pairs.jsonl"), "model": "m", "base_url": url, "count": 120, "concurrency": 8,
                   "timeout": 0.8, "backoff": 0.01, "check_language": False}  # fmt: skip
-        self._command = [sys.executable, "-c", script, repr(values)]
+        self._command = [sys.executable, "-c", script, json.dumps(values)]
 
     def start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -299,7 +313,7 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
     with FakeLLM(slowly) as server:
         runs = Killed(tmp_path / "killed", server.url)
         process = runs.start()
-        for number in range(KILLS):
+        for _ in range(KILLS):
             following: list[Any] = []
             loading = threading.Thread(target=lambda box=following: box.append(runs.start()))
             loading.start()  # the next one loads its libraries meanwhile
@@ -311,7 +325,6 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
             process.communicate()
             loading.join()
             process = following[0]
-            assert number >= 0
         out, _ = process.communicate("\n")
         assert out == "done\n"
         report = json.loads((tmp_path / "killed" / "pairs.report.json").read_text())
@@ -328,6 +341,7 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
 
 def call(*arguments: object, code: int = 0, env: dict[str, str] | None = None) -> Result:
     result = CliRunner().invoke(main, ["synthesize", *map(str, arguments)], env=env)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     return result
@@ -403,7 +417,9 @@ def test_without_a_key_openai_is_not_asked(tmp_path: Path) -> None:
 )
 def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     with FakeLLM() as server:
-        said = call("--out", tmp_path / "x.jsonl", "--model", "m", "--base-url", server.url, *arguments, code=code).output
+        said = call(
+            "--out", tmp_path / "x.jsonl", "--model", "m", "--base-url", server.url, *arguments, code=code
+        ).output
     assert message in " ".join(said.split())
 
 
@@ -418,7 +434,8 @@ def test_progress_counts_examples_tokens_and_cost(tmp_path: Path) -> None:
     told: list[Progress] = []
     with FakeLLM(slowly) as server:
         report: SynthesisReport = synthesize(
-            config(server, tmp_path, price_in=1, price_out=1, concurrency=4, check_language=False), on_progress=told.append
+            config(server, tmp_path, price_in=1, price_out=1, concurrency=4, check_language=False),
+            on_progress=told.append,
         )
     assert {one.stage for one in told} >= {"asking", "sifting"}
     tokens = [one.tokens for one in told]

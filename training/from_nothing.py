@@ -82,7 +82,9 @@ class FromNothing:
             group: load_prompt(f"tasks-{group}", folder) for group in mix.groups if group in BRAINSTORMED
         }
         if unknown := [prompt.name for prompt in self._prompts.values() if prompt.answer not in _FIELDS]:
-            raise ValueError(f"prompt {unknown[0]} asks for an answer that is no example; one of {', '.join(_FIELDS)} is")
+            raise ValueError(
+                f"prompt {unknown[0]} asks for an answer that is no example; one of {', '.join(_FIELDS)} is"
+            )
         self._tasks: dict[str, list[str]] = {}
         self._filled = bytearray(count)
         self._round = 0
@@ -109,7 +111,9 @@ class FromNothing:
                 if len(found) >= count:
                     break
             if not found:
-                raise ValueError(f"the model thought of no task for the group {group}, so no example of it can be asked for")
+                raise ValueError(
+                    f"the model thought of no task for the group {group}, so no example of it can be asked for"
+                )
             self._tasks[group] = list(found.values())
 
     def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]:

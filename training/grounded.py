@@ -119,10 +119,10 @@ class Grounded:
             missing = self._count - self._accepted
             if missing <= 0:
                 return
+            if number == 2 and not self._accepted:
+                return  # whatever is wrong, asking on would only cost
             share = self._accepted / (asked * self._per_passage) if asked else 1.0
-            if number and not self._accepted:
-                share = 0.1
-            more = ceil(missing / (self._per_passage * max(share, 0.05)))
+            more = ceil(missing / (self._per_passage * max(share, 0.25)))
             self._choose(asked + more)
             more = min(more, _PASSES * len(self._chosen) - asked)
             if more <= 0:
@@ -183,7 +183,9 @@ class Grounded:
             "passage": text[:_SHOWN],
             "kinds": shown,
             "language": self._names.get(code, "the language of the passage"),
-            "examples": "\nQueries of real users, for their tone alone:\n" + "\n".join(f"- {one}" for one in samples) + "\n"
+            "examples": "\nQueries of real users, for their tone alone:\n"
+            + "\n".join(f"- {one}" for one in samples)
+            + "\n"
             if samples
             else "",
         }

@@ -57,7 +57,9 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
-            sums = self._db.execute("SELECT count(*), total(tokens_in), total(tokens_out), total(estimated) FROM answers")
+            sums = self._db.execute(
+                "SELECT count(*), total(tokens_in), total(tokens_out), total(estimated) FROM answers"
+            )
             self.answers, self.tokens_in, self.tokens_out, self.estimated = map(int, sums.fetchone())
         except BaseException:
             os.close(self._lock)

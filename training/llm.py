@@ -196,9 +196,7 @@ class Client:
                 f"asking a model needs {error.name}: pip install 'searchkit[train]'", name=error.name
             ) from error
         # Tries are counted here, so the library makes none by itself.
-        self._client = AsyncOpenAI(
-            api_key=api_key, base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout
-        )
+        self._client = AsyncOpenAI(api_key=api_key, base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout)
         self._endpoint, self._key, self._journal, self._budget = endpoint, api_key, journal, budget
         self._on_answer = on_answer
         self._gate = _Gate(endpoint.concurrency, self._pause)

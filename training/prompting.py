@@ -116,7 +116,7 @@ def load_prompt(name: str, folder: Path | None = None) -> Prompt:
                 for kind, says in values.get("kinds", {}).items()
             ),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{file}: {error!r}; a prompt has version, answer and [messages] (see the prompts that ship)"
         ) from None
@@ -132,7 +132,9 @@ def load_mix(folder: Path | None = None) -> Mix:
         others = [code for code in names if code not in weights]
         share = float(values.get("others", 0))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: {error!r}; it has [groups], [weights] and [languages] as the one that ships") from None
+        raise ValueError(
+            f"{file}: {error!r}; it has [groups], [weights] and [languages] as the one that ships"
+        ) from None
     if unnamed := weights.keys() - names.keys():
         raise ValueError(f"{file}: no name for {', '.join(sorted(unnamed))}; add them to [languages]")
     if share > 0:

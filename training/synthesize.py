@@ -422,7 +422,9 @@ class _Run:
     def _take(self, candidates: Sequence[Candidate]) -> None:
         """Write those whose positive the index finds."""
         k = self._config.round_trip
-        found = found_again(self._engine, candidates, k) if self._engine and k and candidates else [True] * len(candidates)
+        found = (
+            found_again(self._engine, candidates, k) if self._engine and k and candidates else [True] * len(candidates)
+        )
         for one, there in zip(candidates, found, strict=True):
             if not there:
                 self._refuse("not found again", f"not among the first {k} of the index", one.row(self._config.model))
