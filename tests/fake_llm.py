@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-SYLLABLES = [a + b for a in "b c d f g h k l m n p r s t v w".split() for b in "a e i o u ar en il on us".split()]
+SYLLABLES = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "ar", "en", "il", "on", "us")]
 
 
 @dataclass

@@ -113,8 +113,8 @@ def test_users_choose_groups_and_languages(tmp_path: Path) -> None:
 def test_users_bring_prompts_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "sts.toml").write_text(
-        'version = 7\nanswer = "triple"\ninstruction = "Find the like."\n[messages]\nuser = "Say {language} number {n}"\n'
-        '[choices]\nn = ["1", "2", "3"]\n'
+        'version = 7\nanswer = "triple"\ninstruction = "Find the like."\n[messages]\n'
+        'user = "Say {language} number {n}"\n[choices]\nn = ["1", "2", "3"]\n'
     )
     with FakeLLM() as server:
         chosen = {"groups": {"sts": 1}, "prompts": str(tmp_path / "prompts"), "count": 3, "languages": {"de": 1}}
@@ -239,7 +239,7 @@ FAULTS = {
     "refused by the model": lambda content: Reply(content, message={"refusal": "I will not."}),
     "empty": lambda content: Reply(""),
     "duplicate": lambda content: Reply(json.dumps({"S1": "always the same", "S2": "and again", "S3": "or not"})),
-    "wrong language": lambda content: Reply(json.dumps(json.loads(content) | {"S1": f"{GERMAN} {json.loads(content)['S1']}"})),
+    "wrong language": lambda content: Reply(content.replace('"S1": "', f'"S1": "{GERMAN} ')),
     "cut at the most tokens": lambda content: Reply(content, finish="length"),
 }  # fmt: skip
 
@@ -284,8 +284,8 @@ class Killed:
 
     def __init__(self, folder: Path, url: str) -> None:
         script = (
-            "import sys; from searchkit.training.synthesize import *; import openai, rensa; print('ready', flush=True); "
-            "sys.stdin.readline(); import json; synthesize(SynthesizeConfig(**json.loads(sys.argv[1]))); print('done', flush=True)"
+            "import json, sys, openai, rensa; from searchkit.training.synthesize import *; print('ready', flush=True); "
+            "sys.stdin.readline(); synthesize(SynthesizeConfig(**json.loads(sys.argv[1]))); print('done', flush=True)"
         )
         values = {"out": str(folder / "pairs.jsonl"), "model": "m", "base_url": url, "count": 120, "concurrency": 8,
                   "timeout": 0.8, "backoff": 0.01, "check_language": False}  # fmt: skip
@@ -350,8 +350,8 @@ def call(*arguments: object, code: int = 0, env: dict[str, str] | None = None) -
 def test_the_command_writes_examples_report_and_figure(tmp_path: Path, engine: SearchEngine) -> None:
     with FakeLLM(echoing) as server:
         said = call(
-            engine.store.folder, "--out", tmp_path / "pairs.jsonl", "--model", "m", "--base-url", server.url, "--count", 9,
-            "--price-in", 1, "--price-out", 2,
+            engine.store.folder, "--out", tmp_path / "pairs.jsonl", "--model", "m", "--base-url", server.url,
+            "--count", 9, "--price-in", 1, "--price-out", 2,
         ).stdout  # fmt: skip
     report = json.loads((tmp_path / "pairs.report.json").read_text())
     assert f"9 of 9 examples, from {report['answers']} answers" in said

@@ -1,4 +1,4 @@
-"""What a model has to answer, as schemas; its text is parsed as JSON and validated, and nothing else is done with it."""
+"""What a model has to answer, as schemas. Its text is parsed as JSON and validated; nothing else is done with it."""
 
 from __future__ import annotations
 

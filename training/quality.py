@@ -27,7 +27,7 @@ _SHINGLE = 4  # characters
 _ALIKE = (
     {"hr", "sr", "bs", "sl"}, {"id", "ms", "jv", "su"}, {"no", "nn", "nb", "da", "sv"}, {"cs", "sk"},
     {"es", "gl", "pt", "ca", "ast", "ext", "an", "oc"}, {"hi", "mr", "ne", "sa", "gom"}, {"az", "tr", "tk", "crh"},
-    {"ru", "uk", "be", "bg", "mk"}, {"af", "nl", "fy"}, {"fa", "ps", "ur", "ku", "sdh", "sd"}, {"zh", "ja", "yue", "wuu"},
+    {"ru", "uk", "be", "bg", "mk"}, {"af", "nl", "fy"}, {"fa", "ps", "ur", "ku", "sdh", "sd"}, {"zh", "yue", "wuu"},
     {"kk", "ky", "tt", "ba", "mn"}, {"ga", "gd"}, {"xh", "zu", "nso", "st", "sn", "sw"}, {"as", "bn"},
     {"ar", "ary", "arz"}, {"uz", "uzs", "tk", "ug"}, {"om", "so"}, {"he", "hbo", "yi"}, {"it", "vec", "lij", "la"},
 )  # fmt: skip
