@@ -57,6 +57,10 @@ _FOLDER = click.Path(exists=True, file_okay=False)
 )
 @click.option("--likeness", default=0.8, show_default=True, help="From which share of it on a query is a copy.")
 @click.option("--check-language/--any-language", default=True, show_default=True, help="Leave out the wrong ones.")
+@click.option("--judge", is_flag=True, help="Let the model grade what INDEX finds: better positives, hard negatives.")
+@click.option("--judged", default=6, show_default=True, type=click.IntRange(1), help="Documents graded for a query.")
+@click.option("--batch", is_flag=True, help="Hand the questions in as a batch: cheaper, answered within a day.")
+@click.option("--poll", default=30.0, show_default=True, help="Seconds between two looks at a batch.")
 @click.option("--evaluation", multiple=True, help="Queries not to ask: a file, FOLDER or FOLDER:SPLIT of BEIR.")
 @click.option("--tries", default=4, show_default=True, type=click.IntRange(1), help="Rounds for what was refused.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
@@ -126,6 +130,7 @@ def _show(out: str, report: SynthesisReport) -> None:
         ("groups", report.groups),
         ("kinds", report.kinds),
         ("languages", report.languages),
+        ("positives", report.judged),
         ("left out", report.refused),
         ("troubles", report.troubles),
     ):
@@ -180,7 +185,7 @@ class _Line:
 
     def update(self, progress: Progress) -> None:
         """Show where the run is."""
-        stages = {"tasks": "thinking of tasks", "asking": "asking", "sifting": "sifting"}
+        stages = {"tasks": "thinking of tasks", "asking": "asking", "sifting": "sifting", "judging": "judging"}
         values: dict[str, Any] = {
             "description": stages[progress.stage],
             "tokens": progress.tokens,

@@ -115,6 +115,9 @@ class FakeLLM:
         self.bodies: list[dict[str, Any]] = []
         self.keep_bodies = True
         self.peak = self._now = 0
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.looks = 2
         self._loop = asyncio.new_event_loop()
         started = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(started,), daemon=True)
@@ -164,7 +167,7 @@ class FakeLLM:
                 self._now += 1
                 self.peak = max(self.peak, self._now)
                 try:
-                    going_on = await self._answer(headers, content, reader, writer)
+                    going_on = await self._answer(head[0], headers, content, reader, writer)
                 finally:
                     self._now -= 1
                 if not going_on:
@@ -174,9 +177,64 @@ class FakeLLM:
         finally:
             writer.close()
 
+    def _service(self, line: str, headers: dict[str, str], content: bytes) -> bytes:
+        """The batch service: a batch is over when it has been looked at `looks` times."""
+        method, path, _ = line.split(" ")
+        parts = path.partition("?")[0].removeprefix("/v1/").split("/")
+        match method, parts:
+            case "POST", ["files"]:
+                boundary = headers["content-type"].partition("boundary=")[2].encode()
+                (part,) = (part for part in content.split(b"--" + boundary) if b'name="file"' in part)
+                id = f"file-{len(self.files)}"
+                self.files[id] = part.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
+                return json.dumps({"id": id, "object": "file", "bytes": 1, "purpose": "batch"}).encode()
+            case "GET", ["files", id, "content"]:
+                return self.files[id]
+            case "POST", ["batches"]:
+                asked = json.loads(content)
+                id = f"batch-{len(self.batches)}"
+                self.batches[id] = {"id": id, "object": "batch", "status": "in_progress", **asked, "looks": 0}
+                return json.dumps(self.batches[id]).encode()
+            case "GET", ["batches"]:
+                return json.dumps({"object": "list", "data": list(self.batches.values()), "has_more": False}).encode()
+            case "GET", ["batches", id]:
+                batch = self.batches[id]
+                batch["looks"] += 1
+                if batch["looks"] >= self.looks and batch["status"] == "in_progress":
+                    self._work_off(batch)
+                return json.dumps(batch).encode()
+        raise ValueError(line)
+
+    def _work_off(self, batch: dict[str, Any]) -> None:
+        lines = []
+        for line in self.files[batch["input_file_id"]].decode().splitlines():
+            entry = json.loads(line)
+            name = hashlib.sha256(json.dumps(entry["body"]["messages"]).encode()).hexdigest()
+            reply = self.script(entry["body"], self.asked[name], {})
+            self.asked[name] += 1
+            body = json.loads(reply.body(entry["body"]))
+            if reply.status == 200:
+                self.delivered.append(body["usage"])
+            lines.append({"custom_id": entry["custom_id"], "response": {"status_code": reply.status, "body": body}})
+        batch["output_file_id"] = f"file-{len(self.files)}"
+        random.Random(0).shuffle(lines)  # in no order, as it is documented
+        self.files[batch["output_file_id"]] = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        batch["status"] = "completed"
+
     async def _answer(
-        self, headers: dict[str, str], content: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        line: str,
+        headers: dict[str, str],
+        content: bytes,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> bool:
+        if "/chat/completions" not in line:
+            body = self._service(line, headers, content)
+            extra = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            writer.write(f"HTTP/1.1 200 OK\r\n{extra}\r\n".encode() + body)
+            await writer.drain()
+            return True
         asked = json.loads(content)
         self.headers = headers
         if self.keep_bodies:

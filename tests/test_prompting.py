@@ -18,7 +18,19 @@ PROMPTS = sorted(file.stem for file in FOLDER.glob("*.toml") if file.stem != "mi
 def test_a_prompt_that_ships_fills_every_place(name: str) -> None:
     prompt = load_prompt(name)
     given = dict.fromkeys(
-        ("task", "language", "target_language", "count", "passage", "passages", "kinds", "examples"), "x"
+        (
+            "task",
+            "language",
+            "target_language",
+            "count",
+            "passage",
+            "passages",
+            "kinds",
+            "examples",
+            "query",
+            "instruction",
+        ),
+        "x",
     )
     (message,) = prompt.messages(given | prompt.draw(random.Random(0)))
     assert not re.search(r"\{[a-z_]+\}", message["content"])

@@ -22,6 +22,7 @@ from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.records import Document
 from searchkit.training.dataset import read_examples
+from searchkit.training.journal import Journal
 from searchkit.training.prompting import load_mix
 from searchkit.training.synthesize import Progress, SynthesisReport, SynthesizeConfig, synthesize
 
@@ -208,6 +209,100 @@ def test_an_index_with_nothing_to_ask_about_says_so(tmp_path: Path, embedder: Em
         pytest.raises(ValueError, match="no passage of 15 words"),
     ):
         synthesize(config(server, tmp_path), empty)
+
+
+def grading(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+    """Queries of a passage's words; then 3 for the passage that has most of them, and for the others 0 or 1 in turn."""
+    text = asked["messages"][-1]["content"]
+    if asked["response_format"]["json_schema"]["name"] != "grades":
+        return echoing(asked, seen, headers)
+    query = set(text.partition("The query: ")[2].partition("\n")[0].split())
+    passages = [part.partition("\n</passage>")[0] for part in text.split("<passage number=")[1:]]
+    shared = [len(query & set(passage.split())) for passage in passages]
+    grades = [3 if count == max(shared) and count > 3 else int(number % 2) for number, count in enumerate(shared)]
+    return Reply(json.dumps({"grades": [{"passage": n, "grade": grade} for n, grade in enumerate(grades, 1)]}))
+
+
+def test_the_model_looks_again_at_what_the_index_finds(tmp_path: Path, engine: SearchEngine) -> None:
+    with FakeLLM(grading) as server:
+        report = synthesize(config(server, tmp_path, count=12, judge=True, judged=5), engine)
+    written = rows(tmp_path / "pairs.jsonl")
+    assert report.judged == {"kept": 12}
+    for one in written:
+        others = {hit.text for hit in engine.search(one["query"], instruction=one["instruction"], k=5)}
+        assert set(one["query"].split()) <= set(one["positive"].split())
+        assert 1 <= len(one["negatives"]) <= 4
+        assert all(any(negative.endswith(text.strip()) for text in others) for negative in one["negatives"])
+        assert one["positive"] not in one["negatives"]
+
+
+def test_a_better_passage_takes_the_positives_place(tmp_path: Path, engine: SearchEngine) -> None:
+    other = engine.search("oboe", k=1)[0].id
+
+    def elsewhere(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        text = asked["messages"][-1]["content"]
+        name = asked["response_format"]["json_schema"]["name"]
+        if name == "queries":  # whatever the passage is, all that is asked for is the oboe
+            return Reply(json.dumps({"queries": [{"kind": "question", "query": f"oboe {phrase(draw_of(asked), 2)}"}]}))
+        if name == "grades":
+            passages = text.split("<passage number=")[1:]
+            grades = [3 * (f"Note {other[1:]} " in passage) for passage in passages]
+            return Reply(json.dumps({"grades": [{"passage": n, "grade": grade} for n, grade in enumerate(grades, 1)]}))
+        return echoing(asked, seen, headers)
+
+    with FakeLLM(elsewhere) as server:
+        settings = {"count": 8, "judge": True, "kinds": ("question",), "round_trip": 0, "judged": 30}
+        report = synthesize(config(server, tmp_path, **settings), engine)
+    assert {one["positive_id"] for one in rows(tmp_path / "pairs.jsonl")} == {other}
+    assert report.judged["relabelled"] >= 7
+
+
+def test_a_query_that_nothing_answers_is_left_out(tmp_path: Path, engine: SearchEngine) -> None:
+    def strict(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        reply = grading(asked, seen, headers)
+        bad = draw_of(asked).random() < 0.4 and '"grades"' in (reply.content or "")
+        return Reply((reply.content or "").replace(": 3}", ": 1}")) if bad else reply
+
+    with FakeLLM(strict) as server:
+        report = synthesize(config(server, tmp_path, count=20, judge=True), engine)
+    assert report.examples == 20
+    assert report.refused["no passage answers it"] > 3
+
+
+# Batches
+
+
+def test_batches_give_what_single_questions_give(tmp_path: Path) -> None:
+    with FakeLLM() as server:
+        synthesize(config(server, tmp_path / "single", count=30, check_language=False))
+    with FakeLLM() as server:
+        settings = {"count": 30, "check_language": False, "batch": True, "poll": 0.01}
+        report = synthesize(config(server, tmp_path / "batch", **settings))
+        assert 4 <= len(server.batches) <= 8  # one for the tasks of each group, and one for each round
+    assert (tmp_path / "single" / "pairs.jsonl").read_bytes() == (tmp_path / "batch" / "pairs.jsonl").read_bytes()
+    assert report.tokens_in + report.tokens_out == sum(usage["total_tokens"] for usage in server.delivered)
+
+
+@pytest.mark.parametrize("written_down", [True, False])
+def test_a_batch_that_was_handed_in_is_not_handed_in_again(tmp_path: Path, written_down: bool) -> None:
+    settings = {"groups": {"sts": 1}, "count": 10, "check_language": False, "batch": True, "poll": 0.01}
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with FakeLLM() as server, pytest.MonkeyPatch.context() as patch:
+        what = (
+            "openai.resources.batches.AsyncBatches.retrieve"
+            if written_down
+            else f"{Journal.__module__}.Journal.note_batch"
+        )
+        patch.setattr(what, stop)
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(config(server, tmp_path, **settings))
+        patch.undo()
+        report = synthesize(config(server, tmp_path, **settings))
+    assert report.examples == 10
+    assert len(server.batches) == 1
 
 
 # A server that misbehaves

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Annotated, Any
 
 try:
-    from pydantic import AfterValidator, BaseModel, ConfigDict, StrictStr, ValidationError
+    from pydantic import AfterValidator, BaseModel, ConfigDict, StrictInt, StrictStr, ValidationError
 except ModuleNotFoundError as error:
     raise ImportError(
         f"writing training data needs {error.name}: pip install 'searchkit[train]'", name=error.name
@@ -105,6 +105,19 @@ class Queries(Answer):
     queries: list[Asked]
 
 
+class Grade(Answer):
+    """How well one passage serves a query."""
+
+    passage: StrictInt
+    grade: StrictInt
+
+
+class Grades(Answer):
+    """How well each of some passages serves a query."""
+
+    grades: list[Grade]
+
+
 ANSWERS: dict[str, type[Answer]] = {
     "tasks": Tasks,
     "short-long": ShortLong,
@@ -113,6 +126,7 @@ ANSWERS: dict[str, type[Answer]] = {
     "triple": Triple,
     "corpus-tasks": CorpusTasks,
     "queries": Queries,
+    "grades": Grades,
 }
 
 _THOUGHTS = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)

@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS answers (
     tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, estimated INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, count INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, state TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (name TEXT PRIMARY KEY, id TEXT NOT NULL);
 """
 
 
@@ -80,7 +80,10 @@ class Journal:
         found = self._db.execute(
             "SELECT status, text, tokens_in, tokens_out, estimated FROM answers WHERE key = ?", (key,)
         ).fetchone()
-        return None if found is None else Reply(*found[:4], bool(found[4]))
+        if found is None:
+            return None
+        status, text, tokens_in, tokens_out, estimated = found
+        return Reply(status, text, tokens_in, tokens_out, bool(estimated))
 
     def put(self, key: bytes, prompt: str, model: str, reply: Reply) -> None:
         """Keep an answer, and count its tokens."""
@@ -105,9 +108,9 @@ class Journal:
         return dict(self._db.execute("SELECT name, count FROM totals ORDER BY name"))
 
     def batches(self) -> dict[str, str]:
-        """Batches that were handed in: id -> state, "open" or "done"."""
-        return dict(self._db.execute("SELECT id, state FROM batches ORDER BY rowid"))
+        """Batches that were handed in: a name for the questions in it -> the server's id, "" when it was read."""
+        return dict(self._db.execute("SELECT name, id FROM batches"))
 
-    def note_batch(self, id: str, state: str) -> None:
-        """Keep the state of a batch."""
-        self._db.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (id, state))
+    def note_batch(self, name: str, id: str) -> None:
+        """Remember a batch."""
+        self._db.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (name, id))

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 
 from searchkit.training.answers import Answer, BadAnswer, read_answer, schema_of
@@ -183,6 +184,7 @@ class Client:
         stopped: Why no further question is asked; empty while there is no reason.
         failed: Key -> why a question was given up.
         examples: Examples in the answers of this run, before they are sifted.
+        openai: The library's client, for other services of the server.
         refused: Answers of this run that were of no use.
     """
 
@@ -196,8 +198,8 @@ class Client:
                 f"asking a model needs {error.name}: pip install 'searchkit[train]'", name=error.name
             ) from error
         # Tries are counted here, so the library makes none by itself.
-        self._client = AsyncOpenAI(api_key=api_key, base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout)
-        self._endpoint, self._key, self._journal, self._budget = endpoint, api_key, journal, budget
+        self.openai = AsyncOpenAI(api_key=api_key, base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout)
+        self.endpoint, self._key, self.journal, self._budget = endpoint, api_key, journal, budget
         self._on_answer = on_answer
         self._gate = _Gate(endpoint.concurrency, self._pause)
         self._flying: dict[bytes, asyncio.Task[None]] = {}
@@ -219,7 +221,7 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        await self.openai.close()
 
     async def ask_all(self, requests: Iterable[Request]) -> None:
         """Ask what the journal has no answer to; returns when each question is answered or given up, or at a stop."""
@@ -227,15 +229,14 @@ class Client:
             for request in requests:
                 if self.stopped:
                     break
-                key = request.key(self._endpoint)
-                if key in self._journal or key in self._flying:
+                key = request.key(self.endpoint)
+                if key in self.journal or key in self._flying:
                     continue
-                most = (_longest(request), self._endpoint.max_output_tokens)
-                if not await self._room(most):
+                if not await self._room(request):
                     break
                 task = asyncio.create_task(self._ask(request, key))
                 self._flying[key] = task
-                task.add_done_callback(lambda done, key=key, most=most: self._land(done, key, most))  # type: ignore[misc]
+                task.add_done_callback(partial(self._land, request, key))
             while self._flying:
                 await self._wait()
         finally:
@@ -248,11 +249,32 @@ class Client:
         self._gate.open()
         self._stop.set()
 
-    async def _room(self, most: tuple[int, int]) -> bool:
+    def reserve(self, request: Request) -> bool:
+        """Set aside what a question may cost at most; False when that does not fit now."""
+        return self._budget.reserve(self.journal, _longest(request), self.endpoint.max_output_tokens)
+
+    def release(self, request: Request) -> None:
+        """Give back what was set aside."""
+        self._budget.release(_longest(request), self.endpoint.max_output_tokens)
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent."""
+        return self._body(request, (self._format, self._limit_name, self._sampled))
+
+    def take(self, request: Request, body: str) -> None:
+        """Keep an answer that came in another way, or note that it is none."""
+        key = request.key(self.endpoint)
+        reply = self._reply(request, body)
+        if isinstance(reply, Reply):
+            self._keep(request, key, reply)
+        else:
+            self.failed[key] = reply.name
+
+    async def _room(self, request: Request) -> bool:
         """Wait until one more question may be asked; False when that will not be."""
         while not self.stopped:
-            if len(self._flying) < self._endpoint.concurrency:
-                if self._budget.reserve(self._journal, *most):
+            if len(self._flying) < self.endpoint.concurrency:
+                if self.reserve(request):
                     return True
                 if not self._flying:
                     self.halt("the budget is used up")
@@ -264,11 +286,11 @@ class Client:
         self._landed.clear()
         await self._landed.wait()
 
-    def _land(self, task: asyncio.Task[None], key: bytes, most: tuple[int, int]) -> None:
-        self._budget.release(*most)
+    def _land(self, request: Request, key: bytes, task: asyncio.Task[None]) -> None:
+        self.release(request)
         del self._flying[key]
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.halt(f"{type(error).__name__}: {self._clean(str(error))}")
+            self.halt(f"{type(error).__name__}: {self.clean(str(error))}")
         self._landed.set()
 
     async def _ask(self, request: Request, key: bytes) -> None:
@@ -282,15 +304,15 @@ class Client:
                 self._keep(request, key, outcome)
                 return
             if isinstance(outcome, _Fault):
-                self._journal.count(outcome.name)
+                self.journal.count(outcome.name)
                 if outcome.wait is not None and outcome.busy:
                     busy += 1
                 else:
                     failures += 1
-                if failures > self._endpoint.retries or busy > _BUSY:
+                if failures > self.endpoint.retries or busy > _BUSY:
                     self._give_up(key, f"given up after {failures + busy} tries: {outcome.name}")
                     return
-                pause = min(_LONGEST_PAUSE, self._endpoint.backoff * 2.0 ** max(0, failures + busy - 1))
+                pause = min(_LONGEST_PAUSE, self.endpoint.backoff * 2.0 ** max(0, failures + busy - 1))
                 pause *= random.uniform(0.5, 1)  # not all at once
                 if outcome.busy:
                     self._gate.slow_down(pause if outcome.wait is None else outcome.wait)
@@ -307,24 +329,24 @@ class Client:
         from openai import APIConnectionError, APIStatusError
 
         try:
-            async with asyncio.timeout(self._endpoint.timeout):
+            async with asyncio.timeout(self.endpoint.timeout):
                 # As text: the library's own model of an answer lets through what is none, and takes its time.
-                text = await self._client.post("/chat/completions", cast_to=str, body=self._body(request, used))
+                text = await self.openai.post("/chat/completions", cast_to=str, body=self._body(request, used))
                 return self._reply(request, text)
         except TimeoutError:
             return _Fault("timeout")
         except APIStatusError as error:
-            return self._status(error.status_code, error.response, self._clean(_said(error.body, error.message)), used)
+            return self._status(error.status_code, error.response, self.clean(_said(error.body, error.message)), used)
         except APIConnectionError as error:
             cause = error.__cause__
             return _Fault("timeout" if "Timeout" in type(cause).__name__ else "connection lost")
 
     def _body(self, request: Request, used: tuple[int, str, bool]) -> dict[str, Any]:
         format, limit_name, sampled = used
-        body: dict[str, Any] = {"model": self._endpoint.model, "messages": list(request.messages)}
-        body[limit_name] = self._endpoint.max_output_tokens
+        body: dict[str, Any] = {"model": self.endpoint.model, "messages": list(request.messages)}
+        body[limit_name] = self.endpoint.max_output_tokens
         if sampled:
-            body |= {"temperature": self._endpoint.temperature, "top_p": self._endpoint.top_p}
+            body |= {"temperature": self.endpoint.temperature, "top_p": self.endpoint.top_p}
         if _FORMATS[format] == "json_schema":
             schema = {"name": request.answer.replace("-", "_"), "strict": True, "schema": schema_of(request.answer)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -351,7 +373,7 @@ class Client:
         status = {"length": "cut", "content_filter": "refused"}.get(choice.get("finish_reason") or "", "ok")
         if refusal:
             status, content = "refused", str(refusal)
-        content = self._clean(content.encode(errors="replace").decode())
+        content = self.clean(content.encode(errors="replace").decode())
         return Reply(status, content, tokens_in, tokens_out, estimated)
 
     def _status(self, status: int, response: Any, said: str, used: tuple[int, str, bool]) -> Reply | _Fault | None:
@@ -372,7 +394,7 @@ class Client:
                 return Reply("refused", said)
         advice = {
             401: "; is the key in the environment the right one?",
-            404: f"; does the server know the model {self._endpoint.model}?",
+            404: f"; does the server know the model {self.endpoint.model}?",
         }
         self.halt(f"the server answered {status}: {said}{advice.get(status, '')}")
         return None
@@ -392,7 +414,7 @@ class Client:
         return True
 
     def _keep(self, request: Request, key: bytes, reply: Reply) -> None:
-        self._journal.put(key, request.prompt, self._endpoint.model, reply)
+        self.journal.put(key, request.prompt, self.endpoint.model, reply)
         self._gate.speed_up()
         self._proven = self._proven or reply.status == "ok"
         self._lost = 0
@@ -410,11 +432,12 @@ class Client:
     def _give_up(self, key: bytes, why: str) -> None:
         self.failed[key] = why
         self._lost += 1
-        if self._lost >= max(3, self._endpoint.concurrency):
+        if self._lost >= max(3, self.endpoint.concurrency):
             self.halt(f"the server does not answer ({why}); the same command goes on from here")
         self._on_answer()
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
+        """A text without the key."""
         return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
 
 
@@ -442,7 +465,7 @@ def answer_of(request: Request, reply: Reply) -> Answer:
 
 def _examples_in(answer: Answer) -> int:
     values = answer.model_dump()
-    return len(values["queries"]) if "queries" in values else int("tasks" not in values)
+    return len(values["queries"]) if "queries" in values else int(not values.keys() & {"tasks", "grades"})
 
 
 def _longest(request: Request) -> int:

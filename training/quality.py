@@ -48,6 +48,7 @@ class Candidate:
         kind: What sort of query, where there are several.
         target_language: Code of the positive's language, where it is another.
         positive_id: The document that the positive is of, where there is one.
+        judged: "kept" or "relabelled", where the model has looked again.
         slot: What its source needs to know of it.
     """
 
@@ -61,6 +62,7 @@ class Candidate:
     kind: str = ""
     target_language: str = ""
     positive_id: str = ""
+    judged: str = ""
     slot: Any = None
 
     def row(self, model: str) -> dict[str, Any]:
@@ -76,6 +78,7 @@ class Candidate:
             "kind": self.kind,
             "language": self.language,
             "target_language": self.target_language,
+            "judged": self.judged,
             "prompt": self.prompt,
             "model": model,
         }

@@ -18,10 +18,12 @@ from searchkit.engine import SearchEngine
 from searchkit.judgements import read_beir_split, read_queries
 from searchkit.prompts import find_task
 from searchkit.training.answers import Answer, BadAnswer
+from searchkit.training.batch import ask_in_batches
 from searchkit.training.dataset import read_examples
 from searchkit.training.from_nothing import Ask, FromNothing
 from searchkit.training.grounded import Grounded
 from searchkit.training.journal import Journal
+from searchkit.training.judging import Judge
 from searchkit.training.llm import Budget, Client, Endpoint, Request, answer_of
 from searchkit.training.prompting import load_mix
 from searchkit.training.quality import Candidate, Languages, Seen, copied, found_again, malformed
@@ -29,6 +31,7 @@ from searchkit.training.quality import Candidate, Languages, Seen, copied, found
 logger = logging.getLogger(__name__)
 
 _BATCH = 64  # examples that are looked up in the index at once
+_JUDGED = 512  # examples that are graded before the next ones are looked up
 _OFTEN = 0.1  # seconds between two reports of progress
 
 
@@ -66,6 +69,11 @@ class SynthesizeConfig:
         round_trip: The positive has to be among so many documents that the index finds for the query; 0 does not look.
         likeness: Queries that share this much of their four-character shingles with an earlier one are left out.
         check_language: Leave out texts that are plainly in another language than they should be.
+        judge: Let the model grade what the index finds for each query: better positives, hard negatives that were
+            looked at; grounded only.
+        judged: Documents graded for each query.
+        batch: Hand the questions in as batches, which the server answers within a day.
+        poll: Seconds between two looks at a batch.
         evaluation: Queries that judge the result, and that no example may ask: BEIR folders as FOLDER or FOLDER:SPLIT,
             or files of queries.
         tries: Rounds in which what was refused is asked anew.
@@ -100,12 +108,24 @@ class SynthesizeConfig:
     round_trip: int = 20
     likeness: float = 0.8
     check_language: bool = True
+    judge: bool = False
+    judged: int = 6
+    batch: bool = False
+    poll: float = 30.0
     evaluation: tuple[str, ...] = ()
     tries: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("count", "concurrency", "max_output_tokens", "examples_per_task", "queries_per_passage", "tries"):
+        for name in (
+            "count",
+            "concurrency",
+            "max_output_tokens",
+            "examples_per_task",
+            "queries_per_passage",
+            "judged",
+            "tries",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         for name in ("timeout", "temperature", "top_p", "retries", "round_trip", "price_in", "price_out"):
@@ -135,6 +155,7 @@ class SynthesisReport:
         groups: Examples by task group.
         languages: Examples by language of the query.
         kinds: Examples by kind of query.
+        judged: Examples by what became of their positives, where the model has looked again.
         refused: Answers and examples left out, by reason.
         troubles: Failures of the server and the line that were overcome or not, by sort.
         words: Length of queries and positives in words, by ranges.
@@ -156,6 +177,7 @@ class SynthesisReport:
     groups: dict[str, int] = field(default_factory=dict)
     languages: dict[str, int] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)
+    judged: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     troubles: dict[str, int] = field(default_factory=dict)
     words: dict[str, dict[str, int]] = field(default_factory=lambda: {"query": {}, "positive": {}})
@@ -171,6 +193,7 @@ class SynthesisReport:
             (self.groups, one.group),
             (self.languages, one.language or "unknown"),
             (self.kinds, one.kind),
+            (self.judged, one.judged),
             (self.prompts, one.prompt),
         ):
             if name:
@@ -182,7 +205,7 @@ class SynthesisReport:
     def save(self, file: Path) -> None:
         """Write it as JSON, the largest counts first."""
         values = asdict(self)
-        for name in ("groups", "languages", "kinds", "refused", "troubles", "prompts"):
+        for name in ("groups", "languages", "kinds", "judged", "refused", "troubles", "prompts"):
             values[name] = dict(sorted(values[name].items(), key=lambda item: (-item[1], item[0])))
         for name, counts in self.words.items():
             values["words"][name] = dict(sorted(counts.items(), key=lambda item: int(item[0].partition("-")[0])))
@@ -194,7 +217,7 @@ class Progress:
     """Where a run is.
 
     Args:
-        stage: "tasks", "asking" or "sifting".
+        stage: "tasks", "asking", "sifting" or "judging".
         examples: In the answers so far while asking; of those sifted, the ones kept, while sifting.
         wanted: Examples wanted.
         tokens: Spent so far, earlier runs included.
@@ -313,6 +336,13 @@ class _Run:
         self._seen, self._judging = Seen(config.likeness), Seen(config.likeness)
         for query in _evaluation_queries(config.evaluation):
             self._judging.add(query)
+        self._judge = None
+        if config.judge:
+            if engine is None:
+                raise ValueError("judging looks at what an index finds; give an index, or leave it out")
+            folder = None if config.prompts is None else Path(config.prompts)
+            self._judge = Judge(engine, depth=config.judged, folder=folder)
+        self._unjudged: list[Candidate] = []
         self._files = ExitStack()
         self.report = SynthesisReport(wanted=config.count, model=config.model, seed=config.seed)
 
@@ -351,24 +381,50 @@ class _Run:
             await self._source.prepare(self._ask)
             for requests in self._source.rounds():
                 self._stage, self._before = "asking", self.report.examples - client.examples
-                await client.ask_all(requests())
+                await self._ask_all(requests())
                 self._stage = "sifting"
                 self._sift(requests())
+                if self._judge is not None:
+                    self._stage = "judging"
+                    await self._look_again(self._judge)
                 if client.stopped:
                     break
             self._finish(client.stopped, self._journal.answers - there)
 
+    async def _ask_all(self, requests: Iterable[Request]) -> None:
+        if self._config.batch:
+            await ask_in_batches(self._client, requests, poll=self._config.poll)
+        else:
+            await self._client.ask_all(requests)
+
+    async def _look_again(self, judge: Judge) -> None:
+        """Have the model grade what the index finds for the examples of a round, and take those that stand."""
+        waiting, self._unjudged = self._unjudged, []
+        for start in range(0, len(waiting), _JUDGED):
+            requests = list(judge.requests(waiting[start : start + _JUDGED]))
+            await self._ask_all(requests)
+            for request in requests:
+                one = request.about[0]
+                answer = self._answer(request, one.row(self._config.model))
+                if answer is None:
+                    continue
+                try:
+                    self._accept(judge.judged(request, answer))
+                except BadAnswer as error:
+                    self._refuse(error.reason, str(error), one.row(self._config.model))
+            self._tell()
+
     async def _ask(self, requests: Sequence[Request]) -> list[Answer | None]:
-        await self._client.ask_all(requests)
+        await self._ask_all(requests)
         if self._client.stopped and not any(request.key(self._endpoint) in self._journal for request in requests):
             raise ValueError(f"nothing was written: {self._client.stopped}")
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request: Request) -> Answer | None:
+    def _answer(self, request: Request, row: dict[str, Any] | None = None) -> Answer | None:
         """What the journal holds for a question; None, and a line among the refused, when it is of no use."""
         key = request.key(self._endpoint)
         reply = self._journal.get(key)
-        described = self._source.described(request) | {"prompt": request.prompt}
+        described = (self._source.described(request) if row is None else row) | {"prompt": request.prompt}
         if reply is None:
             if why := self._client.failed.get(key):
                 self._refuse("no answer", why, described)
@@ -428,10 +484,17 @@ class _Run:
         for one, there in zip(candidates, found, strict=True):
             if not there:
                 self._refuse("not found again", f"not among the first {k} of the index", one.row(self._config.model))
-            elif self._source.accept(one):
-                self._out.write(json.dumps(one.row(self._config.model), ensure_ascii=False) + "\n")
-                self.report.add(one)
+            elif self._judge is not None:
+                self._unjudged.append(one)
+            else:
+                self._accept(one)
         self._tell()
+
+    def _accept(self, one: Candidate) -> None:
+        """Write an example, if its source has a place for it."""
+        if self._source.accept(one):
+            self._out.write(json.dumps(one.row(self._config.model), ensure_ascii=False) + "\n")
+            self.report.add(one)
 
     def _refuse(self, reason: str, detail: str, row: dict[str, Any]) -> None:
         self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
@@ -444,7 +507,7 @@ class _Run:
         if now - self._told < _OFTEN:
             return
         self._told = now
-        sifting = self._stage == "sifting"
+        sifting = self._stage in ("sifting", "judging")
         self._on_progress(
             Progress(
                 self._stage,
