@@ -484,8 +484,9 @@ def test_the_key_is_sent_and_appears_nowhere_else(tmp_path: Path, caplog: pytest
     for script, code in ((echo, 0), (refuse, 1)):
         with FakeLLM(script) as server:
             said += call(
-                "--out", tmp_path / f"{code}.jsonl", "--model", "m", "--base-url", server.url, "--count", 8, "--groups",
-                "sts", "--languages", "en", code=code, env={"OPENAI_API_KEY": key, "SEARCHKIT_DEBUG": ""},
+                "--out", tmp_path / f"{code}.jsonl", "--model", "m", "--count", 8, "--groups", "sts",
+                "--base-url", server.url, "--languages", "en", code=code,
+                env={"OPENAI_API_KEY": key, "SEARCHKIT_DEBUG": ""},
             ).output  # fmt: skip
             assert server.headers["authorization"] == f"Bearer {key}"
     assert "the server answered 401: wrong key Bearer [key]; is the key in the environment the right one?" in said
@@ -494,6 +495,14 @@ def test_the_key_is_sent_and_appears_nowhere_else(tmp_path: Path, caplog: pytest
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(files) >= 8
     assert not [file for file in files if key.encode() in file.read_bytes()]
+
+
+def test_a_password_in_the_servers_address_is_not_written(tmp_path: Path) -> None:
+    with FakeLLM() as server:
+        address = server.url.replace("//", "//me:very-secret@")
+        synthesize(config(server, tmp_path, base_url=address, groups={"sts": 1}, count=3, check_language=False))
+    assert json.loads((tmp_path / "pairs.work" / "config.json").read_text())["base_url"] == server.url
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"very-secret" in file.read_bytes()]
 
 
 def test_without_a_key_openai_is_not_asked(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+from urllib.parse import urlsplit, urlunsplit
 
 from searchkit.engine import SearchEngine
 from searchkit.judgements import read_beir_split, read_queries
@@ -275,8 +276,8 @@ def synthesize(
     source = _source(config, engine)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(work))
-        values = json.dumps(asdict(config), indent=1, ensure_ascii=False)
-        (work / "config.json").write_text(values + "\n", encoding="utf-8")
+        values = asdict(config) | {"base_url": _without_secrets(config.base_url)}
+        (work / "config.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         run = stack.enter_context(_Run(config, engine, source, journal, on_progress or (lambda progress: None)))
         asyncio.run(run.run())
     return run.report
@@ -286,6 +287,14 @@ def length_range(text: str) -> str:
     """The range that a text's length in words lies in: "1", "2-3", "4-7" and so on, doubling."""
     low = 1 << (max(1, len(text.split())).bit_length() - 1)
     return str(low) if low == 1 else f"{low}-{2 * low - 1}"
+
+
+def _without_secrets(url: str | None) -> str | None:
+    """An address without a user's name, password and query."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _source(config: SynthesizeConfig, engine: SearchEngine | None) -> Source:
