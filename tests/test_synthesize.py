@@ -26,7 +26,7 @@ from searchkit.training.journal import Journal
 from searchkit.training.prompting import load_mix
 from searchkit.training.synthesize import Progress, SynthesisReport, SynthesizeConfig, synthesize
 
-KILLS = int(os.environ.get("SEARCHKIT_KILLS", "4"))
+KILLS = int(os.environ.get("SEARCHKIT_KILLS", "3"))
 GERMAN = "Der Zug nach Leipzig hatte heute wieder eine Stunde Verspätung, weil die Strecke hinter Dessau gesperrt war."
 
 
@@ -65,17 +65,17 @@ def echoing(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
 
 def test_proportions_are_the_papers(tmp_path: Path) -> None:
     with FakeLLM() as server:
-        report = synthesize(config(server, tmp_path, count=600, concurrency=32, check_language=False, likeness=1))
-    assert report.examples == 600
+        report = synthesize(config(server, tmp_path, count=400, concurrency=32, check_language=False, likeness=1))
+    assert report.examples == 400
     paper = {"short-long": 167, "long-short": 122, "sts": 99, "bitext": 89, "long-long": 17, "short-short": 13}
     for group, thousands in paper.items():
-        assert report.groups[group] / 600 == pytest.approx(thousands / 507, abs=0.01)
+        assert report.groups[group] / 400 == pytest.approx(thousands / 507, abs=0.01)
     shares = {"en": 0.431, "pl": 0.03, "ar": 0.027, "ja": 0.029, "zh": 0.028}
     for code, share in shares.items():
-        assert report.languages[code] / 600 == pytest.approx(share, abs=0.02)
-    assert len(report.languages) > 60
+        assert report.languages[code] / 400 == pytest.approx(share, abs=0.02)
+    assert len(report.languages) > 50
     others = sum(report.languages.values()) - sum(report.languages[code] for code in list(load_mix().languages)[:14])
-    assert others / 600 == pytest.approx(0.198, abs=0.02)
+    assert others / 400 == pytest.approx(0.198, abs=0.02)
 
 
 def test_every_group_becomes_examples_that_train_reads(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_order_of_the_answers_makes_no_difference(tmp_path: Path) -> None:
 
     for name, script, concurrency in (("a", obedient, 1), ("b", late, 16)):
         with FakeLLM(script) as server:
-            synthesize(config(server, tmp_path / name, concurrency=concurrency, count=100))
+            synthesize(config(server, tmp_path / name, concurrency=concurrency, count=60))
     assert (tmp_path / "a" / "pairs.jsonl").read_bytes() == (tmp_path / "b" / "pairs.jsonl").read_bytes()
 
 
@@ -319,7 +319,7 @@ def misbehaving(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Re
             Reply("slow down", status=429, headers={"Retry-After": "0.2"}),
             Reply("broken", status=500),
             Reply("busy", status=503, headers={"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}),
-            Reply(content, delay=3),
+            Reply(content, delay=1.6),
             Reply(content, cut=True),
             Reply(raw=b"<html>gateway</html>"),
             Reply(raw=b'{"choices": []}'),
@@ -351,7 +351,7 @@ def test_a_run_against_a_server_that_misbehaves(tmp_path: Path) -> None:
         'version = 1\nanswer = "triple"\ninstruction = "Find the like."\n[messages]\nuser = "{a} {b} {c} {language}"\n'
         f"[choices]\na = {numbers}\nb = {numbers}\nc = {numbers}\n"
     )
-    settings = {"groups": {"sts": 1}, "languages": {"en": 1}, "count": 150, "timeout": 0.8, "tries": 5}
+    settings = {"groups": {"sts": 1}, "languages": {"en": 1}, "count": 90, "timeout": 1.0, "tries": 5}
     settings["prompts"] = str(tmp_path)
     with FakeLLM(misbehaving) as server:
         report = synthesize(config(server, tmp_path, **settings))
@@ -382,8 +382,8 @@ class Killed:
             "import json, sys, openai, rensa; from searchkit.training.synthesize import *; print('ready', flush=True); "
             "sys.stdin.readline(); synthesize(SynthesizeConfig(**json.loads(sys.argv[1]))); print('done', flush=True)"
         )
-        values = {"out": str(folder / "pairs.jsonl"), "model": "m", "base_url": url, "count": 120, "concurrency": 8,
-                  "timeout": 0.8, "backoff": 0.01, "check_language": False}  # fmt: skip
+        values = {"out": str(folder / "pairs.jsonl"), "model": "m", "base_url": url, "count": 70, "concurrency": 8,
+                  "backoff": 0.01, "check_language": False}  # fmt: skip
         self._command = [sys.executable, "-c", script, json.dumps(values)]
 
     def start(self) -> subprocess.Popen[str]:
@@ -403,7 +403,7 @@ def slowly(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
 
 def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None:
     with FakeLLM(slowly) as server:
-        whole = synthesize(config(server, tmp_path / "whole", count=120, timeout=0.8, check_language=False))
+        whole = synthesize(config(server, tmp_path / "whole", count=70, check_language=False))
     rng = random.Random(1)
     with FakeLLM(slowly) as server:
         runs = Killed(tmp_path / "killed", server.url)
@@ -415,7 +415,7 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-            time.sleep(rng.uniform(0.1, 3.0 / KILLS + 0.2))
+            time.sleep(rng.uniform(0.1, 2.0 / KILLS + 0.2))
             process.send_signal(signal.SIGKILL)
             process.communicate()
             loading.join()
@@ -544,6 +544,7 @@ def test_progress_counts_examples_tokens_and_cost(tmp_path: Path) -> None:
     assert {one.stage for one in told} >= {"asking", "sifting"}
     tokens = [one.tokens for one in told]
     assert tokens == sorted(tokens)
-    assert told[-1].tokens <= report.tokens_in + report.tokens_out
+    assert told[-1].tokens == report.tokens_in + report.tokens_out
+    assert told[-1].examples == report.examples
     assert told[-1].cost == pytest.approx(told[-1].tokens / 1e6)
     assert all(one.wanted == 60 for one in told)

@@ -72,7 +72,9 @@ class Judge:
         Raises:
             BadAnswer: A passage has no grade, or none of them answers the query.
         """
-        one, shown, order = request.about
+        one: Candidate = request.about[0]
+        shown: list[Shown] = request.about[1]
+        order: list[int] = request.about[2]
         given = {entry.passage: entry.grade for entry in getattr(answer, "grades", ())}
         if missing := [number for number in range(1, len(order) + 1) if given.get(number) not in (0, 1, 2, 3)]:
             raise BadAnswer("not of the schema", f"no grade from 0 to 3 for passage {missing[0]}")

@@ -367,9 +367,10 @@ class Client:
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return _Fault("malformed response")
-        estimated = not (isinstance(tokens_in, int) and isinstance(tokens_out, int))
-        if estimated:
-            tokens_in, tokens_out = _longest(request) // 4, len(content.encode(errors="replace")) // 4
+        estimated = False
+        if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
+            estimated, tokens_in = True, _longest(request) // 4
+            tokens_out = len(content.encode(errors="replace")) // 4
         status = {"length": "cut", "content_filter": "refused"}.get(choice.get("finish_reason") or "", "ok")
         if refusal:
             status, content = "refused", str(refusal)

@@ -93,7 +93,9 @@ def _bars(axes: Axes, name: str, shares: Sequence[tuple[str, float]], style: Sty
 
 def _lengths(axes: Axes, report: SynthesisReport, style: Style) -> None:
     """Two histograms side by side, over ranges that double."""
-    ranges = sorted({one for counts in report.words.values() for one in counts}, key=lambda one: int(one.split("-")[0]))
+    lows = [int(one.partition("-")[0]) for counts in report.words.values() for one in counts]
+    steps = range(min(lows).bit_length() - 1, max(lows).bit_length())
+    ranges = ["1" if step == 0 else f"{1 << step}-{(2 << step) - 1}" for step in steps]  # the empty ones between too
     for turn, (name, counts) in enumerate(report.words.items()):
         places = [place + (turn - 0.5) * 0.4 for place in range(len(ranges))]
         heights = [100 * counts.get(one, 0) / report.examples for one in ranges]

@@ -389,15 +389,17 @@ class _Run:
             self._client, self._endpoint = client, endpoint
             await self._source.prepare(self._ask)
             for requests in self._source.rounds():
-                self._stage, self._before = "asking", self.report.examples - client.examples
+                self._before = self.report.examples - client.examples
+                self._enter("asking")
                 await self._ask_all(requests())
-                self._stage = "sifting"
+                self._enter("sifting")
                 self._sift(requests())
                 if self._judge is not None:
-                    self._stage = "judging"
+                    self._enter("judging")
                     await self._look_again(self._judge)
                 if client.stopped:
                     break
+            self._enter(self._stage)
             self._finish(client.stopped, self._journal.answers - there)
 
     async def _ask_all(self, requests: Iterable[Request]) -> None:
@@ -509,6 +511,11 @@ class _Run:
         self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
         values = {"reason": reason, "detail": detail, **row}
         self._rejects.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+    def _enter(self, stage: str) -> None:
+        """Begin a stage, and report it at once."""
+        self._stage, self._told = stage, 0.0
+        self._tell()
 
     def _tell(self) -> None:
         """Report the progress, but not too often."""
