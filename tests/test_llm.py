@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import time
@@ -213,6 +214,15 @@ def test_what_is_no_answer_is_refused_with_a_reason(text: str, reason: str) -> N
     with pytest.raises(BadAnswer) as caught:
         read_answer("triple", text)
     assert caught.value.reason == reason
+
+
+def test_nothing_in_training_runs_text() -> None:
+    for file in (Path(__file__).parent.parent / "training").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            names = {node.id} if isinstance(node, ast.Name) else set()
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            assert not names & {"eval", "exec", "compile", "pickle", "dill", "marshal", "shelve", "yaml"}, file
 
 
 def test_schemas_are_strict() -> None:

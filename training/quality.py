@@ -140,6 +140,8 @@ class Seen:
         if not 0 < likeness <= 1:
             raise ValueError(f"likeness is {likeness:g}; it is a share above 0, and 1 for exact copies alone")
         self._likeness = likeness
+        if likeness < 1:
+            _signature("")  # a missing library is said now, not when answers have been paid for
         # A temporary database that SQLite keeps in a file of its own and takes away: memory stays flat.
         self._db = sqlite3.connect("")
         self._db.execute("PRAGMA journal_mode=OFF")
@@ -203,10 +205,16 @@ def _bands(signature: np.ndarray) -> list[int]:
 
 
 class Languages:
-    """Tells languages apart; a text too short to tell is of any."""
+    """Tells languages apart; a text too short to tell is of any. The model is loaded when it is first needed."""
 
     def __init__(self) -> None:
         self._model: Any = None
+        try:
+            import py3langid  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"telling languages apart needs {error.name}: pip install 'searchkit[train]'", name=error.name
+            ) from error
 
     def of(self, text: str) -> str:
         """The code of the language a text is in, "" when that cannot be told."""
@@ -232,10 +240,6 @@ def _long_enough(text: str) -> bool:
 
 
 def _identifier() -> Any:
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"telling languages apart needs {error.name}: pip install 'searchkit[train]'", name=error.name
-        ) from error
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

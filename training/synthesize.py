@@ -341,7 +341,7 @@ class _Run:
         self._began, self._told = time.monotonic(), 0.0
         self._budget = Budget(config.max_tokens, config.max_cost, config.price_in, config.price_out)
         self._stage, self._before = "tasks", 0
-        self._languages = Languages()
+        self._languages = Languages() if config.check_language else None
         self._seen, self._judging = Seen(config.likeness), Seen(config.likeness)
         for query in _evaluation_queries(config.evaluation):
             self._judging.add(query)
@@ -472,7 +472,7 @@ class _Run:
             return reason, ""
         if one.group not in ("long-short", "bitext") and (run := copied(one.query, one.positive)):
             return "copied from the passage", run
-        if self._config.check_language:
+        if self._languages is not None:
             sides = [(one.query, one.language)]
             if one.group != "grounded":  # there the positive is the user's own
                 sides.append((one.positive, one.target_language or one.language))
