@@ -183,7 +183,7 @@ class Client:
     Attributes:
         stopped: Why no further question is asked; empty while there is no reason.
         failed: Key -> why a question was given up.
-        examples: Examples in the answers of this run, before they are sifted.
+        examples: Examples in the answers so far, before they are sifted; of earlier runs too.
         openai: The library's client, for other services of the server.
         refused: Answers of this run that were of no use.
     """
@@ -230,7 +230,10 @@ class Client:
                 if self.stopped:
                     break
                 key = request.key(self.endpoint)
-                if key in self.journal or key in self._flying:
+                if (there := self.journal.get(key)) is not None:
+                    self.examples += _examples_of(request, there)
+                    continue
+                if key in self._flying:
                     continue
                 if not await self._room(request):
                     break
@@ -462,6 +465,13 @@ def answer_of(request: Request, reply: Reply) -> Answer:
     if reply.status != "ok":
         raise BadAnswer("refused by the model", reply.text[:200])
     return read_answer(request.answer, reply.text)
+
+
+def _examples_of(request: Request, reply: Reply) -> int:
+    try:
+        return _examples_in(answer_of(request, reply))
+    except BadAnswer:
+        return 0
 
 
 def _examples_in(answer: Answer) -> int:
