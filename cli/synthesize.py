@@ -11,7 +11,7 @@ import click
 from searchkit.cli.shared import FILE, INDEX, note
 
 if TYPE_CHECKING:
-    from searchkit.training.synthesize import Progress, SynthesisReport
+    from searchkit.training.synthesis import Progress, SynthesisReport
 
 _FOLDER = click.Path(exists=True, file_okay=False)
 
@@ -77,7 +77,7 @@ def synthesize(index: Path | None, **options: Any) -> None:
             --price-in 0.15 --price-out 0.6
     """
     from searchkit.engine import SearchEngine
-    from searchkit.training.synthesize import SynthesizeConfig
+    from searchkit.training.synthesis import SynthesizeConfig
     from searchkit.training.synthesize import synthesize as run
 
     for name in ("groups", "languages"):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from searchkit.training.synthesize import SynthesisReport
+    from searchkit.training.synthesis import SynthesisReport
 
 _FONT = "DejaVu Sans"
 _MOST = 14  # bars of a panel; what is left shares the last
