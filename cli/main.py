@@ -20,6 +20,7 @@ _COMMANDS = {
     "compact": "Free the space of deleted documents.",
     "check": "Verify an index, and repair it.",
     "evaluate": "Measure an index against judgements.",
+    "synthesize": "Have a language model write training examples.",
     "mine": "Find hard negatives for training examples.",
     "train": "Train an embedder on pairs of queries and passages.",
     "export": "Write a model for onnxruntime: small, quick to start, no torch.",

@@ -60,6 +60,14 @@ def test_training_does_what_sentence_transformers_does(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, abs=1e-3)  # of later steps too: the gradients are the same
 
 
+def test_the_writing_script_counts_examples_and_memory() -> None:
+    found = run("synthesize.py", "--count", 40, "--latency", 0, "--concurrency", 8, "--every", 20)
+    assert found["examples"] == 40
+    assert found["rate"] > 0
+    assert 1 <= found["questions_at_once"] <= 8
+    assert set(found["memory_mib"]) == {"asking", "sifting"}
+
+
 @pytest.fixture
 def judged(tmp_path: Path) -> Path:
     """Queries and judgements of `documents`, in BEIR form."""

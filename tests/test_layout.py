@@ -78,6 +78,8 @@ def test_a_wheel_holds_every_module_and_corpus(monkeypatch: pytest.MonkeyPatch) 
     assert modules == {file for folder in ORDER for file in (ROOT / folder).glob("*.py")}
     data = {ROOT / file for file in build.find_data_files("searchkit.corpora", "corpora")}
     assert data == {file for file in (ROOT / "corpora").rglob("*") if file.suffix in {".jsonl", ".tsv", ".md"}}
+    data = {ROOT / file for file in build.find_data_files("searchkit.training", "training")}
+    assert data == set((ROOT / "training" / "prompts").iterdir())
     builtin = {file for file in (ROOT / "searchkit" / "builtin").rglob("*") if file.is_file()}
     assert len(builtin) == 8
     data = {ROOT / file for file in build.find_data_files("searchkit", "searchkit")}

@@ -1,0 +1,182 @@
+"""What a model has to answer, as schemas. Its text is parsed as JSON and validated; nothing else is done with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Annotated, Any
+
+try:
+    from pydantic import AfterValidator, BaseModel, ConfigDict, StrictInt, StrictStr, ValidationError
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"writing training data needs {error.name}: pip install 'searchkit[train]'", name=error.name
+    ) from error
+
+
+class BadAnswer(ValueError):
+    """Why an answer cannot be used: `reason` in a few words that are counted, the rest in the message."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def _written(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text is blank")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a lone surrogate, which UTF-8 cannot store") from None
+    return text.strip()
+
+
+Text = Annotated[StrictStr, AfterValidator(_written)]
+
+
+class Answer(BaseModel):
+    """Exactly these fields, none left out: what servers ask of a strict schema."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tasks(Answer):
+    """Task definitions."""
+
+    tasks: list[Text]
+
+
+class ShortLong(Answer):
+    """A query with a document that serves it and one that nearly does."""
+
+    user_query: Text
+    positive_document: Text
+    hard_negative_document: Text
+
+
+class LongShort(Answer):
+    """A text with its label and a wrong one."""
+
+    input_text: Text
+    label: Text
+    misleading_label: Text
+
+
+class Pair(Answer):
+    """Two texts that match."""
+
+    input: Text
+    positive_document: Text
+
+
+class Triple(Answer):
+    """Three texts, the first two nearer to each other."""
+
+    S1: Text
+    S2: Text
+    S3: Text
+
+
+class CorpusTask(Answer):
+    """An instruction for one kind of query."""
+
+    kind: Text
+    instruction: Text
+
+
+class CorpusTasks(Answer):
+    """Instructions that fit a collection."""
+
+    tasks: list[CorpusTask]
+
+
+class Asked(Answer):
+    """A query of one kind."""
+
+    kind: Text
+    query: Text
+
+
+class Queries(Answer):
+    """Queries that one passage answers; none, where it answers nothing."""
+
+    queries: list[Asked]
+
+
+class Grade(Answer):
+    """How well one passage serves a query."""
+
+    passage: StrictInt
+    grade: StrictInt
+
+
+class Grades(Answer):
+    """How well each of some passages serves a query."""
+
+    grades: list[Grade]
+
+
+ANSWERS: dict[str, type[Answer]] = {
+    "tasks": Tasks,
+    "short-long": ShortLong,
+    "long-short": LongShort,
+    "pair": Pair,
+    "triple": Triple,
+    "corpus-tasks": CorpusTasks,
+    "queries": Queries,
+    "grades": Grades,
+}
+
+_THOUGHTS = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+_REFUSAL = re.compile(
+    r"\b(?:as an ai(?: language)? model|i(?:'|\u2019)?m sorry,? but i|i (?:cannot|can(?:'|\u2019)?t) "
+    r"(?:help|assist|fulfil|comply|generate|provide)|i(?:'|\u2019)?m (?:unable|not able) to)\b",
+    re.IGNORECASE,
+)
+
+
+@cache
+def schema_of(name: str) -> dict[str, Any]:
+    """The JSON schema of an answer, as servers take it."""
+    return ANSWERS[name].model_json_schema()
+
+
+def read_answer(name: str, text: str) -> Answer:
+    """Return what a model wrote, validated.
+
+    Raises:
+        BadAnswer: It is empty, a refusal, no JSON, or not of the schema.
+    """
+    text = _THOUGHTS.sub("", text).strip()
+    if not text:
+        raise BadAnswer("empty", "the answer is empty")
+    try:
+        values = json.loads(_object(text), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        if refuses(text[:300]):
+            raise BadAnswer("refused by the model", text[:200]) from None
+        raise BadAnswer("not JSON", f"{error}: {text[:200]}") from None
+    try:
+        return ANSWERS[name].model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the answer"
+        raise BadAnswer("not of the schema", f"{place}: {first['msg']}") from None
+
+
+def refuses(text: str) -> bool:
+    """Whether a text is a model's excuse rather than what was asked for."""
+    return _REFUSAL.search(text) is not None
+
+
+def _object(text: str) -> str:
+    """The JSON object in a text that may hold a fence or a sentence around it."""
+    if text.startswith("{"):
+        return text
+    return text[text.find("{") : text.rfind("}") + 1] or text
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")

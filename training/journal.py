@@ -1,0 +1,116 @@
+"""What a model has answered so far, on disk by the content of the question, so that nothing is paid for twice."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from searchkit.indexer.files import take_lock
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    key BLOB PRIMARY KEY, prompt TEXT NOT NULL, model TEXT NOT NULL, status TEXT NOT NULL, text TEXT NOT NULL,
+    tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, estimated INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, count INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (name TEXT PRIMARY KEY, id TEXT NOT NULL);
+"""
+
+
+class Reply(NamedTuple):
+    """One answer as it came.
+
+    Args:
+        status: "ok", "cut" (at the most tokens) or "refused".
+        text: What the model wrote, or why it was refused.
+        tokens_in: Tokens of the question, as the server counted them.
+        tokens_out: Tokens of the answer.
+        estimated: The server counted nothing, so the two are guessed from the number of bytes.
+    """
+
+    status: str
+    text: str
+    tokens_in: int = 0
+    tokens_out: int = 0
+    estimated: bool = False
+
+
+class Journal:
+    """The answers of one run, in a folder that one process writes at a time.
+
+    An answer is written in a transaction of its own the moment it comes: killing the process loses what is in flight
+    and nothing else. A crash of the whole machine may lose the last few too.
+
+    Raises:
+        BusyError: Another process writes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._lock = take_lock(folder)
+        try:
+            self._db = sqlite3.connect(folder / "answers.db", isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(_SCHEMA)
+            sums = self._db.execute(
+                "SELECT count(*), total(tokens_in), total(tokens_out), total(estimated) FROM answers"
+            )
+            self.answers, self.tokens_in, self.tokens_out, self.estimated = map(int, sums.fetchone())
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+        os.close(self._lock)
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._db.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone() is not None
+
+    def get(self, key: bytes) -> Reply | None:
+        """The answer to a question, or None when there is none yet."""
+        found = self._db.execute(
+            "SELECT status, text, tokens_in, tokens_out, estimated FROM answers WHERE key = ?", (key,)
+        ).fetchone()
+        if found is None:
+            return None
+        status, text, tokens_in, tokens_out, estimated = found
+        return Reply(status, text, tokens_in, tokens_out, bool(estimated))
+
+    def put(self, key: bytes, prompt: str, model: str, reply: Reply) -> None:
+        """Keep an answer, and count its tokens."""
+        with closing(
+            self._db.execute(
+                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, prompt, model, *reply)
+            )
+        ) as done:
+            if not done.rowcount:
+                return
+        self.answers += 1
+        self.tokens_in += reply.tokens_in
+        self.tokens_out += reply.tokens_out
+        self.estimated += reply.estimated
+
+    def count(self, name: str) -> None:
+        """Add one to a total that outlives the process, such as "status 429"."""
+        self._db.execute("INSERT INTO totals VALUES (?, 1) ON CONFLICT(name) DO UPDATE SET count = count + 1", (name,))
+
+    def totals(self) -> dict[str, int]:
+        """Every total."""
+        return dict(self._db.execute("SELECT name, count FROM totals ORDER BY name"))
+
+    def batches(self) -> dict[str, str]:
+        """Batches that were handed in: a name for the questions in it -> the server's id, "" when it was read."""
+        return dict(self._db.execute("SELECT name, id FROM batches"))
+
+    def note_batch(self, name: str, id: str) -> None:
+        """Remember a batch."""
+        self._db.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (name, id))

@@ -1,0 +1,377 @@
+"""Training examples written by a language model: ask, sift, and write what is left, with a report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+from urllib.parse import urlsplit, urlunsplit
+
+from searchkit.engine import SearchEngine
+from searchkit.judgements import read_beir_split, read_queries
+from searchkit.prompts import find_task
+from searchkit.training.answers import Answer, BadAnswer
+from searchkit.training.batch import ask_in_batches
+from searchkit.training.dataset import read_examples
+from searchkit.training.from_nothing import Ask, FromNothing
+from searchkit.training.grounded import Grounded
+from searchkit.training.journal import Journal
+from searchkit.training.judging import Judge
+from searchkit.training.llm import Budget, Client, Endpoint, Request, answer_of
+from searchkit.training.prompting import load_mix
+from searchkit.training.quality import Candidate, Languages, Seen, copied, found_again, malformed
+from searchkit.training.synthesis import Progress, SynthesisReport, SynthesizeConfig
+
+__all__ = ["Progress", "SynthesisReport", "SynthesizeConfig", "synthesize"]
+
+_BATCH = 64  # examples that are looked up in the index at once
+_JUDGED = 512  # examples that are graded before the next ones are looked up
+_OFTEN = 0.1  # seconds between two reports of progress
+
+
+class Source(Protocol):
+    """Where questions come from, and what becomes of their answers."""
+
+    async def prepare(self, ask: Ask) -> None: ...
+    def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]: ...
+    def candidates(self, request: Request, answer: Answer) -> list[Candidate]: ...
+    def accept(self, one: Candidate) -> bool: ...
+    def described(self, request: Request) -> dict[str, Any]: ...
+
+
+def synthesize(
+    config: SynthesizeConfig,
+    engine: SearchEngine | None = None,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> SynthesisReport:
+    """Have a model write training examples, and write those that pass every check to ``config.out``.
+
+    With an index the examples are queries for its passages, without one they are made from nothing, as in the paper.
+    Every answer is kept in a folder beside the output the moment it comes: the same call, after whatever stopped the
+    last one, asks nothing twice, and with a higher count or budget it goes on. The output follows from the answers
+    alone, not from the order in which they came.
+
+    Args:
+        config: What is wanted.
+        engine: The index to ask about; None writes from nothing.
+        on_progress: Called now and then.
+
+    Raises:
+        ValueError: The server refuses, or nothing that it wrote was of use; the message says why.
+        BusyError: Another process writes the same output.
+        ImportError: A library of the extra "train" is missing.
+    """
+    out = Path(config.out)
+    work = config.beside(".work")
+    if out.exists() and not work.is_dir():
+        raise ValueError(f"{out} is there and was not written by synthesize; name another file")
+    source = _source(config, engine)
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(work))
+        values = asdict(config) | {"base_url": _without_secrets(config.base_url)}
+        (work / "config.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        run = stack.enter_context(_Run(config, engine, source, journal, on_progress or (lambda progress: None)))
+        asyncio.run(run.run())
+    return run.report
+
+
+def _without_secrets(url: str | None) -> str | None:
+    """An address without a user's name, password and query."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _source(config: SynthesizeConfig, engine: SearchEngine | None) -> Source:
+    folder = None if config.prompts is None else Path(config.prompts)
+    mix = load_mix(folder)
+    if engine is None:
+        return FromNothing(
+            mix.only(config.groups, config.languages),
+            count=config.count,
+            seed=config.seed,
+            tries=config.tries,
+            examples_per_task=config.examples_per_task,
+            folder=folder,
+        )
+    samples = [] if config.samples is None else [one.query for one in islice(read_examples(config.samples), 1000)]
+    return Grounded(
+        engine,
+        dict(mix.names),
+        count=config.count,
+        seed=config.seed,
+        per_passage=config.queries_per_passage,
+        kinds=config.kinds,
+        instruction=config.instruction,
+        samples=samples,
+        min_words=config.min_words,
+        tries=config.tries,
+        folder=folder,
+    )
+
+
+class _Run:
+    """One call of `synthesize`."""
+
+    def __init__(
+        self,
+        config: SynthesizeConfig,
+        engine: SearchEngine | None,
+        source: Source,
+        journal: Journal,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._config, self._engine, self._source, self._journal = config, engine, source, journal
+        self._on_progress = on_progress
+        self._began, self._told = time.monotonic(), 0.0
+        self._budget = Budget(config.max_tokens, config.max_cost, config.price_in, config.price_out)
+        self._stage, self._before = "tasks", 0
+        self._languages = Languages() if config.check_language else None
+        self._seen, self._judging = Seen(config.likeness), Seen(config.likeness)
+        for query in _evaluation_queries(config.evaluation):
+            self._judging.add(query)
+        self._judge = None
+        if config.judge:
+            if engine is None:
+                raise ValueError("judging looks at what an index finds; give an index, or leave it out")
+            folder = None if config.prompts is None else Path(config.prompts)
+            self._judge = Judge(engine, depth=config.judged, folder=folder)
+        self._unjudged: list[Candidate] = []
+        self._files = ExitStack()
+        self.report = SynthesisReport(wanted=config.count, model=config.model, seed=config.seed)
+
+    def __enter__(self) -> _Run:
+        self._out = self._files.enter_context(_replacing(Path(self._config.out)))
+        self._rejects = self._files.enter_context(_replacing(self._config.beside(".rejects.jsonl"), always=True))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._seen.close()
+        self._judging.close()
+        self._files.__exit__(*error)
+
+    async def run(self) -> None:
+        """Ask and sift, round by round."""
+        config, key = self._config, os.environ.get(self._config.key_variable, "")
+        if not key and config.base_url is None:
+            raise ValueError(
+                f"no key in the environment variable {config.key_variable}; set it, "
+                "or name a server that needs none with --base-url"
+            )
+        endpoint = Endpoint(
+            model=config.model,
+            base_url=config.base_url,
+            concurrency=config.concurrency,
+            timeout=config.timeout,
+            retries=config.retries,
+            backoff=config.backoff,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_output_tokens=config.max_output_tokens,
+        )
+        there = self._journal.answers
+        async with Client(endpoint, key or "none", self._journal, self._budget, self._tell) as client:
+            self._client, self._endpoint = client, endpoint
+            await self._source.prepare(self._ask)
+            for requests in self._source.rounds():
+                self._before = self.report.examples - client.examples
+                self._enter("asking")
+                await self._ask_all(requests())
+                self._enter("sifting")
+                self._sift(requests())
+                if self._judge is not None:
+                    self._enter("judging")
+                    await self._look_again(self._judge)
+                if client.stopped:
+                    break
+            self._enter(self._stage)
+            self._finish(client.stopped, self._journal.answers - there)
+
+    async def _ask_all(self, requests: Iterable[Request]) -> None:
+        if self._config.batch:
+            await ask_in_batches(self._client, requests, poll=self._config.poll)
+        else:
+            await self._client.ask_all(requests)
+
+    async def _look_again(self, judge: Judge) -> None:
+        """Have the model grade what the index finds for the examples of a round, and take those that stand."""
+        waiting, self._unjudged = self._unjudged, []
+        for start in range(0, len(waiting), _JUDGED):
+            requests = list(judge.requests(waiting[start : start + _JUDGED]))
+            await self._ask_all(requests)
+            for request in requests:
+                one = request.about[0]
+                answer = self._answer(request, one.row(self._config.model))
+                if answer is None:
+                    continue
+                try:
+                    self._accept(judge.judged(request, answer))
+                except BadAnswer as error:
+                    self._refuse(error.reason, str(error), one.row(self._config.model))
+            self._tell()
+
+    async def _ask(self, requests: Sequence[Request]) -> list[Answer | None]:
+        await self._ask_all(requests)
+        if self._client.stopped and not any(request.key(self._endpoint) in self._journal for request in requests):
+            raise ValueError(f"nothing was written: {self._client.stopped}")
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request, row: dict[str, Any] | None = None) -> Answer | None:
+        """What the journal holds for a question; None, and a line among the refused, when it is of no use."""
+        key = request.key(self._endpoint)
+        reply = self._journal.get(key)
+        described = (self._source.described(request) if row is None else row) | {"prompt": request.prompt}
+        if reply is None:
+            if why := self._client.failed.get(key):
+                self._refuse("no answer", why, described)
+            return None
+        try:
+            return answer_of(request, reply)
+        except BadAnswer as error:
+            self._refuse(error.reason, str(error), described)
+            return None
+
+    def _sift(self, requests: Iterable[Request]) -> None:
+        """Write the examples that pass every check."""
+        waiting: list[Candidate] = []
+        for request in requests:
+            answer = self._answer(request)
+            if answer is None:
+                continue
+            candidates = self._source.candidates(request, answer)
+            if not candidates:
+                self._refuse("nothing to ask", "no query of a kind that was asked for", self._source.described(request))
+            for one in candidates:
+                if fault := self._fault(one):
+                    self._refuse(*fault, one.row(self._config.model))
+                else:
+                    waiting.append(one)
+            if len(waiting) >= _BATCH:
+                self._take(waiting)
+                waiting = []
+        self._take(waiting)
+
+    def _fault(self, one: Candidate) -> tuple[str, str] | None:
+        """(reason, detail) why an example is left out; one that is not is remembered, to know its copies."""
+        if reason := malformed(one):
+            return reason, ""
+        if one.group not in ("long-short", "bitext") and (run := copied(one.query, one.positive)):
+            return "copied from the passage", run
+        if self._languages is not None:
+            sides = [(one.query, one.language)]
+            if one.group != "grounded":  # there the positive is the user's own
+                sides.append((one.positive, one.target_language or one.language))
+            for text, expected in sides:
+                if other := self._languages.wrong(text, expected):
+                    return "wrong language", f"{other} instead of {expected}"
+        if self._judging.match(one.query):
+            return "an evaluation query", ""
+        if reason := self._seen.match(one.query):
+            return reason, ""
+        self._seen.add(one.query)
+        return None
+
+    def _take(self, candidates: Sequence[Candidate]) -> None:
+        """Write those whose positive the index finds."""
+        k = self._config.round_trip
+        found = (
+            found_again(self._engine, candidates, k) if self._engine and k and candidates else [True] * len(candidates)
+        )
+        for one, there in zip(candidates, found, strict=True):
+            if not there:
+                self._refuse("not found again", f"not among the first {k} of the index", one.row(self._config.model))
+            elif self._judge is not None:
+                self._unjudged.append(one)
+            else:
+                self._accept(one)
+        self._tell()
+
+    def _accept(self, one: Candidate) -> None:
+        """Write an example, if its source has a place for it."""
+        if self._source.accept(one):
+            self._out.write(json.dumps(one.row(self._config.model), ensure_ascii=False) + "\n")
+            self.report.add(one)
+
+    def _refuse(self, reason: str, detail: str, row: dict[str, Any]) -> None:
+        self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
+        values = {"reason": reason, "detail": detail, **row}
+        self._rejects.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+    def _enter(self, stage: str) -> None:
+        """Begin a stage, and report it at once."""
+        self._stage, self._told = stage, 0.0
+        self._tell()
+
+    def _tell(self) -> None:
+        """Report the progress, but not too often."""
+        now = time.monotonic()
+        if now - self._told < _OFTEN:
+            return
+        self._told = now
+        sifting = self._stage in ("sifting", "judging")
+        self._on_progress(
+            Progress(
+                self._stage,
+                self.report.examples if sifting else self._before + self._client.examples,
+                self._config.count,
+                self._journal.tokens_in + self._journal.tokens_out,
+                self._budget.cost(self._journal.tokens_in, self._journal.tokens_out),
+                now - self._began,
+                sum(self.report.refused.values()) if sifting else self._client.refused,
+            )
+        )
+
+    def _finish(self, stopped: str, asked: int) -> None:
+        report, journal = self.report, self._journal
+        report.stopped, report.asked, report.answers = stopped, asked, journal.answers
+        report.tokens_in, report.tokens_out, report.estimated = journal.tokens_in, journal.tokens_out, journal.estimated
+        report.cost = self._budget.cost(journal.tokens_in, journal.tokens_out)
+        report.troubles = journal.totals()
+        report.seconds = time.monotonic() - self._began
+        if not report.examples:
+            refused = ", ".join(f"{reason} ({count})" for reason, count in report.refused.items())
+            raise ValueError(f"nothing was written: {stopped or refused or 'the model gave no answer'}")
+        report.save(self._config.beside(".report.json"))
+
+
+def _evaluation_queries(sources: Sequence[str]) -> Iterator[str]:
+    """The queries of BEIR folders, as FOLDER or FOLDER:SPLIT, and of files."""
+    for source in sources:
+        folder, _, split = source.rpartition(":")
+        if Path(source).is_file():
+            found = read_queries(source)
+        elif Path(source).is_dir():
+            task = find_task(Path(source).name)
+            found = read_beir_split(source, task.split if task else "test")[0]
+        else:
+            found = read_beir_split(folder or source, split or "test")[0]
+        yield from (query.text for query in found)
+
+
+class _replacing:
+    """A text file that takes its name when it is complete; after an error, unless `always`, the older one stays."""
+
+    def __init__(self, file: Path, *, always: bool = False) -> None:
+        self._file, self._always = file, always
+        self._part = file.with_name(file.name + ".part")
+
+    def __enter__(self) -> TextIO:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._part.open("w", encoding="utf-8")
+        return self._stream
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._stream.close()
+        if kind is None or self._always:
+            self._part.replace(self._file)
+        else:
+            self._part.unlink(missing_ok=True)
