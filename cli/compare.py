@@ -217,9 +217,9 @@ def _named(runs: tuple[str, ...]) -> list[tuple[str, Path]]:
         given.append((None if path == Path(run) else name, path))
     stems = [path.with_suffix("").parts for _, path in given]
     names = []
-    for (name, path), parts in zip(given, stems, strict=True):
+    for (own, path), parts in zip(given, stems, strict=True):
         most = max((_shared(parts, other) for other in stems if other != parts), default=0)
-        names.append((name or "/".join(parts[-1 - most :]), path))
+        names.append((own or "/".join(parts[-1 - most :]), path))
     return names
 
 

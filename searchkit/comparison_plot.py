@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from searchkit.comparison import System
 from searchkit.metrics import means
@@ -87,7 +87,7 @@ def _thousand(seconds: float | None) -> float | None:
     return None if seconds is None else 1000 * seconds
 
 
-def _mark(n: int, style: Style) -> dict[str, object]:
+def _mark(n: int, style: Style) -> dict[str, Any]:
     """How the n-th system is marked: its own pair of shape and colour."""
     return {
         "marker": _MARKERS[n % len(_MARKERS)],
@@ -121,7 +121,7 @@ def _furnish(axes: Axes, x_label: str, style: Style) -> None:
 def _legend(figure: Figure, names: Sequence[str], style: Style) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], linestyle="", label=name, **_mark(n, style)) for n, name in enumerate(names)]  # type: ignore[arg-type]
+    handles = [Line2D([], [], linestyle="", label=name, **_mark(n, style)) for n, name in enumerate(names)]
     legend = figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=style.ink)
     for text in legend.get_texts():
         text.set_fontfamily(_FONT)
