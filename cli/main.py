@@ -20,6 +20,8 @@ _COMMANDS = {
     "compact": "Free the space of deleted documents.",
     "check": "Verify an index, and repair it.",
     "evaluate": "Measure an index against judgements.",
+    "compare": "Compare runs, with tests of significance.",
+    "beir": "Measure a model on a folder of BEIR collections.",
     "synthesize": "Have a language model write training examples.",
     "mine": "Find hard negatives for training examples.",
     "train": "Train an embedder on pairs of queries and passages.",

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import score
 from searchkit.indexer import dense, segments
 from searchkit.indexer.recipes import RECIPES, Plan, codes, plan
 from searchkit.indexer.segments import DiskSegment
+from searchkit.metrics import score
 from searchkit.ranking import Ranker, SearchOptions
 from searchkit.records import Qrels, Query
 

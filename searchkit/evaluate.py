@@ -13,14 +13,11 @@ import numpy as np
 
 from searchkit.engine import SearchEngine
 from searchkit.indexer.lexical import make_analyzer
+from searchkit.metrics import DEPTH, means, score_queries, top
 from searchkit.ranking import SearchOptions, as_mode
 from searchkit.records import Qrels, Query, Run, join_title
 
 EVALUATION_MODES = ("dense", "lexical", "hybrid", "rank-bm25")
-DEPTH = 100
-"""Documents a query that are judged; deeper ranks count in none of the metrics."""
-
-_MEASURES = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +27,7 @@ class Evaluation:
     Args:
         mode: One of :data:`EVALUATION_MODES`.
         metrics: Means over all judged queries, by name: nDCG@10, recall@100, MRR@10, MAP@100.
-        per_query: nDCG@10 of every judged query.
+        per_query: Every metric of every judged query, {metric: {query id: value}}.
         run: What was returned.
         seconds_per_query: Embedding and search, all queries in one batch.
         bytes_per_document: What this mode needs on disk for ranking, a document; None for a baseline in memory.
@@ -38,7 +35,7 @@ class Evaluation:
 
     mode: str
     metrics: dict[str, float]
-    per_query: dict[str, float]
+    per_query: dict[str, dict[str, float]]
     run: Run
     seconds_per_query: float
     bytes_per_document: float | None
@@ -47,7 +44,7 @@ class Evaluation:
         """The metrics with what they cost."""
         return {
             **self.metrics,
-            "queries": len(self.per_query),
+            "queries": len(self.per_query["ndcg@10"]),
             "seconds_per_query": self.seconds_per_query,
             "bytes_per_document": self.bytes_per_document,
         }
@@ -82,14 +79,7 @@ def evaluate(
     unknown = [mode for mode in modes if mode not in EVALUATION_MODES]
     if unknown or not modes:
         raise ValueError(f"modes are {', '.join(unknown) or 'none'}; expected some of {', '.join(EVALUATION_MODES)}")
-    judged = {document for judgements in qrels.values() for document in judgements}
-    if not engine.store.known_ids(sorted(judged)):
-        raise ValueError(
-            f"none of the {len(judged)} judged documents is in the index; judgements and index are of different corpora"
-        )
-    asked = [query for query in queries if query.id in qrels]
-    if not asked:
-        raise ValueError("none of the queries has a judgement; queries and judgements are of different sets")
+    asked = judged_queries(engine, queries, qrels)
     bytes_per_document = _bytes_per_document(engine)
     evaluations = []
     for mode in modes:
@@ -102,36 +92,23 @@ def evaluate(
         if drop_self:
             for query_id, found in run.items():
                 found.pop(query_id, None)
-        metrics, per_query = score(run, qrels)
-        evaluations.append(Evaluation(mode, metrics, per_query, run, seconds, bytes_per_document.get(mode)))
+        per_query = score_queries(run, qrels)
+        size = bytes_per_document.get(mode)
+        evaluations.append(Evaluation(mode, means(per_query), per_query, run, seconds, size))
     return evaluations
 
 
-def score(run: Run, qrels: Qrels) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics of a run by trec_eval's definitions: (means over all judged queries, nDCG@10 of each).
-
-    Ties in score are broken by document id, descending, as trec_eval does. Only the first 100 documents count.
-    """
-    import pytrec_eval
-
-    if not qrels:
-        raise ValueError("there are no judgements; give at least one judged query")
-    run = {query: _top(found, DEPTH) for query, found in run.items() if query in qrels and found}
-    measures = {"ndcg_cut.10", "recall.100", "map_cut.100"}
-    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run) if run else {}
-    shallow = {query: _top(documents, 10) for query, documents in run.items()}
-    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(shallow) if run else {}
-    # Divided by all judged queries: averaging over the answered ones alone would reward silence.
-    metrics = {name: sum(values[key] for values in found.values()) / len(qrels) for name, key in _MEASURES.items()}
-    metrics["mrr@10"] = sum(values["recip_rank"] for values in first.values()) / len(qrels)
-    per_query = {query: float(found.get(query, {}).get("ndcg_cut_10", 0.0)) for query in qrels}
-    return metrics, per_query
-
-
-def _top(documents: dict[str, float], k: int) -> dict[str, float]:
-    # trec_eval compares scores as 32-bit floats, then ids as bytes.
-    order = sorted(documents, key=lambda document: (np.float32(documents[document]), document.encode()), reverse=True)
-    return {document: documents[document] for document in order[:k]}
+def judged_queries(engine: SearchEngine, queries: Sequence[Query], qrels: Qrels) -> list[Query]:
+    """The queries that have judgements; ValueError where index, queries and judgements do not belong together."""
+    judged = {document for judgements in qrels.values() for document in judgements}
+    if not engine.store.known_ids(sorted(judged)):
+        raise ValueError(
+            f"none of the {len(judged)} judged documents is in the index; judgements and index are of different corpora"
+        )
+    asked = [query for query in queries if query.id in qrels]
+    if not asked:
+        raise ValueError("none of the queries has a judgement; queries and judgements are of different sets")
+    return asked
 
 
 Rank = Callable[[list[Query], int], Run]
@@ -189,7 +166,7 @@ def write_run(file: Path, evaluation: Evaluation) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8") as stream:
         for query_id, documents in evaluation.run.items():
-            for rank, (document, value) in enumerate(_top(documents, DEPTH).items(), start=1):
+            for rank, (document, value) in enumerate(top(documents, DEPTH).items(), start=1):
                 for name in (query_id, document):
                     if any(character.isspace() for character in name):
                         raise ValueError(f"id {name!r} has white space, which a TREC run file cannot hold")
@@ -200,6 +177,13 @@ def write_run(file: Path, evaluation: Evaluation) -> None:
 
 def write_report(file: Path, evaluations: Iterable[Evaluation], about: dict[str, Any]) -> None:
     """Write everything measured as JSON, with `about` (what was evaluated, and how) at its head."""
-    modes = {item.mode: {**item.summary(), "per_query_ndcg@10": item.per_query} for item in evaluations}
+    modes = {
+        item.mode: {
+            **item.summary(),
+            **{f"per_query_{name}": values for name, values in item.per_query.items()},
+            "top10": {query: list(top(found, 10)) for query, found in item.run.items()},
+        }
+        for item in evaluations
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({**about, "modes": modes}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

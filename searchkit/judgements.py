@@ -1,7 +1,8 @@
-"""Read queries and judgements: JSON lines, TSV, BEIR and TREC."""
+"""Read queries, judgements and runs: JSON lines, TSV, BEIR and TREC."""
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from searchkit.lines import (
     quoted,
     typename,
 )
-from searchkit.records import Qrels, Query
+from searchkit.records import Qrels, Query, Run
 
 _QUERY_ID_NAMES = ("id", "_id", "qid", "query-id", "query_id", "queryid")
 
@@ -74,6 +75,31 @@ def read_qrels(path: Path | str) -> Qrels:
     if not qrels:
         raise CorpusError(f"{path}: no judgements in it")
     return qrels
+
+
+def read_run(path: Path | str) -> Run:
+    """Read a TREC run: lines of query, Q0, document, rank, score, system. Scores decide the order, ranks do not."""
+    path = existing(path)
+    run: Run = {}
+    for place, line in plain_lines(path):
+        columns = line.split()
+        if len(columns) != 6:
+            raise CorpusError(
+                f"{place}: {len(columns)} columns; a TREC run has 6 (query, Q0, document, rank, score, system)"
+            )
+        query, document = columns[0], columns[2]
+        try:
+            score = float(columns[4])
+        except ValueError:
+            score = float("nan")
+        if not isfinite(score):
+            raise CorpusError(f'{place}: the score is "{columns[4]}"; it must be a finite number')
+        if document in run.setdefault(query, {}):
+            raise CorpusError(f'{place}: document "{document}" came before for query "{query}"')
+        run[query][document] = score
+    if not run:
+        raise CorpusError(f"{path}: nothing was found by this run; it is empty")
+    return run
 
 
 def read_beir_split(folder: Path | str, split: str) -> tuple[list[Query], Qrels]:

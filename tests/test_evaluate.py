@@ -12,8 +12,10 @@ from conftest import TEXTS
 
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import EVALUATION_MODES, Evaluation, evaluate, score, write_report, write_run
+from searchkit.evaluate import EVALUATION_MODES, Evaluation, evaluate, write_report, write_run
 from searchkit.indexer.lexical import make_analyzer
+from searchkit.judgements import read_run
+from searchkit.metrics import means, score, score_queries
 from searchkit.ranking import SearchOptions
 from searchkit.records import Document, Qrels, Query, Run
 
@@ -110,7 +112,8 @@ def test_every_mode_is_measured_by_what_search_returns(engine: SearchEngine) -> 
         for query in QUERIES:
             hits = engine.search(query.text, k=100, options=options)
             assert item.run[query.id] == pytest.approx({hit.id: hit.score for hit in hits}, abs=1e-4)
-        assert (item.metrics, item.per_query) == score(item.run, QRELS)
+        assert item.per_query == score_queries(item.run, QRELS)
+        assert item.metrics == means(item.per_query)
         assert item.seconds_per_query > 0
 
 
@@ -118,7 +121,7 @@ def test_lexical_finds_what_it_should_and_nothing_else(engine: SearchEngine) -> 
     (item,) = evaluate(engine, QUERIES, QRELS, modes=["lexical"])
     assert item.run["q3"] == {}
     assert item.metrics["recall@100"] == pytest.approx(2 / 3)
-    assert item.per_query["q3"] == 0
+    assert item.per_query["ndcg@10"]["q3"] == 0
 
 
 @pytest.mark.parametrize("mode", EVALUATION_MODES)
@@ -224,11 +227,12 @@ def test_a_run_file_read_by_trec_eval_gives_the_reported_metrics(tmp_path: Path)
     for found in run.values():  # and scores that six decimals would not keep apart
         found.update({f"close{n}": 0.5 + n * 1e-7 for n in range(5)})
     qrels["q3"]["close4"] = 2
-    metrics, per_query = score(run, qrels)
-    write_run(tmp_path / "runs" / "dense.trec", Evaluation("dense", metrics, per_query, run, 0.0, None))
+    per_query = score_queries(run, qrels)
+    write_run(tmp_path / "runs" / "dense.trec", Evaluation("dense", means(per_query), per_query, run, 0.0, None))
     with (tmp_path / "runs" / "dense.trec").open() as file:
         again = pytrec_eval.parse_run(file)
-    assert score(again, qrels) == (metrics, per_query)
+    assert score_queries(again, qrels) == per_query
+    assert score_queries(read_run(tmp_path / "runs" / "dense.trec"), qrels) == per_query
 
 
 def test_a_run_file_has_trec_s_six_columns_best_first(engine: SearchEngine, tmp_path: Path) -> None:
@@ -255,5 +259,6 @@ def test_a_report_holds_all_that_was_measured(engine: SearchEngine, tmp_path: Pa
     assert list(report["modes"]) == ["dense", "rank-bm25"]
     dense = report["modes"]["dense"]
     assert {name: dense[name] for name in evaluations[0].metrics} == evaluations[0].metrics
-    assert dense["per_query_ndcg@10"] == evaluations[0].per_query
+    assert {name: dense[f"per_query_{name}"] for name in evaluations[0].metrics} == evaluations[0].per_query
+    assert dense["top10"]["q1"][:2] == sorted(evaluations[0].run["q1"], key=evaluations[0].run["q1"].get)[:-3:-1]
     assert report["modes"]["rank-bm25"]["bytes_per_document"] is None

@@ -19,9 +19,9 @@ import numpy as np
 
 from searchkit.corpus import read_corpus
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import DEPTH, score
 from searchkit.indexer.fusion import Ranking, reciprocal_rank, weighted
 from searchkit.judgements import read_beir_split
+from searchkit.metrics import DEPTH, score
 from searchkit.ranking import SearchOptions
 
 

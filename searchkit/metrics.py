@@ -1,0 +1,56 @@
+"""What a ranking is worth by judgements: trec_eval's metrics, of every query."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from searchkit.records import Qrels, Run
+
+METRICS = ("ndcg@10", "recall@100", "map@100", "mrr@10")
+DEPTH = 100
+"""Documents a query that are judged; deeper ranks count in none of the metrics."""
+
+_MEASURES = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
+
+
+def score_queries(run: Run, qrels: Qrels) -> dict[str, dict[str, float]]:
+    """Every metric of every judged query by trec_eval's definitions, {metric: {query id: value}}.
+
+    A judged query that found nothing is worth zero. Ties in score are broken by document id, descending, as trec_eval
+    does. Only the first 100 documents count.
+
+    Raises:
+        ValueError: There are no judgements.
+    """
+    import pytrec_eval
+
+    if not qrels:
+        raise ValueError("there are no judgements; give at least one judged query")
+    run = {query: top(found, DEPTH) for query, found in run.items() if query in qrels and found}
+    measures = {"ndcg_cut.10", "recall.100", "map_cut.100"}
+    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run) if run else {}
+    shallow = {query: top(documents, 10) for query, documents in run.items()}
+    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(shallow) if run else {}
+    values = {
+        name: {query: float(found.get(query, {}).get(key, 0.0)) for query in qrels} for name, key in _MEASURES.items()
+    }
+    values["mrr@10"] = {query: float(first.get(query, {}).get("recip_rank", 0.0)) for query in qrels}
+    return values
+
+
+def means(per_query: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The mean of every metric over all judged queries: averaging over the answered alone would reward silence."""
+    return {name: sum(values.values()) / len(values) for name, values in per_query.items()}
+
+
+def score(run: Run, qrels: Qrels) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of a run: (means over all judged queries, nDCG@10 of each); see :func:`score_queries`."""
+    per_query = score_queries(run, qrels)
+    return means(per_query), per_query["ndcg@10"]
+
+
+def top(documents: dict[str, float], k: int) -> dict[str, float]:
+    """The k best documents of one query, best first, in trec_eval's order."""
+    # trec_eval compares scores as 32-bit floats, then ids as bytes.
+    order = sorted(documents, key=lambda document: (np.float32(documents[document]), document.encode()), reverse=True)
+    return {document: documents[document] for document in order[:k]}
