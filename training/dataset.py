@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from searchkit.corpus import read_corpus
+from searchkit.engine import SearchEngine
 from searchkit.lines import (
     BadRow,
     CorpusError,
@@ -46,6 +47,7 @@ class Example:
         negatives: Hard negatives, best first; may be empty.
         instruction: The task sentence put before the query; None leaves it to the model, "" is none at all.
         source: Where it comes from; examples of two sources never share a batch.
+        positive_id: The document that the positive was looked up by, if it was.
     """
 
     query: str
@@ -53,10 +55,11 @@ class Example:
     negatives: tuple[str, ...] = ()
     instruction: str | None = None
     source: str = ""
+    positive_id: str | None = field(default=None, compare=False)
 
 
 def read_examples(
-    path: Path | str, *, corpus: Path | str | None = None, rejects: Rejects | None = None
+    path: Path | str, *, corpus: Path | str | SearchEngine | None = None, rejects: Rejects | None = None
 ) -> Iterator[Example]:
     """Yield the training examples of a JSON-lines file, in its order.
 
@@ -67,7 +70,8 @@ def read_examples(
 
     Args:
         path: JSON lines, maybe gzipped.
-        corpus: Anything ``read_corpus`` reads; only the documents that the rows name are held.
+        corpus: Anything ``read_corpus`` reads, the folder of an index, or an index that is open; only the documents
+            that the rows name are held.
         rejects: Where bad rows of both go; None raises on the first.
 
     Raises:
@@ -78,8 +82,21 @@ def read_examples(
     rejects = Rejects() if rejects is None else rejects
     if rejects.path is not None and rejects.path.exists() and rejects.path.samefile(path):
         raise CorpusError(f"{path}: refused rows would overwrite the examples themselves; name another file")
-    documents = None if corpus is None else read_corpus(corpus, rejects=rejects)
-    return _read_examples(path, documents, str(corpus), rejects)
+    name = str(corpus.store.folder if isinstance(corpus, SearchEngine) else corpus)
+    return _read_examples(path, None if corpus is None else _documents(corpus, rejects), name, rejects)
+
+
+def _documents(corpus: Path | str | SearchEngine, rejects: Rejects) -> Iterator[Document]:
+    if isinstance(corpus, SearchEngine):
+        return corpus.documents()
+    if (Path(corpus) / "index.db").is_file():
+        return _of_index(Path(corpus))
+    return read_corpus(corpus, rejects=rejects)
+
+
+def _of_index(folder: Path) -> Iterator[Document]:
+    with SearchEngine.open(folder) as engine:
+        yield from engine.documents()
 
 
 def _read_examples(
@@ -159,10 +176,12 @@ def _example(values: dict[str, Any], source: str, texts: Mapping[str, str], corp
     if values.get("query") is None:
         raise BadRow(f'no "query" among {quoted(values)}')
     query = _text("query", values["query"])
+    positive_id = None
     if values.get("positive") is not None:
         positive = _text("positive", values["positive"])
     elif values.get("positive_id") is not None:
         positive = _looked_up("positive_id", values["positive_id"], texts, corpus)
+        positive_id = str(values["positive_id"])
     else:
         raise BadRow(f'no "positive" and no "positive_id" among {quoted(values)}')
     negatives = tuple(dict.fromkeys(_negatives(values, texts, corpus)))
@@ -170,7 +189,8 @@ def _example(values: dict[str, Any], source: str, texts: Mapping[str, str], corp
         raise BadRow("the query is its own positive; there is nothing to learn from it")
     if negatives and folded(positive) in map(folded, negatives):
         raise BadRow("a negative is the positive itself; one of the two is wrong")
-    return Example(query, positive, negatives, _instruction(values), _text("source", values.get("source") or source))
+    source = _text("source", values.get("source") or source)
+    return Example(query, positive, negatives, _instruction(values), source, positive_id)
 
 
 def _negatives(values: dict[str, Any], texts: Mapping[str, str], corpus: str) -> list[str]:

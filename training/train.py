@@ -32,6 +32,7 @@ from searchkit.judgements import read_beir_split
 from searchkit.lines import Rejects
 from searchkit.prompts import find_task, format_query
 from searchkit.ranking import SearchOptions
+from searchkit.runtime_onnx import MODEL_FILE
 from searchkit.runtime_torch import choose_dtype
 from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import Evaluation
@@ -81,7 +82,7 @@ def train(
     embedder = _trainable(config, "cpu" if sharded else str(accelerator.device))
     runtime: Any = embedder.runtime
     report.trainable = trainable(runtime.model)
-    teacher = Embedder(config.teacher, dtype="float32", device=str(accelerator.device)) if config.teacher else None
+    teacher = _teacher(config.teacher, str(accelerator.device)) if config.teacher else None
 
     batches = Batches(
         examples, config.batch_size, seed=config.seed, negatives_per_query=config.negatives_per_query,
@@ -161,6 +162,12 @@ def _accelerator(config: TrainConfig) -> Any:
         # Or transformers would load every model in parts from now on, the teacher's and the finished one's too.
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     return accelerator
+
+
+def _teacher(model: str, device: str) -> Embedder:
+    if (find_model(model)[0] / MODEL_FILE).is_file():
+        return Embedder(model)  # exported: it runs as it is
+    return Embedder(model, dtype="float32", device=device)
 
 
 def _trainable(config: TrainConfig, device: str) -> Embedder:
