@@ -44,7 +44,7 @@ _STAGES = {
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(2), help="Queries a step.")
 @click.option("--learning-rate", default=6e-5, show_default=True, help="Highest; falls linearly to 0.")
 @click.option(
-    "--max-length", default=128, show_default=True, type=click.IntRange(8), help="Tokens of a text, in training."
+    "--max-length", default=128, show_default=True, type=click.IntRange(64), help="Tokens of a text, in training."
 )
 @click.option(
     "--rank", "lora_rank", type=click.IntRange(0),

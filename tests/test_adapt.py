@@ -50,7 +50,7 @@ def config(indexed: Path, tmp_path: Path) -> AdaptConfig:
     shutil.copytree(indexed, tmp_path, dirs_exist_ok=True)
     return AdaptConfig(
         tmp_path / "notes.index", (tmp_path / "pairs.jsonl",), tmp_path / "out", held_out=0.4, steps=12, batch_size=4,
-        learning_rate=3e-3, max_length=32, lora_rank=0,
+        learning_rate=3e-3, max_length=200, lora_rank=0,
     )  # fmt: skip
 
 

@@ -348,7 +348,7 @@ class _Run:
         steps = config.steps or min(400, max(60, math.ceil(1.5 * pairs / config.batch_size)))
         share = config.general_share
         ratio = share / (1 - share) * pairs / general
-        sources = [f"{self.out / MINED}@1,mixed"] + ([f"{self.out / GENERAL}@{ratio:.4f},mixed"] if share else [])
+        sources = [f"{self.out / MINED}@1,mixed"] + ([f"{self.out / GENERAL}@{ratio:.4f},mixed,kept"] if share else [])
         rank = config.lora_rank
         if rank is None:
             rank = 0 if _weights(self.base) <= 100e6 else 16
@@ -357,7 +357,7 @@ class _Run:
             epochs=1 + math.ceil(steps * config.batch_size * (1 - share) / pairs), batch_size=config.batch_size,
             chunk=4 * config.batch_size, learning_rate=config.learning_rate, warmup_steps=steps // 10,
             weight_decay=0.01, temperature=0.05, negatives_per_query=1, teacher=self.base,
-            teacher_weight=config.teacher_weight, lora_rank=rank,
+            teacher_weight=config.teacher_weight, teacher_neighbours=0, teacher_follows=True, lora_rank=rank,
             max_length=min(config.max_length, self.identity["max_length"]), checkpoint_every=50, seed=config.seed,
         )  # fmt: skip
 

@@ -261,12 +261,14 @@ class Source:
         instruction: Instead of the examples' own; None keeps those, "" is none at all.
         mixed: Let examples with different instructions share a batch: for synthetic data, where nearly every example
             has an instruction of its own. Not for labels, which are right or wrong only within their task.
+        kept: Only keep the vectors of these texts as the teacher has them: no contrast. Against forgetting.
     """
 
     path: Path
     ratio: float = 1.0
     instruction: str | None = None
     mixed: bool = False
+    kept: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.ratio) and self.ratio > 0):
@@ -274,25 +276,23 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Read FILE, FILE@RATIO, FILE@mixed or FILE@RATIO,mixed, such as "synthetic.jsonl@2,mixed".
+        """Read FILE or FILE@SETTINGS, such as "synthetic.jsonl@2,mixed": a ratio, "mixed", "kept", or some of these.
 
         An @ before anything else belongs to the file's name.
         """
         path, at, settings = text.rpartition("@")
-        match settings.split(","):
-            case ["mixed"]:
-                ratio, mixed = "1", True
-            case [ratio, "mixed"]:
-                mixed = True
-            case _:
-                ratio, mixed = settings, False
+        words = settings.split(",")
+        flags = {word for word in words if word in ("mixed", "kept")}
+        numbers = [word for word in words if word not in flags]
         try:
-            share = float(ratio if at else "")
+            if not at or numbers not in ([], words[:1]) or len(words) > len(numbers) + len(flags):
+                raise ValueError
+            share = float(numbers[0]) if numbers else 1.0
         except ValueError:
-            path, share, mixed = text, 1.0, False
+            path, share, flags = text, 1.0, set()
         if not path:
-            raise ValueError(f'"{text}" names no file; write FILE, FILE@0.5, FILE@mixed or FILE@0.5,mixed')
-        return cls(Path(path), share, mixed=mixed)
+            raise ValueError(f'"{text}" names no file; write FILE, FILE@0.5, FILE@mixed, FILE@kept or FILE@0.5,mixed')
+        return cls(Path(path), share, mixed="mixed" in flags, kept="kept" in flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,17 +302,23 @@ class Batch:
     Args:
         examples: No two with the same query or the same positive.
         negatives: The hard negatives drawn for each of them; may be of different lengths, or empty.
+        kept: Of a source whose vectors are only kept as they are.
     """
 
     examples: tuple[Example, ...]
     negatives: tuple[tuple[str, ...], ...]
+    kept: bool = False
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def part(self, positions: Sequence[int]) -> Batch:
         """The examples at some positions, in that order, with their negatives."""
-        return Batch(tuple(self.examples[i] for i in positions), tuple(self.negatives[i] for i in positions))
+        return replace(
+            self,
+            examples=tuple(self.examples[i] for i in positions),
+            negatives=tuple(self.negatives[i] for i in positions),
+        )
 
     def passages(self) -> list[str]:
         """The positives in the order of the examples, then the hard negatives in the same order."""
@@ -372,7 +378,8 @@ class Batches:
         self.smallest_batch = smallest_batch
         self._examples: list[Example] = []
         self._samples: list[tuple[int, int, float]] = []  # first row, row after the last, ratio
-        self._tasks: list[int] = []  # of every row, as are the next two
+        self._tasks: list[int] = []  # of every row, as are the next three
+        self._kept: list[bool] = []
         self._queries: list[int] = []
         self._positives: list[int] = []
         # Digests, as the texts without their extra white space would take as much memory again.
@@ -388,6 +395,7 @@ class Batches:
                 task = tasks.setdefault(key, len(tasks))
                 self._examples.append(example)
                 self._tasks.append(task)
+                self._kept.append(source.kept)
                 self._queries.append(texts.setdefault((task, "query", _digest(example.query)), len(texts)))
                 self._positives.append(texts.setdefault((task, "positive", _digest(example.positive)), len(texts)))
             self._samples.append((first, len(self._examples), source.ratio))
@@ -482,7 +490,8 @@ class Epoch:
             rng = np.random.default_rng([self._source.seed, self.number, 1, position])
             examples = tuple(self._source._examples[row] for row in self._rows[position])
             k = self._source.negatives_per_query
-            yield Batch(examples, tuple(_draw(rng, example.negatives, k) for example in examples))
+            drawn = tuple(_draw(rng, example.negatives, k) for example in examples)
+            yield Batch(examples, drawn, kept=self._source._kept[self._rows[position][0]])
 
 
 def _sample(rng: np.random.Generator, first: int, stop: int, ratio: float) -> NDArray[np.int64]:
