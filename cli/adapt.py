@@ -12,7 +12,8 @@ import click
 from searchkit.cli.shared import FILE, INDEX, instruction_options, note
 
 if TYPE_CHECKING:
-    from searchkit.training.adapt import AdaptReport, Judgements
+    from searchkit.training.adapt import Judgements
+    from searchkit.training.adapt_report import AdaptReport
 
 _STAGES = {
     "pairs": "sorting the pairs",
@@ -131,6 +132,9 @@ def _show(report: AdaptReport, index: Path, out: Path, keep_index: bool) -> None
         first, second = ([f"{value:.4f}" for value in values] for values in row)
         table.add_row(mode, *first, f"{both.gain:+.4f}", f"{both.p:.4f}", *second)
     Console().print(table)
+    if report.elsewhere:
+        first, second = report.elsewhere
+        click.echo(f"on texts of other kinds (corpora/intents), dense: {first:.4f} before, {second:.4f} after")
     counts = report.pairs
     queries = len(next(iter(report.modes.values())).changes)
     kind = "your judgements" if report.own_judgements else "pairs that were held out, not real queries"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
+import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,15 @@ from searchkit.conventions import Conventions
 from searchkit.corpus import corpus_folder
 from searchkit.embedder import Embedder, find_model
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import Evaluation, evaluate
+from searchkit.evaluate import evaluate
 from searchkit.indexer.dense import Tuning
 from searchkit.indexer.files import exchange
 from searchkit.judgements import read_qrels, read_queries
 from searchkit.lines import Rejects
 from searchkit.records import Qrels, Query
 from searchkit.runtime_onnx import MODEL_FILE
-from searchkit.significance import paired_test
 from searchkit.training import builtin_data
+from searchkit.training.adapt_report import AdaptReport, compare, draw, elsewhere, read_report, write_report
 from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import fingerprint
 from searchkit.training.dataset import Example, read_examples
@@ -34,8 +35,6 @@ from searchkit.training.stages import Stages, digest, remove
 
 if TYPE_CHECKING:
     from searchkit.training.log import TrainReport
-
-logger = logging.getLogger(__name__)
 
 MODES = ("dense", "lexical", "hybrid")
 FEWEST_PAIRS = 50
@@ -113,60 +112,6 @@ class Judgements:
     qrels: Qrels
     instruction: str | None = None
     drop_self: bool = False
-
-
-@dataclass
-class Compared:
-    """One way of searching, before and after.
-
-    Args:
-        before: Metrics by name.
-        after: Likewise.
-        p: How likely so large a difference in nDCG@10 would be by chance.
-        changes: Of every query's nDCG@10.
-    """
-
-    before: dict[str, float]
-    after: dict[str, float]
-    p: float
-    changes: dict[str, float]
-
-    @property
-    def gain(self) -> float:
-        """In nDCG@10."""
-        return self.after["ndcg@10"] - self.before["ndcg@10"]
-
-
-@dataclass
-class AdaptReport:
-    """What came of it.
-
-    Args:
-        judged_by: Name of the judgements.
-        own_judgements: They came from the user, and not from the pairs.
-        pairs: How many were read, trained on, held out, set aside.
-        modes: Before and after by way of searching.
-        kept: The index searches with the new model from now on.
-        seconds: Of the stages that this run did.
-    """
-
-    judged_by: str
-    own_judgements: bool
-    pairs: dict[str, int]
-    modes: dict[str, Compared] = field(default_factory=dict)
-    kept: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def wins(self) -> bool:
-        """Neither by meaning nor in hybrid search is the new model worse, and in one of them it is better."""
-        gains = [self.modes[mode].gain for mode in ("dense", "hybrid")]
-        return min(gains) >= 0 and max(gains) > 0
-
-    @property
-    def certain(self) -> bool:
-        """One of the gains is hardly chance."""
-        return any(self.modes[mode].gain > 0 and self.modes[mode].p < 0.05 for mode in ("dense", "hybrid"))
 
 
 def adapt(
@@ -337,8 +282,13 @@ class _Run:
         inputs = {"examples": self._digests(MINED, GENERAL), "training": asdict(replace(plan, sources=("-",), out="-"))}
 
         def work() -> None:
-            if not (self.out / TRAINED / "modules.json").is_file():  # else stopped right after it was finished
+            trained = self.out / TRAINED
+            if not (trained / "README.md").is_file():  # else stopped right after it was finished
+                (trained / "modules.json").unlink(missing_ok=True)  # or while it was being written
                 train(plan, on_step=on_step)
+            # Texts were cut to train on them, but the model takes what it took before.
+            length = {"max_seq_length": self.identity["max_length"], "do_lower_case": False}
+            _write_json(self.out / TRAINED / "sentence_bert_config.json", length)
 
         self._stage("train", inputs, [TRAINED], work)
 
@@ -349,6 +299,7 @@ class _Run:
         share = config.general_share
         ratio = share / (1 - share) * pairs / general
         sources = [f"{self.out / MINED}@1,mixed"] + ([f"{self.out / GENERAL}@{ratio:.4f},mixed,kept"] if share else [])
+        dim, width = int(self.identity["dim"]), self.engine.embedder.runtime.hidden_size
         rank = config.lora_rank
         if rank is None:
             rank = 0 if _weights(self.base) <= 100e6 else 16
@@ -358,7 +309,8 @@ class _Run:
             chunk=4 * config.batch_size, learning_rate=config.learning_rate, warmup_steps=steps // 10,
             weight_decay=0.01, temperature=0.05, negatives_per_query=1, teacher=self.base,
             teacher_weight=config.teacher_weight, teacher_neighbours=0, teacher_follows=True, lora_rank=rank,
-            max_length=min(config.max_length, self.identity["max_length"]), checkpoint_every=50, seed=config.seed,
+            max_length=min(config.max_length, self.identity["max_length"]), matryoshka=(dim,) if dim < width else (),
+            checkpoint_every=max(1, steps // 8), seed=config.seed,
         )  # fmt: skip
 
     def model(self) -> None:
@@ -369,14 +321,10 @@ class _Run:
             from searchkit.training.export import export
 
             remove(self.out / MODEL)
-            _write_json(
-                self.out / TRAINED / "sentence_bert_config.json",
-                {"max_seq_length": self.identity["max_length"], "do_lower_case": False},
-            )
             if (find_model(self.base)[0] / MODEL_FILE).is_file():
                 export(self.out / TRAINED, self.out / MODEL, dtype=self.engine.embedder.dtype)
             else:
-                (self.out / MODEL).symlink_to(self.out / TRAINED)
+                shutil.copytree(self.out / TRAINED, self.out / MODEL, copy_function=_link)
 
         self._stage("export", inputs, [MODEL], work)
 
@@ -424,20 +372,16 @@ class _Run:
             old = evaluate(self.engine, judged.queries, judged.qrels, **how)
             with SearchEngine.open(self.out / AFTER) as new:
                 found = evaluate(new, judged.queries, judged.qrels, **how)
-            report.modes = {one.mode: _compared(one, other) for one, other in zip(old, found, strict=True)}
+                report.elsewhere = elsewhere(self.engine.embedder), elsewhere(new.embedder)
+            report.modes = compare(old, found)
             write_report(self.out / REPORT, report)
-            _draw(self.out / "changes", report)
+            draw(self.out / "changes", report)
 
         self._stage("evaluate", inputs, [REPORT], work)
         report = read_report(self.out / REPORT)
         report.seconds |= self.seconds
         write_report(self.out / REPORT, report)
         return report
-
-
-def _compared(before: Evaluation, after: Evaluation) -> Compared:
-    changes = {query: after.per_query[query] - value for query, value in before.per_query.items()}
-    return Compared(before.metrics, after.metrics, paired_test(before.per_query, after.per_query), changes)
 
 
 def _adapted_before(index: Path, out: Path) -> AdaptReport | None:
@@ -461,33 +405,12 @@ def _install(index: Path, out: Path) -> None:
     (out / AFTER).rename(out / BEFORE)
 
 
-def write_report(file: Path, report: AdaptReport) -> None:
-    """Write a report as JSON."""
-    _write_json(file, {**asdict(report), "wins": report.wins, "certain": report.certain})
-
-
-def read_report(file: Path) -> AdaptReport:
-    """Read what `write_report` wrote."""
-    values = json.loads(file.read_text(encoding="utf-8"))
-    modes = {mode: Compared(**compared) for mode, compared in values["modes"].items()}
-    known = {each.name: values[each.name] for each in fields(AdaptReport)}
-    return AdaptReport(**{**known, "modes": modes})
-
-
-def _draw(file: Path, report: AdaptReport) -> None:
-    """By how much every query gained or lost, from the worst to the best."""
-    from searchkit.plots import line_chart
-
-    series = {
-        mode: list(enumerate(sorted(report.modes[mode].changes.values()), start=1)) for mode in ("dense", "hybrid")
-    }
+def _link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where there are no such."""
     try:
-        line_chart(
-            file, series, title=f"What adapting changed, by {report.judged_by}",
-            x_label="queries, from the greatest loss to the greatest gain", y_label="change in nDCG@10",
-        )  # fmt: skip
-    except ImportError as error:
-        logger.warning("the run goes on without its picture: %s", error)
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _weights(base: str) -> int:
