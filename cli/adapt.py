@@ -23,6 +23,7 @@ _STAGES = {
     "export": "writing the model",
     "index": "indexing with the new model",
     "evaluate": "measuring both",
+    "adapted": "adapting INDEX in this folder (for another round, name another --out)",
 }
 
 
@@ -41,11 +42,11 @@ _STAGES = {
     "--held-out", default=0.2, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Share of the pairs' documents that judges, when no judgements are given.",
 )  # fmt: skip
-@click.option("--steps", type=click.IntRange(1), help="Of training. [default: by the number of pairs]")
+@click.option("--steps", type=click.IntRange(1), help="Of training. [default: once through the pairs, 60 to 400]")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(2), help="Queries a step.")
-@click.option("--learning-rate", default=6e-5, show_default=True, help="Highest; falls linearly to 0.")
+@click.option("--learning-rate", type=float, help="Highest; falls to 0. [default: 6e-5, for adapters 1e-4]")
 @click.option(
-    "--max-length", default=128, show_default=True, type=click.IntRange(64), help="Tokens of a text, in training."
+    "--max-length", default=96, show_default=True, type=click.IntRange(64), help="Tokens of a text, in training."
 )
 @click.option(
     "--rank", "lora_rank", type=click.IntRange(0),

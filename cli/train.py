@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--base", required=True, help="Model to begin with: folder, hub id or packaged name.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
+@click.option(
+    "--corpus",
+    type=click.Path(exists=True),
+    help="Corpus or index that positive_id and negative_ids name documents of.",
+)
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(1), help="Times through the sources.")
 @click.option("--max-steps", type=click.IntRange(1), help="Stop after so many batches.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2), help="Queries a step.")

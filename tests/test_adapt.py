@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import TEXTS
+from test_cli import call
 
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
@@ -252,3 +253,25 @@ def test_an_index_with_an_adapter_is_refused(config: AdaptConfig, monkeypatch: p
 def test_settings_that_make_no_sense_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdaptConfig(**{"index": Path("i"), "pairs": (Path("p"),), "out": Path("o"), **changed})
+
+
+# The command
+
+
+def test_the_command_says_what_judged_what_changed_and_where_the_model_is(place: Path) -> None:
+    options = ["--held-out", 0.4, "--steps", 8, "--batch-size", 4, "--learning-rate", 3e-3, "--max-length", 200]
+    found = call("adapt", place / "notes.index", "--pairs", place / "pairs.jsonl", "--out", place / "out", *options,
+                 "--keep-index")  # fmt: skip
+    assert "training: done before" in found.stderr
+    assert "held-out pairs (pairs that were held out, not real queries)" in found.stdout
+    assert "54 of 90 pairs trained on, 36 held out" in found.stdout
+    assert f"{place / 'notes.index'} is as it was" in found.stdout
+
+
+def test_misuse_of_the_command_is_explained(place: Path) -> None:
+    index, pairs = place / "notes.index", place / "pairs.jsonl"
+    assert "positive_id, the id of the" in " ".join(call("adapt", index, code=2).stderr.split())
+    judged = call("adapt", index, "--pairs", pairs, "--queries", pairs, code=2)
+    assert "as --queries FILE and --qrels FILE" in " ".join(judged.stderr.split())
+    told = call("adapt", index, "--pairs", pairs, "--instruction", "Find it", code=2)
+    assert "--instruction belongs to judgements" in told.stderr

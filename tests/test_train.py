@@ -9,7 +9,9 @@ import pytest
 import torch
 from conftest import SENTENCES, TEXTS, build_model
 
+from searchkit.corpus import read_corpus
 from searchkit.embedder import Embedder
+from searchkit.engine import SearchEngine
 from searchkit.training.config import TrainConfig
 from searchkit.training.model import attach_lora, trainable
 from searchkit.training.train import train
@@ -165,3 +167,30 @@ def test_rows_without_an_instruction_get_one_of_their_source_s(config: TrainConf
     told.write_text(json.dumps({"plain": "not a list"}))
     with pytest.raises(ValueError, match=r"write it so"):
         train(replace(config, out=str(tmp_path / "other")))
+
+
+def test_ids_stand_for_documents_of_a_corpus_or_an_index(config: TrainConfig, mistral: Path, tmp_path: Path) -> None:
+    named = tmp_path / "named.jsonl"
+    named.write_text(
+        "".join(json.dumps({"query": text[:9], "positive_id": str(n)}) + "\n" for n, text in enumerate(TEXTS[:10]))
+    )
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(TEXTS)))
+    with SearchEngine.create(tmp_path / "notes.index", model=mistral) as engine:
+        engine.add(read_corpus(corpus))
+    config = replace(config, sources=(str(named),), max_steps=1)
+    losses = [
+        train(replace(config, corpus=str(tmp_path / name), out=str(tmp_path / name) + ".out")).losses
+        for name in ("corpus.jsonl", "notes.index")
+    ]
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="give the corpus that the ids belong to"):
+        train(config)
+
+
+def test_kept_texts_are_only_held_where_the_teacher_has_them(config: TrainConfig, mistral: Path, pairs: Path) -> None:
+    """The student is its own teacher, and has nothing to learn from them."""
+    kept = replace(config, sources=(f"{pairs}@kept",), teacher=str(mistral), teacher_follows=True, max_steps=1)
+    assert abs(train(kept).losses[0][1]) < 1e-4
+    with pytest.raises(ValueError, match="there is no teacher"):
+        replace(kept, teacher=None)

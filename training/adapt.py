@@ -59,10 +59,10 @@ class AdaptConfig:
         most_held_out: Documents held out at most.
         depth: A pair whose document is not among so many hits for its query is set aside.
         negatives: Hard negatives mined for each query.
-        steps: Steps of training; None takes what suits the number of pairs.
+        steps: Steps of training; None goes through the pairs once, within 60 to 400 steps.
         batch_size: Queries a step.
-        learning_rate: Highest.
-        max_length: Tokens of a text in training; longer ones are cut.
+        learning_rate: Highest; None takes 6e-5 for all weights and 1e-4 for adapters.
+        max_length: Tokens of a text in training; longer ones are cut there, and only there.
         teacher_weight: How strongly vectors are held near those of the model before.
         general_share: Share of general examples among those trained on.
         lora_rank: Of adapters; 0 trains all weights, None does so for models of up to 100 million.
@@ -79,8 +79,8 @@ class AdaptConfig:
     negatives: int = 4
     steps: int | None = None
     batch_size: int = 16
-    learning_rate: float = 6e-5
-    max_length: int = 128
+    learning_rate: float | None = None
+    max_length: int = 96
     teacher_weight: float = 3.0
     general_share: float = 0.25
     lora_rank: int | None = None
@@ -142,14 +142,17 @@ def adapt(
     out = config.out.resolve()
     done = _adapted_before(config.index, out)
     if done is not None:
+        if on_stage:
+            on_stage("adapted", False)
         return done
     with SearchEngine.open(config.index) as engine:
         run = _Run(replace(config, out=out), engine, judgements, on_stage)
         for stage in (run.pairs, run.mined, run.general, lambda: run.trained(on_step), run.model, run.after):
             stage()
         report = run.measured()
+        documents = engine.store.checksum()
     if install and (force or report.wins):
-        _install(config.index, out)
+        _install(config.index, out, documents)
         report.kept = True
         write_report(out / REPORT, report)
     return report
@@ -295,8 +298,8 @@ class _Run:
     def _training(self) -> TrainConfig:
         config = self.config
         pairs, general = (_count_lines(self.out / name) for name in (MINED, GENERAL))
-        steps = config.steps or min(400, max(60, math.ceil(1.5 * pairs / config.batch_size)))
         share = config.general_share
+        steps = config.steps or min(400, max(60, math.ceil(pairs / config.batch_size / (1 - share))))
         ratio = share / (1 - share) * pairs / general
         sources = [f"{self.out / MINED}@1,mixed"] + ([f"{self.out / GENERAL}@{ratio:.4f},mixed,kept"] if share else [])
         dim, width = int(self.identity["dim"]), self.engine.embedder.runtime.hidden_size
@@ -306,7 +309,8 @@ class _Run:
         return TrainConfig(
             sources=tuple(sources), base=self.base, out=str(self.out / TRAINED), max_steps=steps,
             epochs=1 + math.ceil(steps * config.batch_size * (1 - share) / pairs), batch_size=config.batch_size,
-            chunk=4 * config.batch_size, learning_rate=config.learning_rate, warmup_steps=steps // 10,
+            chunk=4 * config.batch_size, learning_rate=config.learning_rate or (1e-4 if rank else 6e-5),
+            warmup_steps=steps // 10,
             weight_decay=0.01, temperature=0.05, negatives_per_query=1, teacher=self.base,
             teacher_weight=config.teacher_weight, teacher_neighbours=0, teacher_follows=True, lora_rank=rank,
             max_length=min(config.max_length, self.identity["max_length"]), matryoshka=(dim,) if dim < width else (),
@@ -397,10 +401,15 @@ def _adapted_before(index: Path, out: Path) -> AdaptReport | None:
     return report
 
 
-def _install(index: Path, out: Path) -> None:
+def _install(index: Path, out: Path, documents: str) -> None:
     """Put the new index in the place of the old one, which nobody may be writing to, and keep that."""
     remove(out / BEFORE)
-    with SearchEngine.open(index, writable=True):
+    with SearchEngine.open(index, writable=True) as engine:
+        if engine.store.checksum() != documents:
+            raise ValueError(
+                f"{index} has been changed since its documents were indexed with the new model; run the same command "
+                "again"
+            )
         exchange(out / AFTER, index)
     (out / AFTER).rename(out / BEFORE)
 

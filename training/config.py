@@ -18,6 +18,8 @@ class TrainConfig:
         sources: Files of examples, each as FILE or FILE@SETTINGS such as 0.5,mixed,kept: a ratio; mixed lets examples
             with different instructions share a batch, for synthetic data; kept texts have no contrast and are only
             held where the teacher has them.
+        corpus: What the ids of examples name documents of: anything `read_corpus` reads, or an index; None where
+            examples hold their texts.
         base: The model to begin with: a folder, a hub id or a packaged name.
         out: Folder to write.
         epochs: Times through the sources.
@@ -57,6 +59,7 @@ class TrainConfig:
     sources: tuple[str, ...]
     base: str
     out: str
+    corpus: str | None = None
     epochs: int = 1
     max_steps: int | None = None
     batch_size: int = 64
