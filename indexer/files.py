@@ -7,10 +7,12 @@ import errno
 import fcntl
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+LOCK = "write.lock"
 _HERE = -100  # AT_FDCWD; both paths are absolute
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
@@ -105,7 +107,7 @@ def next_number(folder: Path, above: str = "0") -> str:
 
 def take_lock(folder: Path) -> int:
     """One writer at a time; the kernel lets go of the lock when its holder ends, however it ends."""
-    lock = os.open(folder / "write.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -115,3 +117,13 @@ def take_lock(folder: Path) -> int:
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()}\n".encode())
     return lock
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the one writer's lock of a folder."""
+    lock = take_lock(folder)
+    try:
+        yield
+    finally:
+        os.close(lock)

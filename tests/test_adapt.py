@@ -14,6 +14,7 @@ from test_cli import call
 
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
+from searchkit.indexer.files import locked
 from searchkit.judgements import read_qrels
 from searchkit.records import Document, Query
 from searchkit.training.adapt import AdaptConfig, Judgements, adapt
@@ -231,6 +232,20 @@ def test_too_few_pairs_are_refused_with_what_became_of_them(config: AdaptConfig)
     judged = Judgements("mine", [Query("q", "bread")], {"q": {"1": 1}})
     with pytest.raises(ValueError, match=r"40 of 42 pairs are left to train on, and 50 are needed"):
         adapt(config, judged)
+
+
+def test_a_folder_of_something_else_is_left_alone(config: AdaptConfig) -> None:
+    (config.out / "model").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds no such run; name another --out"):
+        adapt(config)
+    assert (config.out / "model").is_dir()
+
+
+def test_two_runs_in_one_folder_are_refused(config: AdaptConfig) -> None:
+    config.out.mkdir()
+    (config.out / "stages.json").write_text("{}")
+    with locked(config.out), pytest.raises(ValueError, match="is being written by process"):
+        adapt(config)
 
 
 def test_an_index_with_an_adapter_is_refused(config: AdaptConfig, monkeypatch: pytest.MonkeyPatch) -> None:

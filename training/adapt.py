@@ -19,7 +19,7 @@ from searchkit.embedder import Embedder, find_model
 from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate
 from searchkit.indexer.dense import Tuning
-from searchkit.indexer.files import exchange
+from searchkit.indexer.files import LOCK, exchange, locked
 from searchkit.judgements import read_qrels, read_queries
 from searchkit.lines import Rejects
 from searchkit.records import Qrels, Query
@@ -31,6 +31,7 @@ from searchkit.training.contamination import fingerprint
 from searchkit.training.dataset import Example, read_examples
 from searchkit.training.negatives import MineReport, mine
 from searchkit.training.pairs import as_judgements, read_pairs, sieve, split
+from searchkit.training.stages import FILE as STAGES
 from searchkit.training.stages import Stages, digest, remove
 
 if TYPE_CHECKING:
@@ -145,7 +146,11 @@ def adapt(
         if on_stage:
             on_stage("adapted", False)
         return done
-    with SearchEngine.open(config.index) as engine:
+    there = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
+    if (out.exists() and not out.is_dir()) or (there and STAGES not in there):
+        raise ValueError(f"{out} is there and holds no such run; name another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with SearchEngine.open(config.index) as engine, locked(out):
         run = _Run(replace(config, out=out), engine, judgements, on_stage)
         for stage in (run.pairs, run.mined, run.general, lambda: run.trained(on_step), run.model, run.after):
             stage()
