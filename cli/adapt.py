@@ -129,9 +129,10 @@ def _show(report: AdaptReport, index: Path, out: Path, keep_index: bool) -> None
     for name in ("nDCG@10 before", "after", "change", "p", "recall@100 before", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     for mode, both in report.modes.items():
-        row = [both.before["ndcg@10"], both.after["ndcg@10"]], [both.before["recall@100"], both.after["recall@100"]]
-        first, second = ([f"{value:.4f}" for value in values] for values in row)
-        table.add_row(mode, *first, f"{both.gain:+.4f}", f"{both.p:.4f}", *second)
+        found, recalled = (
+            [f"{values[name]:.4f}" for values in (both.before, both.after)] for name in ("ndcg@10", "recall@100")
+        )
+        table.add_row(mode, *found, f"{both.gain:+.4f}", f"{both.p:.4f}", *recalled)
     Console().print(table)
     if report.elsewhere:
         first, second = report.elsewhere

@@ -432,8 +432,9 @@ def _weights(base: str) -> int:
     import torch
     from transformers import AutoConfig, AutoModel
 
+    make: Any = AutoModel
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(find_model(base)[0]))
+        model = make.from_config(AutoConfig.from_pretrained(find_model(base)[0]))
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -138,7 +138,7 @@ def _found(
 
 def _passages(engine: SearchEngine, ids: Collection[str]) -> dict[str, list[StoredPassage]]:
     """The passages of some documents, by the documents' ids."""
-    rows = []
+    rows: list[int] = []
     for doc in engine.store.positions_of(sorted(ids)):
         first, document = engine.store.document(doc)
         rows += range(first, first + len(document.spans))

@@ -270,8 +270,8 @@ def _read(config: TrainConfig, out: Path, report: TrainReport) -> list[tuple[Sou
     with Rejects(out / "rejects.jsonl" if report.process == 0 else Path(os.devnull)) as rejects:
         for text in config.sources:
             source = Source.parse(text)
-            examples = read_examples(source.path, corpus=config.corpus, rejects=rejects)
-            found.append((source, [_told(example, given) for example in examples]))
+            rows = read_examples(source.path, corpus=config.corpus, rejects=rejects)
+            found.append((source, [_told(example, given) for example in rows]))
         report.refused = rejects.count
     report.examples = sum(len(examples) for _, examples in found)
     if config.dev:
