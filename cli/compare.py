@@ -170,7 +170,7 @@ def _searched(
     index: Path, queries: dict[str, Query], qrels: Qrels, drop_self: bool, task: str, options: dict[str, Any]
 ) -> list[System]:
     """One index, searched as the options say."""
-    from searchkit.cli.evaluate import _set_rules
+    from searchkit.cli.evaluate import set_rules
     from searchkit.ranking import SearchOptions
     from searchkit.sweep import sweep
 
@@ -182,7 +182,7 @@ def _searched(
         instruction = None
         if not labels:
             rules = {"task": None, "instruction": None, "drop_self": drop_self}
-            instruction, _ = _set_rules(task, rules, engine)
+            instruction, _ = set_rules(task, rules, engine)
         return sweep(
             engine,
             list(queries.values()),

@@ -232,15 +232,15 @@ def _sweep(
 
 def _queries(options: dict[str, Any], engine: SearchEngine) -> tuple[list[Query] | None, dict[str, Any]]:
     """The queries, if any were given, and how they are asked and judged."""
-    from searchkit.cli.evaluate import _judged, _set_rules
+    from searchkit.cli.evaluate import read_judged, set_rules
     from searchkit.judgements import read_queries
 
     if options["beir"] or options["qrels"]:
-        queries, qrels, task = _judged(options)
-        instruction, drop_self = _set_rules(task, options, engine)
+        queries, qrels, task = read_judged(options)
+        instruction, drop_self = set_rules(task, options, engine)
         return queries, {"qrels": qrels, "instruction": instruction, "drop_self": drop_self}
     if options["queries"]:
-        instruction, _ = _set_rules("", options, engine)
+        instruction, _ = set_rules("", options, engine)
         return read_queries(options["queries"]), {"instruction": instruction}
     return None, {}
 

@@ -67,12 +67,12 @@ def evaluate(
     from searchkit.evaluate import write_report, write_run
     from searchkit.ranking import SearchOptions
 
-    queries, qrels, task_name = _judged(options)
+    queries, qrels, task_name = read_judged(options)
     settings = SearchOptions(fusion=options["fusion"], dense_weight=options["dense_weight"], rrf_k=options["rrf_k"])
     how = {name: options[name] for name in ("model", "adapter", "device", "dtype", "threads")}
     with open_engine(index, **how) as engine:
         modes = _modes(options["modes"], len(engine))
-        instruction, drop_self = _set_rules(task_name, options, engine)
+        instruction, drop_self = set_rules(task_name, options, engine)
         lost = _unknown_documents(engine, qrels)
         if lost:
             note(f"judged documents that are not in the index, and count as not found: {lost}")
@@ -106,7 +106,7 @@ def evaluate(
         print_table(evaluations)
 
 
-def _judged(options: dict[str, Any]) -> tuple[list[Query], Qrels, str]:
+def read_judged(options: dict[str, Any]) -> tuple[list[Query], Qrels, str]:
     """The queries, the judgements, and the name of the set if it has one."""
     from searchkit.judgements import read_beir_split, read_qrels, read_queries
     from searchkit.prompts import find_task
@@ -132,7 +132,7 @@ def _modes(asked: str | None, documents: int) -> list[str]:
     return [mode for mode in EVALUATION_MODES if mode != "rank-bm25" or documents <= _LARGEST_BASELINE]
 
 
-def _set_rules(name: str, options: dict[str, Any], engine: Any) -> tuple[str | None, bool]:
+def set_rules(name: str, options: dict[str, Any], engine: Any) -> tuple[str | None, bool]:
     """The instruction and the self-hit rule: the user's word, else what a set of that name is published with."""
     from searchkit.prompts import find_task
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "synthesize": "Have a language model write training examples.",
     "mine": "Find hard negatives for training examples.",
     "train": "Train an embedder on pairs of queries and passages.",
+    "adapt": "Retrain the model of an index on pairs of its documents, if that helps.",
     "export": "Write a model for onnxruntime: small, quick to start, no torch.",
     "compress": "Store vectors smaller: what each way costs, measured; and do it.",
     "info": "Show what is in an index, or what this machine offers.",

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--base", required=True, help="Model to begin with: folder, hub id or packaged name.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
+@click.option(
+    "--corpus",
+    type=click.Path(exists=True),
+    help="Corpus or index that positive_id and negative_ids name documents of.",
+)
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(1), help="Times through the sources.")
 @click.option("--max-steps", type=click.IntRange(1), help="Stop after so many batches.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2), help="Queries a step.")
@@ -97,7 +102,7 @@ def train(sources: tuple[str, ...], out: Path, matryoshka: str | None, allow_lea
             f"{matryoshka!r} are not widths such as 256,128,64", param_hint="--matryoshka"
         ) from None
     config = TrainConfig(sources=sources, out=str(out), matryoshka=widths, **options)
-    with _Bar() as bar:
+    with Bar() as bar:
         report = run(config, allow_leaks=allow_leaks, on_leaks=partial(_show_leaks, config.dev), on_step=bar.update)
     if report.process:
         return  # of several processes one prints
@@ -125,7 +130,7 @@ def _show_leaks(dev: str | None, leaks: Sequence[Leaking]) -> None:
         note(f"{name:<{width}}  " + "  ".join(f"{count:>9}" for count in counts))
 
 
-class _Bar:
+class Bar:
     """Steps, loss, rate, memory and time left, on a terminal."""
 
     def __init__(self) -> None:
@@ -146,7 +151,7 @@ class _Bar:
         first = os.environ.get("RANK", "0") == "0"  # of several processes one is shown
         self._task = self._bar.add_task("", total=None, visible=first, loss=0.0, rate=0.0, memory=0.0)
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         self._bar.start()
         return self
 

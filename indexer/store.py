@@ -9,6 +9,7 @@ until the index is compacted, so that readers of an older commit go on.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -426,6 +427,26 @@ class Store:
                     yield document.id, document.title, document.text
         if expected != [json.dumps(tombstones), json.dumps(contents)]:
             raise self._differing()
+
+    def living(self) -> Iterator[tuple[str, str, str, str]]:
+        """(id, title, text, metadata as JSON) of every living document in order, each compared with its checksum."""
+        query = (
+            "SELECT doc, id, title, text, metadata, checksum, first_row, passages, seal FROM documents "
+            "WHERE deleted = 0 ORDER BY doc"
+        )
+        with self._sound():
+            for doc, id, title, text, metadata, checksum, first, count, seal in self._db.execute(query):
+                spans = self._spans(doc, first, count)
+                self._check_seal(seal, doc, first, NewDocument(id, title, text, metadata, checksum, spans))
+                yield id, title, text, metadata
+
+    def checksum(self) -> str:
+        """SHA-256 of all living documents in order, as hex; equal for equal collections."""
+        whole = hashlib.sha256()
+        with self._sound():
+            for row in self._db.execute("SELECT id, checksum FROM documents WHERE deleted = 0 ORDER BY doc"):
+                whole.update(json.dumps(row).encode())
+        return whole.hexdigest()
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by part: the database ("index.db"), vectors ("segments") and words ("lexical")."""

@@ -139,6 +139,10 @@ class Embedder:
             **asdict(self.conventions),
         }
 
+    def limit(self, max_length: int) -> None:
+        """Cut texts at so many tokens from now on; ValueError when the model cannot take them."""
+        self._set_length(max_length)
+
     def forget_identity(self) -> None:
         """After its weights have changed: `identity` must not vouch for files that they no longer are."""
         self._fingerprint = {"weights": f"in memory {secrets.token_hex(16)}"}

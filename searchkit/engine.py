@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -519,6 +520,11 @@ class SearchEngine:
     def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
         """The users' ids of every document in some rankings."""
         return self._store.ids_of({item.doc for ranking in rankings for item in ranking})
+
+    def documents(self) -> Iterator[Document]:
+        """Every document, as it was added, in the order they came."""
+        for id, title, text, metadata in self._store.living():
+            yield Document(id, text, title=title, metadata=json.loads(metadata))
 
     # What belongs together
 

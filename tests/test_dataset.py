@@ -179,6 +179,8 @@ def test_one_id_for_two_texts_is_refused(tmp_path):
         ("a.jsonl@0.5,mixed", "a.jsonl", 0.5, True),
         ("me@home/a.jsonl@mixed", "me@home/a.jsonl", 1, True),
         ("a.jsonl@mixed,0.5", "a.jsonl@mixed,0.5", 1, False),
+        ("a.jsonl@kept,0.5", "a.jsonl@kept,0.5", 1, False),
+        ("a.jsonl@kept,kept", "a.jsonl@kept,kept", 1, False),
         ("a.jsonl@0.5mixed", "a.jsonl@0.5mixed", 1, False),
         ("a.jsonl@0.5,mixed,mixed", "a.jsonl@0.5,mixed,mixed", 1, False),
         ("a.jsonl@", "a.jsonl@", 1, False),
@@ -188,6 +190,15 @@ def test_one_id_for_two_texts_is_refused(tmp_path):
 )
 def test_a_source_is_a_path_and_maybe_a_ratio_and_mixed(text, path, ratio, mixed):
     assert Source.parse(text) == Source(Path(path), ratio, mixed=mixed)
+
+
+def test_a_source_may_be_kept_and_its_batches_know():
+    assert Source.parse("a.jsonl@0.5,mixed,kept") == Source(Path("a.jsonl"), 0.5, mixed=True, kept=True)
+    sources = [(Source(Path(name), kept=name == "b"), [Example(f"{name}{n}", f"text {name}{n}") for n in range(6)])
+               for name in "ab"]  # fmt: skip
+    batches = list(Batches(sources, 3).epoch(0))
+    assert [batch.kept for batch in batches] == [batch.examples[0].query[0] == "b" for batch in batches]
+    assert {batch.part([0]).kept for batch in batches} == {True, False}
 
 
 @pytest.mark.parametrize(

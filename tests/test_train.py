@@ -15,12 +15,15 @@ from click.testing import CliRunner
 from conftest import SENTENCES, TEXTS, build_model
 
 from searchkit.cli.main import main
+from searchkit.corpus import read_corpus
 from searchkit.embedder import Embedder
+from searchkit.engine import SearchEngine
 from searchkit.training.config import TrainConfig
 from searchkit.training.dataset import Batch, Example
 from searchkit.training.log import Leaking, TrainReport, draw, moving_averages
 from searchkit.training.model import attach_lora, trainable
-from searchkit.training.train import _taught, train
+from searchkit.training.teacher import Teacher
+from searchkit.training.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -238,13 +241,18 @@ def test_examples_with_instructions_of_their_own_share_a_batch_if_the_source_is_
     assert train(mixed).steps == 1
 
 
-def test_a_teacher_s_instructed_queries_are_embedded_together(embedder: Embedder, monkeypatch: Any) -> None:
+def test_a_teacher_s_instructed_queries_are_embedded_together_and_once(mistral: Path, embedder: Embedder) -> None:
     told = [True, True, False, True, True, True]
     instructions = ["Find it", "Find a reason", "Find it", None, "", "Find it"]
     examples = tuple(
         Example(text[:12], text, (), instruction) for text, instruction in zip(SENTENCES[:6], instructions, strict=True)
     )
-    rows = _taught(Batch(examples, ((TEXTS[-1],), *[()] * 5)), told, embedder)
+    teacher = Teacher(str(mistral), device="cpu", max_length=embedder.max_length, follows=False)
+    encode, calls = teacher._embedder.encode_queries, []
+    teacher._embedder.encode_queries = lambda texts, told: calls.append(len(texts)) or encode(texts, told)
+    batch = Batch(examples, ((TEXTS[-1],), *[()] * 5))
+    rows = teacher.rows(batch, told)
+    assert calls == [6, 2, 1]
     queries = []
     for example, use in zip(examples, told, strict=True):
         row = embedder.encode_queries([example.query], "")[0]
@@ -253,11 +261,7 @@ def test_a_teacher_s_instructed_queries_are_embedded_together(embedder: Embedder
         queries.append(row / np.linalg.norm(row))
     expected = np.concatenate([queries, embedder.encode_passages([*SENTENCES[:6], TEXTS[-1]])])
     np.testing.assert_allclose(rows, expected, atol=1e-5)
-    calls = []
-    monkeypatch.setattr(
-        embedder, "encode_queries", lambda texts, _: calls.append(len(texts)) or np.ones((len(texts), 64))
-    )
-    _taught(Batch(examples, ((),) * 6), told, embedder)
+    np.testing.assert_array_equal(teacher.rows(batch, told), rows)
     assert calls == [6, 2, 1]
 
 
@@ -407,3 +411,30 @@ def test_rows_without_an_instruction_get_one_of_their_source_s(config: TrainConf
     told.write_text(json.dumps({"plain": "not a list"}))
     with pytest.raises(ValueError, match=r"write it so"):
         train(replace(config, out=str(tmp_path / "other")))
+
+
+def test_ids_stand_for_documents_of_a_corpus_or_an_index(config: TrainConfig, mistral: Path, tmp_path: Path) -> None:
+    named = tmp_path / "named.jsonl"
+    named.write_text(
+        "".join(json.dumps({"query": text[:9], "positive_id": str(n)}) + "\n" for n, text in enumerate(TEXTS[:10]))
+    )
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(TEXTS)))
+    with SearchEngine.create(tmp_path / "notes.index", model=mistral) as engine:
+        engine.add(read_corpus(corpus))
+    config = replace(config, sources=(str(named),), max_steps=1)
+    losses = [
+        train(replace(config, corpus=str(tmp_path / name), out=str(tmp_path / name) + ".out")).losses
+        for name in ("corpus.jsonl", "notes.index")
+    ]
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="give the corpus that the ids belong to"):
+        train(config)
+
+
+def test_kept_texts_are_only_held_where_the_teacher_has_them(config: TrainConfig, mistral: Path, pairs: Path) -> None:
+    """The student is its own teacher, and has nothing to learn from them."""
+    kept = replace(config, sources=(f"{pairs}@kept",), teacher=str(mistral), teacher_follows=True, max_steps=1)
+    assert abs(train(kept).losses[0][1]) < 1e-4
+    with pytest.raises(ValueError, match="there is no teacher"):
+        replace(kept, teacher=None)

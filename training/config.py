@@ -7,14 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from searchkit.training.dataset import Source
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """A training run; the defaults are the paper's (arXiv 2401.00368), but for the batch, which is one machine's.
 
     Args:
-        sources: Files of examples, each as FILE, FILE@RATIO, FILE@mixed or FILE@RATIO,mixed; mixed lets examples with
-            different instructions share a batch, for synthetic data.
+        sources: Files of examples, each as FILE or FILE@SETTINGS such as 0.5,mixed,kept: a ratio; mixed lets examples
+            with different instructions share a batch, for synthetic data; kept texts have no contrast and are only
+            held where the teacher has them.
+        corpus: What the ids of examples name documents of: anything `read_corpus` reads, or an index; None where
+            examples hold their texts.
         base: The model to begin with: a folder, a hub id or a packaged name.
         out: Folder to write.
         epochs: Times through the sources.
@@ -30,7 +35,10 @@ class TrainConfig:
         matryoshka: Leading widths trained besides the full one.
         contrast: Weight of the contrastive loss; 0 leaves it out.
         teacher: A model whose vectors the student is drawn to, or None.
-        teacher_weight: Of the cosine to the teacher, beside the similarity distribution.
+        teacher_weight: Of the cosine to the teacher.
+        teacher_neighbours: Of the teacher's similarities between the texts of a batch; always 1 for kept sources.
+        teacher_follows: The teacher was trained for instructions, so its vectors of instructed queries are taught as
+            they are.
         instructions: JSON file {source name: [instructions]} for examples without their own, or None. A source's name
             is its file's, without .jsonl and .gz; each example keeps one of the list.
         instructed: Share of queries that get their instruction; below 1 the model also learns to do without.
@@ -51,6 +59,7 @@ class TrainConfig:
     sources: tuple[str, ...]
     base: str
     out: str
+    corpus: str | None = None
     epochs: int = 1
     max_steps: int | None = None
     batch_size: int = 64
@@ -65,6 +74,8 @@ class TrainConfig:
     contrast: float = 1.0
     teacher: str | None = None
     teacher_weight: float = 5.0
+    teacher_neighbours: float = 1.0
+    teacher_follows: bool = False
     instructions: str | None = None
     instructed: float = 1.0
     lora_rank: int = 16
@@ -87,6 +98,8 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.contrast <= 0 and self.teacher is None:
             raise ValueError("the contrastive loss is off and there is no teacher, so there is nothing to learn from")
+        if self.teacher is None and any(Source.parse(source).kept for source in self.sources):
+            raise ValueError("a source is to be kept as the teacher has it, and there is no teacher; name one")
         if not 0 <= self.instructed <= 1:
             raise ValueError(f"instructed is {self.instructed}; it is a share, 0 to 1")
         if self.attention not in (None, "causal", "bidirectional"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from searchkit.corpus import read_corpus
+from searchkit.engine import SearchEngine
 from searchkit.lines import (
     BadRow,
     CorpusError,
@@ -46,6 +47,7 @@ class Example:
         negatives: Hard negatives, best first; may be empty.
         instruction: The task sentence put before the query; None leaves it to the model, "" is none at all.
         source: Where it comes from; examples of two sources never share a batch.
+        positive_id: The document that the positive was looked up by, if it was.
     """
 
     query: str
@@ -53,10 +55,11 @@ class Example:
     negatives: tuple[str, ...] = ()
     instruction: str | None = None
     source: str = ""
+    positive_id: str | None = field(default=None, compare=False)
 
 
 def read_examples(
-    path: Path | str, *, corpus: Path | str | None = None, rejects: Rejects | None = None
+    path: Path | str, *, corpus: Path | str | SearchEngine | None = None, rejects: Rejects | None = None
 ) -> Iterator[Example]:
     """Yield the training examples of a JSON-lines file, in its order.
 
@@ -67,7 +70,8 @@ def read_examples(
 
     Args:
         path: JSON lines, maybe gzipped.
-        corpus: Anything ``read_corpus`` reads; only the documents that the rows name are held.
+        corpus: Anything ``read_corpus`` reads, the folder of an index, or an index that is open; only the documents
+            that the rows name are held.
         rejects: Where bad rows of both go; None raises on the first.
 
     Raises:
@@ -78,8 +82,21 @@ def read_examples(
     rejects = Rejects() if rejects is None else rejects
     if rejects.path is not None and rejects.path.exists() and rejects.path.samefile(path):
         raise CorpusError(f"{path}: refused rows would overwrite the examples themselves; name another file")
-    documents = None if corpus is None else read_corpus(corpus, rejects=rejects)
-    return _read_examples(path, documents, str(corpus), rejects)
+    name = str(corpus.store.folder if isinstance(corpus, SearchEngine) else corpus)
+    return _read_examples(path, None if corpus is None else _documents(corpus, rejects), name, rejects)
+
+
+def _documents(corpus: Path | str | SearchEngine, rejects: Rejects) -> Iterator[Document]:
+    if isinstance(corpus, SearchEngine):
+        return corpus.documents()
+    if (Path(corpus) / "index.db").is_file():
+        return _of_index(Path(corpus))
+    return read_corpus(corpus, rejects=rejects)
+
+
+def _of_index(folder: Path) -> Iterator[Document]:
+    with SearchEngine.open(folder) as engine:
+        yield from engine.documents()
 
 
 def _read_examples(
@@ -159,10 +176,12 @@ def _example(values: dict[str, Any], source: str, texts: Mapping[str, str], corp
     if values.get("query") is None:
         raise BadRow(f'no "query" among {quoted(values)}')
     query = _text("query", values["query"])
+    positive_id = None
     if values.get("positive") is not None:
         positive = _text("positive", values["positive"])
     elif values.get("positive_id") is not None:
         positive = _looked_up("positive_id", values["positive_id"], texts, corpus)
+        positive_id = str(values["positive_id"])
     else:
         raise BadRow(f'no "positive" and no "positive_id" among {quoted(values)}')
     negatives = tuple(dict.fromkeys(_negatives(values, texts, corpus)))
@@ -170,7 +189,8 @@ def _example(values: dict[str, Any], source: str, texts: Mapping[str, str], corp
         raise BadRow("the query is its own positive; there is nothing to learn from it")
     if negatives and folded(positive) in map(folded, negatives):
         raise BadRow("a negative is the positive itself; one of the two is wrong")
-    return Example(query, positive, negatives, _instruction(values), _text("source", values.get("source") or source))
+    source = _text("source", values.get("source") or source)
+    return Example(query, positive, negatives, _instruction(values), source, positive_id)
 
 
 def _negatives(values: dict[str, Any], texts: Mapping[str, str], corpus: str) -> list[str]:
@@ -241,12 +261,14 @@ class Source:
         instruction: Instead of the examples' own; None keeps those, "" is none at all.
         mixed: Let examples with different instructions share a batch: for synthetic data, where nearly every example
             has an instruction of its own. Not for labels, which are right or wrong only within their task.
+        kept: Only keep the vectors of these texts as the teacher has them: no contrast. Against forgetting.
     """
 
     path: Path
     ratio: float = 1.0
     instruction: str | None = None
     mixed: bool = False
+    kept: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.ratio) and self.ratio > 0):
@@ -254,25 +276,23 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Read FILE, FILE@RATIO, FILE@mixed or FILE@RATIO,mixed, such as "synthetic.jsonl@2,mixed".
+        """Read FILE or FILE@SETTINGS, such as "synthetic.jsonl@2,mixed": a ratio, "mixed", "kept", or some of these.
 
         An @ before anything else belongs to the file's name.
         """
         path, at, settings = text.rpartition("@")
-        match settings.split(","):
-            case ["mixed"]:
-                ratio, mixed = "1", True
-            case [ratio, "mixed"]:
-                mixed = True
-            case _:
-                ratio, mixed = settings, False
+        words = settings.split(",")
+        flags = {word for word in words if word in ("mixed", "kept")}
+        numbers = [word for word in words if word not in flags]
         try:
-            share = float(ratio if at else "")
+            if not at or numbers not in ([], words[:1]) or len(words) > len(numbers) + len(flags):
+                raise ValueError
+            share = float(numbers[0]) if numbers else 1.0
         except ValueError:
-            path, share, mixed = text, 1.0, False
+            path, share, flags = text, 1.0, set()
         if not path:
-            raise ValueError(f'"{text}" names no file; write FILE, FILE@0.5, FILE@mixed or FILE@0.5,mixed')
-        return cls(Path(path), share, mixed=mixed)
+            raise ValueError(f'"{text}" names no file; write FILE, FILE@0.5, FILE@mixed, FILE@kept or FILE@0.5,mixed')
+        return cls(Path(path), share, mixed="mixed" in flags, kept="kept" in flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,17 +302,23 @@ class Batch:
     Args:
         examples: No two with the same query or the same positive.
         negatives: The hard negatives drawn for each of them; may be of different lengths, or empty.
+        kept: Of a source whose vectors are only kept as they are.
     """
 
     examples: tuple[Example, ...]
     negatives: tuple[tuple[str, ...], ...]
+    kept: bool = False
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def part(self, positions: Sequence[int]) -> Batch:
         """The examples at some positions, in that order, with their negatives."""
-        return Batch(tuple(self.examples[i] for i in positions), tuple(self.negatives[i] for i in positions))
+        return replace(
+            self,
+            examples=tuple(self.examples[i] for i in positions),
+            negatives=tuple(self.negatives[i] for i in positions),
+        )
 
     def passages(self) -> list[str]:
         """The positives in the order of the examples, then the hard negatives in the same order."""
@@ -352,7 +378,8 @@ class Batches:
         self.smallest_batch = smallest_batch
         self._examples: list[Example] = []
         self._samples: list[tuple[int, int, float]] = []  # first row, row after the last, ratio
-        self._tasks: list[int] = []  # of every row, as are the next two
+        self._tasks: list[int] = []  # of every row, as are the next three
+        self._kept: list[bool] = []
         self._queries: list[int] = []
         self._positives: list[int] = []
         # Digests, as the texts without their extra white space would take as much memory again.
@@ -368,6 +395,7 @@ class Batches:
                 task = tasks.setdefault(key, len(tasks))
                 self._examples.append(example)
                 self._tasks.append(task)
+                self._kept.append(source.kept)
                 self._queries.append(texts.setdefault((task, "query", _digest(example.query)), len(texts)))
                 self._positives.append(texts.setdefault((task, "positive", _digest(example.positive)), len(texts)))
             self._samples.append((first, len(self._examples), source.ratio))
@@ -462,7 +490,8 @@ class Epoch:
             rng = np.random.default_rng([self._source.seed, self.number, 1, position])
             examples = tuple(self._source._examples[row] for row in self._rows[position])
             k = self._source.negatives_per_query
-            yield Batch(examples, tuple(_draw(rng, example.negatives, k) for example in examples))
+            drawn = tuple(_draw(rng, example.negatives, k) for example in examples)
+            yield Batch(examples, drawn, kept=self._source._kept[self._rows[position][0]])
 
 
 def _sample(rng: np.random.Generator, first: int, stop: int, ratio: float) -> NDArray[np.int64]:

@@ -58,11 +58,14 @@ def info_nce(
         return F.cross_entropy(logits, torch.arange(count, device=logits.device))
 
 
-def distillation(student: Tensor, teacher: Tensor, *, temperature: float = 0.05, weight: float = 5.0) -> Tensor:
+def distillation(
+    student: Tensor, teacher: Tensor, *, temperature: float = 0.05, weight: float = 5.0, neighbours: float = 1.0
+) -> Tensor:
     """How far a student's rows are from its teacher's, each on its own and as neighbours of each other.
 
-    ``weight`` * mean(1 - cosine of the two rows of a text) + KL(teacher || student), the mean over texts, where a
-    text's distribution is the softmax over the *other* texts of the batch of their cosine with it over ``temperature``.
+    ``weight`` * mean(1 - cosine of the two rows of a text) + ``neighbours`` * KL(teacher || student), the mean over
+    texts, where a text's distribution is the softmax over the *other* texts of the batch of their cosine with it over
+    ``temperature``.
 
     Args:
         student: (n, dim) unit rows.
@@ -70,6 +73,7 @@ def distillation(student: Tensor, teacher: Tensor, *, temperature: float = 0.05,
             when ``weight`` is 0, as only the neighbours are compared then.
         temperature: Divides the cosines between texts.
         weight: Of the first term.
+        neighbours: Of the second.
 
     Returns:
         A scalar, float32 (float64 for float64 rows).
@@ -88,7 +92,7 @@ def distillation(student: Tensor, teacher: Tensor, *, temperature: float = 0.05,
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = full(student), full(teacher.detach())
         learnt, taught = (_others(rows @ rows.T / temperature).log_softmax(1) for rows in (student, teacher))
-        loss = F.kl_div(learnt, taught, reduction="batchmean", log_target=True)
+        loss = neighbours * F.kl_div(learnt, taught, reduction="batchmean", log_target=True)
         return loss + weight * (1 - (student * teacher).sum(1)).mean() if weight else loss
 
 

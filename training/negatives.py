@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 
 from searchkit.engine import SearchEngine
+from searchkit.indexer.store import StoredPassage
 from searchkit.ranking import SearchOptions
 from searchkit.records import Query, join_title
 from searchkit.training.dataset import Example, folded
@@ -36,6 +37,7 @@ def mine(
     depth: int = 50,
     margin: float = 0.95,
     options: SearchOptions | None = None,
+    without: Collection[str] = (),
 ) -> Iterator[Example]:
     """Yield the examples with `count` hard negatives each, best ranked first; those they had are kept before them.
 
@@ -50,6 +52,7 @@ def mine(
         depth: Passages looked at for each query.
         margin: Share of the positive's similarity that a negative may reach.
         options: How to rank; hybrid by default.
+        without: Ids of documents that are not taken.
     """
     if count < 1 or depth < count:
         raise ValueError(
@@ -61,27 +64,21 @@ def mine(
         vectors = engine.embed(queries)
         rankings = engine.rank(queries, k=depth, options=options)
         stored = engine.store.passages([item.row for ranking in rankings for item in ranking])
-        texts = {row: join_title(passage.title, passage.text) for row, passage in stored.items()}
-        rows_of = {folded(text): row for row, text in texts.items()}
-        # Mostly the positive is found, and need not be embedded again.
-        positives = [rows_of.get(folded(example.positive)) for example in batch]
-        strange = [n for n, row in enumerate(positives) if row is None]
-        nearness = np.empty(len(batch), dtype=np.float32)
-        if strange:
-            embedded = engine.embedder.encode_passages([batch[n].positive for n in strange])
-            nearness[strange] = (vectors[strange] * embedded).sum(1)
-        for n, row in enumerate(positives):
-            if row is not None:
-                nearness[n] = engine.similarities(vectors[n], np.array([row], dtype=np.int64))[0]
+        passages = [[stored[item.row] for item in ranking] for ranking in rankings]
+        similarities = [
+            engine.similarities(vector, np.array([item.row for item in ranking], dtype=np.int64))
+            for vector, ranking in zip(vectors, rankings, strict=True)
+        ]
+        nearness = _nearness(engine, batch, vectors, passages, similarities)
         limits = nearness - (1 - margin) * np.abs(nearness)  # below the positive's also where that is negative
-        for example, vector, limit, ranking in zip(batch, vectors, limits, rankings, strict=True):
-            rows = [item.row for item in ranking]
-            similar = engine.similarities(vector, np.array(rows, dtype=np.int64))
+        for example, limit, found_passages, similar in zip(batch, limits, passages, similarities, strict=True):
             own = {folded(text) for text in (example.positive, example.query, *example.negatives)}
             found: list[str] = []
-            for row, similarity in zip(rows, similar, strict=True):
-                text = texts[row]
-                if folded(text) in own or folded(stored[row].text) in own:
+            for passage, similarity in zip(found_passages, similar, strict=True):
+                text = join_title(passage.title, passage.text)
+                if passage.id in without:
+                    continue
+                if folded(text) in own or folded(passage.text) in own:
                     report.copies += 1
                 elif similarity > limit:
                     report.too_close += 1
@@ -91,3 +88,30 @@ def mine(
             report.negatives += len(found)
             report.without += not found
             yield replace(example, negatives=(*example.negatives, *found))
+
+
+def _nearness(
+    engine: SearchEngine,
+    batch: Sequence[Example],
+    vectors: np.ndarray,
+    passages: Sequence[Sequence[StoredPassage]],
+    similarities: Sequence[np.ndarray],
+) -> np.ndarray:
+    """The similarity of every query to its positive, (batch,): what the index has, before anything is embedded."""
+    nearness = np.empty(len(batch), dtype=np.float32)
+    unknown = []
+    for n, (example, found, similar) in enumerate(zip(batch, passages, similarities, strict=True)):
+        wanted = folded(example.positive)
+        known = [
+            value
+            for passage, value in zip(found, similar, strict=True)
+            if folded(join_title(passage.title, passage.text)) == wanted
+        ]
+        if known:
+            nearness[n] = known[0]
+        else:
+            unknown.append(n)
+    if unknown:
+        positives = engine.embedder.encode_passages([batch[n].positive for n in unknown])
+        nearness[unknown] = (vectors[unknown] * positives).sum(1)
+    return nearness

@@ -38,8 +38,9 @@ from searchkit.training.contamination import Evaluation
 from searchkit.training.dataset import Batch, Batches, Example, Source, read_examples
 from searchkit.training.gradcache import cached_backward, gather_list
 from searchkit.training.log import Leaking, TrainLog, TrainReport
-from searchkit.training.loss import distillation, info_nce, matryoshka
+from searchkit.training.loss import info_nce, matryoshka
 from searchkit.training.model import attach_lora, lay_out, prepare, save, torch_model, trainable
+from searchkit.training.teacher import Teacher, teaching_loss
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,11 @@ def train(
     embedder = _trainable(config, "cpu" if sharded else str(accelerator.device))
     runtime: Any = embedder.runtime
     report.trainable = trainable(runtime.model)
-    teacher = Embedder(config.teacher, dtype="float32", device=str(accelerator.device)) if config.teacher else None
+    teacher = None
+    if config.teacher:
+        teacher = Teacher(
+            config.teacher, device=str(accelerator.device), max_length=config.max_length, follows=config.teacher_follows
+        )
 
     batches = Batches(
         examples, config.batch_size, seed=config.seed, negatives_per_query=config.negatives_per_query,
@@ -177,7 +182,7 @@ def _trainable(config: TrainConfig, device: str) -> Embedder:
 def _step(
     batch: Batch,
     embedder: Embedder,
-    teacher: Embedder | None,
+    teacher: Teacher | None,
     config: TrainConfig,
     accelerator: Any,
     report: TrainReport,
@@ -196,12 +201,13 @@ def _step(
     passages = [embedder.conventions.document_prefix + text for text in batch.passages()]
     groups = [embedder.tokenize(texts) for texts in (queries, passages[: len(batch)], passages[len(batch) :])]
     report.tokens += sum(gather_list([sum(len(ids) for group in groups for ids in group)]))
+    contrasts = bool(config.contrast) and not batch.kept
     # A teacher that heeds no instruction must not teach the instructed what contrast teaches them.
-    apart = [
-        bool(config.contrast and use and example.instruction) for example, use in zip(batch.examples, told, strict=True)
-    ]
-    follows = torch.tensor(gather_list(apart), dtype=torch.bool, device=accelerator.device)
-    taught = None if teacher is None else _taught(batch, told, teacher).to(accelerator.device)
+    confused = contrasts and not config.teacher_follows
+    mine = [bool(confused and use and example.instruction) for example, use in zip(batch.examples, told, strict=True)]
+    apart = torch.tensor(gather_list(mine), dtype=torch.bool, device=accelerator.device)
+    taught = None if teacher is None else teacher.rows(batch, told).to(accelerator.device)
+    neighbours = 1.0 if batch.kept else config.teacher_neighbours
 
     def encode(tokens: Sequence[list[int]]) -> Tensor:
         if not tokens:
@@ -213,7 +219,7 @@ def _step(
     def loss(*rows: Tensor) -> Tensor:
         value = rows[0].new_zeros(())
         found, others = rows[0], torch.cat(rows[1:])
-        if config.contrast:
+        if contrasts:
             contrast = partial(info_nce, temperature=config.temperature, duplicates=duplicates, margin=config.margin)
             if config.matryoshka:
                 widths = sorted({*config.matryoshka, embedder.dim}, reverse=True)
@@ -221,7 +227,8 @@ def _step(
             else:
                 value = value + config.contrast * contrast(found, others)
         if taught is not None:
-            value = value + _from_teacher(torch.cat([found, others]), taught, follows, config.teacher_weight)
+            both = torch.cat([found, others])
+            value = value + teaching_loss(both, taught, apart, weight=config.teacher_weight, neighbours=neighbours)
         return value
 
     model = torch_model(embedder)
@@ -256,41 +263,6 @@ def _query(example: Example, embedder: Embedder, told: bool) -> str:
     return conventions.query_prefix + example.query
 
 
-def _taught(batch: Batch, told: list[bool], teacher: Embedder) -> Tensor:
-    """The teacher's rows for the queries, positives and negatives of all processes.
-
-    For an instructed query it is the middle between the teacher's vectors with and without the instruction: a teacher
-    not trained for instructions half follows them and is half confused by them (see docs/built-in-model.md).
-    """
-    plain = torch.from_numpy(teacher.encode_queries([example.query for example in batch.examples], ""))
-    by_instruction: dict[str, list[int]] = {}
-    for i, (example, use) in enumerate(zip(batch.examples, told, strict=True)):
-        if use and example.instruction:
-            by_instruction.setdefault(example.instruction, []).append(i)
-    for instruction, rows in by_instruction.items():
-        queries = [batch.examples[i].query for i in rows]
-        plain[rows] += torch.from_numpy(teacher.encode_queries(queries, instruction))
-    passages = torch.from_numpy(teacher.encode_passages(batch.passages()))
-    groups = (F.normalize(plain, dim=-1), passages[: len(batch)], passages[len(batch) :])
-    return torch.cat([part for group in groups for part in gather_list([group])])
-
-
-def _from_teacher(rows: Tensor, taught: Tensor, follows: Tensor, weight: float) -> Tensor:
-    """The teacher's part of the loss.
-
-    Args:
-        rows: (n, dim) queries, then passages.
-        taught: (n, dim) the teacher's.
-        follows: (queries,) bool, those that learn from contrast what their instruction wants. They are kept near the
-            teacher (two thirds of the weight), but out of the similarities that are to be the teacher's.
-        weight: Of the cosine.
-    """
-    apart = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    apart[: len(follows)] = follows
-    near = 2 / 3 * weight * (1 - (rows[apart] * taught[apart]).sum(1)).sum() / len(rows)
-    return near + distillation(rows[~apart], taught[~apart], weight=weight)
-
-
 def _read(config: TrainConfig, out: Path, report: TrainReport) -> list[tuple[Source, list[Example]]]:
     """All examples in memory, bad rows written aside; what they share with the dev set goes into the report."""
     found = []
@@ -298,7 +270,8 @@ def _read(config: TrainConfig, out: Path, report: TrainReport) -> list[tuple[Sou
     with Rejects(out / "rejects.jsonl" if report.process == 0 else Path(os.devnull)) as rejects:
         for text in config.sources:
             source = Source.parse(text)
-            found.append((source, [_told(example, given) for example in read_examples(source.path, rejects=rejects)]))
+            rows = read_examples(source.path, corpus=config.corpus, rejects=rejects)
+            found.append((source, [_told(example, given) for example in rows]))
         report.refused = rejects.count
     report.examples = sum(len(examples) for _, examples in found)
     if config.dev:

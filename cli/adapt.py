@@ -1,0 +1,157 @@
+"""`searchkit adapt`: a better embedder for one index, from pairs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from searchkit.cli.shared import FILE, INDEX, instruction_options, note
+
+if TYPE_CHECKING:
+    from searchkit.training.adapt import Judgements
+    from searchkit.training.adapt_report import AdaptReport
+
+_STAGES = {
+    "pairs": "sorting the pairs",
+    "mine": "mining hard negatives",
+    "general": "writing general examples",
+    "train": "training",
+    "export": "writing the model",
+    "index": "indexing with the new model",
+    "evaluate": "measuring both",
+    "adapted": "adapting INDEX in this folder (for another round, name another --out)",
+}
+
+
+@click.command()
+@click.argument("index", type=INDEX)
+@click.option("--pairs", type=FILE, multiple=True, help="JSON lines of query and positive_id or positive. Repeatable.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Work folder. [default: INDEX.adapted]")
+@click.option("--beir", type=INDEX, help="Judge by a BEIR folder with queries.jsonl and qrels/.")
+@click.option("--split", help="Which qrels/SPLIT.tsv. [default: what published numbers use, mostly test]")
+@click.option("--queries", type=FILE, help="Judge by these queries (JSONL or TSV) ...")
+@click.option("--qrels", type=FILE, help="... and judgements (BEIR or TREC form).")
+@instruction_options
+@click.option("--drop-self/--keep-self", default=None, help="Leave out a query's own id. [default: as the set asks]")
+@click.option("--general", type=FILE, multiple=True, help="More examples of other things, against forgetting.")
+@click.option(
+    "--held-out", default=0.2, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of the pairs' documents that judges, when no judgements are given.",
+)  # fmt: skip
+@click.option("--steps", type=click.IntRange(1), help="Of training. [default: once through the pairs, 60 to 400]")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(2), help="Queries a step.")
+@click.option("--learning-rate", type=float, help="Highest; falls to 0. [default: 6e-5, for adapters 1e-4]")
+@click.option(
+    "--max-length", default=96, show_default=True, type=click.IntRange(64), help="Tokens of a text, in training."
+)
+@click.option(
+    "--rank", "lora_rank", type=click.IntRange(0),
+    help="LoRA; 0: all weights. [default: 0 up to 100 million weights, then 16]",
+)  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--force", is_flag=True, help="Keep the new model although it does not win.")
+@click.option("--keep-index", is_flag=True, help="Leave INDEX as it is whatever comes out; the new one is in OUT.")
+@click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
+def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, **options: Any) -> None:
+    """Train the model of INDEX on pairs of its documents, and keep the new model if it finds more.
+
+    The result is judged by your own judgements, or by a part of the pairs that is held out. When it wins, INDEX
+    searches with the new model from then on, OUT/model, and the old index stays in OUT/before.index. Every stage
+    leaves its files in OUT, and the same command goes on where it was stopped.
+
+    \b
+        searchkit adapt papers.index --pairs pairs.jsonl
+        searchkit adapt papers.index --pairs pairs.jsonl --queries queries.jsonl --qrels qrels.tsv
+        searchkit adapt scifact.index --pairs pairs.jsonl --beir scifact/ --split test --keep-index
+    """
+    from searchkit.training.adapt import AdaptConfig
+    from searchkit.training.adapt import adapt as run
+
+    out = out or index.with_name(index.name.removesuffix(".index") + ".adapted")
+    names = ("general", "held_out", "steps", "batch_size", "learning_rate", "max_length", "lora_rank", "seed")
+    config = AdaptConfig(index=index, pairs=_pairs(pairs), out=out, **{name: options[name] for name in names})
+    judgements = _judgements(index, options)
+
+    from searchkit.cli.train import Bar
+
+    with Bar() as bar:
+        report = run(
+            config, judgements, force=options["force"], install=not options["keep_index"], on_stage=_tell,
+            on_step=bar.update,
+        )  # fmt: skip
+    if output == "json":
+        click.echo(json.dumps({**asdict(report), "wins": report.wins, "certain": report.certain}, indent=1))
+    else:
+        _show(report, index, out, options["keep_index"])
+
+
+def _pairs(given: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Where the pairs come from."""
+    if not given:
+        raise click.UsageError(
+            "give the queries to learn from as --pairs FILE: JSON lines of query and positive_id, the id of the "
+            "document that answers it"
+        )
+    return given
+
+
+def _judgements(index: Path, options: dict[str, Any]) -> Judgements | None:
+    from searchkit.cli.evaluate import read_judged, set_rules
+    from searchkit.engine import SearchEngine
+    from searchkit.training.adapt import Judgements
+
+    if not any(options[name] for name in ("beir", "queries", "qrels")):
+        for name in ("split", "instruction", "task"):
+            if options[name]:
+                raise click.UsageError(f"--{name} belongs to judgements; give --beir, or --queries and --qrels")
+        return None
+    queries, qrels, task = read_judged(options)
+    with SearchEngine.open(index) as engine:
+        instruction, drop_self = set_rules(task, options, engine)
+    name = f"{options['beir']}, {options['split']}" if options["beir"] else str(options["qrels"])
+    return Judgements(name, queries, qrels, instruction, drop_self)
+
+
+def _tell(stage: str, needed: bool) -> None:
+    note(f"{_STAGES[stage]} ..." if needed else f"{_STAGES[stage]}: done before")
+
+
+def _show(report: AdaptReport, index: Path, out: Path, keep_index: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("mode")
+    for name in ("nDCG@10 before", "after", "change", "p", "recall@100 before", "after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for mode, both in report.modes.items():
+        found, recalled = (
+            [f"{values[name]:.4f}" for values in (both.before, both.after)] for name in ("ndcg@10", "recall@100")
+        )
+        table.add_row(mode, *found, f"{both.gain:+.4f}", f"{both.p:.4f}", *recalled)
+    Console().print(table)
+    if report.elsewhere:
+        first, second = report.elsewhere
+        click.echo(f"on texts of other kinds (corpora/intents), dense: {first:.4f} before, {second:.4f} after")
+    counts = report.pairs
+    queries = len(next(iter(report.modes.values())).changes)
+    kind = "your judgements" if report.own_judgements else "pairs that were held out, not real queries"
+    click.echo(f"by {queries} queries of {report.judged_by} ({kind}); p: chance of such a change without a difference")
+    click.echo(f"{counts['trained_on']} of {counts['read']} pairs trained on, {counts['held_out']} held out")
+    if counts["set_aside"]:
+        note(f"{counts['set_aside']} pairs were set aside; see {out / 'refused.jsonl'}")
+    if not report.wins:
+        click.echo("the new model is not better")
+    elif not report.certain:
+        click.echo("the new model is better, but it may be chance")
+    else:
+        click.echo("the new model is better")
+    if report.kept:
+        click.echo(f"{index} searches with {out / 'model'} now; as it was: {out / 'before.index'}")
+    else:
+        why = "" if keep_index and report.wins else "; to keep the new model all the same: --force"
+        click.echo(f"{index} is as it was; the new index is {out / 'after.index'}{why}")

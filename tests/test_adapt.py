@@ -1,0 +1,292 @@
+"""The whole loop, on a model of two layers and thirty notes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TEXTS
+from test_cli import call
+
+from searchkit.embedder import Embedder
+from searchkit.engine import SearchEngine
+from searchkit.indexer.files import locked
+from searchkit.judgements import read_qrels
+from searchkit.records import Document, Query
+from searchkit.training.adapt import AdaptConfig, Judgements, adapt
+from searchkit.training.adapt_report import AdaptReport, Compared, read_report
+from searchkit.training.contamination import fingerprint
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+ALL = ["pairs", "mine", "general", "train", "export", "index", "evaluate"]
+
+
+def pairs_of(texts: list[str]) -> list[dict[str, Any]]:
+    """Three queries for every note: its beginning, its middle, and its words backwards."""
+    rows = []
+    for n, text in enumerate(texts):
+        words = text.split()
+        for query in (words[:5], words[2:6], words[::-1][:6]):
+            rows.append({"query": f"{' '.join(query)} {n}", "positive_id": str(n)})
+    return rows
+
+
+def write_lines(file: Path, rows: list[Any]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def place(mistral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index, pairs for it, and what a finished run left. No test changes it."""
+    folder = tmp_path_factory.mktemp("adapt")
+    with SearchEngine.create(folder / "notes.index", model=mistral) as engine:
+        engine.add(Document(str(n), text.strip(), title=f"Note {n}") for n, text in enumerate(TEXTS))
+    write_lines(folder / "pairs.jsonl", pairs_of(TEXTS))
+    adapt(config_in(folder), install=False)
+    return folder
+
+
+def config_in(folder: Path) -> AdaptConfig:
+    return AdaptConfig(
+        folder / "notes.index", (folder / "pairs.jsonl",), folder / "out", held_out=0.4, steps=8, batch_size=4,
+        learning_rate=3e-3, max_length=200,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config(place: Path, tmp_path: Path) -> AdaptConfig:
+    """The same in a folder of its own; the finished run does not come along."""
+    for name in ("notes.index", "pairs.jsonl"):
+        (shutil.copytree if (place / name).is_dir() else shutil.copy)(place / name, tmp_path / name)
+    return config_in(tmp_path)
+
+
+def model_of(index: Path) -> str:
+    with SearchEngine.open(index) as engine:
+        return str(engine.settings["model"]["model"])
+
+
+class Told:
+    """Remembers which stages had something to do."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+
+    def __call__(self, stage: str, needed: bool) -> None:
+        self.did += [stage] if needed else []
+
+
+def as_lost(out: Path, *, gain: float = -0.1) -> None:
+    """Let the finished run have measured another difference."""
+    report = read_report(out / "report.json")
+    for both in report.modes.values():
+        both.after = {**both.before, "ndcg@10": both.before["ndcg@10"] + gain}
+    values = json.loads((out / "report.json").read_text())
+    values["modes"] = {mode: {**values["modes"][mode], "after": both.after} for mode, both in report.modes.items()}
+    (out / "report.json").write_text(json.dumps(values))
+
+
+# Stages
+
+
+def test_every_stage_leaves_a_file_to_look_at_and_the_report_says_what_judged(place: Path) -> None:
+    report = read_report(place / "out" / "report.json")
+    assert report.pairs == {"read": 90, "trained_on": 54, "held_out": 36, "set_aside": 0}
+    assert (report.judged_by, report.own_judgements, report.kept) == ("held-out pairs", False, False)
+    assert list(report.modes) == ["dense", "lexical", "hybrid"]
+    assert report.modes["lexical"].gain == 0
+    assert report.elsewhere is not None
+    there = {file.name for file in (place / "out").iterdir()}
+    assert {"pairs.kept.jsonl", "mined.jsonl", "general.jsonl", "model", "after.index", "changes.png"} <= there
+
+
+def test_no_held_out_document_and_no_held_out_query_is_trained_on(place: Path) -> None:
+    out = place / "out"
+    held = {document for row in read_qrels(out / "held-out.qrels.tsv").values() for document in row}
+    asked = {fingerprint(row["text"]) for row in lines(out / "held-out.queries.jsonl")}
+    texts = {fingerprint(f"Note {n} {TEXTS[int(n)]}") for n in held}
+    assert (len(held), len(asked)) == (12, 36)
+    mined = lines(out / "mined.jsonl")
+    assert sum(len(row.get("negatives", [])) for row in mined) > 54
+    for row in mined:
+        assert fingerprint(row["query"]) not in asked
+        assert not texts & set(map(fingerprint, [row["positive"], *row.get("negatives", [])]))
+
+
+def test_a_finished_run_does_nothing_again_and_a_change_redoes_what_depends_on_it(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    # The model's own folder is part of what an index is bound to, so this run stays where it was made.
+    told = Told()
+    adapt(config_in(place), install=False, on_stage=told)
+    assert told.did == []
+    told = Told()
+    adapt(replace(config_in(tmp_path), negatives=2), install=False, on_stage=told)
+    assert told.did == ["mine", "train", "export", "index", "evaluate"]
+
+
+def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(config: AdaptConfig, place: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(report: Any, planned: int) -> None:
+        if report.steps == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        adapt(config, install=False, on_step=stop)
+    seen: list[int] = []
+    told = Told()
+    adapt(config, install=False, on_stage=told, on_step=lambda report, planned: seen.append(report.steps))
+    assert told.did == ALL[3:]
+    assert seen == [5, 6, 7, 8]  # the last checkpoint was before the step that failed
+    one, other = (Embedder(folder / "out" / "model").encode_passages(TEXTS) for folder in (config.out.parent, place))
+    assert abs(one - other).max() < 1e-4
+
+
+# What is kept
+
+
+def test_a_losing_model_is_not_kept_unless_forced(config: AdaptConfig) -> None:
+    before = model_of(config.index)
+    adapt(config, install=False)
+    as_lost(config.out)
+    assert not adapt(config).kept
+    assert model_of(config.index) == before
+    told = Told()
+    assert adapt(config, force=True, on_stage=told).kept
+    assert told.did == []
+    assert model_of(config.index) == str(config.out / "model")
+    assert model_of(config.out / "before.index") == before
+    with SearchEngine.open(config.index) as engine:
+        assert len(engine) == 30
+        assert engine.search("Bread rises because yeast makes gas.", k=3)
+    again = adapt(config)  # there is nothing left to do, and it says what was done
+    assert again.kept
+    assert not again.wins
+
+
+def test_a_winning_model_takes_the_index_over(config: AdaptConfig) -> None:
+    adapt(config, install=False)
+    as_lost(config.out, gain=0.1)
+    report = adapt(config)
+    assert report.wins
+    assert report.kept
+    assert model_of(config.index) == str(config.out / "model")
+
+
+def both(gain: float, p: float = 0.01) -> Compared:
+    return Compared({"ndcg@10": 0.5}, {"ndcg@10": 0.5 + gain}, p, {})
+
+
+@pytest.mark.parametrize(
+    ("dense", "hybrid", "wins"),
+    [
+        (both(0.1), both(0.1), True),
+        (both(0.1), both(-0.01, p=0.6), True),
+        (both(0.1), both(-0.01, p=0.02), False),  # surely worse in one way
+        (both(0.01), both(-0.02, p=0.6), False),
+        (both(0), both(0), False),
+    ],
+)
+def test_it_wins_when_it_finds_more_and_is_in_no_way_surely_worse(
+    dense: Compared, hybrid: Compared, wins: bool
+) -> None:
+    assert AdaptReport("x", True, {}, {"dense": dense, "hybrid": hybrid}).wins is wins
+
+
+def test_a_gain_that_may_be_chance_is_called_so() -> None:
+    assert AdaptReport("x", True, {}, {"dense": both(0.1, 0.01), "hybrid": both(0.1, 0.3)}).certain
+    assert not AdaptReport("x", True, {}, {"dense": both(0.1, 0.06), "hybrid": both(-0.1, 0.01)}).certain
+
+
+# What is refused
+
+
+def test_a_pair_that_asks_what_the_judgements_ask_is_set_aside(config: AdaptConfig) -> None:
+    leaking = pairs_of(TEXTS)[3]["query"]
+    judged = Judgements("mine", [Query("q", leaking.upper() + " ")], {"q": {"1": 1}})
+    report = adapt(config, judged, install=False)
+    assert report.own_judgements
+    assert report.pairs == {"read": 90, "trained_on": 89, "held_out": 0, "set_aside": 1}
+    (row,) = lines(config.out / "refused.jsonl")
+    assert (row["row"], "judge" in row["reason"]) == (leaking, True)
+    assert leaking not in {row["query"] for row in lines(config.out / "mined.jsonl")}
+
+
+def test_too_few_pairs_are_refused_with_what_became_of_them(config: AdaptConfig) -> None:
+    write_lines(config.pairs[0], [*pairs_of(TEXTS)[:40], {"query": "x", "positive_id": "nowhere"}, {"query": 3}])
+    with pytest.raises(ValueError, match=r"too few to tell better from worse; 10 documents .* Pairs set aside: 2, see"):
+        adapt(config)
+    reasons = [row["reason"] for row in lines(config.out / "refused.jsonl")]
+    assert 'no document "nowhere"' in reasons[0]
+    assert "query is a number" in reasons[1]
+    judged = Judgements("mine", [Query("q", "bread")], {"q": {"1": 1}})
+    with pytest.raises(ValueError, match=r"40 of 42 pairs are left to train on, and 50 are needed"):
+        adapt(config, judged)
+
+
+def test_a_folder_of_something_else_is_left_alone(config: AdaptConfig) -> None:
+    (config.out / "model").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds no such run; name another --out"):
+        adapt(config)
+    assert (config.out / "model").is_dir()
+
+
+def test_two_runs_in_one_folder_are_refused(config: AdaptConfig) -> None:
+    config.out.mkdir()
+    (config.out / "stages.json").write_text("{}")
+    with locked(config.out), pytest.raises(ValueError, match="is being written by process"):
+        adapt(config)
+
+
+def test_an_index_with_an_adapter_is_refused(config: AdaptConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = SearchEngine.open
+
+    def with_adapter(*arguments: Any, **options: Any) -> SearchEngine:
+        engine = whole(*arguments, **options)
+        engine.settings["model"] = {**engine.settings["model"], "adapter": "my-adapter"}
+        return engine
+
+    monkeypatch.setattr(SearchEngine, "open", with_adapter)
+    with pytest.raises(ValueError, match="adapter my-adapter; index it with a folder that holds both merged"):
+        adapt(config)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"pairs": ()}, "no pairs"), ({"held_out": 1.0}, "held_out is 1.0"), ({"general_share": 1.0}, "general_share is")],
+)
+def test_settings_that_make_no_sense_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdaptConfig(**{"index": Path("i"), "pairs": (Path("p"),), "out": Path("o"), **changed})
+
+
+# The command
+
+
+def test_the_command_says_what_judged_what_changed_and_where_the_model_is(place: Path) -> None:
+    options = ["--held-out", 0.4, "--steps", 8, "--batch-size", 4, "--learning-rate", 3e-3, "--max-length", 200]
+    found = call("adapt", place / "notes.index", "--pairs", place / "pairs.jsonl", "--out", place / "out", *options,
+                 "--keep-index")  # fmt: skip
+    assert "training: done before" in found.stderr
+    assert "held-out pairs (pairs that were held out, not real queries)" in found.stdout
+    assert "54 of 90 pairs trained on, 36 held out" in found.stdout
+    assert f"{place / 'notes.index'} is as it was" in found.stdout
+
+
+def test_misuse_of_the_command_is_explained(place: Path) -> None:
+    index, pairs = place / "notes.index", place / "pairs.jsonl"
+    assert "positive_id, the id of the" in " ".join(call("adapt", index, code=2).stderr.split())
+    judged = call("adapt", index, "--pairs", pairs, "--queries", pairs, code=2)
+    assert "as --queries FILE and --qrels FILE" in " ".join(judged.stderr.split())
+    told = call("adapt", index, "--pairs", pairs, "--instruction", "Find it", code=2)
+    assert "--instruction belongs to judgements" in told.stderr

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from searchkit.training.stages import Stages, digest
+
+
+def stage(folder: Path, inputs: dict[str, int], *, fails: bool = False) -> bool:
+    """Run one stage that counts its goes in a file; returns whether it did anything."""
+    did = False
+
+    def work() -> None:
+        nonlocal did
+        did = True
+        file = folder / "out.txt"
+        file.write_text((file.read_text() if file.is_file() else "") + "x")
+        if fails:
+            raise KeyboardInterrupt
+
+    Stages(folder).run("one", inputs, ["out.txt"], work)
+    return did
+
+
+def test_a_stage_is_done_once_for_the_same_inputs(tmp_path: Path) -> None:
+    assert [stage(tmp_path, {"a": 1}) for _ in range(3)] == [True, False, False]
+
+
+def test_other_inputs_begin_anew_without_the_old_output(tmp_path: Path) -> None:
+    stage(tmp_path, {"a": 1})
+    assert stage(tmp_path, {"a": 2})
+    assert (tmp_path / "out.txt").read_text() == "x"
+    assert stage(tmp_path, {"a": 1})  # one set of outputs is kept, not one for each
+
+
+def test_a_stopped_stage_goes_on_from_what_it_wrote(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path, {"a": 1}, fails=True)
+    assert stage(tmp_path, {"a": 1})
+    assert (tmp_path / "out.txt").read_text() == "xx"
+
+
+def test_a_stage_whose_output_is_gone_is_done_again(tmp_path: Path) -> None:
+    stage(tmp_path, {"a": 1})
+    (tmp_path / "out.txt").unlink()
+    assert stage(tmp_path, {"a": 1})
+
+
+def test_a_digest_is_of_names_and_contents(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    for folder, name, text in zip(folders, ["x", "x", "y"], ["1", "1", "1"], strict=True):
+        folder.mkdir()
+        (folder / name).write_text(text)
+    first, second, third = map(digest, folders)
+    assert first == second != third
+    (folders[1] / "x").write_text("2")
+    assert digest(folders[1]) != first
