@@ -416,9 +416,10 @@ class Store:
         )
         tombstones, contents, expected = 0, 0, ["0", "0"]
         with self._sound():
-            for doc, first, count, seal, deleted, *rest in self._db.execute(query):
-                *parts, expected[0], expected[1] = rest
-                document = NewDocument(*parts, self._spans(doc, first, count))
+            for doc, first, count, seal, deleted, *parts, tombs, held in self._db.execute(query):
+                expected = [tombs, held]
+                id, title, text, metadata, checksum = parts
+                document = NewDocument(id, title, text, metadata, checksum, self._spans(doc, first, count))
                 self._check_seal(seal, doc, first, document)
                 contents ^= _sum((doc, first, count, document.id, document.title, document.metadata))
                 if deleted:
