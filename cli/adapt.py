@@ -30,6 +30,9 @@ _STAGES = {
 @click.command()
 @click.argument("index", type=INDEX)
 @click.option("--pairs", type=FILE, multiple=True, help="JSON lines of query and positive_id or positive. Repeatable.")
+@click.option("--writer", metavar="MODEL", help="Let this language model write pairs first (see searchkit synthesize).")
+@click.option("--base-url", help="Of the writer's server, up to and with /v1. [default: OpenAI's]")
+@click.option("--count", default=1500, show_default=True, type=click.IntRange(1), help="Pairs that it writes.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Work folder. [default: INDEX.adapted]")
 @click.option("--beir", type=INDEX, help="Judge by a BEIR folder with queries.jsonl and qrels/.")
 @click.option("--split", help="Which qrels/SPLIT.tsv. [default: what published numbers use, mostly test]")
@@ -65,6 +68,7 @@ def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, *
 
     \b
         searchkit adapt papers.index --pairs pairs.jsonl
+        searchkit adapt papers.index --writer gpt-4o-mini --count 2000
         searchkit adapt papers.index --pairs pairs.jsonl --queries queries.jsonl --qrels qrels.tsv
         searchkit adapt scifact.index --pairs pairs.jsonl --beir scifact/ --split test --keep-index
     """
@@ -73,7 +77,9 @@ def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, *
 
     out = out or index.with_name(index.name.removesuffix(".index") + ".adapted")
     names = ("general", "held_out", "steps", "batch_size", "learning_rate", "max_length", "lora_rank", "seed")
-    config = AdaptConfig(index=index, pairs=_pairs(pairs), out=out, **{name: options[name] for name in names})
+    config = AdaptConfig(
+        index=index, pairs=_pairs(index, out, pairs, options), out=out, **{name: options[name] for name in names}
+    )
     judgements = _judgements(index, options)
 
     from searchkit.cli.train import Bar
@@ -89,14 +95,39 @@ def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, *
         _show(report, index, out, options["keep_index"])
 
 
-def _pairs(given: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Where the pairs come from."""
-    if not given:
-        raise click.UsageError(
-            "give the queries to learn from as --pairs FILE: JSON lines of query and positive_id, the id of the "
-            "document that answers it"
-        )
-    return given
+def _pairs(index: Path, out: Path, given: tuple[Path, ...], options: dict[str, Any]) -> tuple[Path, ...]:
+    """Where the pairs come from: files, a language model, or both."""
+    if not options["writer"]:
+        if not given:
+            raise click.UsageError(
+                "give the queries to learn from as --pairs FILE: JSON lines of query and positive_id, the id of the "
+                "document that answers it; or let a language model write them: --writer MODEL"
+            )
+        return given
+    from searchkit.cli.synthesize import Line
+    from searchkit.engine import SearchEngine
+    from searchkit.training.synthesis import SynthesizeConfig
+    from searchkit.training.synthesize import synthesize
+
+    file = out.with_name(out.name + ".pairs.jsonl")
+    judged: tuple[str, ...] = ()  # what judges must not be asked by the pairs
+    if options["beir"]:
+        judged = (f"{options['beir']}:{options['split']}" if options["split"] else str(options["beir"]),)
+    elif options["queries"]:
+        judged = (str(options["queries"]),)
+    written = SynthesizeConfig(
+        out=str(file), model=options["writer"], base_url=options["base_url"], count=options["count"],
+        evaluation=judged, seed=options["seed"],
+    )  # fmt: skip
+    with SearchEngine.open(index) as engine, Line() as line:
+        report = synthesize(written, engine, on_progress=line.update)
+    left_out = ", ".join(f"{reason} {count}" for reason, count in report.refused.items())
+    note(
+        f"{file}: {report.examples} pairs written ({report.asked} questions asked now); left out: {left_out or 'none'}"
+    )
+    if report.stopped:
+        raise click.ClickException(f"writing ended before its time: {report.stopped}; the same command goes on")
+    return (*given, file)
 
 
 def _judgements(index: Path, options: dict[str, Any]) -> Judgements | None:

@@ -88,7 +88,7 @@ def synthesize(index: Path | None, **options: Any) -> None:
     options["samples"] = None if options["samples"] is None else str(options["samples"])
     config = SynthesizeConfig(**options)
     try:
-        with _Line() as line:
+        with Line() as line:
             if index is None:
                 report = run(config, on_progress=line.update)
             else:
@@ -154,7 +154,7 @@ def _draw(file: Path, report: SynthesisReport) -> None:
         note(f"No figure: {error}")
 
 
-class _Line:
+class Line:
     """Examples, tokens, cost and time left, on a terminal."""
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class _Line:
         )
         self._task: Any = None
 
-    def __enter__(self) -> _Line:
+    def __enter__(self) -> Line:
         self._bar.start()
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 from conftest import TEXTS
+from fake_llm import FakeLLM, phrase
 from test_cli import call
+from test_synthesize import echoing
 
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
@@ -281,6 +284,26 @@ def test_the_command_says_what_judged_what_changed_and_where_the_model_is(place:
     assert "held-out pairs (pairs that were held out, not real queries)" in found.stdout
     assert "54 of 90 pairs trained on, 36 held out" in found.stdout
     assert f"{place / 'notes.index'} is as it was" in found.stdout
+
+
+def test_a_language_model_writes_the_pairs_first(
+    mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(7)
+    with SearchEngine.create(tmp_path / "notes.index", model=mistral) as engine:
+        engine.add(Document(str(n), f"{phrase(rng, 30)} {TEXTS[n]}", title=f"Note {n}") for n in range(30))
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with FakeLLM(echoing) as server:
+        done = call(
+            "adapt", tmp_path / "notes.index", "--writer", "m", "--base-url", server.url, "--count", 90, "--steps", 2, "--held-out", 0.4,
+            "--batch-size", 4, "--keep-index",
+        )  # fmt: skip
+    written = lines(tmp_path / "notes.adapted.pairs.jsonl")
+    assert {row["positive_id"] for row in written} <= {str(n) for n in range(30)}
+    assert f"{len(written)} pairs written" in done.stderr
+    kept = {row["query"] for row in lines(tmp_path / "notes.adapted" / "pairs.kept.jsonl")}
+    assert kept
+    assert kept <= {row["query"] for row in written}
 
 
 def test_misuse_of_the_command_is_explained(place: Path) -> None:
