@@ -295,8 +295,8 @@ def test_a_language_model_writes_the_pairs_first(
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     with FakeLLM(echoing) as server:
         done = call(
-            "adapt", tmp_path / "notes.index", "--writer", "m", "--base-url", server.url, "--count", 90, "--steps", 2, "--held-out", 0.4,
-            "--batch-size", 4, "--keep-index",
+            "adapt", tmp_path / "notes.index", "--writer", "m", "--base-url", server.url, "--count", 90, "--steps", 2,
+            "--held-out", 0.4, "--batch-size", 4, "--keep-index",
         )  # fmt: skip
     written = lines(tmp_path / "notes.adapted.pairs.jsonl")
     assert {row["positive_id"] for row in written} <= {str(n) for n in range(30)}
