@@ -100,10 +100,21 @@ def _lengths(axes: Axes, report: SynthesisReport, style: Style) -> None:
         places = [place + (turn - 0.5) * 0.4 for place in range(len(ranges))]
         heights = [100 * counts.get(one, 0) / report.examples for one in ranges]
         axes.bar(places, heights, width=0.38, color=style.lines[turn + 2], label=name, zorder=2)
+        for place, height in zip(places, heights, strict=True):
+            if height:
+                axes.annotate(
+                    f"{height:.0f}", (place, height), xytext=(0, 2), textcoords="offset points", ha="center",
+                    color=style.quiet, fontsize=8.5, fontfamily=_FONT,
+                )  # fmt: skip
     axes.set_xticks(range(len(ranges)), ranges, rotation=30, ha="right")
     axes.set_yticks([])
-    axes.legend(frameon=False, labelcolor=style.quiet, prop={"family": _FONT, "size": 9})
-    _furnish(axes, "length in words, % of the examples", style)
+    axes.margins(y=0.1)
+    # Above the bars, which may be anywhere.
+    axes.legend(
+        frameon=False, labelcolor=style.quiet, prop={"family": _FONT, "size": 9}, ncols=2, loc="lower right",
+        bbox_to_anchor=(1.02, 0.98),
+    )  # fmt: skip
+    _furnish(axes, "words a text, % of them", style)
 
 
 def _furnish(axes: Axes, name: str, style: Style) -> None:
