@@ -262,6 +262,7 @@ def _write_pictures(
     from searchkit.comparison_report import html as page
 
     metric, systems = comparison.metrics[0], comparison.systems
+    judged_by = Path(judged_by).name  # a picture is for others, who do not have the folder
     title = f"{metric} and what it costs" + (f", {judged_by}" if judged_by else "")
     if plot:
         note("wrote " + ", ".join(map(str, cost_charts(plot, systems, metric, title=title))))
