@@ -131,7 +131,7 @@ def draw(file: Path, report: AdaptReport) -> None:
     }
     try:
         line_chart(
-            file, series, title=f"What adapting changed, by {report.judged_by}",
+            file, series, title=f"What adapting changed, by {Path(report.judged_by).name}",
             x_label="queries, from the greatest loss to the greatest gain", y_label="change in nDCG@10",
         )  # fmt: skip
     except ImportError as error:
