@@ -408,6 +408,11 @@ class Store:
 
     def documents(self) -> Iterator[tuple[str, str, str]]:
         """(id, title, text) of every living document, in the order they came, each compared with its checksum."""
+        for id, title, text, _ in self.living():
+            yield id, title, text
+
+    def living(self) -> Iterator[tuple[str, str, str, str]]:
+        """(id, title, text, metadata as JSON) of every living document in order, each compared with its checksum."""
         query = (
             "SELECT doc, first_row, passages, seal, deleted, id, title, text, metadata, checksum, "
             "(SELECT value FROM settings WHERE key = 'tombstones'), "
@@ -425,21 +430,9 @@ class Store:
                 if deleted:
                     tombstones = _tombstones(tombstones, [(doc, first, count)])
                 else:
-                    yield document.id, document.title, document.text
+                    yield document.id, document.title, document.text, document.metadata
         if expected != [json.dumps(tombstones), json.dumps(contents)]:
             raise self._differing()
-
-    def living(self) -> Iterator[tuple[str, str, str, str]]:
-        """(id, title, text, metadata as JSON) of every living document in order, each compared with its checksum."""
-        query = (
-            "SELECT doc, id, title, text, metadata, checksum, first_row, passages, seal FROM documents "
-            "WHERE deleted = 0 ORDER BY doc"
-        )
-        with self._sound():
-            for doc, id, title, text, metadata, checksum, first, count, seal in self._db.execute(query):
-                spans = self._spans(doc, first, count)
-                self._check_seal(seal, doc, first, NewDocument(id, title, text, metadata, checksum, spans))
-                yield id, title, text, metadata
 
     def checksum(self) -> str:
         """SHA-256 of all living documents in order, as hex; equal for equal collections."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from searchkit.comparison import System
 from searchkit.metrics import means
-from searchkit.plots import DARK, LIGHT
+from searchkit.plots import DARK, LIGHT, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,15 +38,8 @@ def cost_charts(file: Path, systems: Sequence[System], metric: str, *, title: st
         ImportError: matplotlib is missing.
         ValueError: No system has a known time or size.
     """
-    stem = file.with_suffix("") if file.suffix in (".png", ".svg") else file
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written = []
-    for dark, ending in ((False, ""), (True, "-dark")):
-        figure = figure_of(systems, metric, title=title, dark=dark)
-        for kind in ("png", "svg"):
-            written.append(stem.with_name(f"{stem.name}{ending}.{kind}"))
-            figure.savefig(written[-1], facecolor=figure.get_facecolor())
-    return written
+    light, dark = (figure_of(systems, metric, title=title, dark=dark) for dark in (False, True))
+    return write_figure(light, file) + write_figure(dark, file, ending="-dark")
 
 
 def figure_of(systems: Sequence[System], metric: str, *, title: str, dark: bool = False) -> Figure:

@@ -92,8 +92,17 @@ def panels_chart(
 ) -> list[Path]:
     """Draw panels above each other along one x axis; otherwise like `line_chart`."""
     figure = figure_of(panels, title=title, x_label=x_label, log_x=log_x, dark=dark)
+    return write_figure(figure, file)
+
+
+def write_figure(figure: Figure, file: Path, *, ending: str = "") -> list[Path]:
+    """Write a figure as FILE.png and FILE.svg, and return both; an ending such as "-dark" goes before the dot.
+
+    A .png or .svg at the end of FILE makes no difference.
+    """
     stem = file.with_suffix("") if file.suffix in (".png", ".svg") else file
-    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    files = [stem.with_name(f"{stem.name}{ending}.{kind}") for kind in ("png", "svg")]
+    stem.parent.mkdir(parents=True, exist_ok=True)
     for written in files:
         figure.savefig(written, facecolor=figure.get_facecolor())
     return files

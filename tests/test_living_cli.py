@@ -7,14 +7,12 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from conftest import TEXTS
+from test_cli import call, write_lines
 
 from searchkit.cli.info import code_bytes
-from searchkit.cli.main import main
 from searchkit.engine import SearchEngine
 from searchkit.indexer import dense
 from searchkit.indexer.recipes import RECIPES, plan
@@ -22,19 +20,6 @@ from searchkit.indexer.store import Store
 
 ROWS = [{"id": str(n), "text": text, "year": 2000 + n, "lang": "en"} for n, text in enumerate(TEXTS[:20])]
 NEW = [{"id": "new", "text": "The kettle sings before the tea is made.", "year": 2030, "lang": "de"}]
-
-
-def call(*arguments: object, code: int = 0, stdin: str | None = None) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
-    assert result.exit_code == code, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    return result
-
-
-def write_lines(file: Path, rows: list[Any]) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
 
 
 def found(index: Path, *options: object) -> list[str]:

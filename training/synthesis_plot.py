@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from searchkit.plots import DARK, LIGHT, Style
+from searchkit.plots import DARK, LIGHT, Style, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,11 +33,7 @@ def synthesis_chart(file: Path, report: SynthesisReport, *, dark: bool = False) 
         ImportError: matplotlib is missing.
         ValueError: There is nothing to draw.
     """
-    figure = figure_of(report, dark=dark)
-    files = [file.with_name(f"{file.name}.{kind}") for kind in ("png", "svg")]
-    for written in files:
-        figure.savefig(written, facecolor=figure.get_facecolor())
-    return files
+    return write_figure(figure_of(report, dark=dark), file)
 
 
 def figure_of(report: SynthesisReport, *, dark: bool = False) -> Figure:
