@@ -291,7 +291,10 @@ def _print_table(found: list[Candidate], best: list[Candidate], chosen: Candidat
 
 
 def _tuning(one: Candidate) -> str:
-    parts = [f"probes {one.tuning.probes}"] if one.recipe.startswith("ivf") else []
-    parts += [f"ef {one.tuning.ef}"] if one.recipe == "hnsw" else []
+    from searchkit.indexer.recipes import recipe_of
+
+    tuned = recipe_of(one.recipe).tuned
+    parts = [f"probes {one.tuning.probes}"] if tuned == "nprobe" else []
+    parts += [f"ef {one.tuning.ef}"] if tuned == "efSearch" else []
     parts += [f"rerank {one.tuning.rerank}"] if one.tuning.rerank else []
     return ", ".join(parts) or "-"

@@ -150,6 +150,14 @@ def plan(text: str, dim: int, count: int) -> Plan:
     return Plan(name, dim, code, _cells(count) if "{cells}" in recipe.factory else 0, width)
 
 
+def recipe_of(spelling: str) -> Recipe:
+    """The recipe of a spelling that `Plan.spelling` gave, without its numbers: "pca512-pq:64" is pq."""
+    found = _SPELLING.fullmatch(spelling)
+    if not found or found[2] not in RECIPES:
+        raise ValueError(f"recipe is {spelling!r}; expected one of {', '.join(RECIPES)}")
+    return RECIPES[found[2]]
+
+
 def codes(dim: int) -> list[int]:
     """Bytes that a product-quantised code of this width can have."""
     return [size for size in range(1, dim + 1) if dim % size == 0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from searchkit.compress import Candidate, front
+from searchkit.indexer.recipes import recipe_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,13 +49,9 @@ def pareto_chart(file: Path, candidates: Sequence[Candidate], *, title: str, dar
         ImportError: matplotlib is missing.
         ValueError: There is nothing to draw.
     """
-    figure = figure_of(candidates, title=title, dark=dark)
-    stem = file.with_suffix("") if file.suffix in (".png", ".svg") else file
-    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for written in files:
-        figure.savefig(written, facecolor=figure.get_facecolor())
-    return files
+    from searchkit.plots import write_figure
+
+    return write_figure(figure_of(candidates, title=title, dark=dark), file)
 
 
 def figure_of(candidates: Sequence[Candidate], *, title: str, dark: bool = False) -> Figure:
@@ -117,7 +114,7 @@ def _draw(axes: Axes, points: Sequence[tuple[Candidate, float]], best: set[str],
         x, y = zip(*line, strict=True)
         axes.plot(x, y, color=style.ink, linewidth=1.2, zorder=2, drawstyle="steps-post", label="Pareto front")
     for kind, family in enumerate(_FAMILIES):
-        mine = [(one.bytes_per_vector, value) for one, value in points if one.recipe.partition(":")[0] in family]
+        mine = [(one.bytes_per_vector, value) for one, value in points if recipe_of(one.recipe).name in family]
         if mine:
             x, y = zip(*mine, strict=True)
             axes.plot(
@@ -151,7 +148,7 @@ def _label(axes: Axes, points: Sequence[tuple[Candidate, float]], best: set[str]
     for n in order:
         one, value = points[n]
         weight = "bold" if one.name in best else "normal"
-        kind = next(kind for kind, family in enumerate(_FAMILIES) if one.recipe.partition(":")[0] in family)
+        kind = next(kind for kind, family in enumerate(_FAMILIES) if recipe_of(one.recipe).name in family)
         text = axes.annotate(
             one.name, (one.bytes_per_vector, value), xytext=(0, 0), textcoords="offset points", fontsize=7.5,
             fontweight=weight, fontfamily=_FONT, color=style.ink if one.name in best else style.quiet, zorder=4,

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from test_cli import call
+from test_recipes import one_thread
 
 from searchkit import compress
-from searchkit.cli.main import main
 from searchkit.compress import Candidate, Limits, choose, front, measure
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
@@ -19,6 +18,8 @@ from searchkit.indexer.dense import Tuning
 from searchkit.indexer.store import NewDocument
 from searchkit.ranking import SearchOptions
 from searchkit.records import Query
+
+__all__ = ["one_thread"]  # a fixture
 
 DIM, COUNT = 64, 1500
 TEXTS = ["tea is heated", "bread and yeast", "comets and the sun"]
@@ -38,17 +39,6 @@ def fill(engine: SearchEngine, rows: np.ndarray, first: int = 0) -> None:
     ]
     engine.store.commit(documents, rows)
     engine.reload()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """FAISS's threads cost more than they gain with so few vectors."""
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +74,6 @@ def found(folder: Path) -> list[Candidate]:
 
 def named(found: list[Candidate], name: str) -> Candidate:
     return next(one for one in found if one.name == name)
-
-
-def call(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    return result
 
 
 # Measuring
@@ -318,6 +301,19 @@ def test_the_command_measures_chooses_and_writes_a_report(folder: Path, tmp_path
     assert content["limits"]["recall"] == 0.9
     as_json = json.loads(call("compress", folder, "--recipes", "binary", "--format", "json").stdout)
     assert (as_json["sample"], as_json["total"], as_json["chosen"]) == (1350, COUNT, "flat")
+
+
+def test_principal_components_are_measured_drawn_and_applied(writable: SearchEngine, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    folder = writable.store.folder
+    writable.close()
+    plot, recipes = tmp_path / "x.png", "pca32-pq:8+rerank,pca32-ivf-pq:8+rerank"
+    said = call("compress", folder, "--recipes", recipes, "--plot", plot).stdout
+    assert "probes" in next(line for line in said.splitlines() if "pca32-ivf-pq:8+rerank" in line)
+    assert plot.is_file()
+    call("compress", folder, "--recipe", "pca32-pq:8+rerank", "--apply")
+    with SearchEngine.open(folder) as engine:
+        assert engine.store.setting("storage")["plan"]["width"] == 32
 
 
 def test_the_command_says_which_limit_is_in_the_way(folder: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from pathlib import Path
 from searchkit.compress import Candidate, measure
 from searchkit.corpus import read_corpus
 from searchkit.engine import SearchEngine
-from searchkit.indexer.recipes import RECIPES
+from searchkit.indexer.recipes import recipe_of
 from searchkit.judgements import read_beir_split
 from searchkit.prompts import find_task
 
@@ -68,7 +67,7 @@ def table(found: dict[str, list[Candidate]]) -> str:
 
 def _code(one: Candidate) -> int:
     """Bytes of a vector without its number, which inverted files keep beside, in 8 bytes."""
-    factory = RECIPES[re.sub(r"^pca\d+-", "", one.recipe.partition(":")[0])].factory
+    factory = recipe_of(one.recipe).factory
     return round(one.bytes_per_vector) - (8 if "IVF" in factory else 0)
 
 
