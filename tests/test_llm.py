@@ -14,7 +14,8 @@ from searchkit.indexer.files import BusyError
 from searchkit.training.answers import BadAnswer, read_answer, schema_of
 from searchkit.training.journal import Journal
 from searchkit.training.journal import Reply as Kept
-from searchkit.training.llm import Budget, Client, Endpoint, Request, answer_of
+from searchkit.training.llm import Client, Endpoint, Request, answer_of
+from searchkit.training.pacing import Budget
 
 
 def request(n: int, text: str = "Say something") -> Request:

@@ -24,7 +24,8 @@ from searchkit.training.from_nothing import Ask, FromNothing
 from searchkit.training.grounded import Grounded
 from searchkit.training.journal import Journal
 from searchkit.training.judging import Judge
-from searchkit.training.llm import Budget, Client, Endpoint, Request, answer_of
+from searchkit.training.llm import Client, Endpoint, Request, answer_of
+from searchkit.training.pacing import Budget
 from searchkit.training.prompting import load_mix
 from searchkit.training.quality import Candidate, Languages, Seen, copied, found_again, malformed
 from searchkit.training.synthesis import Progress, SynthesisReport, SynthesizeConfig
