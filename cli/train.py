@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     type=click.Choice(["causal", "bidirectional"]),
     help="Make an encoder a decoder, or let a decoder's tokens see the whole text. [default: the base's own]",
 )
+@click.option("--twice", is_flag=True, help="Read every text twice, so that causal attention has seen all of it.")
 @click.option(
     "--max-length",
     default=512,

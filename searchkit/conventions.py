@@ -29,7 +29,7 @@ class Conventions:
         document_prefix: Put before every document; empty for instruction-trained models.
         append_eos: The model pools at EOS, so every text ends with it whatever the tokenizer does.
         padding_side: "right" or "left". The vectors are the same to rounding.
-        max_length: Most tokens of one input, special tokens counted.
+        max_length: Most tokens of one input, special tokens counted; a text that the tokenizer says twice counts once.
         smallest_dim: Least width that Matryoshka training covers; None when it had none.
     """
 

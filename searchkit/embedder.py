@@ -99,9 +99,9 @@ class Embedder:
             raise ValueError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
         self.runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype, threads)
         self.conventions = conventions or conventions_of(folder, _known_as(self.name), decoder=self.runtime.decoder)
+        self._set_frame()
         self._set_length(max_length)
         self._set_dim(dim, force_dim)
-        self._set_frame()
         self.folder, self._adapter_folder = folder, adapter_folder
         self._fingerprint: dict[str, str] | None = None
         self.token_budget = token_budget or self.runtime.token_budget
@@ -122,7 +122,7 @@ class Embedder:
     @property
     def special_tokens(self) -> int:
         """How many tokens of `max_length` the model's own marks take."""
-        return len(self._head) + len(self._tail)
+        return sum(map(len, self.frame))
 
     def identity(self) -> dict[str, Any]:
         """What an index is bound to: equal identities give equal vectors (up to `dtype`)."""
@@ -215,7 +215,8 @@ class Embedder:
         if len(ids) > room:
             self.stats.truncated += 1
             ids = ids[:room]
-        return self._head + ids + self._tail  # the marks go on after the cut, so that EOS survives it
+        first, *others = self.frame  # the marks go on after the cut, so that EOS survives it
+        return sum(([*ids, *marks] for marks in others), first)
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         """Positions in batches of similar length, longest first, so that too large a batch shows at once."""
@@ -242,6 +243,9 @@ class Embedder:
 
     def _set_length(self, max_length: int | None) -> None:
         longest = self.runtime.longest
+        if longest:  # of a text that is said twice only half as much fits
+            marks = self.special_tokens
+            longest = marks + (longest - marks) // (len(self.frame) - 1)
         length = max_length or min(self.conventions.max_length, longest or self.conventions.max_length)
         if length < 8 or (longest and length > longest):
             raise ValueError(f"max_length is {length}; {self.name} takes 8 to {longest or 'any number of'} tokens")
@@ -260,25 +264,41 @@ class Embedder:
             )
 
     def _set_frame(self) -> None:
-        """Learn the tokens that stand before and after every text, and make sure that EOS and BOS are among them."""
+        """Learn the tokens around every text, and make sure that BOS and EOS are among them.
+
+        A tokenizer may say every text twice, so that a causal model has seen all of it when it sees it again (Springer
+        et al., arXiv 2402.15449): the frame has a part before, between and after.
+        """
         tokenizer = self.runtime.tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
         probe = "a b"
         bare = tokenizer.encode(probe, add_special_tokens=False).ids
         framed = tokenizer.encode(probe, add_special_tokens=True).ids
-        start = next(i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare)
-        self._head, self._tail = framed[:start], framed[start + len(bare) :]
+        if bare[: len(bare) // 2] == bare[len(bare) // 2 :]:  # twice even without the marks
+            from tokenizers.processors import TemplateProcessing
+
+            tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+            bare = tokenizer.encode(probe, add_special_tokens=False).ids
+        self.frame: list[list[int]] = [[]]
+        while framed:
+            if framed[: len(bare)] == bare:
+                self.frame.append([])
+                framed = framed[len(bare) :]
+            else:
+                self.frame[-1].append(framed.pop(0))
+        if len(self.frame) == 1:
+            raise ValueError(f"the tokenizer of {self.name} loses the text when it puts marks around it; use another")
         eos, bos = self.runtime.eos_id, self.runtime.bos_id
         if self.conventions.append_eos:
             if eos is None:
                 raise ValueError(
                     f"{self.name} pools at EOS but its tokenizer names no eos_token; use its own tokenizer"
                 )
-            if not self._tail or self._tail[-1] != eos:
-                self._tail = [*self._tail, eos]
-        if bos is not None and self._head[:1] != [bos]:
-            self._head = [bos, *self._head]
+            if self.frame[-1][-1:] != [eos]:
+                self.frame[-1].append(eos)
+        if bos is not None and self.frame[0][:1] != [bos]:
+            self.frame[0].insert(0, bos)
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -47,6 +47,8 @@ class TrainConfig:
         pooling: Instead of the base's own.
         attention: "causal" makes a decoder of an encoder, "bidirectional" lets the tokens of a decoder see the whole
             text (within its sliding window, to both sides); None keeps the base's own. Pooling stays as it is.
+        twice: The model reads every text twice, so that each token of the second time has all of it before it, which
+            causal attention denies to the first; the tokenizer that is saved does it, for every library alike.
         max_length: Tokens of a query with its instruction, and of a passage.
         precision: "auto" (bfloat16 where the hardware is fast at it), "float32" or "bfloat16".
         gradient_checkpointing: Recompute activations instead of keeping them.
@@ -82,6 +84,7 @@ class TrainConfig:
     lora_alpha: int | None = None
     pooling: str | None = None
     attention: str | None = None
+    twice: bool = False
     max_length: int = 512
     precision: str = "auto"
     gradient_checkpointing: bool = False

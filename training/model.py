@@ -34,7 +34,7 @@ _OLD_POOLING_KEYS = {
 
 
 def lay_out(config: TrainConfig, work: Path) -> None:
-    """Write into `work` what of the base's files has to differ: unpacked weights, a config.json of another attention.
+    """Write into `work` what of the base's files has to differ: unpacked weights, another attention or tokenizer.
 
     Of several processes one calls this, before any of them calls `prepare`.
 
@@ -47,14 +47,15 @@ def lay_out(config: TrainConfig, work: Path) -> None:
     if (folder / MODEL_FILE).is_file():
         unpack(folder, work / "unpacked")
         folder = work / "unpacked"
-    if config.attention:
+    if config.attention or config.twice:
         base = work / "base"
         base.mkdir(parents=True)
         for file in folder.iterdir():
             (base / file.name).symlink_to(file.resolve())
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        (base / "config.json").unlink()
-        _write(base / "config.json", {**values, **ATTENTION[config.attention], "use_cache": False})
+        if config.attention:
+            _change(base / "config.json", {**ATTENTION[config.attention], "use_cache": False})
+        if config.twice:
+            _say_twice(base)
 
 
 def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Embedder:
@@ -76,7 +77,7 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
     # Known by the base's name, not the copy's; and another attention brings no other pooling along.
     known_as = Path(name).name if Path(name).is_absolute() else name
     conventions = conventions_of(folder, known_as, decoder=is_decoder(AutoConfig.from_pretrained(folder)))
-    if config.attention:
+    if config.attention or config.twice:
         folder = work / "base"
     embedder = Embedder(folder, dtype="float32", device=device, conventions=conventions)
     if config.attention and sees_ahead(torch_model(embedder)) != (config.attention == "bidirectional"):
@@ -205,21 +206,47 @@ def _save_tokenizer(embedder: Embedder, out: Path) -> None:
             shutil.copy2(embedder.folder / name, out / name)
     tokenizer = embedder.runtime.tokenizer
     probe = "a b"
-    bare, framed = tokenizer.encode(probe, add_special_tokens=False).ids, embedder.tokenize([probe])[0]
-    if tokenizer.encode(probe, add_special_tokens=True).ids == framed:
+    if tokenizer.encode(probe, add_special_tokens=True).ids == embedder.tokenize([probe])[0]:
         return
+    from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
 
-    start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-    ends = framed[:start], framed[start + len(bare) :]
-    head, tail = ([str(tokenizer.id_to_token(id)) for id in ids] for ids in ends)
-    marks = [(mark, tokenizer.token_to_id(mark)) for mark in {*head, *tail}]
-    tokenizer.post_processor = TemplateProcessing(single=[*head, "$A", *tail], special_tokens=marks)
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the embedder's own stays as it is
+    first, *others = ([str(tokenizer.id_to_token(id)) for id in marks] for marks in embedder.frame)
+    template = sum((["$A", *marks] for marks in others), first)
+    marks = [(mark, tokenizer.token_to_id(mark)) for mark in {*template} - {"$A"}]
+    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=marks)
     tokenizer.save(str(out / "tokenizer.json"))
     file = out / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     # Tokenizers of the Llama kind go by this and not by tokenizer.json.
-    _write(file, {**settings, "add_eos_token": tail[-1:] == [str(settings.get("eos_token"))]})
+    _write(file, {**settings, "add_eos_token": template[-1:] == [str(settings.get("eos_token"))]})
+
+
+def _change(file: Path, changes: dict[str, Any]) -> None:
+    """Give a link's place to a changed copy of the JSON that it leads to."""
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file.unlink(missing_ok=True)
+    _write(file, {**values, **changes})
+
+
+def _say_twice(folder: Path) -> None:
+    """Let a tokenizer put every text into its template a second time, with what stands after it."""
+    processor = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["post_processor"] or {}
+    steps = processor.get("processors", [processor])
+    template = next((step for step in steps if step.get("type") == "TemplateProcessing"), None)
+    if template is None:
+        raise ValueError(
+            f"the base's tokenizer puts marks around texts by {processor.get('type', 'nothing')}, expected "
+            "TemplateProcessing; train without --twice"
+        )
+    pieces = template["single"]
+    first = next(place for place, piece in enumerate(pieces) if "Sequence" in piece)
+    if sum("Sequence" in piece for piece in pieces) == 1:
+        template["single"] = pieces + pieces[first:]
+    _change(folder / "tokenizer.json", {"post_processor": processor})
+    # transformers' classes for single families write a template of their own; this one takes the file's.
+    _change(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _write(file: Path, value: Any) -> None:
