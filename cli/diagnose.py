@@ -65,9 +65,16 @@ def diagnose_evaluation(
     from searchkit.diagnosis import diagnose
     from searchkit.diagnosis_plot import diagnosis_charts
 
-    rules = {name: about[name] for name in ("instruction", "drop_self")}
-    steps = {"on_step": lambda step: note(f"{step} ...")}
-    found = diagnose(engine, queries, qrels, evaluations, options=settings, **rules, **steps)
+    found = diagnose(
+        engine,
+        queries,
+        qrels,
+        evaluations,
+        instruction=about["instruction"],
+        drop_self=about["drop_self"],
+        options=settings,
+        on_step=lambda step: note(f"{step} ..."),
+    )
     leaks = [_leaks(file, engine, queries, evaluations) for file in options["pairs"]]
     folder: Path = options["diagnose"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,16 +127,16 @@ def print_diagnosis(found: Diagnosis, leaks: Sequence[dict[str, Any]], queries: 
     say(f"\n{_judgements(found)}")
     say(f"\nrecall by rank, searching for {deepest:,} documents" + (_FUSED if "hybrid" in found.recall else ""))
     console.print(_recall_table(found, deepest))
-    say("\nnDCG@10 by words of the query")
+    say("\nnDCG@10 by words of the query, with 95 % intervals")
     console.print(_group_table("words", found.by_words))
     say(f"\n{_lengths('documents', found.documents, found.cut)}\n{_lengths('queries', found.queries, True)}")
     if len(found.by_document) > 1:
         done = "cut" if found.cut else "split"
         say(f"nDCG@10 by how many of a query's relevant documents are {done}")
-        console.print(_group_table("relevant documents", found.by_document))
+        console.print(_group_table("", found.by_document))
     if found.by_query:
         say("nDCG@10 by whether the query is cut")
-        console.print(_group_table("queries", found.by_query))
+        console.print(_group_table("", found.by_query))
     for one in leaks:
         say(f"\n{_told(one)}")
     say("\nqueries whose first relevant document comes last, by its rank")
@@ -153,7 +160,7 @@ def _judgements(found: Diagnosis) -> str:
 
 def _recall_table(found: Diagnosis, deepest: int) -> Any:
     ranks = sorted({*(rank for rank in _RANKS if rank < deepest), deepest})
-    names = ["mode", *(f"@{rank:,}" for rank in ranks), "judged@10", "queries that find none"]
+    names = ["mode", *(f"@{rank:,}" for rank in ranks), "judged@10", "never found"]
     rows = [
         [
             mode,
@@ -175,7 +182,7 @@ def _group_table(name: str, groups: Sequence[Group]) -> Any:
 
 
 def _interval(score: Interval) -> str:
-    return f"{score.mean:.3f}" if isnan(score.low) else f"{score.mean:.3f} ±{score.high - score.mean:.3f}"
+    return f"{score.mean:.3f}" if isnan(score.low) else f"{score.mean:.3f} ({score.low:.2f}-{score.high:.2f})"
 
 
 def _lengths(what: str, lengths: Lengths, cut: bool) -> str:
@@ -213,7 +220,7 @@ def _worst_table(found: Diagnosis, queries: Sequence[Query]) -> Any:
         [_shortened(texts.get(query, query)), *("-" if rank is None else f"{rank:,}" for rank in ranks[query])]
         for query in order[:_WORST]
     ]
-    return _table(["query", *modes], rows)
+    return _table(["query", *modes], rows, wrap=True)
 
 
 def _shortened(text: str) -> str:
@@ -221,13 +228,13 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _TEXT else text[: text.rfind(" ", 0, _TEXT)] + " …"
 
 
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]], *, wrap: bool = False) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False)
     for n, name in enumerate(names):
-        table.add_column(name, justify="right" if n else "left", no_wrap=n > 0)
+        table.add_column(name, justify="right" if n else "left", no_wrap=n > 0 or not wrap)
     for row in rows:
         table.add_row(*map(escape, row))
     return table

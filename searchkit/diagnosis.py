@@ -35,7 +35,7 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over queries with its 95 % confidence interval by Student's t; NaN ends for a single query."""
+    """A mean over queries with its 95 % confidence interval by Student's t, within 0 and 1; NaN ends for one query."""
 
     mean: float
     low: float
@@ -267,7 +267,8 @@ class Grouping:
 
 def _interval(values: Sequence[float]) -> Interval:
     array = np.array(values, dtype=np.float64)
-    return Interval(float(array.mean()), *confidence_interval(array))
+    low, high = (float(np.clip(end, 0, 1)) for end in confidence_interval(array))
+    return Interval(float(array.mean()), low, high)
 
 
 def judged_at(run: Run, qrels: Qrels, k: int) -> float:

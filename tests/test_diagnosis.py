@@ -117,6 +117,8 @@ def test_intervals_are_student_s() -> None:
     oracle = ttest_1samp(list(values.values()), 0).confidence_interval(0.95)
     assert (score.low, score.high) == pytest.approx((oracle.low, oracle.high))
     assert score.mean == pytest.approx(np.mean(list(values.values())))
+    few = Grouping({"dense": {"a": 0.0, "b": 1.0}}).means(["a", "b"])["dense"]
+    assert (few.low, few.high) == (0, 1)  # as far as the metric goes
     (alone,) = Grouping({"dense": values}).of([("one", ["q3"]), ("nobody", [])])
     assert alone.scores["dense"].summary() == {"mean": values["q3"], "low": None, "high": None}
 
