@@ -74,7 +74,7 @@ def test_a_search_is_its_embedding_and_the_rest(engine: SearchEngine, monkeypatc
     parts = np.array(found.embedding.seconds) + np.array(found.rest.seconds)
     np.testing.assert_allclose(found.whole.seconds, parts, atol=1e-9)
     assert min(found.embedding.seconds) >= 0.02
-    assert found.rest.summary()["p50"] < 0.02  # type: ignore[operator]
+    assert sum(found.rest.seconds) < sum(found.embedding.seconds)
     assert len(found.whole.seconds) == 30
     assert time_searches(engine, QUERIES, seconds=0, options=WORDS).embedding is None
 
@@ -101,7 +101,7 @@ def test_searches_at_once_are_at_once(engine: SearchEngine, monkeypatch: pytest.
     assert found.threads == 6
     assert len(found.times.seconds) >= 30
     assert min(found.times.seconds) >= 0.03
-    assert found.per_second > 2 / 0.03  # one after another would be less than 1 / 0.03
+    assert found.per_second * np.mean(found.times.seconds) > 3  # under way at a time, by Little's law; of six at most
 
 
 def test_an_error_in_one_thread_is_an_error_and_no_waiting(engine: SearchEngine) -> None:
