@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from searchkit.cli.shared import INDEX, fusion_options, model_options, note
+from searchkit.cli.shared import (
+    INDEX,
+    fusion_options,
+    instruction_of,
+    instruction_options,
+    model_options,
+    note,
+)
 
 
 @click.command()
@@ -20,6 +27,8 @@ from searchkit.cli.shared import INDEX, fusion_options, model_options, note
     help="Folder for the indexes, which are used again. [default: FOLDER.MODEL.indexes here]",
 )
 @click.option("--modes", default="dense,lexical,hybrid", show_default=True, help="Also rank-bm25.")
+@click.option("--split", help="Which qrels/SPLIT.tsv of all. [default: each its own, mostly test]")
+@instruction_options
 @click.option("--metric", default="ndcg@10", show_default=True, help="Shown in the table; JSON has them all.")
 @fusion_options
 @click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
@@ -32,7 +41,11 @@ def beir(folder: Path, output: str, report: Path | None, **options: Any) -> None
     instruction for models that were trained with instructions, a query's own document left out, CQADupStack's forums
     averaged. Stopped, the same command goes on. Published figures stand beside the model's where they are known.
 
+    A folder of languages is a row each: collections called de, fr or miracl-de are stemmed by that language, and in a
+    folder called miracl or xquad they get its split and instruction.
+
     \b
+        searchkit beir miracl/ --model intfloat/multilingual-e5-small
         searchkit beir beir/ --model minilm
         searchkit beir beir/ --sets scifact,nfcorpus --modes dense --report rows.json
     """
@@ -47,7 +60,10 @@ def beir(folder: Path, output: str, report: Path | None, **options: Any) -> None
     embedder = Embedder(model, **how)
     indexes = options["indexes"] or Path(f"{folder.resolve().name}.{Path(model).name}.indexes")
     fusion = SearchOptions(fusion=options["fusion"], dense_weight=options["dense_weight"], rrf_k=options["rrf_k"])
-    found = {one.task: measure_set(one, embedder, indexes, modes=modes, options=fusion, on_step=note) for one in sets}
+    own = {"split": options["split"], "instruction": instruction_of(options["task"], options["instruction"])}
+    found = {
+        one.task: measure_set(one, embedder, indexes, modes=modes, options=fusion, on_step=note, **own) for one in sets
+    }
     metrics = next(iter(next(iter(found.values())).values()))
     if options["metric"] not in metrics:
         raise click.UsageError(f"--metric is {options['metric']!r}; expected one of {', '.join(metrics)}")

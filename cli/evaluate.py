@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from searchkit.cli.diagnose import check as check_diagnosis
+from searchkit.cli.diagnose import diagnose_evaluation, diagnose_options, print_diagnosis
 from searchkit.cli.passkey import check_options, evaluate_passkeys, passkey_options
 from searchkit.cli.shared import (
     FILE,
@@ -41,6 +43,7 @@ _LARGEST_BASELINE = 50_000
 @click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
 @click.option("--runs", type=click.Path(file_okay=False, path_type=Path), help="Folder for a TREC run file a mode.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="File for a full report in JSON.")
+@diagnose_options
 @passkey_options
 @model_options
 @click.pass_context
@@ -49,12 +52,15 @@ def evaluate(
 ) -> None:
     """Measure INDEX against judgements: nDCG@10, recall@100, MRR@10, MAP@100, time and bytes.
 
+    With --diagnose FOLDER: where it loses as well, as a table, diagnosis.json and charts.
+
     With --passkey: among 100 documents of one length, is the one found first that holds the passkey of the person asked
     for? By the vector of the whole text, and by the best passage, as an index searches.
 
     \b
         searchkit evaluate scifact.index --beir scifact/ --split test
         searchkit evaluate papers.index --queries q.jsonl --qrels qrels.tsv --modes dense,hybrid --format json
+        searchkit evaluate scifact.index --beir scifact/ --diagnose why/ --pairs train.jsonl
         searchkit evaluate --passkey --model minilm --lengths 128,256,512 --plot passkey.png
     """
     check_options(context)
@@ -63,6 +69,7 @@ def evaluate(
         return
     if index is None:
         raise click.UsageError("name the INDEX to measure; only --passkey goes without one")
+    check_diagnosis(options)
     from searchkit.evaluate import evaluate as measure
     from searchkit.evaluate import write_report, write_run
     from searchkit.ranking import SearchOptions
@@ -95,6 +102,9 @@ def evaluate(
             "documents": len(engine),
             "settings": engine.settings,
         }
+        found = None
+        if options["diagnose"]:
+            found = diagnose_evaluation(engine, queries, qrels, evaluations, about, options, settings)
     if runs:
         for item in evaluations:
             write_run(runs / f"{item.mode}.trec", item)
@@ -104,6 +114,8 @@ def evaluate(
         click.echo(json.dumps({item.mode: item.summary() for item in evaluations}, indent=1))
     else:
         print_table(evaluations)
+        if found:
+            print_diagnosis(*found, queries)
 
 
 def read_judged(options: dict[str, Any]) -> tuple[list[Query], Qrels, str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PASSKEYS_ONLY = {"lengths", "plot"}
 _FUSION = {"fusion", "dense_weight", "rrf_k"}
-_JUDGEMENTS_ONLY = {"beir", "split", "queries", "qrels", "modes", "drop_self", "runs"} | _FUSION
+_JUDGEMENTS_ONLY = {"beir", "split", "queries", "qrels", "modes", "drop_self", "runs"} | _FUSION | {"diagnose", "pairs"}
 
 
 def passkey_options(command: F) -> F:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate
 from searchkit.judgements import read_beir_split
 from searchkit.lines import quoted
-from searchkit.prompts import find_task
+from searchkit.prompts import Task, find_task
 from searchkit.ranking import SearchOptions
 
 _ROWS = ("scifact", "nfcorpus", "arguana", "fiqa", "scidocs", "trec-covid", "quora", "touche2020")
@@ -28,6 +29,12 @@ PUBLISHED: dict[str, dict[str, float]] = {
 """nDCG@10 on the test sets, {model: {task: value}}, from MTEB's results repository; bm25 is bm25s with English stop
 words and a Snowball stemmer."""
 
+_STEMMED = {
+    "ar": "arabic", "da": "danish", "nl": "dutch", "en": "english", "fi": "finnish", "fr": "french", "de": "german",
+    "el": "greek", "hu": "hungarian", "it": "italian", "no": "norwegian", "pt": "portuguese", "ro": "romanian",
+    "ru": "russian", "es": "spanish", "sv": "swedish", "ta": "tamil", "tr": "turkish",
+}  # fmt: skip
+_UNSTEMMED = {"bn", "cs", "fa", "hi", "id", "ja", "ko", "pl", "sw", "te", "th", "uk", "ur", "vi", "yo", "zh"}
 _ALIASES = {"minilm": "all-MiniLM-L6-v2"}
 
 
@@ -48,6 +55,12 @@ class BeirSet:
         """The name it is known by in `searchkit.prompts`, or else its own."""
         known = find_task(self.name)
         return known.name if known else self.name
+
+    @property
+    def rules(self) -> Task | None:
+        """How it is published: by its own name, without its language, or by that of its folder, as "miracl/de"."""
+        bare = self.name[:-3] if language_of(self.name) and len(self.name) > 3 else self.name
+        return find_task(bare) or find_task(self.parts[0].resolve().parent.name)
 
 
 def find_sets(folder: Path, names: Sequence[str] = ()) -> list[BeirSet]:
@@ -78,6 +91,15 @@ def find_sets(folder: Path, names: Sequence[str] = ()) -> list[BeirSet]:
     return [by_task[task] for task in dict.fromkeys(wanted)]
 
 
+def language_of(name: str) -> str | None:
+    """The language of words that a collection's name ends with, as "de" or "miracl-de"; None where it says none.
+
+    Languages that have no stemmer here get "none": another's would be wrong.
+    """
+    code = re.split(r"[-_.]", name.lower())[-1]
+    return "none" if code in _UNSTEMMED else _STEMMED.get(code)
+
+
 def _is_set(folder: Path) -> bool:
     files = [folder / "corpus.jsonl", folder / "queries.jsonl"]
     return all(file.is_file() for file in files) and (folder / "qrels").is_dir()
@@ -89,19 +111,24 @@ def measure_set(
     indexes: Path,
     *,
     modes: Sequence[str],
+    split: str | None = None,
+    instruction: str | None = None,
     options: SearchOptions | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Index a collection, or go on with its index, and measure it by the rules it is published with.
 
     Documents stay whole, as published figures have them. The split, the dropping of a query's own document and, for
-    models trained with instructions, the instruction are those of the collection's name.
+    models trained with instructions, the instruction are those of the collection's name, or of the folder's that it is
+    in. Words are stemmed by the language that the name ends with ("de", "miracl-de"), else as English.
 
     Args:
         one: The collection.
         embedder: What embeds it.
         indexes: Folder for an index a part; those that are there already are used and completed.
         modes: Some of :data:`searchkit.evaluate.EVALUATION_MODES`.
+        split: Another than the collection's own.
+        instruction: Another than the collection's own; "" none.
         options: Fusion settings.
         on_step: Told what is being done.
 
@@ -112,14 +139,16 @@ def measure_set(
         ValueError: An index there is of another model, or a file is not as it should be.
     """
     told = on_step or (lambda step: None)
-    task = find_task(one.name)
-    instructed = embedder.conventions.default_instruction is not None
+    task = one.rules
+    if instruction is None and task and embedder.conventions.default_instruction is not None:
+        instruction = task.instruction
     indexes.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, dict[str, float]]] = []
     for part in one.parts:
         name = one.name if part.name == one.name else f"{one.name}-{part.name}"
-        queries, qrels = read_beir_split(part, task.split if task else "test")
-        with SearchEngine.create(indexes / f"{name}.index", model=embedder, chunk_tokens=0, exist_ok=True) as engine:
+        queries, qrels = read_beir_split(part, split or (task.split if task else "test"))
+        place, language = indexes / f"{name}.index", language_of(part.name)
+        with SearchEngine.create(place, model=embedder, chunk_tokens=0, language=language, exist_ok=True) as engine:
             told(f"{name}: indexing")
             engine.add(read_corpus(part, kind="beir"))
             evaluations = evaluate(
@@ -127,7 +156,7 @@ def measure_set(
                 queries,
                 qrels,
                 modes=modes,
-                instruction=task.instruction if task and instructed else None,
+                instruction=instruction,
                 drop_self=bool(task and task.drop_self),
                 options=options,
                 on_mode=lambda mode, name=name: told(f"{name}: searching {mode}"),  # type: ignore[misc]

@@ -162,17 +162,7 @@ class Embedder:
         Raises:
             ValueError: The instruction leaves no room for a query, or the model gave a vector that is not finite.
         """
-        conventions = self.conventions
-        if instruction is None:
-            instruction = conventions.default_instruction
-        if not instruction:
-            return self._encode([conventions.query_prefix + query for query in queries])
-        bare = len(self._ids([format_query(conventions.instructed, "", instruction)])[0]) + self.special_tokens
-        if bare >= self.max_length:
-            raise ValueError(
-                f"the instruction takes {bare} of {self.max_length} tokens and leaves no room for a query; shorten it"
-            )
-        return self._encode([format_query(conventions.instructed, query, instruction) for query in queries])
+        return self._encode(self._asked(queries, instruction))
 
     def encode_passages(self, passages: Sequence[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         """Embed passages as they are: an instruction never goes to a document.
@@ -184,8 +174,15 @@ class Embedder:
         Returns:
             (len(passages), dim) float32 rows of unit length.
         """
-        prefix = self.conventions.document_prefix
-        return self._encode([prefix + passage for passage in passages], on_batch)
+        return self._encode(self._prefixed(passages), on_batch)
+
+    def query_tokens(self, queries: Sequence[str], instruction: str | None = None) -> list[int]:
+        """Tokens of every query, with its instruction and the model's marks; above `max_length`, it is cut."""
+        return [len(ids) + self.special_tokens for ids in self._ids(self._asked(queries, instruction))]
+
+    def passage_tokens(self, passages: Sequence[str]) -> list[int]:
+        """Tokens of every passage, with the model's marks; above `max_length`, it is cut."""
+        return [len(ids) + self.special_tokens for ids in self._ids(self._prefixed(passages))]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of every text as the model gets them: cut to `max_length`, with the marks around."""
@@ -194,6 +191,23 @@ class Embedder:
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token of `text` starts and stops, in characters; for cutting a long text into passages."""
         return list(self.runtime.tokenizer.encode(text, add_special_tokens=False).offsets)
+
+    def _asked(self, queries: Sequence[str], instruction: str | None) -> list[str]:
+        """Queries as the model reads them."""
+        conventions = self.conventions
+        if instruction is None:
+            instruction = conventions.default_instruction
+        if not instruction:
+            return [conventions.query_prefix + query for query in queries]
+        bare = len(self._ids([format_query(conventions.instructed, "", instruction)])[0]) + self.special_tokens
+        if bare >= self.max_length:
+            raise ValueError(
+                f"the instruction takes {bare} of {self.max_length} tokens and leaves no room for a query; shorten it"
+            )
+        return [format_query(conventions.instructed, query, instruction) for query in queries]
+
+    def _prefixed(self, passages: Sequence[str]) -> list[str]:
+        return [self.conventions.document_prefix + passage for passage in passages]
 
     def _encode(self, texts: list[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         tokens = self.tokenize(texts)

@@ -416,9 +416,13 @@ class SearchEngine:
         task: str | None = None,
         k: int = 10,
         options: SearchOptions | None = None,
+        vectors: np.ndarray | None = None,
     ) -> list[list[Hit]]:
-        """Like `search` for many queries; a :class:`Query` with an instruction of its own keeps it."""
-        rank = self._asked(queries, instruction, task, k, options)
+        """Like `search` for many queries; a :class:`Query` with an instruction of its own keeps it.
+
+        `vectors` are the queries' own, as `embed` gives them, so that they are not embedded again.
+        """
+        rank = self._asked(queries, instruction, task, k, options, vectors)
 
         def fetched(ranker: Ranker) -> tuple[list[list[Ranked]], dict[int, StoredPassage]]:
             rankings = rank(ranker)
@@ -468,6 +472,7 @@ class SearchEngine:
         task: str | None,
         k: int,
         options: SearchOptions | None,
+        vectors: np.ndarray | None = None,
     ) -> Callable[[Ranker], list[list[Ranked]]]:
         """What is asked, checked and embedded once: a function that ranks in a commit."""
         chosen = options or SearchOptions()
@@ -485,7 +490,12 @@ class SearchEngine:
             compile_filter(chosen.where)  # what is wrong with it is said even where there is nothing to find
         if not asked or self._ranker.passages == 0:
             return lambda ranker: [[] for _ in asked]
-        vectors = None if chosen.mode == "lexical" else self.embed(asked, instruction)
+        if vectors is not None and vectors.shape != (len(asked), self._ranker.plan.dim):
+            raise ValueError(
+                f"vectors are {vectors.shape}; expected {(len(asked), self._ranker.plan.dim)}, a row a query"
+            )
+        if chosen.mode != "lexical" and vectors is None:
+            vectors = self.embed(asked, instruction)
         texts = [query.text for query in asked]
         return lambda ranker: ranker.rank(texts, vectors, k, chosen)
 

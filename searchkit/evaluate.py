@@ -85,13 +85,12 @@ def evaluate(
     for mode in modes:
         if on_mode:
             on_mode(mode)
-        rank = _rank_bm25(engine) if mode == "rank-bm25" else _rank_engine(engine, mode, instruction, options)
+        rank = way_to_rank(engine, mode, instruction, options)
         began = time.perf_counter()
         run = rank(asked, DEPTH + drop_self)
         seconds = (time.perf_counter() - began) / len(asked)
         if drop_self:
-            for query_id, found in run.items():
-                found.pop(query_id, None)
+            drop_own(run)
         per_query = score_queries(run, qrels)
         size = bytes_per_document.get(mode)
         evaluations.append(Evaluation(mode, means(per_query), per_query, run, seconds, size))
@@ -112,6 +111,18 @@ def judged_queries(engine: SearchEngine, queries: Sequence[Query], qrels: Qrels)
 
 
 Rank = Callable[[list[Query], int], Run]
+"""(queries, documents wanted of each) -> what is found."""
+
+
+def way_to_rank(engine: SearchEngine, mode: str, instruction: str | None, options: SearchOptions | None) -> Rank:
+    """How a mode of :data:`EVALUATION_MODES` answers, made ready: nothing is loaded when it is first asked."""
+    return _rank_bm25(engine) if mode == "rank-bm25" else _rank_engine(engine, mode, instruction, options)
+
+
+def drop_own(run: Run) -> None:
+    """Take out of every query's documents the one whose id is the query's."""
+    for query_id, found in run.items():
+        found.pop(query_id, None)
 
 
 def _rank_engine(engine: SearchEngine, mode: str, instruction: str | None, options: SearchOptions | None) -> Rank:

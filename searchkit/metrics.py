@@ -26,15 +26,15 @@ def score_queries(run: Run, qrels: Qrels) -> dict[str, dict[str, float]]:
 
     if not qrels:
         raise ValueError("there are no judgements; give at least one judged query")
-    run = {query: top(found, DEPTH) for query, found in run.items() if query in qrels and found}
-    measures = {"ndcg_cut.10", "recall.100", "map_cut.100"}
+    run = {query: found for query, found in run.items() if query in qrels and found}
+    measures = {"ndcg_cut.10", "recall.100", "map_cut.100", "recip_rank"}
     found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run) if run else {}
-    shallow = {query: top(documents, 10) for query, documents in run.items()}
-    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(shallow) if run else {}
     values = {
         name: {query: float(found.get(query, {}).get(key, 0.0)) for query in qrels} for name, key in _MEASURES.items()
     }
-    values["mrr@10"] = {query: float(first.get(query, {}).get("recip_rank", 0.0)) for query in qrels}
+    # trec_eval knows no cut of the reciprocal rank: that of the eleventh is 1/11.
+    firsts = {query: float(found.get(query, {}).get("recip_rank", 0.0)) for query in qrels}
+    values["mrr@10"] = {query: value if value > 1 / 10.5 else 0.0 for query, value in firsts.items()}
     return values
 
 

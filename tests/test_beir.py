@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import TEXTS, build_model
 
-from searchkit.beir import BeirSet, averages, find_sets, measure_set, published
+from searchkit.beir import BeirSet, averages, find_sets, language_of, measure_set, published
 from searchkit.cli.main import main
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
@@ -115,6 +115,44 @@ def test_a_second_time_nothing_is_embedded_again(sets: Path, tmp_path: Path, emb
     before = embedder.stats.texts
     assert measure_set(one_of(sets, "scifact"), embedder, tmp_path, modes=MODES) == first
     assert embedder.stats.texts - before == 5  # the four queries, and one that warms the model up
+
+
+def test_languages_are_stemmed_as_their_names_say(sets: Path, tmp_path: Path, instructed: Embedder) -> None:
+    folder = tmp_path / "miracl"
+    for name in ("de", "zh"):
+        write_set(folder / name, 0, split="dev")
+    for one, language in zip(find_sets(folder), ("german", "none"), strict=True):
+        found = measure_set(one, instructed, tmp_path / "x", modes=MODES)
+        with SearchEngine.open(tmp_path / "x" / f"{one.name}.index", model=instructed) as engine:
+            assert engine.settings["language"] == language
+            queries, qrels = read_beir_split(folder / one.name, "dev")
+            said = get_task("miracl").instruction
+            expected = evaluate(engine, queries, qrels, modes=MODES, instruction=said)
+        assert found == {item.mode: item.metrics for item in expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "language"),
+    [("de", "german"), ("miracl-fr", "french"), ("xquad.zh", "none"), ("scifact", None), ("trec-covid", None)],
+)
+def test_a_name_ends_with_its_language_or_says_none(name: str, language: str | None) -> None:
+    assert language_of(name) == language
+
+
+def test_rules_are_those_of_the_name_or_of_the_folder(tmp_path: Path) -> None:
+    def rules(place: str) -> str | None:
+        found = BeirSet(Path(place).name, (tmp_path / place,)).rules
+        return found.name if found else None
+
+    names = ["miracl/de", "sets/miracl-de", "sets/xquad_en", "sets/de", "sets/fever", "sets/notes"]
+    assert [rules(name) for name in names] == ["miracl", "miracl", "xquad", None, "fever", None]
+
+
+def test_split_and_instruction_can_be_others(sets: Path, tmp_path: Path, instructed: Embedder) -> None:
+    with pytest.raises(CorpusError, match='no split "dev"'):
+        measure_set(one_of(sets, "scifact"), instructed, tmp_path, modes=MODES, split="dev")
+    other = measure_set(one_of(sets, "scifact"), instructed, tmp_path, modes=MODES, instruction="Find the opposite")
+    assert other["dense"] != measure_set(one_of(sets, "scifact"), instructed, tmp_path, modes=MODES)["dense"]
 
 
 def test_published_numbers_are_found_by_model_and_task() -> None:

@@ -110,3 +110,12 @@ def test_the_default_fusion_scores_as_the_engine_does(
     assert found["dense alone"] == wanted_by_mode["dense"]
     assert found["BM25 alone"] == wanted_by_mode["lexical"]
     assert found["weighted, exact similarity for every candidate"] == wanted_by_mode["hybrid"]
+
+
+def test_the_evaluation_script_accounts_for_all_the_time() -> None:
+    found = run("evaluate.py", "--passages", 200, "--queries", 10, "--modes", "dense", "lexical")
+    dense, lexical = found["modes"]
+    for row in (dense, lexical):
+        assert row["embedding"] + row["search"] + row["rest"] == pytest.approx(row["whole"], abs=0.02)  # rounded
+        assert 0 <= row["share of the rest"] <= 1
+    assert dense["embedding"] > 0 == lexical["embedding"]

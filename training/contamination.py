@@ -64,12 +64,14 @@ class Leaks:
         documents: Examples with a positive or a negative that is an evaluation document.
         low_entropy: Examples with a match of either kind on a text of so few words that it may well be chance, such
             as "thank you"; such a match is in this class only.
+        asked: Fingerprints of the evaluation queries that examples ask too, whatever their class.
     """
 
     examined: int = 0
     questions: Matches = field(default_factory=Matches)
     documents: Matches = field(default_factory=Matches)
     low_entropy: Matches = field(default_factory=Matches)
+    asked: set[bytes] = field(default_factory=set)
 
     @property
     def positions(self) -> set[int]:
@@ -121,7 +123,9 @@ class Evaluation:
                 known, matches = (
                     (self._queries, leaks.questions) if place == "query" else (self._documents, leaks.documents)
                 )
-                if known and fingerprint(text) in known:
+                if known and (mark := fingerprint(text)) in known:
+                    if place == "query":
+                        leaks.asked.add(mark)
                     matches = leaks.low_entropy if _has_few_words(text, few_words) else matches
                     matches.positions.add(position)
                     if len(matches.samples) < samples:
