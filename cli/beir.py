@@ -8,19 +8,13 @@ from typing import Any
 
 import click
 
-from searchkit.cli.shared import (
-    INDEX,
-    fusion_options,
-    instruction_of,
-    instruction_options,
-    model_options,
-    note,
-)
+from searchkit.cli.shared import fusion_options, instruction_of, instruction_options, model_options, note
 
 
 @click.command()
-@click.argument("folder", type=INDEX)
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--sets", help="Some of them, as scifact,nfcorpus. [default: all in FOLDER]")
+@click.option("--download", is_flag=True, help="Fetch what FOLDER lacks of --sets, or of BEIR's 15 public ones.")
 @click.option(
     "--indexes",
     type=click.Path(file_okay=False, path_type=Path),
@@ -34,7 +28,7 @@ from searchkit.cli.shared import (
 @click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="File for everything in JSON.")
 @model_options
-def beir(folder: Path, output: str, report: Path | None, **options: Any) -> None:
+def beir(folder: Path, output: str, report: Path | None, download: bool, **options: Any) -> None:
     """Measure a model on every BEIR collection in FOLDER, each by its own rules, and average.
 
     Each collection is indexed whole and evaluated as its published figures are: split (MSMARCO: dev), the paper's
@@ -48,13 +42,20 @@ def beir(folder: Path, output: str, report: Path | None, **options: Any) -> None
         searchkit beir miracl/ --model intfloat/multilingual-e5-small
         searchkit beir beir/ --model minilm
         searchkit beir beir/ --sets scifact,nfcorpus --modes dense --report rows.json
+        searchkit beir beir/ --sets scifact,trec-covid --download
     """
     from searchkit.beir import averages, find_sets, measure_set, published
     from searchkit.embedder import DEFAULT_MODEL, Embedder
     from searchkit.ranking import SearchOptions
 
     modes = [name.strip() for name in options["modes"].split(",") if name.strip()]
-    sets = find_sets(folder, [name.strip() for name in (options["sets"] or "").split(",") if name.strip()])
+    names = [name.strip() for name in (options["sets"] or "").split(",") if name.strip()]
+    if download:
+        from searchkit.download import TASKS
+        from searchkit.download import download as fetch
+
+        fetch(folder, names or TASKS, note)
+    sets = find_sets(folder, names)
     model = options["model"] or DEFAULT_MODEL
     how = {name: options[name] for name in ("adapter", "device", "dtype", "threads")}
     embedder = Embedder(model, **how)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from searchkit.corpus import CorpusError, read_corpus
+from searchkit.download import PART
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate
@@ -73,8 +74,12 @@ def find_sets(folder: Path, names: Sequence[str] = ()) -> list[BeirSet]:
     Raises:
         CorpusError: There is none, or none of a name that was asked for.
     """
+    if not folder.is_dir():
+        raise CorpusError(
+            f"there is no folder {folder}; name one with collections in BEIR form, or fetch some: --download"
+        )
     found = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for place in sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != PART):
         parts = (place,) if _is_set(place) else tuple(sorted(path for path in place.iterdir() if _is_set(path)))
         if parts:
             found.append(BeirSet(place.name, parts))
