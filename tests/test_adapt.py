@@ -19,14 +19,10 @@ from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.indexer.files import locked
 from searchkit.judgements import read_qrels
-from searchkit.ranking import SearchOptions
 from searchkit.records import Document, Query
 from searchkit.training.adapt import AdaptConfig, Judgements, adapt
 from searchkit.training.adapt_report import AdaptReport, Compared, read_report
-from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import fingerprint
-from searchkit.training.dataset import Source
-from searchkit.training.pairs import found_by_words
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 ALL = ["pairs", "mine", "general", "train", "export", "index", "evaluate"]
@@ -102,10 +98,6 @@ def as_lost(out: Path, *, gain: float = -0.1) -> None:
     (out / "report.json").write_text(json.dumps(values))
 
 
-def mined_of(out: Path) -> list[dict[str, Any]]:
-    return [row for name in ("hard", "easy") for row in lines(out / f"mined.{name}.jsonl")]
-
-
 # Stages
 
 
@@ -117,15 +109,7 @@ def test_every_stage_leaves_a_file_to_look_at_and_the_report_says_what_judged(pl
     assert report.modes["lexical"].gain == 0
     assert report.elsewhere is not None
     there = {file.name for file in (place / "out").iterdir()}
-    assert {
-        "pairs.kept.jsonl",
-        "mined.hard.jsonl",
-        "mined.easy.jsonl",
-        "general.jsonl",
-        "model",
-        "after.index",
-        "changes.png",
-    } <= there
+    assert {"pairs.kept.jsonl", "mined.jsonl", "general.jsonl", "model", "after.index", "changes.png"} <= there
 
 
 def test_no_held_out_document_and_no_held_out_query_is_trained_on(place: Path) -> None:
@@ -134,32 +118,11 @@ def test_no_held_out_document_and_no_held_out_query_is_trained_on(place: Path) -
     asked = {fingerprint(row["text"]) for row in lines(out / "held-out.queries.jsonl")}
     texts = {fingerprint(f"Note {n} {TEXTS[int(n)]}") for n in held}
     assert (len(held), len(asked)) == (12, 36)
-    mined = mined_of(out)
+    mined = lines(out / "mined.jsonl")
     assert sum(len(row.get("negatives", [])) for row in mined) > 54
     for row in mined:
         assert fingerprint(row["query"]) not in asked
         assert not texts & set(map(fingerprint, [row["positive"], *row.get("negatives", [])]))
-
-
-def test_pairs_that_words_alone_find_are_apart(place: Path) -> None:
-    words = [" ".join(text.split()[:6]) for text in TEXTS[:3]]
-    with SearchEngine.open(place / "notes.index") as engine:
-        assert found_by_words(engine, [*words, words[0], "zzz"], ["0", "1", "2", None, "3"]) == [True] * 3 + [False] * 2
-        for name in ("hard", "easy"):
-            rows = lines(place / "out" / f"mined.{name}.jsonl")
-            for row in rows:
-                hits = engine.search(row["query"], k=1, options=SearchOptions(mode="lexical"))
-                first = fingerprint(f"{hits[0].title} {hits[0].text}") if hits else None
-                assert (first == fingerprint(row["positive"])) == (name == "easy")
-
-
-def test_what_words_do_not_find_is_trained_on_more_often(config: AdaptConfig) -> None:
-    swapped = [{"query": TEXTS[n + 1].split(".")[0], "positive_id": str(n)} for n in range(10)]
-    write_lines(config.pairs[0], [*pairs_of(TEXTS), *swapped])
-    adapt(replace(config, steps=1, hard_weight=3.0), install=False)
-    assert len(lines(config.out / "mined.hard.jsonl")) >= 3
-    sources = TrainConfig.load(config.out / "trained" / "training.json").sources
-    assert [Source.parse(source).ratio for source in sources[:2]] == [3.0, 1.0]
 
 
 def test_a_finished_run_does_nothing_again_and_a_change_redoes_what_depends_on_it(place: Path, tmp_path: Path) -> None:
@@ -259,7 +222,7 @@ def test_a_pair_that_asks_what_the_judgements_ask_is_set_aside(config: AdaptConf
     assert report.pairs == {"read": 90, "trained_on": 89, "held_out": 0, "set_aside": 1}
     (row,) = lines(config.out / "refused.jsonl")
     assert (row["row"], "judge" in row["reason"]) == (leaking, True)
-    assert leaking not in {row["query"] for row in mined_of(config.out)}
+    assert leaking not in {row["query"] for row in lines(config.out / "mined.jsonl")}
 
 
 def test_too_few_pairs_are_refused_with_what_became_of_them(config: AdaptConfig) -> None:

@@ -30,7 +30,7 @@ from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import fingerprint
 from searchkit.training.dataset import Example, read_examples
 from searchkit.training.negatives import MineReport, mine
-from searchkit.training.pairs import as_judgements, found_by_words, read_pairs, sieve, split
+from searchkit.training.pairs import as_judgements, read_pairs, sieve, split
 from searchkit.training.stages import FILE as STAGES
 from searchkit.training.stages import Stages, digest, remove
 
@@ -43,8 +43,7 @@ FEWEST_HELD = 10
 _LONGEST_GENERAL = 4000  # examples of general texts
 
 KEPT, REFUSED, HELD, QRELS = "pairs.kept.jsonl", "refused.jsonl", "held-out.queries.jsonl", "held-out.qrels.tsv"
-HARD, EASY = "mined.hard.jsonl", "mined.easy.jsonl"
-GENERAL, TRAINED, MODEL, AFTER = "general.jsonl", "trained", "model", "after.index"
+MINED, GENERAL, TRAINED, MODEL, AFTER = "mined.jsonl", "general.jsonl", "trained", "model", "after.index"
 BEFORE, REPORT, COUNTS = "before.index", "report.json", "pairs.json"
 
 
@@ -61,9 +60,7 @@ class AdaptConfig:
         most_held_out: Documents held out at most.
         depth: A pair whose document is not among so many hits for its query is set aside.
         negatives: Hard negatives mined for each query.
-        hard_weight: How much more often a pair is trained on whose document words alone do not put first: those that
-            they do gain little in hybrid search.
-        steps: Steps of training; None goes through the pairs once, so weighted, within 60 to 400 steps.
+        steps: Steps of training; None goes through the pairs once, within 60 to 400 steps.
         batch_size: Queries a step.
         learning_rate: Highest; None takes 6e-5 for all weights and 1e-4 for adapters.
         max_length: Tokens of a text in training; longer ones are cut there, and only there.
@@ -81,7 +78,6 @@ class AdaptConfig:
     most_held_out: int = 300
     depth: int = 100
     negatives: int = 4
-    hard_weight: float = 4.0
     steps: int | None = None
     batch_size: int = 16
     learning_rate: float | None = None
@@ -98,8 +94,6 @@ class AdaptConfig:
             raise ValueError(f"held_out is {self.held_out}; it is a share, above 0 and below 1")
         if not 0 <= self.general_share < 1:
             raise ValueError(f"general_share is {self.general_share}; it is a share, 0 or more and below 1")
-        if not 0 < self.hard_weight < 100:
-            raise ValueError(f"hard_weight is {self.hard_weight}; it is a ratio, above 0 and below 100")
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +248,7 @@ class _Run:
         _write_json(self.out / COUNTS, counts)
 
     def mined(self) -> None:
-        """The pairs with hard negatives, none of them a held-out document; apart by whether words alone find them."""
+        """The pairs with hard negatives, none of them a held-out document."""
         config = self.config
         inputs = {"pairs": self._digests(KEPT, QRELS), "index": self._index_key, "negatives": config.negatives}
 
@@ -262,20 +256,14 @@ class _Run:
             _, qrels = self._held_out()
             held = {document for row in qrels.values() for document in row}
             default = self.engine.embedder.conventions.default_instruction
-            examples = [
+            examples = (
                 replace(example, instruction=default) if example.instruction is None else example
                 for example in read_examples(self.out / KEPT)
-            ]
-            with (self.out / KEPT).open(encoding="utf-8") as stream:
-                ids = [json.loads(line).get("positive_id") for line in stream]
-            easy = found_by_words(self.engine, [example.query for example in examples], ids)
-            found = list(mine(self.engine, examples, MineReport(), count=config.negatives, without=held))
-            for name, wanted in ((HARD, False), (EASY, True)):
-                _write_examples(
-                    self.out / name, (row for row, is_easy in zip(found, easy, strict=True) if is_easy == wanted)
-                )
+            )
+            found = mine(self.engine, examples, MineReport(), count=config.negatives, without=held)
+            _write_examples(self.out / MINED, found)
 
-        self._stage("mine", inputs, [HARD, EASY], work)
+        self._stage("mine", inputs, [MINED], work)
 
     def general(self) -> None:
         """Examples that are not of this index, against forgetting."""
@@ -299,10 +287,7 @@ class _Run:
         from searchkit.training.train import train
 
         plan = self._training()
-        inputs = {
-            "examples": self._digests(HARD, EASY, GENERAL),
-            "training": asdict(replace(plan, sources=("-",), out="-")),
-        }
+        inputs = {"examples": self._digests(MINED, GENERAL), "training": asdict(replace(plan, sources=("-",), out="-"))}
 
         def work() -> None:
             trained = self.out / TRAINED
@@ -317,14 +302,11 @@ class _Run:
 
     def _training(self) -> TrainConfig:
         config = self.config
-        counts = {name: _count_lines(self.out / name) for name in (HARD, EASY, GENERAL)}
-        weights = {HARD: config.hard_weight, EASY: 1.0}
+        pairs, general = (_count_lines(self.out / name) for name in (MINED, GENERAL))
         share = config.general_share
-        pairs = math.ceil(sum(weights[name] * counts[name] for name in weights))
         steps = config.steps or min(400, max(60, math.ceil(pairs / config.batch_size / (1 - share))))
-        sources = [f"{self.out / name}@{weight:g},mixed" for name, weight in weights.items() if counts[name]]
-        if share:
-            sources.append(f"{self.out / GENERAL}@{share / (1 - share) * pairs / counts[GENERAL]:.4f},mixed,kept")
+        ratio = share / (1 - share) * pairs / general
+        sources = [f"{self.out / MINED}@1,mixed"] + ([f"{self.out / GENERAL}@{ratio:.4f},mixed,kept"] if share else [])
         dim, width = int(self.identity["dim"]), self.engine.embedder.runtime.hidden_size
         rank = config.lora_rank
         if rank is None:

@@ -103,19 +103,6 @@ def split(
     return parts[0], judging, parts[1]
 
 
-def found_by_words(engine: SearchEngine, queries: Sequence[str], ids: Sequence[str | None]) -> list[bool]:
-    """Whether the first hit of each query by words alone is its document.
-
-    Args:
-        engine: The index.
-        queries: The texts.
-        ids: The document of each; a None is not found.
-    """
-    rankings = engine.rank([Query("", query) for query in queries], k=1, options=SearchOptions(mode="lexical"))
-    names = engine.ids_of(rankings)
-    return [bool(found) and names[found[0].doc] == id for found, id in zip(rankings, ids, strict=True)]
-
-
 def as_judgements(examples: Iterable[Example]) -> tuple[list[Query], Qrels]:
     """Held-out examples as queries and judgements; one query of several documents is one query."""
     queries: dict[tuple[bytes, str | None], Query] = {}
