@@ -457,9 +457,13 @@ class SearchEngine:
         task: str | None = None,
         k: int = 10,
         options: SearchOptions | None = None,
+        ties: bool = False,
     ) -> list[list[Ranked]]:
-        """The ranking behind `search_many`, without fetching the documents' texts."""
-        return self._in_one_commit(self._asked(queries, instruction, task, k, options))
+        """The ranking behind `search_many`, without fetching the documents' texts.
+
+        With `ties` also the documents that score as the k-th does, which a cut leaves out by the order they came in.
+        """
+        return self._in_one_commit(self._asked(queries, instruction, task, k, options, ties))
 
     def _asked(
         self,
@@ -468,6 +472,7 @@ class SearchEngine:
         task: str | None,
         k: int,
         options: SearchOptions | None,
+        ties: bool = False,
     ) -> Callable[[Ranker], list[list[Ranked]]]:
         """What is asked, checked and embedded once: a function that ranks in a commit."""
         chosen = options or SearchOptions()
@@ -487,7 +492,7 @@ class SearchEngine:
             return lambda ranker: [[] for _ in asked]
         vectors = None if chosen.mode == "lexical" else self.embed(asked, instruction)
         texts = [query.text for query in asked]
-        return lambda ranker: ranker.rank(texts, vectors, k, chosen)
+        return lambda ranker: ranker.rank(texts, vectors, k, chosen, ties=ties)
 
     def _in_one_commit(self, work: Callable[[Ranker], T]) -> T:
         """Do something in the commit at hand; when a writer took its files away meanwhile, in the one after it."""
