@@ -10,6 +10,7 @@ import click
 
 from searchkit.cli.diagnose import check as check_diagnosis
 from searchkit.cli.diagnose import diagnose_evaluation, diagnose_options, print_diagnosis
+from searchkit.cli.mteb import check_mteb_options, evaluate_mteb, mteb_options
 from searchkit.cli.passkey import check_options, evaluate_passkeys, passkey_options
 from searchkit.cli.shared import (
     FILE,
@@ -45,6 +46,7 @@ _LARGEST_BASELINE = 50_000
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="File for a full report in JSON.")
 @diagnose_options
 @passkey_options
+@mteb_options
 @model_options
 @click.pass_context
 def evaluate(
@@ -57,18 +59,26 @@ def evaluate(
     With --passkey: among 100 documents of one length, is the one found first that holds the passkey of the person asked
     for? By the vector of the whole text, and by the best passage, as an index searches.
 
+    With --mteb TASK: tasks of mteb by its own evaluator, into its own result files. Searches are answered by an index
+    that is made for each corpus, other tasks by the model.
+
     \b
         searchkit evaluate scifact.index --beir scifact/ --split test
         searchkit evaluate papers.index --queries q.jsonl --qrels qrels.tsv --modes dense,hybrid --format json
         searchkit evaluate scifact.index --beir scifact/ --diagnose why/ --pairs train.jsonl
         searchkit evaluate --passkey --model minilm --lengths 128,256,512 --plot passkey.png
+        searchkit evaluate --mteb SciFact --mteb STSBenchmark --model minilm --modes dense,hybrid --results mteb/
     """
+    check_mteb_options(context)
+    if options["mteb"]:
+        evaluate_mteb(output, report, options)
+        return
     check_options(context)
     if options["passkey"]:
         evaluate_passkeys(index, output, report, options)
         return
     if index is None:
-        raise click.UsageError("name the INDEX to measure; only --passkey goes without one")
+        raise click.UsageError("name the INDEX to measure; only --passkey and --mteb go without one")
     check_diagnosis(options)
     from searchkit.evaluate import evaluate as measure
     from searchkit.evaluate import write_report, write_run

@@ -182,7 +182,7 @@ def _model_files(folder: Path) -> Iterator[Path]:
     names = {
         "config.json", "tokenizer.json", "adapter_config.json", "base_config.json", "vocab.txt", "tokenizer.model",
     }  # fmt: skip
-    weights = [file for file in folder.iterdir() if file.suffix == ".safetensors"]
+    weights = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".onnx")]
     if not weights:  # older models carry a pickle, which transformers reads with weights_only
         weights = [file for file in folder.iterdir() if file.suffix == ".bin"]
     yield from weights

@@ -85,7 +85,7 @@ def _fetch(name: str) -> Any:
         import mteb
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"fetching {name} needs {error.name}: pip install 'searchkit[eval]'", name=error.name
+            f"fetching {name} needs {error.name}: pip install 'searchkit[mteb]'", name=error.name
         ) from error
     task: Any = mteb.get_task(name)
     try:

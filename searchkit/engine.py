@@ -461,9 +461,13 @@ class SearchEngine:
         task: str | None = None,
         k: int = 10,
         options: SearchOptions | None = None,
+        ties: bool = False,
     ) -> list[list[Ranked]]:
-        """The ranking behind `search_many`, without fetching the documents' texts."""
-        return self._in_one_commit(self._asked(queries, instruction, task, k, options))
+        """The ranking behind `search_many`, without fetching the documents' texts.
+
+        With `ties` also the documents that score as the k-th does, which a cut leaves out by the order they came in.
+        """
+        return self._in_one_commit(self._asked(queries, instruction, task, k, options, ties=ties))
 
     def _asked(
         self,
@@ -473,6 +477,7 @@ class SearchEngine:
         k: int,
         options: SearchOptions | None,
         vectors: np.ndarray | None = None,
+        ties: bool = False,
     ) -> Callable[[Ranker], list[list[Ranked]]]:
         """What is asked, checked and embedded once: a function that ranks in a commit."""
         chosen = options or SearchOptions()
@@ -497,7 +502,7 @@ class SearchEngine:
         if chosen.mode != "lexical" and vectors is None:
             vectors = self.embed(asked, instruction)
         texts = [query.text for query in asked]
-        return lambda ranker: ranker.rank(texts, vectors, k, chosen)
+        return lambda ranker: ranker.rank(texts, vectors, k, chosen, ties=ties)
 
     def _in_one_commit(self, work: Callable[[Ranker], T]) -> T:
         """Do something in the commit at hand; when a writer took its files away meanwhile, in the one after it."""

@@ -80,7 +80,7 @@ def evaluate(
     if unknown or not modes:
         raise ValueError(f"modes are {', '.join(unknown) or 'none'}; expected some of {', '.join(EVALUATION_MODES)}")
     asked = judged_queries(engine, queries, qrels)
-    bytes_per_document = _bytes_per_document(engine)
+    bytes_per_document = mode_bytes(engine)
     evaluations = []
     for mode in modes:
         if on_mode:
@@ -91,6 +91,7 @@ def evaluate(
         seconds = (time.perf_counter() - began) / len(asked)
         if drop_self:
             drop_own(run)
+        run = {query_id: top(found, DEPTH) for query_id, found in run.items()}
         per_query = score_queries(run, qrels)
         size = bytes_per_document.get(mode)
         evaluations.append(Evaluation(mode, means(per_query), per_query, run, seconds, size))
@@ -129,7 +130,8 @@ def _rank_engine(engine: SearchEngine, mode: str, instruction: str | None, optio
     settings = replace(options or SearchOptions(), mode=as_mode(mode))
 
     def rank(queries: list[Query], k: int) -> Run:
-        rankings = engine.rank(queries, instruction=instruction, k=k, options=settings)
+        # trec_eval breaks ties by id, so all that tie at the cut must be there.
+        rankings = engine.rank(queries, instruction=instruction, k=k, options=settings, ties=True)
         ids = engine.ids_of(rankings)
         return {
             query.id: {ids[item.doc]: item.score for item in ranking}
@@ -158,14 +160,14 @@ def _rank_bm25(engine: SearchEngine) -> Rank:
             return run
         for query in queries:
             scores = scorer.get_scores(analyzer.analyze(query.text))
-            best = np.argsort(-scores, kind="stable")[:k]
-            run[query.id] = {ids[i]: float(scores[i]) for i in best if scores[i] > 0}
+            least = np.sort(scores)[-k] if len(scores) > k else 0.0
+            run[query.id] = {ids[i]: float(scores[i]) for i in np.flatnonzero((scores >= least) & (scores > 0))}
         return run
 
     return rank
 
 
-def _bytes_per_document(engine: SearchEngine) -> dict[str, float]:
+def mode_bytes(engine: SearchEngine) -> dict[str, float]:
     sizes = engine.store.sizes()
     documents = max(1, len(engine))
     dense, lexical = sizes["segments"] / documents, sizes["lexical"] / documents

@@ -31,6 +31,11 @@ class Task:
     aliases: tuple[str, ...] = ()
 
 
+_FORUMS = (
+    "android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",
+    "webmasters", "wordpress",
+)  # fmt: skip
+
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 
 WIKIPEDIA = "Given a question, retrieve Wikipedia passages that answer the question"
@@ -42,6 +47,7 @@ TASKS: tuple[Task, ...] = (
         "cqadupstack",
         "Given a question, retrieve detailed question descriptions from Stackexchange "
         "that are duplicates to the given question",
+        aliases=("cqadupstack-retrieval", *(f"cqadupstack-{forum}-retrieval" for forum in _FORUMS)),
     ),
     Task("dbpedia", "Given a query, retrieve relevant entity descriptions from DBPedia", aliases=("dbpedia-entity",)),
     Task("fever", "Given a claim, retrieve documents that support or refute the claim", drop_self=True),

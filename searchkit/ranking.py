@@ -13,7 +13,7 @@ from searchkit.indexer import dense, fusion, segments
 from searchkit.indexer.filters import Condition, compile_filter
 from searchkit.indexer.gpu import Gpus
 from searchkit.indexer.lexical import LexicalIndex
-from searchkit.indexer.recipes import Plan
+from searchkit.indexer.recipes import RECIPES, Plan
 from searchkit.indexer.store import Snapshot, Store
 
 Mode = Literal["dense", "lexical", "hybrid"]
@@ -116,7 +116,7 @@ class Ranker:
         return self.snapshot.passages
 
     def rank(
-        self, texts: Sequence[str], vectors: np.ndarray | None, k: int, options: SearchOptions
+        self, texts: Sequence[str], vectors: np.ndarray | None, k: int, options: SearchOptions, *, ties: bool = False
     ) -> list[list[Ranked]]:
         """The k best documents a query.
 
@@ -125,6 +125,8 @@ class Ranker:
             vectors: The same queries, (len(texts), dim) float32 unit rows; None for a lexical ranking.
             k: Documents wanted.
             options: How to rank.
+            ties: Give the documents after the k-th too that score as it does (as 32-bit floats), where it is known
+                that they do: of vectors, those that are searched exactly.
 
         Raises:
             FilterError: The filter in the options cannot be understood.
@@ -133,14 +135,21 @@ class Ranker:
         if allowed.passages == 0:
             return [[] for _ in texts]
         if vectors is None or options.mode == "lexical":
-            return [self._by_words(text, k, allowed) for text in texts]
+            by_words = partial(self._by_words, allowed=allowed)
+            return [_with_ties(partial(by_words, text), k) if ties else by_words(text, k) for text in texts]
         if options.mode == "dense":
-            return self._by_vector(vectors, k, allowed)
+            if not (ties and RECIPES[self.plan.recipe].exact):
+                return self._by_vector(vectors, k, allowed)
+            found = self._by_vector(vectors, k + 1, allowed)  # all at once: few have a tie there
+            return [
+                _with_ties(partial(self._by_one, vector[None], allowed), k, ranking)
+                for vector, ranking in zip(vectors, found, strict=True)
+            ]
         depth = max(k, options.depth)
-        found = zip(vectors, self._by_vector(vectors, depth, allowed), texts, strict=True)
+        sides = zip(vectors, self._by_vector(vectors, depth, allowed), texts, strict=True)
         return [
-            self._fuse(vector, ranking, self._by_words(text, depth, allowed), k, options)
-            for vector, ranking, text in found
+            self._fuse(vector, ranking, self._by_words(text, depth, allowed), k, options, ties)
+            for vector, ranking, text in sides
         ]
 
     def _matching(self, where: Mapping[str, Any]) -> _Allowed:
@@ -173,6 +182,9 @@ class Ranker:
                 tuning = replace(tuning, probes=4 * tuning.probes)  # the cells visited held too few that are allowed
             depth = min(4 * depth, max(depth, allowed.passages))
 
+    def _by_one(self, vector: np.ndarray, allowed: _Allowed, k: int) -> list[Ranked]:
+        return self._by_vector(vector, k, allowed)[0]
+
     def _by_words(self, text: str, k: int, allowed: _Allowed) -> list[Ranked]:
         depth = k if allowed.passages == allowed.documents else 4 * k
         while True:
@@ -184,7 +196,13 @@ class Ranker:
             depth *= 4
 
     def _fuse(
-        self, vector: np.ndarray, by_vector: list[Ranked], by_words: list[Ranked], k: int, options: SearchOptions
+        self,
+        vector: np.ndarray,
+        by_vector: list[Ranked],
+        by_words: list[Ranked],
+        k: int,
+        options: SearchOptions,
+        ties: bool,
     ) -> list[Ranked]:
         similarity = {item.doc: item.score for item in by_vector}
         words = {item.doc: item.score for item in by_words}
@@ -198,7 +216,28 @@ class Ranker:
             fused = fusion.weighted(
                 similarity | dict(zip(unscored, scores.tolist(), strict=True)), words, options.dense_weight
             )
-        return [Ranked(doc, fused[doc], rows[doc]) for doc in sorted(fused, key=lambda doc: (-fused[doc], doc))[:k]]
+        order = sorted(fused, key=lambda doc: (-fused[doc], doc))
+        end = _end([fused[doc] for doc in order], k) if ties else k
+        return [Ranked(doc, fused[doc], rows[doc]) for doc in order[:end]]
+
+
+def _end(scores: Sequence[float], k: int) -> int:
+    """Where the k best end, when those that score as the last of them belong to them; `scores` are best first."""
+    end = min(k, len(scores))
+    while 0 < end < len(scores) and np.float32(scores[end]) == np.float32(scores[k - 1]):
+        end += 1
+    return end
+
+
+def _with_ties(rank: Callable[[int], list[Ranked]], k: int, found: list[Ranked] | None = None) -> list[Ranked]:
+    """The k best, and those that score as the k-th; `found` is what `rank` gives for one more, if that is known."""
+    depth, ranking = k + 1, rank(k + 1) if found is None else found
+    while True:
+        end = _end([item.score for item in ranking], k)
+        if end < len(ranking) or len(ranking) < depth:
+            return ranking[:end]
+        depth *= 8
+        ranking = rank(depth)
 
 
 def _best_passages(docs: list[int], scores: list[float], rows: list[int]) -> list[Ranked]:

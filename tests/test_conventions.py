@@ -246,3 +246,10 @@ def test_an_adapter_has_a_fingerprint_too(tmp_path: Path) -> None:
     before = fingerprint(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 64}')
     assert fingerprint(tmp_path) != before
+
+
+def test_an_exported_model_s_weights_are_in_its_fingerprint(tmp_path: Path) -> None:
+    shutil.copytree(Path(module.__file__).parent / "builtin", tmp_path, dirs_exist_ok=True)
+    before, weights = fingerprint(tmp_path), tmp_path / "model.onnx"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert fingerprint(tmp_path) != before

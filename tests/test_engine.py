@@ -84,6 +84,21 @@ def test_lexical_search_and_an_empty_index_load_no_model(
         assert empty.search("yeast") == []
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_what_ties_at_the_cut_comes_along_when_asked_for(tmp_path: Path, embedder: Embedder, mode: str) -> None:
+    how = SearchOptions(mode=as_mode(mode))
+    with SearchEngine.create(tmp_path / "copies.index", model=embedder) as engine:
+        engine.add(Document(str(n), TEXTS[n % 3]) for n in range(90))
+        for query in ("why does bread rise", "the tail of the comet over the river"):
+            (whole,) = engine.rank([query], k=90, options=how)
+            for k in (1, 7, 30, 31, 90):
+                (found,) = engine.rank([query], k=k, options=how, ties=True)
+                least = np.float32(whole[:k][-1].score)
+                wanted = {item.doc for item in whole if np.float32(item.score) >= least}
+                assert {item.doc for item in found} == wanted
+                assert len(engine.rank([query], k=k, options=how)[0]) == min(k, len(whole))
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_hybrid_is_the_weighted_sum_of_both_sides(
     engine: SearchEngine, embedder: Embedder, documents: list[Document], weight: float

@@ -61,6 +61,18 @@ def test_metrics_equal_trec_eval_on_runs_full_of_ties(seed: int) -> None:
     assert per_query == pytest.approx({q: oracle[q]["ndcg_cut_10"] if q in oracle else 0.0 for q in qrels})
 
 
+WHOLE = ("dense", "lexical", "rank-bm25")  # hybrid search joins lists that are cut before
+
+
+def test_ties_past_the_last_rank_are_broken_by_id_too(tmp_path: Path, embedder: Embedder) -> None:
+    """Of 150 equal documents trec_eval takes the 100 last ids, whatever the order they came in."""
+    with SearchEngine.create(tmp_path / "copies.index", model=embedder) as engine:
+        engine.add(Document(f"d{n:03}", "Bread rises." if n < 150 else "Tea cools.") for n in range(400))
+        for document, recall in (("d049", 0.0), ("d050", 1.0), ("d149", 1.0)):
+            for found in evaluate(engine, [Query("q", "Bread rises.")], {"q": {document: 1}}, modes=WHOLE):
+                assert found.metrics["recall@100"] == recall
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_mrr_at_10_equals_the_definition(seed: int) -> None:
     run, qrels = random_case(seed)

@@ -292,7 +292,7 @@ def test_an_index_lends_its_model_and_its_way_of_cutting(tmp_path: Path, mistral
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "name the INDEX to measure; only --passkey goes without one"),
+        ((), "name the INDEX to measure; only --passkey and --mteb go without one"),
         (("--lengths", "32"), "--lengths goes with --passkey only"),
         (("--plot", "x.png"), "--plot goes with --passkey only"),
         (("--passkey", "--modes", "dense"), "--modes goes not with --passkey"),

@@ -1,0 +1,124 @@
+"""Do mteb's own evaluator and `searchkit evaluate` come to the same numbers? One Markdown table.
+
+    python tests/benchmarks/mteb_agreement.py scifact/ nfcorpus/ cranfield/ [--model builtin] [--indexes FOLDER]
+
+Each set is a BEIR folder. It is indexed whole and measured by `searchkit.evaluate`; then mteb measures it through both
+protocols: the index through SearchProtocol, and the model's vectors through EncoderProtocol, with mteb's own search
+over every row of the corpus. Its metrics are read before it rounds them to five digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from searchkit.embedder import Embedder
+from searchkit.engine import SearchEngine
+from searchkit.evaluate import evaluate
+from searchkit.judgements import read_beir_split
+from searchkit.mteb_adapter import MtebEncoder, MtebSearch, index_name
+from searchkit.mteb_tasks import beir_task
+from searchkit.prompts import find_task
+from searchkit.ranking import MODES, SearchOptions
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set, searched in one way, measured twice."""
+
+    set: str
+    protocol: str
+    mode: str
+    queries: int
+    ours: dict[str, float]
+    mteb: dict[str, float]
+
+    @property
+    def apart(self) -> float:
+        """The greatest difference of any metric."""
+        return max(abs(self.ours[name] - self.mteb[name]) for name in self.ours)
+
+
+def compared(folder: Path, embedder: Embedder, indexes: Path) -> Iterator[Row]:
+    """A row a mode through SearchProtocol, then one through EncoderProtocol."""
+    from mteb.models import SearchEncoderWrapper
+
+    task = beir_task(folder)
+    task.load_data()
+    (split,) = task.eval_splits
+    data = task.dataset["default"][split]
+    where = {"task_metadata": task.metadata, "hf_split": split, "hf_subset": "default"}
+    how = {**where, "encode_kwargs": {"batch_size": 32, "show_progress_bar": False}, "num_proc": None}
+    known = find_task(folder.resolve().name)
+    queries, qrels = read_beir_split(folder, split)
+    instructed = embedder.conventions.default_instruction is not None
+    rules = {
+        "instruction": known.instruction if known and instructed else None,
+        "drop_self": bool(known and known.drop_self),
+    }
+    ours = {}
+    for mode in MODES:
+        model = MtebSearch(embedder, indexes=indexes, options=SearchOptions(mode=mode))
+        model.index(data["corpus"], **how)
+        run = model.search(data["queries"], top_k=1000, **how)
+        place = indexes / index_name(task.metadata.name, "default", split)
+        with SearchEngine.open(place, model=embedder) as engine:
+            (found,) = evaluate(engine, queries, qrels, modes=[mode], **rules)
+        ours[mode] = found.metrics
+        yield Row(task.metadata.name, "search", mode, len(qrels), ours[mode], judged(task, data, run))
+    wrapped = SearchEncoderWrapper(MtebEncoder(embedder))
+    wrapped.index(data["corpus"], **how)
+    run = wrapped.search(data["queries"], top_k=1000, **how)
+    yield Row(task.metadata.name, "encoder", "dense", len(qrels), ours["dense"], judged(task, data, run))
+
+
+def judged(task: Any, data: Any, run: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The means of mteb's metrics over the queries that it judges, not rounded."""
+    from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
+
+    if task.ignore_identical_ids:
+        run = {query: {id: score for id, score in found.items() if id != query} for query, found in run.items()}
+    found = calculate_retrieval_scores(run, data["relevant_docs"], [10, 100])
+    keys = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
+    scores = found.all_scores.values()
+    means = {name: sum(one[key] for one in scores) / len(scores) for name, key in keys.items()}
+    return {**means, "mrr@10": found.mrr["MRR@10"]}
+
+
+def table(rows: list[Row]) -> str:
+    """nDCG@10 by either, and by how much any of the four metrics differs."""
+    lines = ["| | mteb's protocol | mode | nDCG@10, searchkit | by mteb | greatest difference |", "|" + "---|" * 6]
+    for row in rows:
+        figures = f"{row.ours['ndcg@10']:.7f} | {row.mteb['ndcg@10']:.7f} | {row.apart:.1e}"
+        lines.append(f"| {row.set} ({row.queries} queries) | {row.protocol} | {row.mode} | {figures} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", type=Path, metavar="SET")
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--indexes", type=Path, help="keep the indexes here, each as NAME-SPLIT.index")
+    parser.add_argument("--report", type=Path, help="file for all figures in JSON")
+    arguments = parser.parse_args()
+    embedder = Embedder(arguments.model, threads=arguments.threads)
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for folder in arguments.sets:
+            for row in compared(folder, embedder, arguments.indexes or Path(temporary)):
+                print(f"{row.set}: {row.protocol}, {row.mode}: {row.apart:.1e} apart", file=sys.stderr, flush=True)
+                rows.append(row)
+    print(table(rows))
+    if arguments.report:
+        arguments.report.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
