@@ -21,12 +21,13 @@ import numpy as np
 from searchkit.conventions import Conventions
 from searchkit.embedder import DEFAULT_MODEL, Embedder
 from searchkit.indexer import dense, segments
+from searchkit.indexer.documents import NewDocument, StoredPassage
 from searchkit.indexer.files import BusyError, StoreError
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.gpu import Gpus
 from searchkit.indexer.lexical import LexicalIndex, make_analyzer
 from searchkit.indexer.recipes import Plan, plan
-from searchkit.indexer.store import NewDocument, Snapshot, Store, StoredPassage
+from searchkit.indexer.store import Snapshot, Store
 from searchkit.ingest import AddReport, chunk_settings, new_documents, to_passages
 from searchkit.prompts import get_task
 from searchkit.ranking import Ranked, Ranker, SearchOptions

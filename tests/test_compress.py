@@ -15,7 +15,7 @@ from searchkit.compress import Candidate, Limits, choose, front, measure
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.indexer.dense import Tuning
-from searchkit.indexer.store import NewDocument
+from searchkit.indexer.documents import NewDocument
 from searchkit.ranking import SearchOptions
 from searchkit.records import Query
 

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from searchkit.indexer import dense, segments
+from searchkit.indexer import dense, mending, segments
+from searchkit.indexer.database import LAST
+from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.files import StoreError
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.recipes import Plan
-from searchkit.indexer.store import LAST, NewDocument, Snapshot, Store
+from searchkit.indexer.store import Snapshot, Store
 
 TWO_PASSAGES = "Bread rises. Yeast makes gas."
 
@@ -448,7 +450,7 @@ def test_a_log_that_lost_commits_is_not_taken_for_an_older_index(folder: Path, d
             ):
                 opened.snapshot()
     with Store(copy, writable=True) as opened:
-        opened.forget_lost_commits()
+        mending.forget_lost_commits(opened)
         assert opened.snapshot().documents in (5, 6)
 
 

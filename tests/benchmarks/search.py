@@ -27,9 +27,10 @@ import numpy as np
 
 from searchkit.engine import COMMIT_EVERY, SearchEngine
 from searchkit.indexer import dense
+from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.recipes import plan
-from searchkit.indexer.store import NewDocument, Store
+from searchkit.indexer.store import Store
 from searchkit.ranking import Ranker, SearchOptions
 
 WORDS = 50_000
