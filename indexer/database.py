@@ -165,7 +165,7 @@ class Database:
             yield
         finally:
             if self.db.in_transaction:  # damage may have ended it
-                self.db.execute("COMMIT")
+                self.db.execute("COMMIT")  # type: ignore[unreachable]
 
     @contextmanager
     def sound(self) -> Iterator[None]:

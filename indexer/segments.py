@@ -216,6 +216,16 @@ def vectors_of(parts: Sequence[DiskSegment], kept: np.ndarray) -> Iterator[np.nd
             yield part.vectors(positions[start : start + dense.CHUNK])
 
 
+def vectors_at(parts: Sequence[DiskSegment], places: np.ndarray) -> np.ndarray:
+    """Vectors by ascending place among all rows of some segments, (n, dim) float32."""
+    found, first = [], 0
+    for part in parts:
+        mine = places[(places >= first) & (places < first + part.count)] - first
+        found.append(part.vectors(mine))
+        first += part.count
+    return np.concatenate(found)
+
+
 def _masks(parts: Sequence[DiskSegment], kept: np.ndarray) -> list[np.ndarray]:
     return np.split(kept, np.cumsum([part.count for part in parts])[:-1])
 
