@@ -16,7 +16,8 @@ from zlib import crc32
 
 from searchkit.indexer.files import BusyError, StoreError, take_lock
 
-FORMAT = 2
+FORMAT = 3
+"""Of what is written; that of 2 differs in the kind of checksums alone, and is read."""
 
 NAME = "index.db"
 LAST = "last.commit"
@@ -145,7 +146,7 @@ class Database:
                 self.check_settings()  # or damage would be sealed
                 generation = 1 + int(self.setting("generation"))
                 yield generation
-                self.put(generation=generation)
+                self.put(generation=generation, format=FORMAT)
                 self.put(seal=settings_seal(self.db))
                 self.db.execute("COMMIT")
             except BaseException:
@@ -204,7 +205,7 @@ class Database:
 
     def _check_format(self) -> None:
         found = self.settings().get("format")
-        if found != FORMAT:
+        if found not in (2, FORMAT):
             raise StoreError(
                 f"{self.folder} has format {found}, this version reads {FORMAT}; "
                 "use the version of searchkit that made it, or build the index again"

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,11 @@ from searchkit.indexer.files import Stamp, StoreError, folder_size, next_number,
 from searchkit.indexer.filters import Condition
 from searchkit.indexer.recipes import Plan
 from searchkit.indexer.segments import DiskSegment, Entry
+
+WORDS = "meta.json"
+"""The one file of tantivy's that changes: the list of the others."""
+
+KEPT = ".meta.json.named"
 
 
 class Snapshot(NamedTuple):
@@ -77,6 +82,7 @@ class Store(Documents):
             # Damaged settings, and those of an earlier commit, may have forgotten what is needed.
             if writable and self.sealed() and not self.lost_commits():
                 self.sweep()
+                self._take_back_words()
             undo.pop_all()
 
     @classmethod
@@ -322,7 +328,8 @@ class Store(Documents):
             template = dense.SignIndex(plan.dim) if plan.recipe == "binary" else None
             if codebook is not None:
                 file = self.folder / "codebooks" / codebook["name"]
-                verify(file, Stamp(codebook["bytes"], codebook["sha256"]))
+                stamp = codebook["stamp"] if "stamp" in codebook else (codebook["bytes"], codebook["sha256"])
+                verify(file, Stamp(*stamp))
                 template = dense.read(file, plan, mapped=False)
             self._template = (plan, template)
         return self._template
@@ -338,8 +345,7 @@ class Store(Documents):
         place = self.folder / "codebooks"
         place.mkdir(exist_ok=True)
         file = place / next_number(place)
-        dense.write(template, file)
-        return {"name": file.name, **stamp(file)._asdict()}
+        return {"name": file.name, "stamp": dense.write(template, file)}
 
     # Words
 
@@ -360,6 +366,24 @@ class Store(Documents):
         folder = self.lexical_folder()
         for name, value in self.setting("lexical_files").items():
             verify(folder / name, Stamp(*value))
+
+    def keep_words(self) -> None:
+        """To be called before words are added: keeps the list of those that a commit has named."""
+        if (file := self.lexical_folder() / WORDS).is_file():
+            shutil.copyfile(file, file.with_name(KEPT))
+
+    def _take_back_words(self) -> None:
+        """Undo what a killed writer has added to the words and not named; without, all would have to be made anew."""
+        file, named = self.lexical_folder() / WORDS, self.setting("lexical_files").get(WORDS)
+        kept = file.with_name(KEPT)
+        if named is None or not kept.is_file():
+            return
+        try:
+            verify(file, Stamp(*named))
+        except StoreError:
+            with suppress(StoreError):  # or they are made anew after all
+                verify(kept, Stamp(*named))
+                kept.replace(file)
 
     # What no commit names
 
@@ -394,5 +418,5 @@ def _groups(parts: Sequence[DiskSegment], kept: np.ndarray, dim: int) -> Iterato
 def stamps(folder: Path, known: dict[str, Stamp] | None = None) -> dict[str, Stamp]:
     """What is in the lexical index's files; those that are known, and never change once written, are not read again."""
     files = sorted(file for file in folder.glob("[!.]*") if file.suffix != ".lock")
-    known = {name: value for name, value in (known or {}).items() if name != "meta.json"}
+    known = {name: value for name, value in (known or {}).items() if name != WORDS}
     return {file.name: known.get(file.name) or stamp(file) for file in files}

@@ -138,12 +138,12 @@ def drawn(
     vectors = segments.vectors_at(parts, living[taken])
     if not asked:
         rows = segments.all_rows(parts)[living[np.sort(order[:held])]]
-        asked = _phrases([found.text for found in engine.store.passages(rows.tolist()).values()], rng)
+        asked = phrases([found.text for found in engine.store.passages(rows.tolist()).values()], rng)
     queries = engine.embed(asked, instruction)
     return Sample(vectors, docs[taken], np.ascontiguousarray(queries, dtype=np.float32), len(living))
 
 
-def _phrases(texts: Sequence[str], rng: np.random.Generator) -> list[Query]:
+def phrases(texts: Sequence[str], rng: np.random.Generator) -> list[Query]:
     """A few words in a row out of each text, to be asked for: whole passages lie among passages, queries apart.
 
     Cells and graphs that are tuned on passages turn out too narrow for queries (docs/benchmarks.md).

@@ -69,6 +69,7 @@ class Words:
         """Bring an index up to the committed passages; `store` holds the writer's lock."""
         indexed = len(index)
         if indexed < store.stored_passages():
+            store.keep_words()
             index.add((row, join_title(title, text)) for row, title, text in store.texts(indexed))
         store.name_lexical()
 
