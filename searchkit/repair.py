@@ -207,6 +207,7 @@ def _mend_rest(engine: SearchEngine, unsound: list[int], report: Repair) -> None
         )
     if words or lexical.note:
         index = LexicalIndex(store.lexical_folder(), store.setting("language"))
+        store.keep_words()
         index.add((row, join_title(title, text)) for row, title, text in store.texts(len(index)))
         store.name_lexical()
         report.done.append(f"lexical: {'made anew' if words else 'brought up'} from the documents")
