@@ -27,8 +27,8 @@ def check(index: Path, mend: bool, output: str, **how: Any) -> None:
         searchkit check papers.index
         searchkit check papers.index --repair
     """
-    from searchkit.check import Repair, repair
     from searchkit.check import check as verify
+    from searchkit.repair import Repair, repair
 
     report = Repair(findings=verify(index))
     if mend and not all(finding.ok and finding.part != "left over" for finding in report.findings):

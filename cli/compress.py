@@ -14,7 +14,8 @@ import click
 from searchkit.cli.shared import FILE, INDEX, instruction_options, model_options, note, readable_bytes
 
 if TYPE_CHECKING:
-    from searchkit.compress import Candidate, Limits
+    from searchkit.compress import Candidate
+    from searchkit.compress_choice import Limits
     from searchkit.engine import SearchEngine
     from searchkit.records import Query
 
@@ -113,7 +114,8 @@ def check_recipe(engine: SearchEngine, recipe: str) -> None:
 
 def store_by(engine: SearchEngine, recipe: str) -> None:
     """What `searchkit index --recipe` does at its end: store by a recipe, or say why flat is kept."""
-    from searchkit.compress import Limits, choose, measure, parse, quick_recipes
+    from searchkit.compress import measure, parse, quick_recipes
+    from searchkit.compress_choice import Limits, choose
     from searchkit.indexer.recipes import Plan
 
     stored = Plan(**engine.store.setting("storage")["plan"])
@@ -163,7 +165,8 @@ def _apply(engine: SearchEngine, choice: Candidate | str, drop_vectors: bool, se
 def _sweep(
     engine: SearchEngine, index: Path, do_apply: bool, drop_vectors: bool, output: str, options: dict[str, Any]
 ) -> None:
-    from searchkit.compress import RERANK, SAMPLE_BYTES, Limits, choose, front, measure
+    from searchkit.compress import RERANK, SAMPLE_BYTES, measure
+    from searchkit.compress_choice import Limits, choose, front
 
     queries, rules = _queries(options, engine)
     recall = options["recall"] or 0.95

@@ -5,11 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from searchkit.indexer.files import NewFile, Stamp
 from searchkit.indexer.recipes import RECIPES, Plan
 
 CHUNK = 16_384
@@ -143,18 +145,17 @@ def widened(halves: np.ndarray) -> np.ndarray:
     return values
 
 
-def write(index: Any, file: Path) -> None:
-    """Write to a new file."""
-    if file.exists():
-        raise FileExistsError(f"{file} exists; a segment is written once")
+def write(index: Any, file: Path) -> Stamp:
+    """Write to a new file, and force it to the disk."""
     faiss = faiss_module()
     # FAISS's own writer takes a disk that is full when it closes its file for written.
-    with file.open("xb") as stream:
-        writer = faiss.PyCallbackIOWriter(stream.write)
+    with NewFile(file) as new:
+        writer = faiss.PyCallbackIOWriter(new.write)
         if isinstance(index, SignIndex):
             faiss.write_index_binary(index.binary, writer)
         else:
             faiss.write_index(index, writer)
+    return new.stamp
 
 
 def read(file: Path, plan: Plan, *, mapped: bool = True) -> Any:
@@ -171,27 +172,26 @@ def read(file: Path, plan: Plan, *, mapped: bool = True) -> Any:
     return faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
 
 
-def write_flat(chunks: Iterable[np.ndarray], count: int, dim: int, file: Path) -> None:
-    """Write `count` vectors, that come as (n, dim) arrays, as one flat index without holding them all in memory.
+def write_flat(chunks: Iterable[np.ndarray], count: int, dim: int, file: Path) -> Stamp:
+    """Like `write`, for a flat index of `count` vectors, that come as (n, dim) arrays and are never held all at once.
 
     FAISS can only write an index that it holds: the file is its header with other counts, then the vectors.
     """
-    if file.exists():
-        raise FileExistsError(f"{file} exists; a segment is written once")
     faiss = faiss_module()
     one = faiss.IndexFlat(dim, faiss.METRIC_INNER_PRODUCT)
     one.add(np.zeros((1, dim), dtype=np.float32))
     header = bytearray(faiss.serialize_index(one).tobytes()[: -4 * dim])
     struct.pack_into("<q", header, 8, count)
     struct.pack_into("<Q", header, len(header) - 8, count * dim)
-    with file.open("wb") as stream:
-        stream.write(header)
+    with NewFile(file) as new:
+        new.write(header)
         for vectors in chunks:
-            stream.write(np.ascontiguousarray(vectors, dtype="<f4").data)
+            new.write(np.ascontiguousarray(vectors, dtype="<f4").data)
+    return new.stamp
 
 
-def join(files: Sequence[Path], kept: Sequence[np.ndarray], plan: Plan, file: Path) -> None:
-    """Write one index with the codes of several files as they are, in their order; of codes made of codes some differ.
+def join(files: Sequence[Path], kept: Sequence[np.ndarray], plan: Plan, file: Path) -> Stamp:
+    """Like `write`, for the codes of several files as they are, one after another; of codes made of codes some differ.
 
     Args:
         files: Indexes of one recipe, and of one training.
@@ -201,13 +201,12 @@ def join(files: Sequence[Path], kept: Sequence[np.ndarray], plan: Plan, file: Pa
     """
     if plan.recipe == "flat":
         parts = ((read(part, plan), mask) for part, mask in zip(files, kept, strict=True))
-        write_flat(
-            (some for index, mask in parts for some in _flat_chunks(index, mask)),
+        return write_flat(
+            (flat_view(index)[some] for index, mask in parts for some in runs(mask)),
             sum(int(np.count_nonzero(mask)) for mask in kept),
             plan.dim,
             file,
         )
-        return
     whole = read(files[0], plan, mapped=False)
     whole.reset()
     for part, mask in zip(files, kept, strict=True):
@@ -221,7 +220,7 @@ def join(files: Sequence[Path], kept: Sequence[np.ndarray], plan: Plan, file: Pa
             faiss = faiss_module()
             other.remove_ids(faiss.IDSelectorBitmap(np.packbits(~mask, bitorder="little")))
             whole.merge_from(other, 0)
-    write(whole, file)
+    return write(whole, file)
 
 
 def _copy_cells(source: Any, kept: np.ndarray, target: Any) -> None:
@@ -241,10 +240,18 @@ def _copy_cells(source: Any, kept: np.ndarray, target: Any) -> None:
     target.ntotal += int(np.count_nonzero(kept))
 
 
-def _flat_chunks(index: Any, kept: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, index.ntotal, CHUNK):
-        count = min(CHUNK, index.ntotal - start)
-        yield index.reconstruct_n(start, count)[kept[start : start + count]]
+def runs(kept: np.ndarray) -> Iterator[slice | np.ndarray]:
+    """The positions that a mask keeps, at most CHUNK at a time; as slices, which copy nothing, where all are kept."""
+    for start in range(0, len(kept), CHUNK):
+        some = kept[start : start + CHUNK]
+        yield slice(start, start + len(some)) if some.all() else start + np.flatnonzero(some)
+
+
+def flat_view(index: Any) -> np.ndarray:
+    """(ntotal, dim) float32, the vectors of a flat index where they lie; of no use once the index is gone."""
+    vectors = np.asarray(faiss_module().rev_swig_ptr(index.get_xb(), index.ntotal * index.d)).reshape(-1, index.d)
+    vectors.flags.writeable = False  # they may be a mapped file
+    return vectors
 
 
 def _ivf(index: Any) -> Any:
@@ -389,8 +396,18 @@ def _search_to(
 
 def parameters(plan: Plan, tuning: Tuning, mask: np.ndarray | None = None) -> Any:
     """What FAISS's search takes beside queries and k, or None; `mask` is by position, True for those to be found."""
+    if mask is None:
+        return _without_mask(plan, tuning)
+    return _parameters(plan, tuning, faiss_module().IDSelectorBitmap(np.packbits(mask, bitorder="little")))
+
+
+@lru_cache(maxsize=64)  # a tenth of what one query takes in a small index
+def _without_mask(plan: Plan, tuning: Tuning) -> Any:
+    return _parameters(plan, tuning, None)
+
+
+def _parameters(plan: Plan, tuning: Tuning, selector: Any) -> Any:
     faiss = faiss_module()
-    selector = None if mask is None else faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
     # By the plan and not by the index, which may be a copy on a GPU.
     if "IVF" in plan.factory:
         inner = faiss.SearchParametersIVF(nprobe=max(1, min(tuning.probes, plan.cells)), sel=selector)

@@ -10,11 +10,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from xxhash import xxh3_128
 
 LOCK = "write.lock"
 _HERE = -100  # AT_FDCWD; both paths are absolute
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
+_BLOCK = 1 << 20
+_SHA256 = 64  # digits
 
 
 class StoreError(ValueError):
@@ -26,17 +30,67 @@ class BusyError(StoreError):
 
 
 class Stamp(NamedTuple):
-    """What a commit says of a file: its bytes and its SHA-256."""
+    """What a commit says of a file: its bytes and its checksum as hex, XXH3 of 128 bits; SHA-256 in older indexes.
+
+    It is there to find damage, which is as sure with either, and XXH3 takes a seventh of the time.
+    """
 
     bytes: int
-    sha256: str
+    checksum: str
+
+
+class NewFile:
+    """A file that is written once: summed on its way, and on the disk when the block ends without an error.
+
+    Args:
+        file: Its place.
+
+    Raises:
+        FileExistsError: There is one already.
+    """
+
+    def __init__(self, file: Path) -> None:
+        if file.exists():
+            raise FileExistsError(f"{file} exists; a file of an index is written once")
+        self._stream = file.open("xb")
+        self._sum = xxh3_128()
+        self._size = 0
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or the memory of an array."""
+        self._sum.update(data)
+        written = self._stream.write(data)
+        self._size += written
+        return written
+
+    @property
+    def stamp(self) -> Stamp:
+        """What was written."""
+        return Stamp(self._size, self._sum.hexdigest())
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._stream:
+            if kind is None:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
 
 
 def stamp(file: Path) -> Stamp:
-    """Force a file to the disk and say what is in it."""
+    """Force a file that others have written to the disk and say what is in it."""
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
-        return Stamp(file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+    return Stamp(file.stat().st_size, _digest(file, xxh3_128()))
+
+
+def _digest(file: Path, whole: Any) -> str:
+    block = memoryview(bytearray(_BLOCK))
+    with file.open("rb", buffering=0) as stream:
+        while size := stream.readinto(block):
+            whole.update(block[:size])
+    return str(whole.hexdigest())
 
 
 def verify(file: Path, expected: Stamp) -> None:
@@ -46,9 +100,8 @@ def verify(file: Path, expected: Stamp) -> None:
         raise StoreError(f"{file} is missing; {repair}")
     if file.stat().st_size != expected.bytes:
         raise StoreError(f"{file} has {file.stat().st_size} bytes, expected {expected.bytes}; {repair}")
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != expected.sha256:
+    found = _digest(file, hashlib.sha256() if len(expected.checksum) == _SHA256 else xxh3_128())
+    if found != expected.checksum:
         raise StoreError(f"{file} is damaged (its checksum differs); {repair}")
 
 

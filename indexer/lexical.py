@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -102,17 +103,23 @@ class LexicalIndex:
             for term in terms
         ]
         wanted = tantivy.Query.boolean_query(parts)
-        if allowed is not None and (few := np.flatnonzero(allowed)).size <= _FEW:
-            if not few.size:
+        share = 1.0
+        if allowed is not None:
+            passing = int(np.count_nonzero(allowed))
+            if not passing:
                 return empty
-            rows_only = tantivy.Query.term_set_query(self._schema, "row", few.tolist())
+            share = passing / len(allowed)
+        if allowed is not None and passing <= _FEW:
+            share = 1.0
+            rows_only = tantivy.Query.term_set_query(self._schema, "row", np.flatnonzero(allowed).tolist())
             wanted = tantivy.Query.boolean_query(
                 [
                     (tantivy.Occur.Must, wanted),
                     (tantivy.Occur.Must, tantivy.Query.const_score_query(rows_only, 0.0)),
                 ]
             )
-        depth = 1 + k + max(0, searcher.num_docs - rows_below)
+        # Others are found too, and left out after: as many are to be expected, and two standard deviations more.
+        depth = 1 + math.ceil((k + 2 * math.sqrt(k * (1 - share))) / share) + max(0, searcher.num_docs - rows_below)
         while True:
             hits: list[Any] = searcher.search(wanted, limit=depth, count=False).hits
             if not hits:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.indexer import dense
-from searchkit.indexer.files import Stamp, StoreError, next_number, stamp, sync_folder, verify
+from searchkit.indexer.files import NewFile, Stamp, StoreError, next_number, stamp, sync_folder, verify
 from searchkit.indexer.recipes import RECIPES, Plan
 
 INDEX, VECTORS, DOCS, ROWS = "dense.faiss", "vectors.f16", "docs.i64", "rows.i64"
@@ -46,6 +46,7 @@ class DiskSegment:
     plan: Plan
     first_row: int = field(init=False)
     count: int = field(init=False)
+    _sound: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.first_row, self.count = self.entry.first_row, self.entry.count
@@ -89,8 +90,24 @@ class DiskSegment:
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """(n, dim) float32, as exact as they are kept."""
         if self._raw is not None:
-            return dense.widened(self._raw[positions])
+            return dense.widened(self._raw.take(positions, axis=0))  # three quarters of the time of raw[positions]
         return dense.reconstructed(self.index, positions)
+
+    def runs(self, kept: np.ndarray) -> Iterator[np.ndarray]:
+        """Those vectors that a mask (count,) keeps, some at a time, float32; of no use once the segment is gone."""
+        for some in dense.runs(kept):
+            if self._raw is not None:
+                yield dense.widened(self._raw[some])
+            elif self.plan.recipe == "flat":
+                yield dense.flat_view(self.index)[some]
+            else:
+                yield self.vectors(np.arange(some.start, some.stop) if isinstance(some, slice) else some)
+
+    def halves(self, kept: np.ndarray) -> Iterator[np.ndarray]:
+        """Likewise in half precision, where they are kept so."""
+        assert self._raw is not None
+        for some in dense.runs(kept):
+            yield self._raw[some]
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Where in the segment these of its rows are."""
@@ -102,12 +119,15 @@ class DiskSegment:
         return self.first_row + self.count - 1 if self.rows is None else int(self.rows[-1])
 
     def check(self) -> None:
-        """Compare every file with its checksum."""
+        """Compare every file with its checksum, again if it was before."""
+        self._sound.clear()
         for name in self.entry.files:
-            verify(self.folder / name, self.entry.files[name])
+            self._checked(name)
 
     def _checked(self, name: str) -> Path:
-        verify(self.folder / name, self.entry.files[name])
+        if name not in self._sound:
+            verify(self.folder / name, self.entry.files[name])
+            self._sound.add(name)
         return self.folder / name
 
 
@@ -165,18 +185,22 @@ def write_segment(
     count = len(rows)
     keep_vectors = keep_vectors and not RECIPES[plan.recipe].faithful
     if RECIPES[plan.recipe].exact:
-        dense.write_flat(vectors, count, plan.dim, staging / INDEX)
-    else:
-        index = dense.encode(template, np.empty((0, plan.dim), np.float32))
-        with (staging / VECTORS).open("wb") as raw:
+        return _commit_folder(
+            staging, folder, docs, rows, {INDEX: dense.write_flat(vectors, count, plan.dim, staging / INDEX)}
+        )
+    files = {}
+    index = dense.encode(template, np.empty((0, plan.dim), np.float32))
+    if keep_vectors:
+        with NewFile(staging / VECTORS) as raw:
             for some in vectors:
                 dense.extend(index, some)
-                if keep_vectors:
-                    raw.write(np.ascontiguousarray(some, dtype="<f2").data)
-        if not keep_vectors:
-            (staging / VECTORS).unlink()
-        dense.write(index, staging / INDEX)
-    return _commit_folder(staging, folder, docs, rows)
+                raw.write(np.ascontiguousarray(some, dtype="<f2").data)
+        files[VECTORS] = raw.stamp
+    else:
+        for some in vectors:
+            dense.extend(index, some)
+    files[INDEX] = dense.write(index, staging / INDEX)
+    return _commit_folder(staging, folder, docs, rows, files)
 
 
 def join_segments(
@@ -198,22 +222,33 @@ def join_segments(
         vectors = vectors_of(parts, kept)
         return write_segment(folder, plan, template, vectors, docs[kept], rows[kept], keep_vectors=keep_vectors)
     for part in parts:
-        part.check()
+        part.check()  # or damage since it was opened would get a checksum of its own
     staging = _staging(folder)
-    dense.join([part.folder / INDEX for part in parts], _masks(parts, kept), plan, staging / INDEX)
+    masks = _masks(parts, kept)
+    files = {INDEX: dense.join([part.folder / INDEX for part in parts], masks, plan, staging / INDEX)}
     if VECTORS in parts[0].entry.files:
-        with (staging / VECTORS).open("wb") as raw:
-            for some in vectors_of(parts, kept):
-                raw.write(np.ascontiguousarray(some, dtype="<f2").data)
-    return _commit_folder(staging, folder, docs[kept], rows[kept])
+        with NewFile(staging / VECTORS) as raw:
+            for part, mask in zip(parts, masks, strict=True):
+                for some in part.halves(mask):
+                    raw.write(np.ascontiguousarray(some).data)
+        files[VECTORS] = raw.stamp
+    return _commit_folder(staging, folder, docs[kept], rows[kept], files)
 
 
 def vectors_of(parts: Sequence[DiskSegment], kept: np.ndarray) -> Iterator[np.ndarray]:
     """Vectors of several segments, some at a time; `kept` is a mask over all their rows."""
     for part, mask in zip(parts, _masks(parts, kept), strict=True):
-        positions = np.flatnonzero(mask)
-        for start in range(0, len(positions), dense.CHUNK):
-            yield part.vectors(positions[start : start + dense.CHUNK])
+        yield from part.runs(mask)
+
+
+def vectors_at(parts: Sequence[DiskSegment], places: np.ndarray) -> np.ndarray:
+    """Vectors by ascending place among all rows of some segments, (n, dim) float32."""
+    found, first = [], 0
+    for part in parts:
+        mine = places[(places >= first) & (places < first + part.count)] - first
+        found.append(part.vectors(mine))
+        first += part.count
+    return np.concatenate(found)
 
 
 def _masks(parts: Sequence[DiskSegment], kept: np.ndarray) -> list[np.ndarray]:
@@ -223,10 +258,12 @@ def _masks(parts: Sequence[DiskSegment], kept: np.ndarray) -> list[np.ndarray]:
 def copy_segment(folder: Path, part: DiskSegment, docs: np.ndarray, rows: np.ndarray) -> Entry:
     """Write a segment with the index and vectors of another, and the documents and rows given."""
     staging = _staging(folder)
+    files = {}
     for name in {INDEX, VECTORS} & part.entry.files.keys():
         verify(part.folder / name, part.entry.files[name])
         shutil.copyfile(part.folder / name, staging / name)
-    return _commit_folder(staging, folder, docs, rows)
+        files[name] = stamp(staging / name)
+    return _commit_folder(staging, folder, docs, rows, files)
 
 
 def all_rows(parts: Sequence[DiskSegment]) -> np.ndarray:
@@ -262,13 +299,15 @@ def _staging(folder: Path) -> Path:
     return staging
 
 
-def _commit_folder(staging: Path, folder: Path, docs: np.ndarray, rows: np.ndarray) -> Entry:
+def _commit_folder(staging: Path, folder: Path, docs: np.ndarray, rows: np.ndarray, files: dict[str, Stamp]) -> Entry:
     first_row, count = int(rows[0]), len(rows)
-    # ndarray.tofile() takes a disk that is full when it closes its file for written.
-    (staging / DOCS).write_bytes(np.ascontiguousarray(docs, dtype="<i8").data)
+    numbers = {DOCS: docs}
     if int(rows[-1]) - first_row + 1 != count:
-        (staging / ROWS).write_bytes(np.ascontiguousarray(rows, dtype="<i8").data)
-    files = {file.name: stamp(file) for file in sorted(staging.iterdir())}
+        numbers[ROWS] = rows
+    for name, values in numbers.items():
+        with NewFile(staging / name) as new:
+            new.write(np.ascontiguousarray(values, dtype="<i8").data)
+        files[name] = new.stamp
     sync_folder(staging)
     name = staging.name.removesuffix(".tmp")
     staging.rename(folder / name)

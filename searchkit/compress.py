@@ -1,17 +1,18 @@
-"""Measure ways to store an index's vectors, choose one by limits, and apply it."""
+"""Measure ways to store an index's vectors, and apply one."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from searchkit.compress_sample import InMemory, Judged, Sample, drawn, queries_of
 from searchkit.engine import SearchEngine
-from searchkit.indexer import dense, segments
+from searchkit.indexer import dense
 from searchkit.indexer.recipes import RECIPES, Plan, codes, plan
 from searchkit.indexer.segments import DiskSegment
 from searchkit.metrics import score
@@ -23,19 +24,12 @@ SAMPLE = 100_000
 
 SAMPLE_BYTES = 512 << 20
 
-QUERIES = 1000
-"""Queries that are asked at most."""
-
 RERANK = "+rerank"
 
-_HELD_OUT = 200
 _WIDE = 1024
 """Dimensions from which on principal components are tried, and rotations are not."""
 _PROBED = (16, 32, 64, 128, 256, 512)
 _RERANKED = (2, 5, 10, 20, 50)
-_PHRASE = (1, 12)
-"""Words of a phrase that stands in for a query, as those of search are."""
-_TIE = 1e-6
 _ROUNDS = 3
 _DENSE = SearchOptions(mode="dense")
 
@@ -89,92 +83,6 @@ class Candidate:
     queries: int
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a recipe must keep to; None sets no limit.
-
-    Args:
-        recall: Least k-NN recall@10.
-        max_bytes: Most bytes a vector.
-        max_memory: Most bytes that searches go through, for the whole index.
-        latency: Most seconds a query asked alone.
-    """
-
-    recall: float | None = 0.95
-    max_bytes: float | None = None
-    max_memory: float | None = None
-    latency: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Test:
-    """One limit: how to say it, whether a candidate keeps to it, how far it is from it, what it has."""
-
-    wanted: str
-    kept: Callable[[Candidate], bool]
-    distance: Callable[[Candidate], float]
-    value: Callable[[Candidate], str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    queries: list[Query]
-    qrels: Qrels
-    drop_self: bool
-
-
-@dataclass
-class _Data:
-    """What is measured: vectors (n, dim), the document of each, queries (q, dim); float32 and int64."""
-
-    vectors: np.ndarray
-    docs: np.ndarray
-    queries: np.ndarray
-    total: int
-    half: np.ndarray = field(init=False)
-    tenth: np.ndarray = field(init=False)
-    hundredth: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.half = self.vectors.astype(np.float16)
-        self.tenth, self.hundredth = (self._scores_of_last(k) for k in (10, 100))
-
-    def _scores_of_last(self, k: int) -> np.ndarray:
-        """(q,) the exact score of every query's k-th best."""
-        k = min(k, len(self.vectors))
-        found = []
-        for start in range(0, len(self.queries), 64):
-            scores = self.queries[start : start + 64] @ self.vectors.T
-            found.append(np.partition(scores, -k, axis=1)[:, -k])
-        return np.concatenate(found)
-
-    def recall(self, rows: np.ndarray, last: np.ndarray) -> float:
-        """Which part of the exact k best is among (q, k) rows; equals of the last one are as good."""
-        scores = np.stack([self.vectors[found] @ query for found, query in zip(rows, self.queries, strict=True)])
-        return float(((scores >= last[:, None] - _TIE) & (rows >= 0)).mean())
-
-
-@dataclass
-class _Memory:
-    """The sample as one segment in memory (see `dense.Segment`)."""
-
-    index: Any
-    docs: np.ndarray
-    raw: np.ndarray
-    rows: np.ndarray | None = None
-    first_row: int = 0
-    count: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.count = len(self.docs)
-
-    def vectors(self, positions: np.ndarray) -> np.ndarray:
-        return dense.widened(self.raw[positions])
-
-    def positions(self, rows: np.ndarray) -> np.ndarray:
-        return rows
-
-
 def measure(
     engine: SearchEngine,
     *,
@@ -216,8 +124,8 @@ def measure(
     _check_keeps_vectors(engine, snapshot.segments, snapshot.storage["plan"])
     dim = int(snapshot.storage["plan"]["dim"])
     rng = np.random.default_rng(seed)
-    asked, judged = _asked(queries, qrels, drop_self, rng)
-    data = _drawn(engine, asked, judged, instruction, max(1, min(sample, SAMPLE_BYTES // (4 * dim))), rng)
+    asked, judged = queries_of(queries, qrels, drop_self, rng)
+    data = drawn(engine, asked, judged, instruction, max(1, min(sample, SAMPLE_BYTES // (4 * dim))), rng)
     names = list(recipes) if recipes is not None else default_recipes(dim)
     plans: dict[Plan, list[bool]] = {plan("flat", dim, 1): [False]}
     for name in names:
@@ -270,42 +178,6 @@ def parse(name: str, dim: int, count: int) -> tuple[Plan, bool]:
     return one, rerank
 
 
-def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
-    """The smallest in memory, then on disk, of those that keep to all limits.
-
-    Raises:
-        ValueError: None does; the message says which limit is in the way, and what comes nearest to it.
-    """
-    if not candidates:
-        raise ValueError("no recipe was measured; nothing can be chosen")
-    tests = _tests(limits)
-    fits = [one for one in candidates if all(test.kept(one) for test in tests)]
-    if fits:
-        return min(fits, key=lambda one: (one.memory, one.disk, one.latency))
-    for test in tests:
-        if not any(test.kept(one) for one in candidates):
-            nearest = min(candidates, key=test.distance)
-            raise ValueError(f"no recipe has {test.wanted}; the nearest is {nearest.name} with {test.value(nearest)}")
-    tries = []
-    for test in tests:
-        others = [one for one in candidates if all(other.kept(one) for other in tests if other is not test)]
-        if others:
-            nearest = min(others, key=test.distance)
-            tries.append(f"with all but {test.wanted} the nearest is {nearest.name} with {test.value(nearest)}")
-    wanted = " and ".join(test.wanted for test in tests)
-    detail = "; ".join(tries) or "each limit alone is kept by some recipe"
-    raise ValueError(f"no recipe has {wanted} at once: {detail}")
-
-
-def front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The Pareto front, smallest first: no other has as few bytes a vector and as much recall@10."""
-    best: list[Candidate] = []
-    for one in sorted(candidates, key=lambda one: (one.bytes_per_vector, -one.recall_10, one.disk)):
-        if not best or one.recall_10 > best[-1].recall_10:
-            best.append(one)
-    return best
-
-
 def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool = False, seed: int = 0) -> Plan:
     """Store the index's vectors by a recipe, in one commit, without embedding anything again.
 
@@ -336,47 +208,6 @@ def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool =
     return engine.store_as(one.spelling, keep_vectors=not drop_vectors, tuning=tuning, seed=seed)
 
 
-def _tests(limits: Limits) -> list[_Test]:
-    tests = []
-    if (recall := limits.recall) is not None:
-        tests.append(
-            _Test(
-                f"a recall@10 of {recall:g} or more",
-                lambda one: one.recall_10 >= recall,
-                lambda one: -one.recall_10,
-                lambda one: f"{one.recall_10:.4f}",
-            )
-        )
-    if (most := limits.max_bytes) is not None:
-        tests.append(
-            _Test(
-                f"{most:g} bytes a vector or fewer",
-                lambda one: one.bytes_per_vector <= most,
-                lambda one: one.bytes_per_vector,
-                lambda one: f"{one.bytes_per_vector:.0f} bytes",
-            )
-        )
-    if (room := limits.max_memory) is not None:
-        tests.append(
-            _Test(
-                f"{room / 1e6:,.1f} MB of memory or less",
-                lambda one: one.memory <= room,
-                lambda one: one.memory,
-                lambda one: f"{one.memory / 1e6:,.1f} MB",
-            )
-        )
-    if (slowest := limits.latency) is not None:
-        tests.append(
-            _Test(
-                f"{1000 * slowest:g} ms a query or less",
-                lambda one: one.latency <= slowest,
-                lambda one: one.latency,
-                lambda one: f"{1000 * one.latency:.3g} ms",
-            )
-        )
-    return tests
-
-
 def _check_keeps_vectors(engine: SearchEngine, parts: Sequence[DiskSegment], stored: dict[str, Any]) -> None:
     if not all(part.keeps_vectors for part in parts):
         raise ValueError(
@@ -385,90 +216,12 @@ def _check_keeps_vectors(engine: SearchEngine, parts: Sequence[DiskSegment], sto
         )
 
 
-def _asked(
-    queries: Sequence[Query] | None, qrels: Qrels | None, drop_self: bool, rng: np.random.Generator
-) -> tuple[list[Query], _Judged | None]:
-    if queries is None:
-        if qrels:
-            raise ValueError("judgements came without queries; give both, or neither")
-        return [], None
-    if not queries:
-        raise ValueError("there are no queries; give at least one, or none at all to take passages instead")
-    asked = [query for query in queries if not qrels or query.id in qrels]
-    if not asked:
-        raise ValueError("none of the queries has a judgement; queries and judgements are of different sets")
-    if len(asked) > QUERIES:
-        asked = [asked[n] for n in np.sort(rng.permutation(len(asked))[:QUERIES])]
-    if not qrels:
-        return asked, None
-    return asked, _Judged(asked, {query.id: qrels[query.id] for query in asked}, drop_self)
-
-
-def _drawn(
-    engine: SearchEngine,
-    asked: list[Query],
-    judged: _Judged | None,
-    instruction: str | None,
-    most: int,
-    rng: np.random.Generator,
-) -> _Data:
-    """The sample, with all passages of judged documents, and vectors of queries, or of phrases held out for them."""
-    snapshot = engine.store.snapshot()
-    parts = snapshot.segments
-    living = np.flatnonzero(~np.isin(segments.all_rows(parts), snapshot.dead)) if parts else np.empty(0, np.int64)
-    if len(living) < 2:
-        raise ValueError(f"{engine.store.folder} holds {len(living)} passages; nothing can be measured with so few")
-    docs = np.concatenate([part.docs for part in parts])[living]
-    order = rng.permutation(len(living))
-    if judged:
-        ids = {document for gains in judged.qrels.values() for document in gains}
-        known = np.array(engine.store.positions_of(sorted(ids)), dtype=np.int64)
-        if not len(known):
-            raise ValueError(
-                f"none of the {len(ids)} judged documents is in the index; "
-                "judgements and index are of different corpora"
-            )
-        order = order[np.argsort(~np.isin(docs[order], known), kind="stable")]  # these come whatever the sample's size
-    held = 0 if asked else min(_HELD_OUT, max(1, len(living) // 10))
-    taken = np.sort(order[held : held + most])
-    vectors = _vectors_at(parts, living[taken])
-    if not asked:
-        rows = segments.all_rows(parts)[living[np.sort(order[:held])]]
-        asked = phrases([found.text for found in engine.store.passages(rows.tolist()).values()], rng)
-    queries = engine.embed(asked, instruction)
-    return _Data(vectors, docs[taken], np.ascontiguousarray(queries, dtype=np.float32), len(living))
-
-
-def phrases(texts: Sequence[str], rng: np.random.Generator) -> list[Query]:
-    """A few words in a row out of each text, to be asked for: whole passages lie among passages, queries apart.
-
-    Cells and graphs that are tuned on passages turn out too narrow for queries (docs/benchmarks.md).
-    """
-    found = []
-    for text in texts:
-        words = text.split()
-        length = int(rng.integers(*_PHRASE, endpoint=True))
-        start = int(rng.integers(0, max(1, len(words) - length + 1)))
-        found.append(Query("", " ".join(words[start : start + length]) or text))
-    return found
-
-
-def _vectors_at(parts: Sequence[DiskSegment], places: np.ndarray) -> np.ndarray:
-    """Vectors by ascending place among all rows of some segments, (n, dim) float32."""
-    found, first = [], 0
-    for part in parts:
-        mine = places[(places >= first) & (places < first + part.count)] - first
-        found.append(part.vectors(mine))
-        first += part.count
-    return np.concatenate(found)
-
-
 def _measured(
     engine: SearchEngine,
     one: Plan,
     variants: Sequence[bool],
-    data: _Data,
-    judged: _Judged | None,
+    data: Sample,
+    judged: Judged | None,
     goal: float,
     tunings: Mapping[str, dense.Tuning],
     exact: float | None,
@@ -490,7 +243,7 @@ def _measured(
     kind = RECIPES[one.recipe]
     codebook = 0 if kind.exact or one.recipe == "binary" else fixed
     # Half precision serves for re-ranking alone: where nothing is re-ranked, the stored form is all there is.
-    segment = _Memory(index, data.docs, data.half)
+    segment = InMemory(index, data.docs, data.half)
     found = []
     for rerank in variants:
         tuning = tunings.get(_name(one, rerank)) or _tuned(one, rerank, segment, data, goal)
@@ -539,12 +292,12 @@ def _size(index: Any) -> int:
     return int(faiss.serialize_index(index).nbytes)
 
 
-def _search(segment: _Memory, queries: np.ndarray, k: int, one: Plan, tuning: dense.Tuning) -> np.ndarray:
+def _search(segment: InMemory, queries: np.ndarray, k: int, one: Plan, tuning: dense.Tuning) -> np.ndarray:
     rows, _ = dense.search([segment], queries, k, plan=one, tuning=tuning)
     return rows
 
 
-def _tuned(one: Plan, rerank: bool, segment: _Memory, data: _Data, goal: float) -> dense.Tuning:
+def _tuned(one: Plan, rerank: bool, segment: InMemory, data: Sample, goal: float) -> dense.Tuning:
     """The setting that reads the fewest bytes of those that reach the goal, or nearly the best there is."""
     widths: Sequence[int] = (1,)
     if one.cells:
@@ -580,7 +333,7 @@ def _tuned(one: Plan, rerank: bool, segment: _Memory, data: _Data, goal: float) 
     return min(settings, key=lambda setting: setting[:2])[2]
 
 
-def _speeds(segment: _Memory, queries: np.ndarray, one: Plan, tuning: dense.Tuning) -> tuple[float, float]:
+def _speeds(segment: InMemory, queries: np.ndarray, one: Plan, tuning: dense.Tuning) -> tuple[float, float]:
     """Seconds a query: asked one at a time, and 64 at a time; the best of some rounds, for others use the machine."""
     singles = queries[:64]
     crowd = np.resize(queries, (64, queries.shape[1]))
@@ -597,7 +350,7 @@ def _speeds(segment: _Memory, queries: np.ndarray, one: Plan, tuning: dense.Tuni
 
 
 def _ndcg(
-    engine: SearchEngine, one: Plan, tuning: dense.Tuning, segment: _Memory, vectors: np.ndarray, judged: _Judged
+    engine: SearchEngine, one: Plan, tuning: dense.Tuning, segment: InMemory, vectors: np.ndarray, judged: Judged
 ) -> float:
     """nDCG@10 of the documents that the engine would rank, if this segment were its vectors."""
     snapshot = engine.store.snapshot()._replace(

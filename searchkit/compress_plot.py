@@ -7,7 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from searchkit.compress import Candidate, front
+from searchkit.compress import Candidate
+from searchkit.compress_choice import front
 from searchkit.indexer.recipes import recipe_of
 
 if TYPE_CHECKING:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from threading import RLock
@@ -18,80 +13,43 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from searchkit.conventions import Conventions
+from searchkit.binding import ModelChoice, check_model
 from searchkit.embedder import DEFAULT_MODEL, Embedder
 from searchkit.indexer import dense, segments
-from searchkit.indexer.files import BusyError, StoreError
+from searchkit.indexer.documents import NewDocument, StoredPassage
+from searchkit.indexer.files import StoreError
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.gpu import Gpus
-from searchkit.indexer.lexical import LexicalIndex, make_analyzer
+from searchkit.indexer.lexical import make_analyzer
 from searchkit.indexer.recipes import Plan, plan
-from searchkit.indexer.store import NewDocument, Snapshot, Store, StoredPassage
+from searchkit.indexer.store import Store
 from searchkit.ingest import AddReport, chunk_settings, new_documents, to_passages
 from searchkit.prompts import get_task
 from searchkit.ranking import Ranked, Ranker, SearchOptions
-from searchkit.records import Document, Hit, Query, join_title
-
-logger = logging.getLogger(__name__)
+from searchkit.records import Document, Hit, Query
+from searchkit.words import Words
 
 T = TypeVar("T")
 
 _RETRIES = 8
-_PATIENCE = 10.0
-"""Seconds that a reader waits for a writer to be done with the words of a commit."""
-
 COMMIT_EVERY = 1024
 """Passages a commit. Fixed, so that a resumed run forms the same batches, and the same vectors, as an unbroken one."""
-
-
-@dataclass(frozen=True, slots=True)
-class _ModelChoice:
-    """A model that is not loaded yet: what the user said of it, the index says the rest."""
-
-    model: str | Path | None
-    adapter: str | Path | None
-    device: str | None
-    dtype: str
-    threads: int | None
-
-    def load(self, identity: dict[str, Any]) -> Embedder:
-        try:
-            return Embedder(
-                self.model or identity["model"],
-                adapter=self.adapter or (None if self.model else identity["adapter"]),
-                device=self.device,
-                dtype=self.dtype,
-                threads=self.threads,
-                dim=identity["dim"],
-                force_dim=True,
-                # As the index was built, whatever the model's folder is called by now.
-                conventions=Conventions(
-                    **{f.name: identity[f.name] for f in fields(Conventions) if f.name in identity}
-                ),
-            )
-        except ValueError as error:
-            raise StoreError(
-                f"the index was built with {identity['model']}, which cannot be loaded: {error}. "
-                "If the model has moved, name its place with --model"
-            ) from error
 
 
 class SearchEngine:
     """An index folder with the model that belongs to it. Make one with `create` or `open`."""
 
-    def __init__(self, store: Store, model: Embedder | _ModelChoice, device: str | None = None) -> None:
+    def __init__(self, store: Store, model: Embedder | ModelChoice, device: str | None = None) -> None:
         self._store = store
         self._gpus = Gpus(device)
         snapshot = store.snapshot()  # first: it compares the settings with their checksum
         self.settings = store.settings()
         self._model = model
         if isinstance(model, Embedder):
-            self._check_model(model)
-        self._copy: tempfile.TemporaryDirectory[str] | None = None
-        self._mutex = RLock()  # threads may share an engine: they open and reload in turn
-        self._lexical: LexicalIndex | None = None
-        self._lexical_name = ""
-        self._ranker = Ranker(store, snapshot, partial(self._open_lexical, snapshot), self._gpus)
+            check_model(self.settings["model"], model)
+        self._mutex = RLock()  # threads may share an engine: they reload in turn
+        self._words = Words(store, self.settings["language"])
+        self._ranker = Ranker(store, snapshot, partial(self._words.of, snapshot), self._gpus)
 
     @classmethod
     def create(
@@ -168,7 +126,7 @@ class SearchEngine:
         """
         store = Store(Path(path), writable=writable)
         try:
-            chosen = model if isinstance(model, Embedder) else _ModelChoice(model, adapter, device, dtype, threads)
+            chosen = model if isinstance(model, Embedder) else ModelChoice(model, adapter, device, dtype, threads)
             return cls(store, chosen, device)
         except BaseException:
             store.close()
@@ -178,10 +136,8 @@ class SearchEngine:
         """Close the files; the engine is of no use afterwards."""
         self._ranker.snapshot.segments.clear()
         self._gpus.let_go()
-        self._lexical = None
+        self._words.close()
         self._store.close()
-        if self._copy is not None:
-            self._copy.cleanup()
 
     def __enter__(self) -> SearchEngine:
         return self
@@ -201,10 +157,8 @@ class SearchEngine:
     @property
     def embedder(self) -> Embedder:
         """The model, loaded when it is first needed: a lexical search never loads it."""
-        if isinstance(self._model, _ModelChoice):
-            embedder = self._model.load(self.settings["model"])
-            self._check_model(embedder)
-            self._model = embedder
+        if isinstance(self._model, ModelChoice):
+            self._model = self._model.load(self.settings["model"])
         return self._model
 
     # Building
@@ -282,7 +236,7 @@ class SearchEngine:
             template,
             keep_vectors=snapshot.storage["keep_vectors"],
             purge=True,
-            make_lexical=self._make_lexical,
+            make_lexical=self._words.make,
         )
         self.reload()
         return len(snapshot.dead)
@@ -319,13 +273,9 @@ class SearchEngine:
         snapshot = self._ranker.snapshot
         total = sum(segment.count for segment in snapshot.segments)
         drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count])
-        parts = [np.empty((0, self._ranker.plan.dim), np.float32)]
-        first = 0
-        for segment in snapshot.segments:
-            mine = drawn[(drawn >= first) & (drawn < first + segment.count)] - first
-            parts.append(segment.vectors(mine))
-            first += segment.count
-        return np.concatenate(parts)
+        if not len(drawn):
+            return np.empty((0, self._ranker.plan.dim), np.float32)
+        return segments.vectors_at(snapshot.segments, drawn)
 
     def _add_all(
         self,
@@ -366,22 +316,10 @@ class SearchEngine:
         vectors = self.embedder.encode_passages(texts, on_batch)
         # Those that take another's place are deleted by the commit that adds them; of the others there is nothing.
         self._store.commit([new for new, _ in window], vectors, delete=[new.id for new, _ in window])
-        self._catch_up_lexical(self._open_lexical(self._ranker.snapshot), self._store)
+        self._words.catch_up(self._words.of(self._ranker.snapshot), self._store)
         self._store.join_small_segments()
         report.documents += len(window)
         report.passages += len(texts)
-
-    def _catch_up_lexical(self, lexical: LexicalIndex, store: Store) -> None:
-        """Bring the lexical index up to the committed passages; the store is right whenever they differ."""
-        indexed = len(lexical)
-        if indexed < store.stored_passages():
-            lexical.add((row, join_title(title, text)) for row, title, text in store.texts(indexed))
-        store.name_lexical()
-
-    def _make_lexical(self, folder: Path) -> None:
-        """A lexical index of the living passages alone."""
-        lexical = LexicalIndex(folder, self.settings["language"])
-        lexical.add((row, join_title(title, text)) for row, title, text in self._store.texts(living=True))
 
     # Searching
 
@@ -549,105 +487,8 @@ class SearchEngine:
             snapshot = self._store.snapshot()
             if snapshot.generation == self._ranker.snapshot.generation:
                 return
-            if snapshot.lexical != self._lexical_name or self._copy is not None:
-                self._lexical = None
-            if self._lexical is not None:
-                try:
-                    self._lexical.reload()
-                except (ValueError, OSError):  # a writer has just taken it away
-                    self._lexical = None
-            self._ranker = Ranker(self._store, snapshot, partial(self._open_lexical, snapshot), self._gpus)
-
-    def _open_lexical(self, snapshot: Snapshot) -> LexicalIndex:
-        """The words of a commit, maybe of later ones too; opened when they are first needed."""
-        with self._mutex:
-            if self._lexical is None or self._lexical_name != snapshot.lexical:
-                self._lexical = self._opened_lexical(snapshot)
-                self._lexical_name = snapshot.lexical
-            if len(self._lexical) < snapshot.passages + len(snapshot.dead):
-                self._complete_lexical(self._lexical, snapshot)
-            return self._lexical
-
-    def _opened_lexical(self, snapshot: Snapshot) -> LexicalIndex:
-        """The lexical index of a commit, its files checked; made anew, from the documents, where it is damaged."""
-        folder = self._store.folder / "lexical" / snapshot.lexical
-        own = self._can_write(folder)
-        for wait in _waits(_PATIENCE if own else 1):
-            self._check_current(snapshot)
-            try:
-                return self._checked_lexical(self._store, folder) if own else self._copied_lexical(folder)
-            except (ValueError, OSError) as error:
-                # A writer that is at work names its files right after it has written them.
-                try:
-                    if own:
-                        return self._remade_lexical(snapshot, folder, error)
-                    if wait is None:
-                        raise
-                except BusyError:
-                    if wait is None:
-                        raise
-            time.sleep(wait or 0)
-        raise AssertionError("unreachable")
-
-    def _checked_lexical(self, store: Store, folder: Path) -> LexicalIndex:
-        store.check_lexical()
-        return LexicalIndex(folder, self.settings["language"])
-
-    def _remade_lexical(self, snapshot: Snapshot, folder: Path, error: Exception) -> LexicalIndex:
-        with self._writing() as store:
-            self._check_current(snapshot)
-            with suppress(ValueError, OSError):  # a writer has just put it right
-                return self._checked_lexical(store, folder)
-            logger.warning("%s cannot be read (%s) and is made anew", folder, error)
-            shutil.rmtree(folder, ignore_errors=True)
-            lexical = LexicalIndex(folder, self.settings["language"])
-            self._catch_up_lexical(lexical, store)
-            return lexical
-
-    def _complete_lexical(self, lexical: LexicalIndex, snapshot: Snapshot) -> None:
-        """Wait for the writer that is indexing the words of a commit; if it was killed, index them."""
-        for wait in _waits(_PATIENCE):
-            self._check_current(snapshot)
-            try:
-                lexical.reload()
-                if len(lexical) >= snapshot.passages + len(snapshot.dead):
-                    return
-                with self._writing() as store:
-                    self._check_current(snapshot)
-                    lexical.reload()
-                    self._catch_up_lexical(lexical, store)
-                return
-            except BusyError:
-                if wait is None:
-                    raise
-                time.sleep(wait)
-            except OSError as error:
-                logger.warning("the last documents are not found by their words: %s", error)
-                return
-
-    def _check_current(self, snapshot: Snapshot) -> None:
-        if self._store.setting("lexical") != snapshot.lexical:
-            raise StoreError(f"{self._store.folder} has been compacted since it was opened; open it again")
-
-    def _can_write(self, folder: Path) -> bool:
-        places = (self._store.folder, *(place for place in (folder.parent, folder) if place.exists()))
-        return all(os.access(place, os.W_OK, effective_ids=True) for place in places)
-
-    def _copied_lexical(self, folder: Path) -> LexicalIndex:
-        """tantivy needs its lock file even to read: where nothing can be written, read a copy."""
-        self._store.check_lexical()
-        if self._copy is not None:
-            self._copy.cleanup()
-        self._copy = tempfile.TemporaryDirectory(prefix="searchkit-")
-        copy = Path(self._copy.name) / "lexical"
-        copy.mkdir()
-        if folder.is_dir():
-            for file in folder.iterdir():
-                shutil.copyfile(file, copy / file.name)
-        return LexicalIndex(copy, self.settings["language"])
-
-    def _writing(self) -> AbstractContextManager[Store]:
-        return nullcontext(self._store) if self._store.writable else Store(self._store.folder, writable=True)
+            self._words.follow(snapshot)
+            self._ranker = Ranker(self._store, snapshot, partial(self._words.of, snapshot), self._gpus)
 
     def check_settings(
         self, *, chunk_tokens: int | None = None, overlap: int | None = None, language: str | None = None
@@ -659,26 +500,3 @@ class SearchEngine:
                     f"{self._store.folder} was built with {name} {self.settings[name]}, now it is {value}; "
                     "leave it away, or build another index"
                 )
-
-    def _check_model(self, embedder: Embedder) -> None:
-        bound, given = self.settings["model"], embedder.identity()
-        named = {"model", "adapter"}  # a model may move; its files may not change
-        differing = [
-            key for key in bound.keys() | given.keys() if key not in named and bound.get(key) != given.get(key)
-        ]
-        if differing:
-            details = "; ".join(
-                f"{key}: index {bound.get(key)!r}, model {given.get(key)!r}" for key in sorted(differing)
-            )
-            raise StoreError(
-                f"the index was built with {bound['model']}, which differs from {given['model']} ({details}); "
-                "search with the model it was built with, or build another index"
-            )
-
-
-def _waits(seconds: float) -> Iterator[float | None]:
-    """Pauses between attempts until the time is up; None with the last attempt."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        yield 0.02
-    yield None

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from searchkit.chunking import chunk
 from searchkit.embedder import Embedder
-from searchkit.indexer.store import NewDocument, Store
+from searchkit.indexer.documents import NewDocument
+from searchkit.indexer.store import Store
 from searchkit.records import Document, join_title
 
 LONGEST_PASSAGE = 512

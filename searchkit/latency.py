@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.compress import phrases
+from searchkit.compress_sample import phrases
 from searchkit.engine import SearchEngine
 from searchkit.indexer import segments
 from searchkit.ranking import SearchOptions

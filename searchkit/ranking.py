@@ -176,8 +176,10 @@ class Ranker:
             )
             docs = segments.documents_of(self.segments, rows)
             rankings = list(map(_best_passages, docs.tolist(), scores.tolist(), rows.tolist()))
-            if depth >= allowed.passages or all(len(ranking) >= wanted for ranking in rankings):
-                if tuning.probes >= self.plan.cells or all(len(ranking) >= wanted for ranking in rankings):
+            if all(len(ranking) >= wanted for ranking in rankings):
+                return [ranking[:k] for ranking in rankings]
+            if depth >= allowed.passages:
+                if tuning.probes >= self.plan.cells:
                     return [ranking[:k] for ranking in rankings]
                 tuning = replace(tuning, probes=4 * tuning.probes)  # the cells visited held too few that are allowed
             depth = min(4 * depth, max(depth, allowed.passages))

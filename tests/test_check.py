@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 from conftest import SENTENCES, TEXTS
 
-from searchkit.check import Repair, check, repair
+from searchkit.check import check
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
+from searchkit.indexer import mending
+from searchkit.indexer.database import settings_seal
+from searchkit.indexer.files import StoreError
 from searchkit.indexer.recipes import RECIPES
 from searchkit.indexer.segments import all_rows, write_segment
-from searchkit.indexer.store import Store, StoreError, _settings_seal
+from searchkit.indexer.store import Store
 from searchkit.ranking import MODES, SearchOptions
 from searchkit.records import Document
+from searchkit.repair import Repair, repair
 
 
 @cache
@@ -158,12 +162,12 @@ def test_an_index_that_is_being_written_is_not_repaired(folder: Path) -> None:
 def test_vectors_that_were_written_wrong_are_found_and_embedded_again(folder: Path) -> None:
     before = answers(folder)
     with Store(folder, writable=True) as store:
-        entries = [segment.entry for segment in store.named_segments()]
-        rows, docs = store.passage_rows(0, entries[1].first_row)
+        entries = [segment.entry for segment in mending.named_segments(store)]
+        rows, docs = mending.passage_rows(store, 0, entries[1].first_row)
         plan, template = store.storage()
         wrong = np.full((len(rows), plan.dim), np.nan, np.float32)
         bad = write_segment(folder / "segments", plan, template, [wrong], docs, rows, keep_vectors=True)
-        store.mend([bad, entries[1]])
+        mending.mend(store, [bad, entries[1]])
     assert damaged(folder) == {"segments/000003": "vectors are not finite or not of unit length"}
     assert any("embedded again" in done for done in repaired(folder).done)
     assert answers(folder) == before
@@ -365,7 +369,7 @@ def test_words_that_lag_behind_are_noted_and_brought_up(folder: Path) -> None:
     before = answers(folder)
     sql(folder, "UPDATE settings SET value = '{}' WHERE key = 'lexical_files'")
     with closing(sqlite3.connect(folder / "index.db")) as db, db:
-        db.execute("UPDATE settings SET value = ? WHERE key = 'seal'", (json.dumps(_settings_seal(db)),))
+        db.execute("UPDATE settings SET value = ? WHERE key = 'seal'", (json.dumps(settings_seal(db)),))
     shutil.rmtree(folder / "lexical" / "000001")
     (finding,) = [finding for finding in check(folder) if finding.part == "lexical"]
     assert finding.ok
@@ -381,7 +385,7 @@ def test_rows_and_vectors_belong_together_after_a_repair(folder: Path) -> None:
     repaired(folder)
     with Store(folder) as store:
         snapshot = store.snapshot()
-        rows, docs = store.passage_rows(0, 1 << 62)
+        rows, docs = mending.passage_rows(store, 0, 1 << 62)
         np.testing.assert_array_equal(all_rows(snapshot.segments), rows)
         np.testing.assert_array_equal(np.concatenate([segment.docs for segment in snapshot.segments]), docs)
         assert snapshot.documents == 28

@@ -11,11 +11,12 @@ from test_cli import call
 from test_recipes import one_thread
 
 from searchkit import compress
-from searchkit.compress import Candidate, Limits, choose, front, measure
+from searchkit.compress import Candidate, measure
+from searchkit.compress_choice import Limits, choose, front
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.indexer.dense import Tuning
-from searchkit.indexer.store import NewDocument
+from searchkit.indexer.documents import NewDocument
 from searchkit.ranking import SearchOptions
 from searchkit.records import Query
 

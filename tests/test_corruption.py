@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 from forked import Server, folder_in_memory, serve
 
-from searchkit.check import check, repair
+from searchkit.check import check
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.ranking import MODES, SearchOptions
 from searchkit.records import Document
+from searchkit.repair import repair
 
 CORRUPTIONS = int(os.environ.get("SEARCHKIT_CORRUPTIONS", "12"))
 SEED = int(os.environ.get("SEARCHKIT_SEED", "0"))

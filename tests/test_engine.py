@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from conftest import TEXTS, build_model
 
+from searchkit.check import check
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.indexer.files import StoreError
 from searchkit.indexer.filters import Condition
 from searchkit.indexer.fusion import reciprocal_rank, weighted
 from searchkit.indexer.lexical import LexicalIndex
+from searchkit.indexer.store import Store
 from searchkit.ranking import MODES, SearchOptions, as_mode
 from searchkit.records import Document, Hit, Query
+from searchkit.words import Words
 
 DENSE, LEXICAL = SearchOptions(mode="dense"), SearchOptions(mode="lexical")
 STORY = " ".join(TEXTS[:10])
@@ -477,8 +480,7 @@ def test_a_reader_sees_only_what_was_committed_when_it_opened(
         with SearchEngine.open(tmp_path / "x", model=embedder) as reader:
             writer.add(documents[10:])
             assert len(reader.search("note", options=LEXICAL)) == 10
-            assert reader._lexical is not None
-            reader._lexical.reload()  # as tantivy may at any moment
+            reader._words.of(reader._ranker.snapshot).reload()  # as tantivy may at any moment
             for mode in MODES:
                 hits = reader.search("note", k=100, options=SearchOptions(mode=as_mode(mode)))
                 assert sorted(ids(hits), key=int) == [str(n) for n in range(10)]
@@ -503,10 +505,33 @@ def test_words_a_killed_writer_did_not_index_are_made_good(
     tmp_path: Path, embedder: Embedder, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with SearchEngine.create(tmp_path / "x", model=embedder) as engine, monkeypatch.context() as patch:
-        patch.setattr(engine, "_catch_up_lexical", lambda *_: None)  # killed after the commit each time
+        patch.setattr(Words, "catch_up", lambda *_: None)  # killed after the commit each time
         engine.add(documents)
     with SearchEngine.open(tmp_path / "x") as reader:
         assert len(reader.search("yeast", options=LEXICAL)) == 3
+
+
+@pytest.mark.parametrize("writable", [False, True], ids=["reader", "writer"])
+def test_words_a_killed_writer_did_not_name_are_taken_back_and_added_again(
+    tmp_path: Path,
+    embedder: Embedder,
+    documents: list[Document],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    writable: bool,
+) -> None:
+    with SearchEngine.create(tmp_path / "x", model=embedder) as engine, monkeypatch.context() as patch:
+        engine.add(documents[:20])
+        patch.setattr(Store, "name_lexical", lambda _: None)  # killed before it each time
+        engine.add(documents[20:])
+        before = engine.search("yeast", options=LEXICAL)
+    made = {file.name for file in (tmp_path / "x" / "lexical" / "000001").glob("*.term")}
+    with SearchEngine.open(tmp_path / "x", model=embedder, writable=writable) as again:
+        assert again.search("yeast", options=LEXICAL) == before
+    kept = {file.name for file in (tmp_path / "x" / "lexical" / "000001").glob("*.term")}
+    assert made & kept, "all words were made anew"
+    assert "made anew" not in caplog.text
+    assert all(finding.ok for finding in check(tmp_path / "x"))
 
 
 def test_another_model_is_refused_naming_both(engine: SearchEngine, mistral: Path, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+import numpy as np
 import pytest
+from xxhash import xxh3_128_hexdigest
 
-from searchkit.indexer.files import exchange
+from searchkit.indexer.files import NewFile, Stamp, StoreError, exchange, stamp, verify
 
 
 @pytest.fixture
@@ -34,3 +36,19 @@ def test_one_that_is_not_there_is_named_and_the_other_stays(folders: tuple[Path,
     with pytest.raises(OSError, match="missing"):
         exchange(folders[0], folders[0].parent / "missing")
     assert (folders[0] / "who").read_text() == "a"
+
+
+def test_a_new_file_is_summed_while_it_is_written(tmp_path: Path) -> None:
+    parts = [b"head", np.arange(300_000, dtype="<i8").data, np.ones((3, 5), "<f4").data]  # more than a block
+    with NewFile(tmp_path / "new") as new:
+        for part in parts:
+            new.write(part)
+    content = (tmp_path / "new").read_bytes()
+    assert content == b"".join(map(bytes, parts))
+    assert new.stamp == Stamp(len(content), xxh3_128_hexdigest(content)) == stamp(tmp_path / "new")
+    verify(tmp_path / "new", new.stamp)
+    (tmp_path / "new").write_bytes(content[:2_000_000] + b"x" + content[2_000_001:])
+    with pytest.raises(StoreError, match="its checksum differs"):
+        verify(tmp_path / "new", new.stamp)
+    with pytest.raises(FileExistsError, match="is written once"):
+        NewFile(tmp_path / "new")

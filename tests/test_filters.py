@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import (
     LOGICAL,
     MAX_DEPTH,
@@ -22,7 +23,7 @@ from searchkit.indexer.filters import (
     compile_filter,
     parse_filter,
 )
-from searchkit.indexer.store import NewDocument, Store
+from searchkit.indexer.store import Store
 
 Found = Callable[..., list[bool]]
 DAY = {"$date": "2024-05-01"}

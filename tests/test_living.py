@@ -22,9 +22,10 @@ from test_recipes import DIM, NAMES, data, one_thread, trained, tuned, unit
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.indexer import dense, segments
+from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.lexical import LexicalIndex
-from searchkit.indexer.store import NewDocument, Store
+from searchkit.indexer.store import Store
 from searchkit.ranking import MODES, Ranker, SearchOptions
 from searchkit.records import Document
 

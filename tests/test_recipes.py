@@ -15,9 +15,10 @@ import pytest
 from test_segments import again, in_segments
 
 from searchkit.indexer import dense, segments
+from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.recipes import RECIPES, Plan, codes, plan
 from searchkit.indexer.segments import DiskSegment
-from searchkit.indexer.store import NewDocument, Store
+from searchkit.indexer.store import Store
 
 COUNT, DIM = 600, 32
 NAMES = ["flat", "fp16", "int8", "pq:8", "opq:4", "ivf-pq:8", "ivf-int8", "rabitq", "binary", "hnsw", "pca16-pq:8"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from searchkit.indexer import dense, segments
+from searchkit.indexer import dense, mending, segments
+from searchkit.indexer.database import LAST, settings_seal
+from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.files import StoreError
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.recipes import Plan
-from searchkit.indexer.store import LAST, NewDocument, Snapshot, Store
+from searchkit.indexer.store import Snapshot, Store
 
 TWO_PASSAGES = "Bread rises. Yeast makes gas."
 
@@ -64,7 +67,7 @@ def segment_files(folder: Path) -> list[Path]:
 def test_what_was_committed_comes_back(folder: Path, vectors: np.ndarray) -> None:
     with Store(folder) as opened:
         settings = opened.settings()
-        assert (settings["format"], settings["generation"], settings["language"]) == (2, 3, "none")
+        assert (settings["format"], settings["generation"], settings["language"]) == (3, 3, "none")
         assert opened.counts() == (6, 12)
         np.testing.assert_array_equal(vectors_in(opened), vectors[:12])
         assert [segment.first_row for segment in opened.snapshot().segments] == [0, 4, 8]
@@ -130,11 +133,49 @@ def test_an_index_db_that_is_none_is_said(folder: Path, content: bytes | str, wr
 
 def test_a_newer_format_is_refused(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "index.db")) as db, db:
-        db.execute("UPDATE settings SET value = '3' WHERE key = 'format'")
-    with pytest.raises(StoreError, match="has format 3, this version reads 2; use the version of searchkit that made"):
+        db.execute("UPDATE settings SET value = '4' WHERE key = 'format'")
+    with pytest.raises(StoreError, match="has format 4, this version reads 3; use the version of searchkit that made"):
         Store(folder)
-    with pytest.raises(StoreError, match="has format 3"):
+    with pytest.raises(StoreError, match="has format 4"):
         Store(folder, writable=True)
+
+
+def as_format_2(folder: Path) -> None:
+    """What the version before wrote: the same files, by their SHA-256."""
+
+    def older(file: Path) -> list[Any]:
+        return [file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()]
+
+    with closing(sqlite3.connect(folder / "index.db")) as db, db:
+        for row, name, files in db.execute("SELECT first_row, name, files FROM segments").fetchall():
+            stamps = {file: older(folder / "segments" / name / file) for file in json.loads(files)}
+            db.execute("UPDATE segments SET files = ? WHERE first_row = ?", (json.dumps(stamps), row))
+        (storage,) = (json.loads(value) for (value,) in db.execute("SELECT value FROM settings WHERE key = 'storage'"))
+        name = storage["codebook"]["name"]
+        storage["codebook"] = dict(
+            zip(("name", "bytes", "sha256"), [name, *older(folder / "codebooks" / name)], strict=True)
+        )
+        db.execute("UPDATE settings SET value = ? WHERE key = 'storage'", (json.dumps(storage),))
+        db.execute("UPDATE settings SET value = '2' WHERE key = 'format'")
+        db.execute("UPDATE settings SET value = ? WHERE key = 'seal'", (json.dumps(settings_seal(db)),))
+
+
+def test_an_index_of_the_format_before_is_read_checked_and_carried_on(folder: Path, vectors: np.ndarray) -> None:
+    with Store(folder, writable=True) as store:
+        fp16 = Plan("fp16", 16)
+        store.rewrite(fp16, dense.train(fp16, vectors[:0]))
+    as_format_2(folder)
+    with Store(folder, writable=True) as store:
+        np.testing.assert_allclose(vectors_in(store), vectors[:12], atol=1e-3)
+        store.commit([document("new")], vectors[12:14])
+        assert store.setting("format") == 3
+        store.join_small_segments()
+        np.testing.assert_allclose(vectors_in(store), vectors[:14], atol=1e-3)
+    as_format_2(folder)
+    file = segment_files(folder)[0]
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with Store(folder) as store, pytest.raises(StoreError, match="its checksum differs"):
+        vectors_in(store)
 
 
 def test_a_second_writer_is_refused_and_told_of_the_first(folder: Path) -> None:
@@ -448,7 +489,7 @@ def test_a_log_that_lost_commits_is_not_taken_for_an_older_index(folder: Path, d
             ):
                 opened.snapshot()
     with Store(copy, writable=True) as opened:
-        opened.forget_lost_commits()
+        mending.forget_lost_commits(opened)
         assert opened.snapshot().documents in (5, 6)
 
 

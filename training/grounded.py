@@ -12,7 +12,7 @@ import numpy as np
 
 from searchkit.engine import SearchEngine
 from searchkit.indexer import segments
-from searchkit.indexer.store import StoredPassage
+from searchkit.indexer.documents import StoredPassage
 from searchkit.records import join_title
 from searchkit.training.answers import Answer
 from searchkit.training.from_nothing import Ask

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 
 from searchkit.engine import SearchEngine
-from searchkit.indexer.store import StoredPassage
+from searchkit.indexer.documents import StoredPassage
 from searchkit.ranking import SearchOptions
 from searchkit.records import Query, join_title
 from searchkit.training.dataset import Example, folded

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from searchkit.engine import SearchEngine
-from searchkit.indexer.store import StoredPassage
+from searchkit.indexer.documents import StoredPassage
 from searchkit.lines import Rejects
 from searchkit.ranking import SearchOptions
 from searchkit.records import Document, Qrels, Query, join_title

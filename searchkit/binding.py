@@ -1,0 +1,66 @@
+"""The model that an index is bound to: loaded as the index was built, and refused when it is another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from searchkit.conventions import Conventions
+from searchkit.embedder import Embedder
+from searchkit.indexer.files import StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model that is not loaded yet: what the user said of it, the index says the rest."""
+
+    model: str | Path | None
+    adapter: str | Path | None
+    device: str | None
+    dtype: str
+    threads: int | None
+
+    def load(self, identity: dict[str, Any]) -> Embedder:
+        """The model, once it is known to be the one that the index was built with.
+
+        Args:
+            identity: What the index says of its model.
+
+        Raises:
+            StoreError: It cannot be loaded, or differs.
+        """
+        try:
+            embedder = Embedder(
+                self.model or identity["model"],
+                adapter=self.adapter or (None if self.model else identity["adapter"]),
+                device=self.device,
+                dtype=self.dtype,
+                threads=self.threads,
+                dim=identity["dim"],
+                force_dim=True,
+                # As the index was built, whatever the model's folder is called by now.
+                conventions=Conventions(
+                    **{f.name: identity[f.name] for f in fields(Conventions) if f.name in identity}
+                ),
+            )
+        except ValueError as error:
+            raise StoreError(
+                f"the index was built with {identity['model']}, which cannot be loaded: {error}. "
+                "If the model has moved, name its place with --model"
+            ) from error
+        check_model(identity, embedder)
+        return embedder
+
+
+def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
+    """Raise StoreError, saying in what they differ, unless a model is the one that an index was built with."""
+    given = embedder.identity()
+    named = {"model", "adapter"}  # a model may move; its files may not change
+    differing = [key for key in bound.keys() | given.keys() if key not in named and bound.get(key) != given.get(key)]
+    if differing:
+        details = "; ".join(f"{key}: index {bound.get(key)!r}, model {given.get(key)!r}" for key in sorted(differing))
+        raise StoreError(
+            f"the index was built with {bound['model']}, which differs from {given['model']} ({details}); "
+            "search with the model it was built with, or build another index"
+        )
