@@ -91,7 +91,7 @@ def evaluate(
         seconds = (time.perf_counter() - began) / len(asked)
         if drop_self:
             drop_own(run)
-        run = {query_id: top(found, DEPTH) for query_id, found in run.items()}
+        run = {id: top(found, DEPTH) if len(found) > DEPTH else found for id, found in run.items()}
         per_query = score_queries(run, qrels)
         size = bytes_per_document.get(mode)
         evaluations.append(Evaluation(mode, means(per_query), per_query, run, seconds, size))

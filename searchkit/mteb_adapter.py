@@ -168,9 +168,9 @@ class MtebSearch:
 
         Args:
             corpus: Rows with "id", "text" and maybe "title".
-            task_metadata: Names the index, with
-            hf_split: the split and
-            hf_subset: the subset.
+            task_metadata: Its name is the index's.
+            hf_split: Goes into that name too.
+            hf_subset: Likewise, if there are several.
             kwargs: mteb's own, such as encode_kwargs; not used.
 
         Raises:
@@ -225,6 +225,8 @@ class MtebSearch:
         sentence = _instruction(self.embedder, self.instruction, task_metadata, None)
         known = find_task(task_metadata.name)
         depth = min(top_k, DEPTH + bool(known and known.drop_self))  # a query's own document is dropped by mteb
+        if top_ranked is not None:
+            depth = top_k
         if self.options.mode != "lexical":
             self.embedder.encode_queries(["warm up"])  # loading the model is not searching
         began = time.perf_counter()

@@ -101,6 +101,7 @@ def beir_task(folder: Path) -> Any:
             main_score="ndcg_at_10",
         )
         ignore_identical_ids = bool(known and known.drop_self)
+        data_loaded: bool = False
 
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
             """Read the folder."""
