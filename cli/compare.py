@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _WIDE = 130
 _TEXT = 90  # characters of a text
-_INDEXES_ONLY = {"instruction", "dims", "fusion", "dense_weight", "rrf_k"} | {
+_INDEXES_ONLY = {"instruction", "dims", "recipes", "fusion", "dense_weight", "rrf_k"} | {
     "model", "adapter", "device", "dtype", "threads"
 }  # fmt: skip
 
@@ -39,6 +39,7 @@ _INDEXES_ONLY = {"instruction", "dims", "fusion", "dense_weight", "rrf_k"} | {
 @click.option("--modes", help="Ways to search an index [default: hybrid]; modes of a report [default: all].")
 @click.option("--instruction", multiple=True, help="Ask an index so; give several. Empty: none. Systems A, B, C ...")
 @click.option("--dims", help="Cut an index's vectors to widths, as 384,128,64, and search them exactly.")
+@click.option("--recipes", help="Store copies of an index so, as int8,pq:48+rerank, and search them.")
 @click.option("--changed", default=5, show_default=True, type=click.IntRange(0), help="Queries that changed most.")
 @click.option("--flips", default=20_000, show_default=True, type=click.IntRange(100), help="Of the randomisation test.")
 @click.option("--seed", default=0, show_default=True, help="Of the randomisation test.")
@@ -63,6 +64,7 @@ def compare(context: click.Context, /, runs: tuple[str, ...], output: str, repor
         searchkit compare scifact.index --beir scifact/ --modes dense,lexical,hybrid --plot costs.png --html report.html
         searchkit compare scifact.index --beir scifact/ --instruction "" --instruction "Given a claim, refute it"
         searchkit compare scifact.index --beir scifact/ --dims 384,192,96,48 --against best
+        searchkit compare scifact.index --beir scifact/ --recipes int8,pq:48+rerank --plot costs.png
     """
     from searchkit.comparison import compare as compare_systems
     from searchkit.comparison_report import content as told
@@ -175,7 +177,7 @@ def _searched(
     from searchkit.sweep import sweep
 
     how = {name: options[name] for name in ("model", "adapter", "device", "dtype", "threads")}
-    dims = _widths(options["dims"])
+    dims, recipes = _widths(options["dims"]), _names(options["recipes"])
     fusion = SearchOptions(fusion=options["fusion"], dense_weight=options["dense_weight"], rrf_k=options["rrf_k"])
     with open_engine(index, **how) as engine:
         labels = _labels(options["instruction"])
@@ -187,10 +189,11 @@ def _searched(
             engine,
             list(queries.values()),
             qrels,
-            modes=_names(options["modes"]) or ([] if dims else ["hybrid"]),
+            modes=_names(options["modes"]) or ([] if dims or recipes else ["hybrid"]),
             instruction=instruction,
             instructions=labels or None,
             dims=dims,
+            recipes=recipes,
             drop_self=drop_self,
             options=fusion,
             on_system=lambda name: note(f"searching {name} ..."),

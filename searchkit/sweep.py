@@ -1,23 +1,31 @@
-"""Make systems to compare out of one index: ways of searching, instructions, widths of its vectors."""
+"""Make systems to compare out of one index: ways of searching, instructions, widths and recipes of its vectors."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from searchkit.comparison import System, system_of
+from searchkit.compress import apply, measure, parse
 from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate, judged_queries
 from searchkit.indexer import segments
+from searchkit.indexer.files import locked
 from searchkit.indexer.segments import DiskSegment
 from searchkit.metrics import DEPTH
 from searchkit.ranking import SearchOptions
 from searchkit.records import Qrels, Query, Run
 
+_BY_VECTORS = ("dense", "hybrid")
 _BLOCK = 8192  # passages whose vectors are in memory at a time
 
 
@@ -30,11 +38,12 @@ def sweep(
     instruction: str | None = None,
     instructions: Mapping[str, str | None] | None = None,
     dims: Sequence[int] = (),
+    recipes: Sequence[str] = (),
     drop_self: bool = False,
     options: SearchOptions | None = None,
     on_system: Callable[[str], None] | None = None,
 ) -> list[System]:
-    """Search an index in every mode under every instruction, and with its vectors cut to some widths.
+    """Search an index in every mode under every instruction, its vectors cut to widths and stored by recipes.
 
     Args:
         engine: The index.
@@ -44,39 +53,65 @@ def sweep(
         instruction: For queries without their own, where none is swept; None takes the model's default, "" none.
         instructions: Label -> instruction, each for all queries, in the place of their own; None sweeps none.
         dims: Widths: the vectors' first dimensions, made unit length again and searched exactly.
+        recipes: Names such as "pq:48+rerank"; a copy of the index is stored so, tuned as `searchkit compress` does,
+            with no vectors beside the codes but for re-ranking. It is searched in those of the modes that use vectors,
+            or in dense mode.
         drop_self: Leave out the document whose id is the query's.
         options: Fusion settings; the mode in them is not used.
         on_system: Told each system's name before it is measured.
 
     Returns:
-        Systems named by mode, or width, and label, such as "dense", "dense 64", "hybrid B".
+        Systems named by mode, width or recipe, and label, such as "dense", "dense 64", "hybrid B", "hybrid int8 B".
 
     Raises:
-        ValueError: A mode or a width is impossible, or judgements and index do not belong together.
+        ValueError: A mode, a width or a recipe is impossible, or judgements and index do not belong together.
     """
     told = on_system or (lambda name: None)
+    snapshot = engine.store.snapshot()
+    for recipe in recipes:  # what is wrong is said before anything is searched
+        parse(recipe, int(snapshot.storage["plan"]["dim"]), snapshot.passages)
     systems: list[System] = []
-    for label, sentence in ({"": instruction} if instructions is None else instructions).items():
-        asked = list(queries) if instructions is None else [replace(query, instruction=None) for query in queries]
+    sentences = {"": instruction} if instructions is None else instructions
+    asked = list(queries) if instructions is None else [replace(query, instruction=None) for query in queries]
+
+    def search(one: SearchEngine, mode: str, name: str, sentence: str | None) -> None:
+        told(name)
+        how: dict[str, Any] = {"instruction": sentence, "drop_self": drop_self, "options": options}
+        (found,) = evaluate(one, asked, qrels, modes=[mode], **how)
+        size = found.bytes_per_document
+        systems.append(system_of(name, found.run, qrels, seconds=found.seconds_per_query, size=size))
+
+    for label, sentence in sentences.items():
         for mode in modes:
-            instructed = mode in ("dense", "hybrid")
-            name = f"{mode} {label}".strip() if instructed else mode
-            if any(system.name == name for system in systems):
-                continue
-            told(name)
-            (one,) = evaluate(
-                engine,
-                asked,
-                qrels,
-                modes=[mode],
-                instruction=sentence,
-                drop_self=drop_self,
-                options=options,
-            )
-            systems.append(system_of(name, one.run, qrels, seconds=one.seconds_per_query, size=one.bytes_per_document))
+            name = f"{mode} {label}".strip() if mode in _BY_VECTORS else mode
+            if all(system.name != name for system in systems):
+                search(engine, mode, name, sentence)
         if dims:
             systems += _cut(engine, asked, qrels, label, sentence, dims, drop_self, told)
+    by_vectors = [mode for mode in modes if mode in _BY_VECTORS] or ["dense"]
+    for recipe in dict.fromkeys(recipes):
+        with _stored_as(engine, recipe) as one:
+            for label, sentence in sentences.items():
+                for mode in by_vectors:
+                    search(one, mode, f"{mode} {recipe} {label}".strip(), sentence)
     return systems
+
+
+@contextmanager
+def _stored_as(engine: SearchEngine, recipe: str) -> Iterator[SearchEngine]:
+    """A copy of an index whose vectors are stored by a recipe, tuned by phrases of its own documents."""
+    with tempfile.TemporaryDirectory(prefix="searchkit-") as place:
+        copy = Path(place) / "index"
+        with locked(engine.store.folder):
+            shutil.copytree(engine.store.folder, copy)
+        with SearchEngine.open(copy, model=engine.embedder, writable=True) as one:
+            found = measure(one, recipes=[recipe], on_skipped=_refuse)[-1]
+            apply(one, found, drop_vectors=not found.tuning.rerank)
+            yield one
+
+
+def _refuse(recipe: str, why: str) -> None:
+    raise ValueError(f"{recipe} does not fit this index: {why}")
 
 
 def _cut(

@@ -110,6 +110,29 @@ def test_without_a_sweep_the_queries_keep_their_own_instruction(engine: SearchEn
     assert mine.per_query == expected.per_query == score_queries(expected.run, QRELS)
 
 
+def test_recipes_are_searched_in_copies_and_lose_what_compress_says(engine: SearchEngine, folder: Path) -> None:
+    before = {file: file.read_bytes() for file in (folder / "notes.index" / "segments").rglob("*") if file.is_file()}
+    names = ["flat", "fp16", "int8"]
+    systems = sweep(engine, QUERIES, QRELS, modes=["lexical", "hybrid"], recipes=names)
+    assert [system.name for system in systems] == ["lexical", "hybrid", *(f"hybrid {name}" for name in names)]
+    exact, flat, half, bytes_ = systems[1:]
+    assert (flat.top, flat.per_query) == (exact.top, exact.per_query)
+    sizes = [system.bytes_per_document or 0.0 for system in (flat, half, bytes_)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 1.2 * sizes[1] > 1.2 * sizes[2]
+    assert {query: top[0] for query, top in bytes_.top.items()} == {query: top[0] for query, top in flat.top.items()}
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_recipe_that_is_none_or_does_not_fit_is_refused(engine: SearchEngine) -> None:
+    asked: list[str] = []
+    with pytest.raises(ValueError, match="int9"):
+        sweep(engine, QUERIES, QRELS, modes=["lexical"], recipes=["int8", "int9"], on_system=asked.append)
+    assert not asked
+    with pytest.raises(ValueError, match="pq:8 does not fit this index: it learns from"):
+        sweep(engine, QUERIES, QRELS, modes=[], recipes=["pq:8"])
+
+
 @pytest.mark.parametrize("dims", [[0], [65], [32, 100]])
 def test_impossible_widths_are_refused(engine: SearchEngine, dims: list[int]) -> None:
     with pytest.raises(ValueError, match=r"the index's vectors are 64 wide, so 1 to 64"):
