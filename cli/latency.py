@@ -43,7 +43,7 @@ from searchkit.cli.shared import (
 @click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
 @model_options
 def latency(index: Path, output: str, **options: Any) -> None:
-    """Measure how long INDEX makes its users wait, and what it costs.
+    """Measure how fast INDEX answers, and what it costs.
 
     A search in a new process, with its peak memory; searches in a process that is warm, alone (with and without the
     embedding of the query) and several at once; documents indexed in a second, on a sample of its own; bytes on disk.

@@ -23,7 +23,7 @@ _COMMANDS = {
     "compare": "Compare runs, with tests of significance.",
     "beir": "Measure a model on a folder of BEIR collections.",
     "bitext": "Measure how well a model finds translations.",
-    "latency": "Measure how long an index makes its users wait, and what it costs.",
+    "latency": "Measure how fast an index answers, and what it costs.",
     "synthesize": "Have a language model write training examples.",
     "mine": "Find hard negatives for training examples.",
     "train": "Train an embedder on pairs of queries and passages.",
