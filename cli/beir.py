@@ -95,7 +95,7 @@ def _print_table(content: dict[str, Any], metric: str) -> None:
     table = Table(show_edge=False, pad_edge=False)
     table.add_column(metric, no_wrap=True)
     for name in (*average, *(f"published {'' if key == 'model' else 'BM25'}".strip() for key in beside)):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for task, modes in sets.items():
         values = [modes[mode][metric] for mode in average] + [known[task][key] for key in beside]
         table.add_row(escape(task), *map(_shown, values))
