@@ -11,6 +11,7 @@ import click
 from searchkit.cli.shared import (
     FILE,
     INDEX,
+    hits_options,
     instruction_of,
     instruction_options,
     model_options,
@@ -24,14 +25,7 @@ from searchkit.cli.shared import (
 @click.argument("index", type=INDEX)
 @click.option("--queries", type=FILE, help="Queries to search for (JSONL or TSV). [default: phrases out of documents]")
 @instruction_options
-@click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="Documents a query.")
-@click.option(
-    "--mode",
-    default="hybrid",
-    show_default=True,
-    type=click.Choice(["dense", "lexical", "hybrid"]),
-    help="How to rank.",
-)
+@hits_options
 @click.option("--concurrency", default=8, show_default=True, type=click.IntRange(1), help="Searches at once.")
 @click.option(
     "--seconds",

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.shared import INDEX, fusion_options, instruction_of, instruction_options, model_options, open_engine
+from searchkit.cli.shared import (
+    INDEX,
+    fusion_options,
+    hits_options,
+    instruction_of,
+    instruction_options,
+    model_options,
+    open_engine,
+)
 
 if TYPE_CHECKING:
     from searchkit.records import Hit, Query
@@ -24,14 +32,7 @@ _BATCH = 64
 @click.argument("index", type=INDEX)
 @click.argument("queries", nargs=-1)
 @instruction_options
-@click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="Documents a query.")
-@click.option(
-    "--mode",
-    default="hybrid",
-    show_default=True,
-    type=click.Choice(["dense", "lexical", "hybrid"]),
-    help="How to rank.",
-)
+@hits_options
 @fusion_options
 @click.option("--where", help="Only documents whose metadata match a filter, in JSON.")
 @click.option("--queries", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSONL or TSV.")

@@ -95,6 +95,24 @@ def instruction_options(command: F) -> F:
     return command
 
 
+def hits_options(command: F) -> F:
+    """How many documents a search gives, ranked by what."""
+    for option in reversed(
+        [
+            click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="Documents a query."),
+            click.option(
+                "--mode",
+                default="hybrid",
+                show_default=True,
+                type=click.Choice(["dense", "lexical", "hybrid"]),
+                help="How to rank.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 def fusion_options(command: F) -> F:
     """How hybrid search makes one ranking of two."""
     for option in reversed(

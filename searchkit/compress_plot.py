@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING
 from searchkit.compress import Candidate
 from searchkit.compress_choice import front
 from searchkit.indexer.recipes import recipe_of
+from searchkit.plots import DARK, FONT, LIGHT, MARKERS, Style, clear, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-    from searchkit.plots import Style
-
 _FAMILIES = (("flat", "fp16", "int8"), ("pq", "opq"), ("rabitq", "binary"), ("ivf-pq", "ivf-int8", "hnsw"))
-_MARKERS = ("o", "s", "^", "D")
 _NAMES = ("scalars", "product codes", "bits", "cells and graphs")
 _WIDTH, _HEIGHT = 9.6, 5.4  # inches of one panel
-_FONT = "DejaVu Sans"
 _RINGS = (7, 12, 18, 26, 36, 48, 62, 78, 96, 116, 138, 162)  # points from a mark to its label, nearest that is free
 
 
@@ -50,8 +47,6 @@ def pareto_chart(file: Path, candidates: Sequence[Candidate], *, title: str, dar
         ImportError: matplotlib is missing.
         ValueError: There is nothing to draw.
     """
-    from searchkit.plots import write_figure
-
     return write_figure(figure_of(candidates, title=title, dark=dark), file)
 
 
@@ -62,8 +57,6 @@ def figure_of(candidates: Sequence[Candidate], *, title: str, dark: bool = False
     check()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-
-    from searchkit.plots import DARK, LIGHT
 
     style = DARK if dark else LIGHT
     recalls = [(one, one.recall_10) for one in candidates]
@@ -79,10 +72,10 @@ def figure_of(candidates: Sequence[Candidate], *, title: str, dark: bool = False
         _draw(axes, points, best if number == 1 else set(), style)
         drawn.append((axes, points))
     drawn[0][0].legend(
-        loc="lower right", frameon=False, fontsize=9, labelcolor=style.quiet, prop={"family": _FONT, "size": 9}
+        loc="lower right", frameon=False, fontsize=9, labelcolor=style.quiet, prop={"family": FONT, "size": 9}
     )
-    drawn[-1][0].set_xlabel("bytes a vector (logarithmic)", color=style.quiet, fontsize=10, fontfamily=_FONT)
-    figure.suptitle(title, x=0.012, ha="left", color=style.ink, fontsize=12, fontweight="bold", fontfamily=_FONT)
+    drawn[-1][0].set_xlabel("bytes a vector (logarithmic)", color=style.quiet, fontsize=10, fontfamily=FONT)
+    figure.suptitle(title, x=0.012, ha="left", color=style.ink, fontsize=12, fontweight="bold", fontfamily=FONT)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # labels are put where there is room now
     for axes, points in drawn:
@@ -93,19 +86,13 @@ def figure_of(candidates: Sequence[Candidate], *, title: str, dark: bool = False
 def _furnish(axes: Axes, name: str, style: Style) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axes.set_facecolor(style.paper)
-    axes.set_title(name, loc="left", color=style.quiet, fontsize=10, fontfamily=_FONT)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(style.quiet)
-    axes.grid(axis="y", color=style.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
+    clear(axes, style)
+    axes.set_title(name, loc="left", color=style.quiet, fontsize=10, fontfamily=FONT)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.margins(x=0.06, y=0.12)
-    axes.tick_params(length=0, pad=5, labelsize=9, labelcolor=style.quiet, labelfontfamily=_FONT)
     axes.tick_params(axis="x", length=3, color=style.quiet)
 
 
@@ -119,7 +106,7 @@ def _draw(axes: Axes, points: Sequence[tuple[Candidate, float]], best: set[str],
         if mine:
             x, y = zip(*mine, strict=True)
             axes.plot(
-                x, y, linestyle="", marker=_MARKERS[kind], color=style.lines[kind], markersize=6, zorder=3,
+                x, y, linestyle="", marker=MARKERS[kind], color=style.lines[kind], markersize=6, zorder=3,
                 markeredgecolor=style.paper, markeredgewidth=0.8, label=_NAMES[kind],
             )  # fmt: skip
 
@@ -152,7 +139,7 @@ def _label(axes: Axes, points: Sequence[tuple[Candidate, float]], best: set[str]
         kind = next(kind for kind, family in enumerate(_FAMILIES) if recipe_of(one.recipe).name in family)
         text = axes.annotate(
             one.name, (one.bytes_per_vector, value), xytext=(0, 0), textcoords="offset points", fontsize=7.5,
-            fontweight=weight, fontfamily=_FONT, color=style.ink if one.name in best else style.quiet, zorder=4,
+            fontweight=weight, fontfamily=FONT, color=style.ink if one.name in best else style.quiet, zorder=4,
             ha="center", va="center",
             arrowprops={"arrowstyle": "-", "color": style.lines[kind], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )  # fmt: skip

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from searchkit.diagnosis import Diagnosis, Group
-from searchkit.plots import DARK, LIGHT, Panel, write_figure
+from searchkit.plots import DARK, FONT, LIGHT, Panel, clear, headline, legend, mark, write_figure
 from searchkit.plots import figure_of as lines_of
 
 if TYPE_CHECKING:
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 RANKS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 """Ranks that the curve is drawn at."""
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_FONT = "DejaVu Sans"  # comes with matplotlib
 _WIDTH, _HEIGHT = 8.4, 4.2  # inches
+_MARK = 7  # points
 _APART = 0.13  # of the distance between two groups: from one mode's mark to the next
 
 
@@ -101,24 +100,18 @@ def groups_figure(groups: Sequence[Group], *, title: str, x_label: str, dark: bo
         ends = [(0.0, 0.0) if isnan(one.low) else (one.mean - one.low, one.high - one.mean) for one in scores]
         axes.errorbar(
             places, [one.mean for one in scores], yerr=list(zip(*ends, strict=True)), linestyle="", elinewidth=1.6,
-            capsize=0, zorder=3, **_mark(n, style),
+            capsize=0, zorder=3, **mark(n, style, _MARK),
         )  # fmt: skip
-    _legend(figure, modes, style)
-    lines = "\n".join(wrap(title, 80))
-    figure.suptitle(lines, x=0.012, ha="left", color=style.ink, fontsize=12, fontweight="bold", fontfamily=_FONT)
+    legend(figure, modes, style, _MARK)
+    headline(figure, title, style, width=80)
     return figure
 
 
 def _furnish(axes: Axes, groups: Sequence[Group], x_label: str, style: Style) -> None:
     from matplotlib.ticker import FuncFormatter
 
-    axes.set_facecolor(style.paper)
-    axes.set_title("nDCG@10, with 95 % intervals", loc="left", color=style.quiet, fontsize=10, fontfamily=_FONT)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(style.quiet)
-    axes.grid(axis="y", color=style.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
+    clear(axes, style)
+    axes.set_title("nDCG@10, with 95 % intervals", loc="left", color=style.quiet, fontsize=10, fontfamily=FONT)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     counts = [len(group.queries) for group in groups]
     labels = [
@@ -127,25 +120,4 @@ def _furnish(axes: Axes, groups: Sequence[Group], x_label: str, style: Style) ->
     ]
     axes.set_xticks(range(len(groups)), labels)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
-    axes.set_xlabel("\n".join(wrap(x_label, 80)), color=style.quiet, fontsize=10, fontfamily=_FONT)
-    axes.tick_params(length=0, pad=5, labelsize=9, labelcolor=style.quiet, labelfontfamily=_FONT)
-
-
-def _mark(n: int, style: Style) -> dict[str, Any]:
-    return {
-        "marker": _MARKERS[n % len(_MARKERS)],
-        "color": style.lines[n % len(style.lines)],
-        "markersize": 7,
-        "markeredgecolor": style.paper,
-        "markeredgewidth": 0.8,
-    }
-
-
-def _legend(figure: Figure, names: Sequence[str], style: Style) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], linestyle="", label=name, **_mark(n, style)) for n, name in enumerate(names)]
-    legend = figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=style.ink)
-    for text in legend.get_texts():
-        text.set_fontfamily(_FONT)
-        text.set_fontsize(9.5)
+    axes.set_xlabel("\n".join(wrap(x_label, 80)), color=style.quiet, fontsize=10, fontfamily=FONT)

@@ -8,7 +8,7 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,9 +41,9 @@ class Style:
 LIGHT = Style("#ffffff", "#1f2328", "#59636e", "#e4e7eb", ("#0072b2", "#d55e00", "#5c1a5e", "#00a37a"))
 DARK = Style("#15191e", "#f0f3f6", "#9aa4af", "#2b323a", ("#56b4e9", "#ff8a3d", "#fff3b0", "#ad5cff"))
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # 7 and 4: only the 29th line looks like the first
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # 7 and 4: only the 29th line looks like the first
 _FEW = 40  # points of a line that all get a marker; of a longer one that is not alone, about ten do
-_FONT = "DejaVu Sans"  # comes with matplotlib
+FONT = "DejaVu Sans"  # comes with matplotlib
 _WIDTH, _HEIGHT = 7.2, 4.0  # inches of a chart with one panel
 _GAP = 20  # points between the axes and the names beside them
 
@@ -133,13 +133,51 @@ def figure_of(panels: Sequence[Panel], *, title: str, x_label: str, log_x: bool 
         _furnish(one, panel.y_label, style, log_x=log_x, whole_x=whole_x)
         one.tick_params(labelbottom=n == len(panels))
         labels.append(_draw(one, series, style, faint=panel.faint))
-    axes[-1].set_xlabel(x_label, color=style.quiet, fontsize=10, fontfamily=_FONT)
-    lines = "\n".join(wrap(title, 70))
-    figure.suptitle(lines, x=0.012, ha="left", color=style.ink, fontsize=12, fontweight="bold", fontfamily=_FONT)
+    axes[-1].set_xlabel(x_label, color=style.quiet, fontsize=10, fontfamily=FONT)
+    headline(figure, title, style, width=70)
     figure.draw_without_rendering()
     for one, names in zip(axes, labels, strict=True):
         _spread(one, names)
     return figure
+
+
+def headline(figure: Figure, title: str, style: Style, *, width: int) -> None:
+    """Put the title over a figure, in lines of at most `width` characters."""
+    lines = "\n".join(wrap(title, width))
+    figure.suptitle(lines, x=0.012, ha="left", color=style.ink, fontsize=12, fontweight="bold", fontfamily=FONT)
+
+
+def clear(axes: Axes, style: Style) -> None:
+    """Leave of a pair of axes its lower edge, lines across and quiet numbers."""
+    axes.set_facecolor(style.paper)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(style.quiet)
+    axes.grid(axis="y", color=style.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=5, labelsize=9, labelcolor=style.quiet, labelfontfamily=FONT)
+
+
+def mark(n: int, style: Style, size: float) -> dict[str, Any]:
+    """How the n-th of several is marked: its own pair of shape and colour."""
+    return {
+        "marker": MARKERS[n % len(MARKERS)],
+        "color": style.lines[n % len(style.lines)],
+        "markersize": size,
+        "markeredgecolor": style.paper,
+        "markeredgewidth": 0.8,
+    }
+
+
+def legend(figure: Figure, names: Sequence[str], style: Style, size: float) -> None:
+    """Say right of a figure which mark is whose; of the size that `mark` was given."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], linestyle="", label=name, **mark(n, style, size)) for n, name in enumerate(names)]
+    shown = figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=style.ink)
+    for text in shown.get_texts():
+        text.set_fontfamily(FONT)
+        text.set_fontsize(9.5)
 
 
 def _finite(series: Series) -> dict[str, list[tuple[float, float]]]:
@@ -151,13 +189,8 @@ def _finite(series: Series) -> dict[str, list[tuple[float, float]]]:
 def _furnish(axes: Axes, y_label: str, style: Style, *, log_x: bool, whole_x: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    axes.set_facecolor(style.paper)
-    axes.set_title(y_label, loc="left", color=style.quiet, fontsize=10, fontfamily=_FONT)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(style.quiet)
-    axes.grid(axis="y", color=style.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
+    clear(axes, style)
+    axes.set_title(y_label, loc="left", color=style.quiet, fontsize=10, fontfamily=FONT)
     axes.margins(x=0.02, y=0.08)
     if log_x:
         axes.set_xscale("log")
@@ -167,7 +200,6 @@ def _furnish(axes: Axes, y_label: str, style: Style, *, log_x: bool, whole_x: bo
         axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=whole_x))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(partial(_number, axis)))
-    axes.tick_params(length=0, pad=5, labelsize=9, labelcolor=style.quiet, labelfontfamily=_FONT)
     axes.tick_params(axis="x", length=3, color=style.quiet)
 
 
@@ -195,13 +227,13 @@ def _draw(
             alone = len(series) - faint == 1 and every > 1
             axes.plot(
                 x, y, color=color, linewidth=2, zorder=3, markersize=5.5, markevery=((len(points) - 1) % every, every),
-                marker="" if alone else _MARKERS[place % len(_MARKERS)],
+                marker="" if alone else MARKERS[place % len(MARKERS)],
                 markeredgecolor=style.paper, markeredgewidth=0.8, solid_capstyle="round", solid_joinstyle="round",
             )  # fmt: skip
         arrow = {"arrowstyle": "-", "color": color, "linewidth": 1, "shrinkA": 2, "shrinkB": 2, "relpos": (0, 0.5)}
         text = axes.annotate(
             name, (1, y[-1]), xycoords=axes.get_yaxis_transform(), xytext=(_GAP, 0), textcoords="offset points",
-            va="center", color=color, fontsize=9.5, fontweight=weight, fontfamily=_FONT, annotation_clip=False,
+            va="center", color=color, fontsize=9.5, fontweight=weight, fontfamily=FONT, annotation_clip=False,
             arrowprops=arrow,
         )  # fmt: skip
         names.append(text)

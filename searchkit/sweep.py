@@ -17,7 +17,7 @@ import numpy as np
 from searchkit.comparison import System, system_of
 from searchkit.compress import apply, measure, parse
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import evaluate, judged_queries
+from searchkit.evaluate import drop_own, evaluate, judged_queries
 from searchkit.indexer import segments
 from searchkit.indexer.files import locked
 from searchkit.indexer.segments import DiskSegment
@@ -151,8 +151,8 @@ def _cut(
         run: Run = {}
         for query, found, values in zip(asked, docs.tolist(), scores.tolist(), strict=True):
             run[query.id] = {ids[doc]: value for doc, value in zip(found, values, strict=True)}
-            if drop_self:
-                run[query.id].pop(query.id, None)
+        if drop_self:
+            drop_own(run)
         size = 4 * dim * snapshot.passages / max(1, snapshot.documents)
         systems.append(system_of(name, run, qrels, seconds=(embedding + seconds) / len(asked), size=size))
     return systems

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from searchkit.plots import DARK, LIGHT, Style, write_figure
+from searchkit.plots import DARK, FONT, LIGHT, Style, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from searchkit.training.synthesis import SynthesisReport
 
-_FONT = "DejaVu Sans"
 _MOST = 14  # bars of a panel; what is left shares the last
 
 
@@ -58,7 +57,7 @@ def figure_of(report: SynthesisReport, *, dark: bool = False) -> Figure:
         _bars(figure.add_subplot(place), f"{name}, % of the examples", _shares(counts), style, style.lines[color])
     _lengths(figure.add_subplot(grid[1, 0]), report, style)
     title = f"{report.examples:,} examples by {report.model}"
-    figure.suptitle(title, x=0.012, ha="left", color=style.ink, fontsize=12, fontweight="bold", fontfamily=_FONT)
+    figure.suptitle(title, x=0.012, ha="left", color=style.ink, fontsize=12, fontweight="bold", fontfamily=FONT)
     return figure
 
 
@@ -78,7 +77,7 @@ def _bars(axes: Axes, name: str, shares: Sequence[tuple[str, float]], style: Sty
     for place, (_, share) in enumerate(shares):
         axes.annotate(
             f"{share:.1f}", (share, place), xytext=(4, 0), textcoords="offset points", va="center",
-            color=style.quiet, fontsize=8.5, fontfamily=_FONT,
+            color=style.quiet, fontsize=8.5, fontfamily=FONT,
         )  # fmt: skip
     axes.set_yticks(list(places), [label for label, _ in shares])
     axes.invert_yaxis()
@@ -100,14 +99,14 @@ def _lengths(axes: Axes, report: SynthesisReport, style: Style) -> None:
             if height:
                 axes.annotate(
                     f"{height:.0f}", (place, height), xytext=(0, 2), textcoords="offset points", ha="center",
-                    color=style.quiet, fontsize=8.5, fontfamily=_FONT,
+                    color=style.quiet, fontsize=8.5, fontfamily=FONT,
                 )  # fmt: skip
     axes.set_xticks(range(len(ranges)), ranges, rotation=30, ha="right")
     axes.set_yticks([])
     axes.margins(y=0.1)
     # Above the bars, which may be anywhere.
     axes.legend(
-        frameon=False, labelcolor=style.quiet, prop={"family": _FONT, "size": 9}, ncols=2, loc="lower right",
+        frameon=False, labelcolor=style.quiet, prop={"family": FONT, "size": 9}, ncols=2, loc="lower right",
         bbox_to_anchor=(1.02, 0.98),
     )  # fmt: skip
     _furnish(axes, "words a text, % of them", style)
@@ -115,7 +114,7 @@ def _lengths(axes: Axes, report: SynthesisReport, style: Style) -> None:
 
 def _furnish(axes: Axes, name: str, style: Style) -> None:
     axes.set_facecolor(style.paper)
-    axes.set_title(name, loc="left", color=style.quiet, fontsize=10, fontfamily=_FONT)
+    axes.set_title(name, loc="left", color=style.quiet, fontsize=10, fontfamily=FONT)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.tick_params(length=0, pad=5, labelsize=9, labelcolor=style.quiet, labelfontfamily=_FONT)
+    axes.tick_params(length=0, pad=5, labelsize=9, labelcolor=style.quiet, labelfontfamily=FONT)
