@@ -295,14 +295,14 @@ class Embedder:
             tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
             bare = tokenizer.encode(probe, add_special_tokens=False).ids
         self.frame: list[list[int]] = [[]]
-        while framed:
+        while framed and bare:
             if framed[: len(bare)] == bare:
                 self.frame.append([])
                 framed = framed[len(bare) :]
             else:
                 self.frame[-1].append(framed.pop(0))
         if len(self.frame) == 1:
-            raise ValueError(f"the tokenizer of {self.name} loses the text when it puts marks around it; use another")
+            raise ValueError(f"the tokenizer of {self.name} makes no tokens of {probe!r}, or loses them; use another")
         eos, bos = self.runtime.eos_id, self.runtime.bos_id
         if self.conventions.append_eos:
             if eos is None:

@@ -96,3 +96,12 @@ def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
     config = TrainConfig(sources=("none",), base=str(base), out="out", twice=True)
     with pytest.raises(ValueError, match="expected TemplateProcessing; train without --twice"):
         lay_out(config, tmp_path / "work")
+
+
+def test_a_tokenizer_that_makes_no_tokens_is_refused(tmp_path: Path) -> None:
+    base = build_model(tmp_path / "base", "bert")
+    file = base / "tokenizer.json"
+    dropping = {"type": "Replace", "pattern": {"Regex": "[ab ]"}, "content": ""}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": dropping}))
+    with pytest.raises(ValueError, match="makes no tokens of 'a b'"):
+        Embedder(base, device="cpu")
