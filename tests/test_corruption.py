@@ -189,9 +189,9 @@ def judge(embedder: Embedder, place: str, number: int) -> dict[str, Any]:
     wrong: list[str] = []
     said = compare("asked", asked(embedder, folder / "to ask"), sound, wrong)
     said += judge_change(embedder, folder / "to change", after, wrong)
-    judge_repair(embedder, folder / "to repair", case, sound, said, wrong)
+    found = judge_repair(embedder, folder / "to repair", case, sound, said, wrong)
     shutil.rmtree(folder)
-    return {"case": f"{number}: {kind}, {case}", "wrong": wrong, "errors": said}
+    return {"case": f"{number}: {kind}, {case}", "wrong": wrong, "errors": said, "found": found}
 
 
 def compare(when: str, answers: dict[str, Any], sound: dict[str, Any], wrong: list[str]) -> list[str]:
@@ -225,8 +225,8 @@ def judge_change(embedder: Embedder, folder: Path, after: dict[str, Any], wrong:
 
 def judge_repair(
     embedder: Embedder, folder: Path, case: str, sound: dict[str, Any], said: list[str], wrong: list[str]
-) -> None:
-    """A check finds the damage, and a repair undoes it or says what is lost."""
+) -> bool:
+    """A check finds the damage, if any file that matters has it, and a repair undoes it or says what is lost."""
     try:
         faults = [finding.damage for finding in check(folder) if not finding.ok]
     except ValueError as error:
@@ -241,7 +241,7 @@ def judge_repair(
         compare("repairing", {"it": str(error)}, sound, wrong)
         if not file.startswith("index.db"):
             wrong.append(f"not repaired: {error}")
-        return
+        return bool(faults)
     wrong += [f"not repaired: {finding}" for finding in report.findings if not finding.ok]
     answers = asked(embedder, folder)
     gone = set(report.lost)
@@ -249,7 +249,7 @@ def judge_repair(
         held = sorted(each[0] for each in answers["documents"][0])
         if sorted(hit[0] for hit in answers["dense, None"][0]) != held:
             wrong.append("repaired: documents and vectors differ")
-        return
+        return bool(faults)
     if any("not in the database any more" in done for done in report.done):  # said, though not by id
         gone |= {each[0] for each in sound["documents"][0]} - {each[0] for each in answers["documents"][0]}
     for name, before in sound.items():
@@ -268,6 +268,7 @@ def judge_repair(
                 if not np.allclose(*scores, atol=0.02):
                     wrong.append(f"repaired {name}: other scores")
                     break
+    return bool(faults)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +289,9 @@ def test_no_damage_gives_a_wrong_answer_or_a_crash(server: Server) -> None:
                 wrong.append(f"{number}: ended by {status}")
                 shutil.rmtree(place / "work", ignore_errors=True)
                 continue
-            told["error" if judged["errors"] else "no error, equal answers"] += 1
+            told[
+                "error" if judged["errors"] else "equal answers, check errs" if judged["found"] else "equal answers"
+            ] += 1
             wrong += [f"{judged['case']}: {each}" for each in judged["wrong"]]
     print(dict(told))
     assert not wrong, "\n".join(wrong)
