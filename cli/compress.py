@@ -143,13 +143,14 @@ def store_by(engine: SearchEngine, recipe: str) -> None:
 
 def _apply(engine: SearchEngine, choice: Candidate | str, drop_vectors: bool, seed: int) -> None:
     from searchkit.compress import apply
+    from searchkit.indexer.recipes import RECIPES
 
     before = engine.store.sizes()["segments"]
     plan = apply(engine, choice, drop_vectors=drop_vectors, seed=seed)
     after = engine.store.sizes()["segments"]
     tuning = engine.store.setting("storage")["tuning"]
     shown = [f"{tuning['probes']} of {plan.cells} cells visited"] if plan.cells else []
-    shown += [f"efSearch {tuning['ef']}"] if plan.recipe == "hnsw" else []
+    shown += [f"efSearch {tuning['ef']}"] if RECIPES[plan.recipe].graph else []
     shown += [f"the best {tuning['rerank']} k re-ranked"] if tuning["rerank"] else []
     note(
         f"{engine.store.folder}: stored as {plan.spelling}{''.join(f', {part}' for part in shown)}; "

@@ -171,7 +171,7 @@ def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
         dim=options["dim"],
         force_dim=options["force_dim"],
     )
-    return SearchEngine.create(folder, model=embedder, exist_ok=True, **chunking)
+    return SearchEngine.create(folder, model=embedder, device=options["device"], exist_ok=True, **chunking)
 
 
 class _Progress:

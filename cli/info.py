@@ -81,7 +81,7 @@ def _storage(storage: dict[str, Any]) -> dict[str, Any]:
         "recipe": f"{plan.spelling} ({recipe.about})",
         "code bytes a vector": code_bytes(plan),
         "cells": plan.cells,
-        "exact vectors beside": "" if recipe.exact else "half precision" if storage["keep_vectors"] else "no",
+        "exact vectors beside": "" if recipe.faithful else "half precision" if storage["keep_vectors"] else "no",
         depth: tuning.get(depth),
         "candidates scored again, times k": tuning.get("rerank"),
     }
@@ -95,6 +95,7 @@ def code_bytes(plan: Plan) -> int:
         "flat": 4 * plan.dim,
         "fp16": 2 * plan.dim,
         "hnsw": 2 * plan.dim,
+        "cagra": 4 * plan.dim,
         "int8": plan.dim,
         "ivf-int8": plan.dim,
         "rabitq": bits + 8,  # two float32 corrections

@@ -19,6 +19,8 @@ CHUNK = 16_384
 
 EXACT_BELOW = 0.1
 """Share of allowed rows below which they are scored one by one: a graph loses recall there, and a scan its point."""
+CAGRA_LINKS = 64
+"""Neighbours of a vector in a graph made by cuVS, as many as FAISS asks it for."""
 FEW = 1000
 """Allowed rows of a segment up to which they are always scored one by one."""
 
@@ -97,6 +99,8 @@ def train(plan: Plan, sample: np.ndarray) -> Any:
     if plan.recipe == "binary":
         return SignIndex(plan.dim)
     faiss = faiss_module()
+    if plan.recipe == "cagra":
+        return faiss.IndexHNSWCagra(plan.dim, CAGRA_LINKS // 2, faiss.METRIC_INNER_PRODUCT)
     # index_factory() and most constructors default to L2, whose distances are not similarities.
     index = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
     if (ivf := _ivf(index)) is not None:
@@ -121,12 +125,19 @@ def train(plan: Plan, sample: np.ndarray) -> Any:
 
 def encode(template: Any, vectors: np.ndarray) -> Any:
     """A new index of the template's kind with these vectors, (n, dim) of any float type, added chunk by chunk."""
-    if isinstance(template, SignIndex):
-        index: Any = SignIndex(template.d)
-    else:
-        index = faiss_module().clone_index(template)
+    index = empty(template)
     extend(index, vectors)
     return index
+
+
+def empty(template: Any) -> Any:
+    """A new index of the template's kind."""
+    faiss = faiss_module()
+    if isinstance(template, SignIndex):
+        return SignIndex(template.d)
+    if isinstance(template, faiss.IndexHNSWCagra):  # whose clone is of the kind it was made from
+        return faiss.deserialize_index(faiss.serialize_index(template))
+    return faiss.clone_index(template)
 
 
 def extend(index: Any, vectors: np.ndarray) -> None:
@@ -412,7 +423,7 @@ def _parameters(plan: Plan, tuning: Tuning, selector: Any) -> Any:
     if "IVF" in plan.factory:
         inner = faiss.SearchParametersIVF(nprobe=max(1, min(tuning.probes, plan.cells)), sel=selector)
         return faiss.SearchParametersPreTransform(index_params=inner) if plan.transformed else inner
-    if plan.recipe == "hnsw":
+    if RECIPES[plan.recipe].graph:
         return faiss.SearchParametersHNSW(efSearch=tuning.ef, sel=selector)
     return None if selector is None else faiss.SearchParameters(sel=selector)
 

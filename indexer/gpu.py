@@ -3,13 +3,16 @@
 The files and what the processor searches stay as they are: a copy on a GPU answers what it can, and hands the rest to
 its original. GPU indexes take no selectors (so every filter and every deletion means the processor), give at most
 MAX_K rows, and cannot be written: convert them with `to_cpu` first.
+
+A graph of cuVS (the recipe "cagra") lies in its file in the form that FAISS searches on the processor too. Where there
+is no cuVS, or too little to make it worth while, FAISS makes the graph on the processor.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,6 +26,18 @@ logger = logging.getLogger(__name__)
 
 MAX_K = 2048
 """Rows, and cells visited, that FAISS's GPU selection can give."""
+
+CAGRA_K = 512
+"""Rows that a search in a graph of cuVS can give, which is also the greatest breadth of one block of threads."""
+
+CAGRA_FROM = 1024
+"""Vectors from which graphs are made by cuVS: smaller ones take no time, and of very small ones it makes none."""
+
+ENCODED_FROM = 65_536
+"""Vectors from which codes are made on a GPU; a guess: to get ready there takes about as long as these here."""
+
+STREAMED_FROM = 64
+"""Queries at once from which vectors that do not fit into a GPU are brought there by parts to be compared; a guess."""
 
 CODES = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
 """Bytes of product-quantised codes that FAISS has GPU code for; all with 8 bits a centroid, as ours have."""
@@ -64,6 +79,8 @@ def why_not(plan: Plan) -> str | None:
     """Why vectors of a recipe are not searched on a GPU; None where they are."""
     if not RECIPES[plan.recipe].gpu:
         return f"FAISS has no GPU code for {plan.recipe}"
+    if plan.recipe == "cagra" and not hasattr(dense.faiss_module(), "GpuIndexCagra"):
+        return "this faiss has no cuVS; take the package faiss-gpu-cuvs in place of faiss-gpu"
     if plan.code and plan.code not in CODES:
         near = min(CODES, key=lambda size: ((plan.width or plan.dim) % size != 0, abs(size - plan.code)))
         return f"FAISS has no GPU code for codes of {plan.code} bytes; the nearest it has is {plan.recipe}:{near}"
@@ -98,11 +115,14 @@ class GpuIndex:
     def search(self, queries: np.ndarray, k: int, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """(scores, rows), each (n_queries, k), best first; -1 where there are fewer."""
         inner = getattr(params, "index_params", params)
+        breadth = getattr(inner, "efSearch", 0)
+        most = CAGRA_K if breadth else MAX_K
         # GPU indexes take no selector: what is filtered, or without deleted rows, is searched where the original is.
-        if k > MAX_K or getattr(inner, "sel", None) is not None or getattr(inner, "nprobe", 1) > MAX_K:
+        if k > most or getattr(inner, "sel", None) is not None or getattr(inner, "nprobe", 1) > MAX_K:
             scores, rows = self.original.search(queries, k, params=params)
         else:
-            scores, rows = self._searched.search(queries, k, params=params)
+            copied = _in_cuvs(max(k, breadth)) if breadth else params
+            scores, rows = self._searched.search(queries, k, params=copied)
         return scores, rows
 
     def reconstruct_batch(self, rows: np.ndarray) -> np.ndarray:
@@ -124,9 +144,14 @@ def to_gpu(index: Any, plan: Plan, devices: Sequence[int], *, replicate: bool = 
     if reason := why_not(plan):
         logger.warning("%s is searched on the processor: %s", plan.spelling, reason)
         return index
+    if plan.recipe == "cagra" and index.ntotal < CAGRA_FROM:
+        return index
     try:
         return GpuIndex(index, *_copied(index, plan, list(devices), replicate))
     except (RuntimeError, MemoryError) as error:  # as FAISS says that a GPU's memory is full, or that it lacks a kernel
+        if plan.recipe in ("flat", "fp16") and (streamed := _streamed(index, plan, devices[0])):
+            logger.warning("%d vectors of %s are brought to the GPU by parts: %s", index.ntotal, plan.spelling, error)
+            return GpuIndex(index, streamed)
         logger.warning("%d vectors of %s are searched on the processor: %s", index.ntotal, plan.spelling, error)
         return index
 
@@ -138,22 +163,50 @@ def to_cpu(index: Any) -> Any:
 
 def train(plan: Plan, sample: np.ndarray, devices: Sequence[int]) -> Any:
     """Like `dense.train`, on the first GPU where FAISS learns there: cells and product-quantised codes."""
+    if plan.recipe == "cagra" and (reason := why_not(plan) if devices else "no GPU was asked for, with --device cuda"):
+        logger.warning("graphs of cagra will be made on the processor, which takes long: %s", reason)
     if not devices or why_not(plan) or plan.width or not (plan.cells or plan.code) or len(sample) < plan.needed:
         return dense.train(plan, sample)
     faiss = dense.faiss_module()
     empty = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
-    copy, _resources = _copied(empty, plan, list(devices[:1]), False)
-    copy.train(np.ascontiguousarray(sample, dtype=np.float32))
-    return faiss.index_gpu_to_cpu(copy)
+    try:
+        copy, _resources = _copied(empty, plan, list(devices[:1]), False)
+        copy.train(np.ascontiguousarray(sample, dtype=np.float32))
+        return faiss.index_gpu_to_cpu(copy)
+    except (RuntimeError, MemoryError) as error:
+        logger.warning("%s is learnt on the processor: %s", plan.spelling, error)
+        return dense.train(plan, sample)
 
 
-def encode(template: Any, vectors: np.ndarray, plan: Plan, devices: Sequence[int]) -> Any:
-    """Like `dense.encode`, with the codes made on the first GPU where FAISS makes them there; comes as a CPU index."""
-    if not devices or why_not(plan) or not (plan.cells or plan.code):
-        return dense.encode(template, vectors)
-    copy, _resources = _copied(template, plan, list(devices[:1]), False)
-    dense.extend(copy, vectors)
-    return dense.faiss_module().index_gpu_to_cpu(copy)
+def encode(template: Any, vectors: Iterable[np.ndarray], count: int, plan: Plan, devices: Sequence[int]) -> Any:
+    """Like `dense.encode`, with codes and graphs made on the first GPU where FAISS makes them there.
+
+    Args:
+        template: The trained, empty index.
+        vectors: (n, dim) arrays of any float type, one after another.
+        count: How many there are in all.
+        plan: How they are stored.
+        devices: GPUs by FAISS's numbers.
+
+    Returns:
+        An index that can be written.
+    """
+    index = dense.empty(template)
+    able = devices and not why_not(plan)
+    if able and plan.recipe == "cagra" and count >= CAGRA_FROM:
+        return _graph(index, vectors, count, devices[0])
+    if able and (plan.cells or plan.code) and count >= ENCODED_FROM:
+        try:
+            copy, _resources = _copied(index, plan, list(devices[:1]), False)
+        except (RuntimeError, MemoryError) as error:
+            logger.warning("%d vectors of %s are encoded on the processor: %s", count, plan.spelling, error)
+        else:
+            for some in vectors:
+                dense.extend(copy, some)
+            return dense.faiss_module().index_gpu_to_cpu(copy)
+    for some in vectors:
+        dense.extend(index, some)
+    return index
 
 
 Knn = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -269,13 +322,75 @@ def _copied(index: Any, plan: Plan, devices: list[int], replicate: bool) -> tupl
     if plan.recipe == "int8":
         source = as_one_cell(index)
     resources = [faiss.StandardGpuResources() for _ in devices]
+    if plan.recipe == "cagra" and not index.base_level_only:
+        # A graph that was made on the processor has vectors with fewer links than cuVS takes for granted.
+        resources = resources[:1]
+        return _made_by_cuvs(dense.flat_view(faiss.downcast_index(index.storage)), devices[0], resources[0]), resources
     # FAISS spreads these over several GPUs itself, but would leave half-precision vectors on the processor.
     if plan.recipe == "fp16" and len(devices) > 1:
         return _spread(index, devices, resources, replicate), resources
     options = faiss.GpuMultipleClonerOptions()
-    options.shard = not replicate
+    options.shard = not replicate and plan.recipe != "cagra"  # FAISS has no shares of graphs
     options.useFloat16 = plan.code >= HALF_TABLES
     return faiss.index_cpu_to_gpu_multiple_py(resources, source, options, devices), resources
+
+
+def _graph(index: Any, vectors: Iterable[np.ndarray], count: int, device: int) -> Any:
+    """The empty index given, with a graph of these vectors that cuVS made."""
+    faiss = dense.faiss_module()
+    every, start = np.empty((count, index.d), np.float32), 0
+    for some in vectors:
+        every[start : start + len(some)] = some
+        start += len(some)
+    resources = faiss.StandardGpuResources()
+    index.base_level_only = True  # or FAISS would make upper levels of a graph that is searched without
+    _made_by_cuvs(every, device, resources).copyTo(index)
+    return index
+
+
+def _made_by_cuvs(vectors: np.ndarray, device: int, resources: Any) -> Any:
+    """A graph on a GPU, of (n, dim) float32."""
+    faiss = dense.faiss_module()
+    config = faiss.GpuIndexCagraConfig()
+    config.device, config.graph_degree = device, dense.CAGRA_LINKS
+    copy = faiss.GpuIndexCagra(resources, vectors.shape[1], faiss.METRIC_INNER_PRODUCT, config)
+    copy.train(vectors)
+    return copy
+
+
+def _in_cuvs(breadth: int) -> Any:
+    """What a search in a graph on a GPU takes: breadths are multiples of 32 there."""
+    params = dense.faiss_module().SearchParametersCagra()
+    params.itopk_size = 32 * -(-breadth // 32)
+    return params
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Vectors that do not fit into a GPU, compared there by parts where queries are many enough (see `exact`)."""
+
+    original: Any
+    vectors: np.ndarray
+    knn: Knn
+
+    def search(self, queries: np.ndarray, k: int, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, rows), each (n_queries, k), best first."""
+        if len(queries) < STREAMED_FROM:
+            scores, rows = self.original.search(queries, k, params=params)
+        else:
+            scores, rows = exact(self.vectors, queries, k, self.knn)
+        return scores, rows
+
+
+def _streamed(index: Any, plan: Plan, device: int) -> Streamed | None:
+    """That, or None where the GPU cannot do even that."""
+    vectors = dense.flat_view(index) if plan.recipe == "flat" else _codes(index).view(np.float16)
+    try:
+        knn = gpu_knn(device)
+        knn(np.ascontiguousarray(vectors[:1], dtype=np.float32), vectors[:1], 1)
+    except (RuntimeError, MemoryError):
+        return None
+    return Streamed(index, vectors, knn)
 
 
 def _spread(index: Any, devices: list[int], resources: list[Any], replicate: bool) -> Any:

@@ -39,7 +39,12 @@ class Recipe:
     @property
     def faithful(self) -> bool:
         """Whether it gives the vectors back to half precision at least."""
-        return self.name in ("flat", "fp16", "hnsw")
+        return self.name in ("flat", "fp16") or self.graph
+
+    @property
+    def graph(self) -> bool:
+        """Whether vectors are linked to their neighbours, so that neither time nor codes follow from their number."""
+        return self.tuned == "efSearch"
 
 
 # "IVF1" in front of a product quantiser: FAISS's plain one takes no filter, an inverted file with one cell does.
@@ -57,6 +62,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("rabitq", "IVF1,RaBitQ", "1 bit a dimension, with corrections", per_centroid=100),
         Recipe("binary", "", "1 bit a dimension, the sign", gpu=True),
         Recipe("hnsw", "HNSW32,SQfp16", "graph over half precision: fast, large", tuned="efSearch"),
+        Recipe("cagra", "", "graph over float32, made and searched on a GPU with cuVS", tuned="efSearch", gpu=True),
     )
 }
 

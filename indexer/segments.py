@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.indexer import dense
+from searchkit.indexer import dense, gpu
 from searchkit.indexer.files import NewFile, Stamp, StoreError, next_number, stamp, sync_folder, verify
 from searchkit.indexer.recipes import RECIPES, Plan
 
@@ -169,6 +169,7 @@ def write_segment(
     rows: np.ndarray,
     *,
     keep_vectors: bool,
+    devices: Sequence[int] = (),
 ) -> Entry:
     """Write and sync a segment under a temporary name, then rename it.
 
@@ -180,6 +181,7 @@ def write_segment(
         docs: (count,) the document of every row.
         rows: (count,) ascending.
         keep_vectors: Keep them in half precision beside an index that does not.
+        devices: GPUs that make codes, where FAISS does that there.
     """
     staging = _staging(folder)
     count = len(rows)
@@ -189,22 +191,31 @@ def write_segment(
             staging, folder, docs, rows, {INDEX: dense.write_flat(vectors, count, plan.dim, staging / INDEX)}
         )
     files = {}
-    index = dense.encode(template, np.empty((0, plan.dim), np.float32))
     if keep_vectors:
         with NewFile(staging / VECTORS) as raw:
-            for some in vectors:
-                dense.extend(index, some)
-                raw.write(np.ascontiguousarray(some, dtype="<f2").data)
+            index = gpu.encode(template, _also_written(vectors, raw), count, plan, devices)
         files[VECTORS] = raw.stamp
     else:
-        for some in vectors:
-            dense.extend(index, some)
+        index = gpu.encode(template, vectors, count, plan, devices)
     files[INDEX] = dense.write(index, staging / INDEX)
     return _commit_folder(staging, folder, docs, rows, files)
 
 
+def _also_written(vectors: Iterable[np.ndarray], file: NewFile) -> Iterator[np.ndarray]:
+    """The same vectors, each in half precision in a file once the next is asked for."""
+    for some in vectors:
+        yield some
+        file.write(np.ascontiguousarray(some, dtype="<f2").data)
+
+
 def join_segments(
-    folder: Path, parts: Sequence[DiskSegment], template: Any, *, keep_vectors: bool, kept: np.ndarray | None = None
+    folder: Path,
+    parts: Sequence[DiskSegment],
+    template: Any,
+    *,
+    keep_vectors: bool,
+    kept: np.ndarray | None = None,
+    devices: Sequence[int] = (),
 ) -> Entry:
     """Write one segment with the rows of several neighbours, codes and vectors as they are.
 
@@ -214,13 +225,15 @@ def join_segments(
         template: The trained, empty index; for graphs, which are made anew.
         keep_vectors: Likewise.
         kept: Mask over all their rows, one part after another; None keeps all.
+        devices: GPUs that make graphs anew.
     """
     plan = parts[0].plan
     rows, docs = all_rows(parts), np.concatenate([part.docs for part in parts])
     kept = np.ones(len(rows), dtype=bool) if kept is None else kept
-    if plan.recipe == "hnsw":
+    if RECIPES[plan.recipe].graph:
         vectors = vectors_of(parts, kept)
-        return write_segment(folder, plan, template, vectors, docs[kept], rows[kept], keep_vectors=keep_vectors)
+        docs, rows = docs[kept], rows[kept]
+        return write_segment(folder, plan, template, vectors, docs, rows, keep_vectors=keep_vectors, devices=devices)
     for part in parts:
         part.check()  # or damage since it was opened would get a checksum of its own
     staging = _staging(folder)

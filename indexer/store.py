@@ -74,6 +74,8 @@ class Store(Documents):
 
     def __init__(self, folder: Path, *, writable: bool = False) -> None:
         super().__init__(folder, writable=writable)
+        self.devices: Sequence[int] = ()
+        """GPUs that new vectors are encoded on (see `searchkit.indexer.gpu`)."""
         self._template: tuple[Plan, Any] | None = None
         self._opened: WeakValueDictionary[str, DiskSegment] = WeakValueDictionary()
         with ExitStack() as undo:
@@ -214,8 +216,8 @@ class Store(Documents):
         while group := segments.to_join(self.entries()):
             plan, template = self.storage()
             parts = [self._segment(entry, plan) for entry in group]
-            keep = self.setting("storage")["keep_vectors"]
-            entry = segments.join_segments(self.folder / "segments", parts, template, keep_vectors=keep)
+            keep, place = self.setting("storage")["keep_vectors"], self.folder / "segments"
+            entry = segments.join_segments(place, parts, template, keep_vectors=keep, devices=self.devices)
             with self.transaction():
                 self.db.executemany("DELETE FROM segments WHERE first_row = ?", [(old.first_row,) for old in group])
                 self.name(entry)
@@ -250,17 +252,20 @@ class Store(Documents):
         # What was put in by the same training stays as it is: of codes made of codes some differ.
         same = (plan, template, keep_vectors) == (*self.storage(), snapshot.storage["keep_vectors"])
         codebook = snapshot.storage["codebook"] if same else self.write_codebook(plan, template)
-        place = self.folder / "segments"
-        entries = []
+        place, entries = self.folder / "segments", []
         for group, kept in _groups(snapshot.segments, ~dead if purge else np.ones_like(dead), plan.dim):
             if not kept.any():
                 continue
             if same:
-                entry = segments.join_segments(place, group, template, keep_vectors=keep_vectors, kept=kept)
+                entry = segments.join_segments(
+                    place, group, template, keep_vectors=keep_vectors, kept=kept, devices=self.devices
+                )
             else:
                 vectors = segments.vectors_of(group, kept)
                 rows, docs = segments.all_rows(group)[kept], np.concatenate([part.docs for part in group])[kept]
-                entry = segments.write_segment(place, plan, template, vectors, docs, rows, keep_vectors=keep_vectors)
+                entry = segments.write_segment(
+                    place, plan, template, vectors, docs, rows, keep_vectors=keep_vectors, devices=self.devices
+                )
             entries.append(entry)
         lexical = snapshot.lexical
         if purge and make_lexical:
@@ -317,8 +322,10 @@ class Store(Documents):
 
     def _write_segment(self, vectors: Iterable[np.ndarray], docs: np.ndarray, rows: np.ndarray) -> Entry:
         plan, template = self.storage()
-        keep = bool(self.setting("storage")["keep_vectors"])
-        return segments.write_segment(self.folder / "segments", plan, template, vectors, docs, rows, keep_vectors=keep)
+        keep, place = bool(self.setting("storage")["keep_vectors"]), self.folder / "segments"
+        return segments.write_segment(
+            place, plan, template, vectors, docs, rows, keep_vectors=keep, devices=self.devices
+        )
 
     def storage(self) -> tuple[Plan, Any]:
         """How vectors are stored, and the trained, empty index that new ones are put into."""

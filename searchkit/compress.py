@@ -12,7 +12,7 @@ import numpy as np
 
 from searchkit.compress_sample import InMemory, Judged, Sample, drawn, queries_of
 from searchkit.engine import SearchEngine
-from searchkit.indexer import dense
+from searchkit.indexer import dense, gpu
 from searchkit.indexer.recipes import RECIPES, Plan, codes, plan
 from searchkit.indexer.segments import DiskSegment
 from searchkit.metrics import score
@@ -231,10 +231,11 @@ def _measured(
     count = len(data.vectors)
     learnt = data.vectors[np.sort(rng.permutation(count)[: one.wanted])] if one.wanted else data.vectors[:0]
     began = time.perf_counter()
-    template = dense.train(one, learnt)
+    devices = engine.store.devices
+    template = gpu.train(one, learnt, devices)
     trained = time.perf_counter() - began
     began = time.perf_counter()
-    index = dense.encode(template, data.vectors)
+    index = gpu.encode(template, [data.vectors], count, one, devices)
     built = time.perf_counter() - began
     fixed = _size(template)
     each = (_size(index) - fixed) / count
@@ -243,7 +244,7 @@ def _measured(
     kind = RECIPES[one.recipe]
     codebook = 0 if kind.exact or one.recipe == "binary" else fixed
     # Half precision serves for re-ranking alone: where nothing is re-ranked, the stored form is all there is.
-    segment = InMemory(index, data.docs, data.half)
+    segment = InMemory(gpu.to_gpu(index, one, devices), data.docs, data.half)
     found = []
     for rerank in variants:
         tuning = tunings.get(_name(one, rerank)) or _tuned(one, rerank, segment, data, goal)
@@ -252,7 +253,7 @@ def _measured(
         ndcg = None if judged is None else _ndcg(engine, one, tuning, segment, data.queries, judged)
         before = ndcg if exact is None else exact
         # A scan takes as long as what it goes through; a graph hardly grows with the number of vectors.
-        larger = 1.0 if one.recipe == "hnsw" else data.total / count
+        larger = 1.0 if kind.graph else data.total / count
         found.append(
             Candidate(
                 name=_name(one, rerank),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-_FAMILIES = (("flat", "fp16", "int8"), ("pq", "opq"), ("rabitq", "binary"), ("ivf-pq", "ivf-int8", "hnsw"))
+_FAMILIES = (("flat", "fp16", "int8"), ("pq", "opq"), ("rabitq", "binary"), ("ivf-pq", "ivf-int8", "hnsw", "cagra"))
 _NAMES = ("scalars", "product codes", "bits", "cells and graphs")
 _WIDTH, _HEIGHT = 9.6, 5.4  # inches of one panel
 _RINGS = (7, 12, 18, 26, 36, 48, 62, 78, 96, 116, 138, 162)  # points from a mark to its label, nearest that is free

@@ -15,11 +15,10 @@ import numpy as np
 
 from searchkit.binding import ModelChoice, check_model
 from searchkit.embedder import DEFAULT_MODEL, Embedder
-from searchkit.indexer import dense, segments
+from searchkit.indexer import dense, gpu, segments
 from searchkit.indexer.documents import NewDocument, StoredPassage
 from searchkit.indexer.files import StoreError
 from searchkit.indexer.filters import compile_filter
-from searchkit.indexer.gpu import Gpus
 from searchkit.indexer.lexical import make_analyzer
 from searchkit.indexer.recipes import Plan, plan
 from searchkit.indexer.store import Store
@@ -39,9 +38,12 @@ COMMIT_EVERY = 1024
 class SearchEngine:
     """An index folder with the model that belongs to it. Make one with `create` or `open`."""
 
-    def __init__(self, store: Store, model: Embedder | ModelChoice, device: str | None = None) -> None:
+    def __init__(
+        self, store: Store, model: Embedder | ModelChoice, device: str | None = None, replicate: bool = False
+    ) -> None:
         self._store = store
-        self._gpus = Gpus(device)
+        self._gpus = gpu.Gpus(device, replicate=replicate)
+        store.devices = self._gpus.devices
         snapshot = store.snapshot()  # first: it compares the settings with their checksum
         self.settings = store.settings()
         self._model = model
@@ -60,6 +62,7 @@ class SearchEngine:
         chunk_tokens: int | None = None,
         overlap: int | None = None,
         language: str | None = None,
+        device: str | None = None,
         exist_ok: bool = False,
     ) -> SearchEngine:
         """Make an empty index and open it for writing.
@@ -71,6 +74,7 @@ class SearchEngine:
                 whole, so that what is past the model's length is found by its words only.
             overlap: Tokens shared by neighbouring passages; None takes an eighth of a passage.
             language: Stemming and stop words of the lexical side, "none" for neither; None takes English.
+            device: See `open`.
             exist_ok: Open the index if it is there already; what is given here must be what it was made with.
 
         Raises:
@@ -80,14 +84,14 @@ class SearchEngine:
         if (folder / "index.db").is_file():
             if not exist_ok:
                 raise StoreError(f"{folder} is an index already; open it, or name another place")
-            engine = cls.open(folder, model=model, writable=True)
+            engine = cls.open(folder, model=model, device=device, writable=True)
             try:
                 engine.check_settings(chunk_tokens=chunk_tokens, overlap=overlap, language=language)
             except BaseException:
                 engine.close()
                 raise
             return engine
-        embedder = model if isinstance(model, Embedder) else Embedder(model or DEFAULT_MODEL)
+        embedder = model if isinstance(model, Embedder) else Embedder(model or DEFAULT_MODEL, device=device)
         language = language or "english"
         make_analyzer(language)  # a wrong language is said before anything is made
         settings = {
@@ -95,7 +99,7 @@ class SearchEngine:
             "language": language,
             **chunk_settings(embedder, chunk_tokens, overlap),
         }
-        return cls(Store.create(folder, settings, dim=embedder.dim), embedder)
+        return cls(Store.create(folder, settings, dim=embedder.dim), embedder, device)
 
     @classmethod
     def open(
@@ -107,6 +111,7 @@ class SearchEngine:
         device: str | None = None,
         dtype: str = "auto",
         threads: int | None = None,
+        replicate: bool = False,
         writable: bool = False,
     ) -> SearchEngine:
         """Open an index. Its model is loaded when it is first needed.
@@ -115,10 +120,11 @@ class SearchEngine:
             path: The index folder.
             model: Needed only when the model has moved since the index was built; its files must be the same.
             adapter: Likewise.
-            device: Where the model runs, None takes the best there is; with "cuda" or "cuda:1" vectors are searched
-                there too, as far as the FAISS that is installed can do it.
+            device: Where the model runs, None takes the best there is; with "cuda" or "cuda:1" recipes learn, encode
+                and search there too, as far as the FAISS that is installed can do it.
             dtype: What the model computes in.
             threads: Processor threads it computes on; None takes what its runtime does by itself.
+            replicate: Give every one of several GPUs all vectors instead of a share of them.
             writable: Take the writer's lock, to `add`.
 
         Raises:
@@ -127,7 +133,7 @@ class SearchEngine:
         store = Store(Path(path), writable=writable)
         try:
             chosen = model if isinstance(model, Embedder) else ModelChoice(model, adapter, device, dtype, threads)
-            return cls(store, chosen, device)
+            return cls(store, chosen, device, replicate)
         except BaseException:
             store.close()
             raise
@@ -262,7 +268,7 @@ class SearchEngine:
                 f"{self._store.folder} keeps no vectors beside its {self._ranker.plan.spelling} codes, and codes made "
                 "of codes would be worse without a word; index the corpus again"
             )
-        template = dense.train(chosen, self.sample(chosen.wanted, seed=seed))
+        template = gpu.train(chosen, self.sample(chosen.wanted, seed=seed), self._gpus.devices)
         tuning = tuning or dense.default_tuning(chosen, keep_vectors=keep_vectors)
         self._store.rewrite(chosen, template, keep_vectors=keep_vectors, tuning=asdict(tuning))
         self.reload()

@@ -270,7 +270,7 @@ def _mended_segment(
     plan, template = store.storage() if codebook else (Plan("flat", _dim(store)), None)
     vectors = _vectors(engine, rows, docs, positions, source)
     keep = store.setting("storage")["keep_vectors"]
-    entry = write_segment(places, plan, template, vectors, docs, rows, keep_vectors=keep)
+    entry = write_segment(places, plan, template, vectors, docs, rows, keep_vectors=keep, devices=store.devices)
     if again := int((positions < 0).sum()):
         return entry, f"{again} of {len(rows)} passages embedded again"
     whence = VECTORS if source and VECTORS in source.entry.files else "its own index"

@@ -2,16 +2,25 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faiss
 import numpy as np
 import pytest
 
+from searchkit.embedder import Embedder
+from searchkit.engine import SearchEngine
 from searchkit.indexer import dense, gpu
 from searchkit.indexer.recipes import RECIPES, Plan, plan
+from searchkit.ranking import SearchOptions
+from searchkit.records import Document
 
 needs_gpu = pytest.mark.skipif(not getattr(faiss, "get_num_gpus", int)(), reason="faiss sees no GPU here")
+CUVS = ["cagra"] if hasattr(faiss, "GpuIndexCagra") else []
+BY_GPUS = ["ivf-pq:8", "ivf-int8", "opq:8"]
+ON_GPUS = ["flat", "fp16", "int8", "pq:8", *BY_GPUS, "binary", *CUVS]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +59,43 @@ def made(recipe: str, vectors: np.ndarray) -> tuple[Plan, Any]:
     return chosen, dense.encode(dense.train(chosen, vectors), vectors)
 
 
+class Graph:
+    """Stands for cuVS: makes and searches graphs on the processor, and takes what cuVS takes."""
+
+    def __init__(self, resources: Any, dim: int, metric: int, config: Any) -> None:
+        self.config, self.breadths = config, []
+        self.index = faiss.IndexHNSWCagra(dim, config.graph_degree // 2, metric)
+
+    def train(self, vectors: np.ndarray) -> None:
+        assert self.index.ntotal == 0
+        assert len(vectors) > 4  # it does not come back from making a graph of three or four
+        self.index.add(vectors)
+
+    def search(self, queries: np.ndarray, k: int, params: Any) -> tuple[np.ndarray, np.ndarray]:
+        assert k <= params.itopk_size
+        self.breadths.append(params.itopk_size)
+        return self.index.search(queries, k)
+
+    def copyTo(self, index: Any) -> None:
+        assert index.base_level_only
+        index.base_level_only = False
+        index.add(self.index.storage.reconstruct_n(0, self.index.ntotal))
+        index.base_level_only = True
+
+
+@pytest.fixture
+def cuvs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "GpuIndexCagra": Graph, "GpuIndexCagraConfig": SimpleNamespace, "SearchParametersCagra": SimpleNamespace,
+        "StandardGpuResources": object, "get_num_gpus": lambda: 1,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(faiss, name, value, raising=False)
+
+
 def test_what_faiss_searches_on_a_gpu_is_told_from_the_recipe_alone() -> None:
     able = {name for name in RECIPES if gpu.why_not(plan(name, 384, 10_000)) is None}
-    assert able == {"flat", "fp16", "int8", "pq", "opq", "ivf-pq", "ivf-int8", "binary"}
+    assert able - {"cagra"} == {"flat", "fp16", "int8", "pq", "opq", "ivf-pq", "ivf-int8", "binary"}
+    assert ("cagra" in able) == hasattr(faiss, "GpuIndexCagra")
     assert gpu.why_not(plan("hnsw", 384, 10_000)) == "FAISS has no GPU code for hnsw"
 
 
@@ -109,6 +152,7 @@ def test_a_part_that_does_not_fit_stays_and_says_why(
         raise RuntimeError("StandardGpuResources: alloc fail")
 
     monkeypatch.setattr(gpu, "_copied", full)
+    monkeypatch.setattr(gpu, "gpu_knn", full)
     chosen, index = made("flat", many)
     assert gpu.to_gpu(index, chosen, [0]) is index
     assert "2000 vectors of flat are searched on the processor: StandardGpuResources: alloc fail" in caplog.text
@@ -216,12 +260,145 @@ def test_exact_search_in_chunks_equals_brute_force(many: np.ndarray, chunk: int)
 @pytest.mark.parametrize(("recipe", "devices"), [("int8", [0]), ("fp16", [0]), ("ivf-int8", [])])
 def test_what_no_gpu_learns_or_encodes_the_processor_does(recipe: str, devices: list[int], many: np.ndarray) -> None:
     chosen, expected = made(recipe, many)
-    index = gpu.encode(gpu.train(chosen, many, devices), many, chosen, devices)
+    index = gpu.encode(gpu.train(chosen, many, devices), np.array_split(many, 3), len(many), chosen, devices)
     np.testing.assert_array_equal(index.search(many[:5], 5)[1], expected.search(many[:5], 5)[1])
 
 
+def test_few_vectors_are_encoded_here_and_many_on_a_gpu(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = []
+    monkeypatch.setattr(gpu, "_copied", lambda index, *_: copied.append(index) or (dense.empty(index), []))
+    monkeypatch.setattr(faiss, "index_gpu_to_cpu", lambda index: index, raising=False)
+    chosen, expected = made("pq:8", many)
+    template = dense.train(chosen, many)
+    for most in (len(many) + 1, len(many)):
+        assert not copied
+        monkeypatch.setattr(gpu, "ENCODED_FROM", most)
+        index = gpu.encode(template, np.array_split(many, 3), len(many), chosen, [0])
+        np.testing.assert_array_equal(index.search(many[:5], 5)[1], expected.search(many[:5], 5)[1])
+    assert len(copied) == 1
+
+
+def test_what_a_gpu_fails_to_learn_or_take_is_done_here(
+    many: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("StandardGpuResources: alloc fail")
+
+    monkeypatch.setattr(gpu, "_copied", full)
+    monkeypatch.setattr(gpu, "ENCODED_FROM", 1)
+    chosen, expected = made("pq:8", many)
+    index = gpu.encode(gpu.train(chosen, many, [0]), [many], len(many), chosen, [0])
+    np.testing.assert_array_equal(index.search(many[:5], 5)[1], expected.search(many[:5], 5)[1])
+    said = [record.message for record in caplog.records]
+    assert said == [
+        "pq:8 is learnt on the processor: StandardGpuResources: alloc fail",
+        "2000 vectors of pq:8 are encoded on the processor: StandardGpuResources: alloc fail",
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["flat", "fp16"])
+def test_exact_vectors_that_do_not_fit_are_compared_by_parts(
+    recipe: str, many: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def full(*_: object) -> None:
+        raise RuntimeError("StandardGpuResources: alloc fail")
+
+    def knn(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(len(vectors))
+        return faiss.knn(queries, vectors.astype(np.float32), k, metric=faiss.METRIC_INNER_PRODUCT)
+
+    monkeypatch.setattr(gpu, "_copied", full)
+    monkeypatch.setattr(gpu, "gpu_knn", lambda device: knn)
+    monkeypatch.setattr(gpu, "KNN_BYTES", 600 * 32 * (4 if recipe == "flat" else 2))
+    chosen, index = made(recipe, many)
+    segment: Any = InMemory(gpu.to_gpu(index, chosen, [0]), 0, len(many))
+    assert f"2000 vectors of {recipe} are brought to the GPU by parts: StandardGpuResources: alloc" in caplog.text
+    here: Any = InMemory(index, 0, len(many))
+    for count in (gpu.STREAMED_FROM - 1, gpu.STREAMED_FROM):
+        assert asked == [1]  # whether it can
+        rows, scores = dense.search([segment], many[:count], 5, plan=chosen)
+        expected_rows, expected_scores = dense.search([here], many[:count], 5, plan=chosen)
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
+    assert asked == [1, 600, 600, 600, 200]
+
+
+@pytest.mark.usefixtures("cuvs")
+def test_graphs_are_made_and_searched_by_cuvs_and_read_by_the_processor(
+    many: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = plan("cagra", 32, len(many))
+    index = gpu.encode(gpu.train(chosen, many, [0]), np.array_split(many, 3), len(many), chosen, [0])
+    assert index.base_level_only
+    dense.write(index, tmp_path / "dense.faiss")
+    again = dense.read(tmp_path / "dense.faiss", chosen)
+    segment: Any = InMemory(again, 0, len(many))
+    true = np.argsort(-(many[:50] @ many.T), axis=1)[:, :10]
+    rows, _ = dense.search([segment], many[:50], 10, plan=chosen)
+    assert np.mean([len({*a} & {*b}) / 10 for a, b in zip(rows, true, strict=True)]) > 0.95
+    odd = np.arange(len(many)) % 2 == 1
+    assert (dense.search([segment], many[:50], 10, plan=chosen, allowed=odd)[0] % 2 == 1).all()
+    there = gpu.to_gpu(index, chosen, [])
+    assert there is index
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("cuvs")
+def test_graphs_of_the_processor_are_made_anew_where_cuvs_searches(many: np.ndarray) -> None:
+    chosen, index = made("cagra", many)
+    copy = gpu.to_gpu(index, chosen, [0])
+    segment: Any = InMemory(copy, 0, len(many))
+    rows, _ = dense.search([segment], many[:20], 10, plan=chosen, tuning=dense.Tuning(ef=70))
+    assert (rows[:, 0] == np.arange(20)).all()
+    dense.search([segment], many[:20], 200, plan=chosen, tuning=dense.Tuning(ef=70))
+    assert copy.copy.breadths == [96, 224]
+    dense.search([segment], many[:20], gpu.CAGRA_K + 1, plan=chosen)
+    dense.search([segment], many[:20], 10, plan=chosen, allowed=np.arange(len(many)) < 1900)
+    assert len(copy.copy.breadths) == 2  # the processor
+    few, small = made("cagra", many[: gpu.CAGRA_FROM - 1])
+    assert gpu.to_gpu(small, few, [0]) is small
+
+
+def test_without_cuvs_or_a_gpu_graphs_are_made_here_and_say_why(
+    many: np.ndarray, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(faiss, "GpuIndexCagra", raising=False)
+    chosen = plan("cagra", 32, len(many))
+    for devices, why in (([], "no GPU was asked for, with --device cuda"), ([0], "this faiss has no cuVS")):
+        caplog.clear()
+        index = gpu.encode(gpu.train(chosen, many, devices), [many], len(many), chosen, devices)
+        assert not index.base_level_only
+        assert f"graphs of cagra will be made on the processor, which takes long: {why}" in caplog.text
+
+
+def test_an_engine_learns_and_encodes_where_it_searches(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
+    asked: list[tuple[str, Any]] = []
+    monkeypatch.setattr(
+        gpu, "train", lambda chosen, sample, on: asked.append(("train", on)) or dense.train(chosen, sample)
+    )
+    encode = gpu.encode
+    monkeypatch.setattr(gpu, "encode", lambda *all: asked.append(("encode", all[-1])) or encode(*all[:-1], []))
+    monkeypatch.setattr(
+        gpu, "to_gpu", lambda index, _, on, replicate: asked.append(("search", (on, replicate))) or index
+    )
+    with SearchEngine.create(tmp_path / "on.index", model=embedder, device="cuda:1") as engine:
+        engine.add(Document(str(n), "", f"note {n}") for n in range(20))
+        engine.store_as("int8")
+        engine.add([Document("20", "", "one more")])
+    assert asked == [("train", [1]), ("encode", [1]), ("encode", [1])]
+    asked.clear()
+    with SearchEngine.open(tmp_path / "on.index", model=embedder, device="cuda", replicate=True) as engine:
+        assert engine.search("one more", k=1, options=SearchOptions(mode="dense"))[0].id == "20"
+    assert asked == [("search", ([0, 1], True))] * 2  # segments
+
+
 @needs_gpu
-@pytest.mark.parametrize("recipe", ["flat", "fp16", "int8", "pq:8", "opq:8", "ivf-pq:8", "ivf-int8", "binary"])
+@pytest.mark.parametrize("recipe", ON_GPUS)
 def test_gpus_answer_as_the_processor_does(recipe: str, many: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     chosen, index = made(recipe, many)
     here: Any = InMemory(index, 0, len(many))
@@ -237,10 +414,13 @@ def test_gpus_answer_as_the_processor_does(recipe: str, many: np.ndarray, caplog
 
 
 @needs_gpu
-@pytest.mark.parametrize("recipe", ["ivf-pq:8", "ivf-int8", "opq:8"])
-def test_what_a_gpu_learnt_and_encoded_is_read_by_the_processor(recipe: str, many: np.ndarray, tmp_path: Any) -> None:
+@pytest.mark.parametrize("recipe", [*BY_GPUS, *CUVS])
+def test_what_a_gpu_learnt_and_encoded_is_read_by_the_processor(
+    recipe: str, many: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "ENCODED_FROM", 1)
     chosen = plan(recipe, 32, len(many))
-    index = gpu.encode(gpu.train(chosen, many, [0]), many, chosen, [0])
+    index = gpu.encode(gpu.train(chosen, many, [0]), [many], len(many), chosen, [0])
     dense.write(index, tmp_path / "dense.faiss")
     again = dense.read(tmp_path / "dense.faiss", chosen)
     assert again.ntotal == len(many)

@@ -21,13 +21,15 @@ from searchkit.indexer.segments import DiskSegment
 from searchkit.indexer.store import Store
 
 COUNT, DIM = 600, 32
-NAMES = ["flat", "fp16", "int8", "pq:8", "opq:4", "ivf-pq:8", "ivf-int8", "rabitq", "binary", "hnsw", "pca16-pq:8"]
+NAMES = [
+    "flat", "fp16", "int8", "pq:8", "opq:4", "ivf-pq:8", "ivf-int8", "rabitq", "binary", "hnsw", "cagra", "pca16-pq:8",
+]  # fmt: skip
 EXACT = {"flat", "fp16"}
 # k-NN recall@10 against brute force, in these 600 vectors: with vectors kept beside the codes, and without.
 RECALL = {
     "flat": (1.0, 1.0), "fp16": (0.99, 0.99), "int8": (0.98, 0.98), "pq:8": (0.99, 0.85), "opq:4": (0.98, 0.65),
     "ivf-pq:8": (0.85, 0.75), "ivf-int8": (0.85, 0.85), "rabitq": (0.98, 0.5), "binary": (0.97, 0.6),
-    "hnsw": (0.98, 0.98), "pca16-pq:8": (0.95, 0.6),
+    "hnsw": (0.98, 0.98), "cagra": (0.98, 0.98), "pca16-pq:8": (0.95, 0.6),
 }  # fmt: skip
 CUTS = (100, 250)
 
@@ -149,7 +151,7 @@ def test_joining_keeps_every_code_and_vector(tmp_path: Path, name: str, keep: bo
         written = [whole]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "hnsw"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("hnsw", "cagra")])
 def test_leaving_rows_out_leaves_the_scores_of_all_others(tmp_path: Path, name: str) -> None:
     chosen, template = trained(name)
     written = in_segments(tmp_path, data()[0], CUTS, chosen, template, keep_vectors=False)
@@ -277,6 +279,7 @@ def test_principal_components_keep_the_inner_products() -> None:
         ("ivf-int8", 64, 1_000_000, "ivf-int8", "IVF4000,SQ8", 4000),
         ("ivf-int8", 64, 10, "ivf-int8", "IVF1,SQ8", 1),
         ("hnsw", 64, 10, "hnsw", "HNSW32,SQfp16", 0),
+        ("cagra", 64, 10, "cagra", "", 0),
         ("pca512-pq", 4096, 10, "pca512-pq:64", "PCA512,IVF1,PQ64np", 512),
         ("pca512-ivf-int8", 4096, 10_000, "pca512-ivf-int8", "PCA512,IVF256,SQ8", 512),
     ],

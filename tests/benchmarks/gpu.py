@@ -58,7 +58,7 @@ def build(chosen: Plan, vectors: np.ndarray, devices: list[int]) -> tuple[float,
     """(seconds, index): learning and encoding on the first of the devices, or on the processor when there is none."""
     began = time.perf_counter()
     template = gpu.train(chosen, vectors[: max(chosen.wanted, chosen.needed)], devices)
-    index = gpu.encode(template, vectors, chosen, devices)
+    index = gpu.encode(template, [vectors], len(vectors), chosen, devices)
     return time.perf_counter() - began, index
 
 
@@ -69,7 +69,7 @@ def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devic
         return {"recipe": chosen.spelling, "left out": reason}
     on_cpu, index = build(chosen, vectors, [])
     found: dict[str, Any] = {"recipe": chosen.spelling}
-    if chosen.cells or chosen.code:
+    if chosen.cells or chosen.code or chosen.recipe == "cagra":
         on_gpu, _ = build(chosen, vectors, devices)
         found["build: processor over gpu"] = round(on_cpu / on_gpu, 2)
     copies = {"gpu": gpu.to_gpu(index, chosen, devices[:1])}
