@@ -186,7 +186,7 @@ class Database:
             file = os.open(self.folder / LAST, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
                 number = b"%020d" % generation
-                os.pwrite(file, b"%s %08x\n" % (number, crc32(number)), 0)
+                os.ftruncate(file, os.pwrite(file, b"%s %08x\n" % (number, crc32(number)), 0))
             finally:
                 os.close(file)
 
@@ -197,6 +197,10 @@ class Database:
             if int(sum_, 16) == crc32(number):
                 return int(number)
         return 0
+
+    def note_is_gone(self) -> bool:
+        """Whether the number is damaged or missing; one commit alone may have been stopped before it was left."""
+        return self.noted_commit() == 0 and int(self.setting("generation")) > 1
 
     def lost_commits(self) -> int:
         """How many commits the database has forgotten, because its log is damaged or gone."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.indexer import mending
+from searchkit.indexer.database import LAST
 from searchkit.indexer.files import StoreError, verify
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.mending import Examined
@@ -83,6 +84,8 @@ def check(folder: str | Path) -> list[Finding]:
 def _findings(store: Store) -> Iterator[Finding]:
     lost = [f"{count} commits are lost, its log is damaged or missing"] if (count := store.lost_commits()) else []
     yield Finding("index.db", "; ".join([*lost, *store.integrity()]))
+    if store.note_is_gone():
+        yield Finding(LAST, "it cannot be read, and commits that were lost with the database's log would not be missed")
     yield Finding("settings", _settings_damage(store))
     yield _documents(store)
     if store.setting("storage")["codebook"] is not None:

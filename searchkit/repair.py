@@ -26,6 +26,7 @@ from searchkit.check import (
 from searchkit.embedder import Embedder
 from searchkit.engine import COMMIT_EVERY, SearchEngine
 from searchkit.indexer import dense, mending
+from searchkit.indexer.database import LAST
 from searchkit.indexer.files import StoreError
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.recipes import Plan
@@ -126,6 +127,8 @@ def _mend_database(store: Store, report: Repair) -> list[int]:
         if faults := store.integrity():
             raise StoreError(f"{store.folder / 'index.db'} cannot be read ({faults[0]}); build the index again")
         report.done.append("index.db: its search trees made anew from its tables")
+    if store.note_is_gone():
+        report.done.append(f"{LAST}: written anew")  # by the commit at the end
     if not store.sealed():
         if (key := mending.mend_settings(store)) is None:
             raise StoreError(_untold(store, "settings"))

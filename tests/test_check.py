@@ -131,6 +131,7 @@ def test_an_empty_index_is_sound(tmp_path: Path) -> None:
         (lambda f: sql(f, "UPDATE documents SET deleted = 0 WHERE id = '3'"), "settings", "deletions differ"),
         (lambda f: flip(next(f.glob("lexical/*/*.store"))), "lexical", "damaged (its checksum differs)"),
         (lambda f: next(f.glob("lexical/*/*.term")).unlink(), "lexical", "is missing"),
+        (lambda f: (f / "last.commit").unlink(), "last.commit", "commits that were lost"),
     ],
 )
 def test_damage_is_found_where_it_is(folder: Path, damage: Callable[[Path], None], part: str, said: str) -> None:
@@ -308,6 +309,14 @@ def test_a_repair_that_fails_changes_nothing(folder: Path) -> None:
     assert damaged(folder) == before
     assert not folder.with_name("notes.index.lost.jsonl").exists()
     repaired(folder)
+
+
+@pytest.mark.parametrize("content", [None, b"more" * 40])
+def test_the_number_of_the_last_commit_is_written_anew(folder: Path, content: bytes | None) -> None:
+    (folder / "last.commit").write_bytes(content) if content else (folder / "last.commit").unlink()
+    before = answers(folder)
+    assert repaired(folder).done == ["last.commit: written anew"]
+    assert answers(folder) == before
 
 
 def test_a_document_that_is_gone_is_missed(folder: Path) -> None:

@@ -493,15 +493,17 @@ def test_a_log_that_lost_commits_is_not_taken_for_an_older_index(folder: Path, d
         assert opened.snapshot().documents in (5, 6)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"9" * 20, b"99999999999999999999 00000000\n"])
+@pytest.mark.parametrize("content", [None, b"", b"9" * 20, b"99999999999999999999 00000000\n", b"more" * 20])
 def test_the_number_of_the_last_commit_may_be_missing_or_damaged(folder: Path, content: bytes | None) -> None:
     (folder / LAST).unlink()
     if content is not None:
         (folder / LAST).write_bytes(content)
     with Store(folder, writable=True) as opened:
         assert opened.snapshot().generation == 3
+        assert opened.note_is_gone()
         opened.delete([1])
         assert opened.lost_commits() == 0
+        assert not opened.note_is_gone()
     assert (folder / LAST).read_bytes().startswith(b"%020d " % 4)
 
 
