@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from searchkit.indexer import filtered
 from searchkit.indexer.files import NewFile, Stamp
 from searchkit.indexer.recipes import RECIPES, Plan
 
@@ -19,6 +20,8 @@ CHUNK = 16_384
 
 EXACT_BELOW = 0.1
 """Share of allowed rows below which they are scored one by one: a graph loses recall there, and a scan its point."""
+NEARLY_ALL = 0.99
+"""Share of allowed rows from which cells and graphs are searched as without a filter, such as after few deletions."""
 CAGRA_LINKS = 64
 """Neighbours of a vector in a graph made by cuVS, as many as FAISS asks it for."""
 FEW = 1000
@@ -380,9 +383,7 @@ def _search_to(
             found_scores, found = _one_by_one(segment, queries, np.flatnonzero(mask), min(depth, count))
         else:
             chosen = None if mask is None or count == segment.count else mask
-            found_scores, found = segment.index.search(
-                queries, min(depth, count), params=parameters(plan, tuning, chosen)
-            )
+            found_scores, found = _scan(segment.index, queries, min(depth, count), plan, tuning, chosen)
             if tuning.rerank:
                 found_scores = _exact_scores(segment, queries, found)
         if depth < count:
@@ -403,6 +404,20 @@ def _search_to(
         best_rows = np.pad(best_rows, short, constant_values=-1)
         best = np.pad(best, short, constant_values=-np.inf)
     return best_rows, best, (lowest >= best[:, -1]) & np.isfinite(lowest)
+
+
+def _scan(
+    index: Any, queries: np.ndarray, k: int, plan: Plan, tuning: Tuning, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """FAISS's own search; farther than without a mask where it would miss most of what a mask leaves."""
+    if mask is not None and np.count_nonzero(mask) < NEARLY_ALL * len(mask):
+        original = getattr(index, "original", index)  # of a copy on a GPU, which takes no selectors
+        if plan.cells > tuning.probes:
+            return filtered.in_cells(original, queries, k, mask, tuning.probes)
+        if RECIPES[plan.recipe].graph:
+            return filtered.in_graph(original, queries, k, mask, tuning.ef)
+    scores, found = index.search(queries, k, params=parameters(plan, tuning, mask))
+    return scores, found
 
 
 def parameters(plan: Plan, tuning: Tuning, mask: np.ndarray | None = None) -> Any:

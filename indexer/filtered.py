@@ -1,0 +1,92 @@
+"""Searches under a filter in indexes that look at some of their vectors only.
+
+Cells and graphs are searched as far as a query's neighbours usually lie. Those that a filter lets through may all lie
+farther off: articles of one source asked for what another source writes about. Here they are looked for until as many
+of them have been seen as vectors usually are, or until looking farther finds no others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+FARTHER = 4
+"""Times the breadth of a second look in a graph."""
+
+
+def in_cells(index: Any, queries: np.ndarray, k: int, mask: np.ndarray, probes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best of some vectors of an inverted file, in so many of the nearest cells as hold enough of them.
+
+    Args:
+        index: Inverted file, maybe behind transformations.
+        queries: (n_queries, dim) float32.
+        k: Positions a query.
+        mask: (ntotal,) bool, True for those that may be found.
+        probes: Cells that are visited without a filter; with one, as many vectors are compared as they usually hold.
+
+    Returns:
+        (scores, positions), float32 and int64, each (n_queries, k), best first; position -1 where there are fewer.
+    """
+    faiss = _faiss()
+    ivf = faiss.extract_index_ivf(index)
+    for number in range(index.chain.size() if hasattr(index, "chain") else 0):
+        queries = faiss.downcast_VectorTransform(index.chain.at(number)).apply(queries)
+    held = np.bincount(_cells(index, ivf)[mask], minlength=ivf.nlist)
+    enough = max(10 * k, math.ceil(index.ntotal * probes / ivf.nlist))
+    distances, nearest = ivf.quantizer.search(queries, ivf.nlist)
+    holding = held[nearest]
+    # A cell is visited unless it holds none, or those before it hold enough.
+    visited = (holding > 0) & (np.cumsum(holding, axis=1) - holding < enough)
+    width = int((visited * np.arange(1, ivf.nlist + 1)).max(initial=1))
+    chosen = np.ascontiguousarray(np.where(visited, nearest, -1)[:, :width])
+    distances = np.ascontiguousarray(distances[:, :width])
+    queries = np.ascontiguousarray(queries)
+    scores, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    params = faiss.SearchParametersIVF(nprobe=width, sel=_selector(mask))
+    # As FAISS's C++ has it: the method of Python takes no parameters.
+    given = [faiss.swig_ptr(array) for array in (chosen, distances, scores, positions)]
+    ivf.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *given, False, params)
+    return scores, positions
+
+
+def in_graph(index: Any, queries: np.ndarray, k: int, mask: np.ndarray, breadth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best of some vectors of a graph; one by one for queries whose answers change when more of the graph is seen.
+
+    Args and returns as `in_cells`; `breadth` is the one without a filter.
+    """
+    faiss = _faiss()
+    selector = _selector(mask)
+    wide = math.ceil(breadth * len(mask) / np.count_nonzero(mask))
+    _, before = index.search(queries, k, params=faiss.SearchParametersHNSW(efSearch=wide, sel=selector))
+    farther = faiss.SearchParametersHNSW(efSearch=FARTHER * wide, sel=selector)
+    scores, positions = index.search(queries, k, params=farther)
+    unsure = (np.sort(before, axis=1) != np.sort(positions, axis=1)).any(axis=1) | (positions < 0).any(axis=1)
+    if unsure.any():
+        storage = faiss.downcast_index(index.storage)
+        params = faiss.SearchParameters(sel=selector)
+        scores[unsure], positions[unsure] = storage.search(np.ascontiguousarray(queries[unsure]), k, params=params)
+    return scores, positions
+
+
+def _selector(mask: np.ndarray) -> Any:
+    return _faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+
+
+def _cells(index: Any, ivf: Any) -> np.ndarray:
+    """(ntotal,) int32, the cell that each vector is in; found once and kept with the index."""
+    faiss = _faiss()
+    if (found := index.__dict__.get("cell_of_each")) is None:
+        found = np.empty(index.ntotal, np.int32)
+        for cell in range(ivf.nlist):
+            if size := ivf.invlists.list_size(cell):
+                found[faiss.rev_swig_ptr(ivf.invlists.get_ids(cell), size)] = cell
+        index.__dict__["cell_of_each"] = found  # FAISS allows no attributes of one's own
+    return np.asarray(found)
+
+
+def _faiss() -> Any:
+    import faiss
+
+    return faiss
