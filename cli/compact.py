@@ -12,8 +12,9 @@ from searchkit.cli.shared import INDEX, format_option, readable_bytes
 
 @click.command()
 @click.argument("index", type=INDEX)
+@click.option("--device", help="cuda makes the graphs of cagra on the GPU.")
 @format_option
-def compact(index: Path, output: str) -> None:
+def compact(index: Path, device: str | None, output: str) -> None:
     """Free the space of deleted documents in INDEX. Nothing is embedded again, and searching goes on meanwhile.
 
     \b
@@ -22,7 +23,7 @@ def compact(index: Path, output: str) -> None:
     from searchkit.engine import SearchEngine
     from searchkit.indexer.store import Store
 
-    with SearchEngine.open(index, writable=True) as engine:
+    with SearchEngine.open(index, device=device, writable=True) as engine:
         documents, passages = engine.store.waiting()
         before = sum(engine.store.sizes().values())
         engine.compact()

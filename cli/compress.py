@@ -27,12 +27,6 @@ _FEW = 1000
 _WIDE = 160
 """Columns of a table that goes to a file."""
 
-_FEW = 1000
-"""Passages below which nothing is worth choosing."""
-
-_WIDE = 160
-"""Columns of a table that goes to a file."""
-
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 

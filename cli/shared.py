@@ -25,7 +25,10 @@ def model_options(command: F) -> F:
         [
             click.option("--model", help="Folder or hub id of a model. [default: the index's own, or builtin]"),
             click.option("--adapter", help="Folder or hub id of a PEFT adapter trained on the model."),
-            click.option("--device", help="cpu, cuda, cuda:1 or mps. [default: the best there is]"),
+            click.option(
+                "--device",
+                help="cpu, mps, or cuda, cuda:1, for vectors too. [default: the best for models]",
+            ),
             click.option(
                 "--dtype",
                 default="auto",

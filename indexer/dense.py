@@ -410,6 +410,10 @@ def _scan(
     index: Any, queries: np.ndarray, k: int, plan: Plan, tuning: Tuning, mask: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """FAISS's own search; farther than without a mask where it would miss most of what a mask leaves."""
+    hidden = 0 if mask is None else len(mask) - int(np.count_nonzero(mask))
+    if mask is not None and k + hidden <= getattr(index, "most", 0):  # on a GPU, which takes no selectors
+        scores, found = index.search(queries, k + hidden, params=parameters(plan, tuning))
+        return _without(scores, found, k, mask)
     if mask is not None and np.count_nonzero(mask) < NEARLY_ALL * len(mask):
         original = getattr(index, "original", index)  # of a copy on a GPU, which takes no selectors
         if plan.cells > tuning.probes:
@@ -418,6 +422,14 @@ def _scan(
             return filtered.in_graph(original, queries, k, mask, tuning.ef)
     scores, found = index.search(queries, k, params=parameters(plan, tuning, mask))
     return scores, found
+
+
+def _without(scores: np.ndarray, found: np.ndarray, k: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of what was found that a mask allows."""
+    scores = np.where((found >= 0) & mask[found], scores, -np.inf)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
+    return scores, np.where(np.isneginf(scores), -1, found)
 
 
 def parameters(plan: Plan, tuning: Tuning, mask: np.ndarray | None = None) -> Any:

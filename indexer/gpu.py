@@ -13,8 +13,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -65,8 +67,7 @@ def device_numbers(device: str | None) -> list[int]:
     there = int(getattr(dense.faiss_module(), "get_num_gpus", int)())
     wanted = list(dict.fromkeys(int(one) for one in found[1].split(","))) if found[1] else list(range(there))
     if not there:
-        # No warning: a model on the GPU beside FAISS for the processor is a usual choice.
-        logger.info(
+        logger.warning(
             "vectors are searched on the processor: this faiss sees no GPU; "
             "where there is one, take pip install 'searchkit[gpu]' in place of searchkit[cpu]"
         )
@@ -87,20 +88,24 @@ def why_not(plan: Plan) -> str | None:
     return None
 
 
+_ALONE = RLock()
+"""Held while a GPU works: neither its indexes nor what they work with may be used by two threads at once."""
+
+
 class GpuIndex:
     """A copy on GPUs and its original, behind the interface of the other indexes.
 
     Args:
         original: What the files hold; answers what a GPU cannot, and gives vectors back.
         copy: FAISS's GPU index, or one that spreads over several.
-        resources: What the copy works with; held here, since FAISS only points to it.
-        binary: Whether both hold signs (see :class:`searchkit.indexer.dense.SignIndex`).
     """
 
-    def __init__(self, original: Any, copy: Any, resources: Sequence[Any] = ()) -> None:
-        self.original, self.copy, self._resources = original, copy, resources
-        self._signs = isinstance(original, dense.SignIndex)
-        self._searched = dense.SignIndex(original.d, copy) if self._signs else copy
+    def __init__(self, original: Any, copy: Any) -> None:
+        self.original = original
+        self.copy = dense.SignIndex(original.d, copy) if isinstance(original, dense.SignIndex) else copy
+        graph = isinstance(original, dense.faiss_module().IndexHNSWCagra)
+        self.most = CAGRA_K if graph else MAX_K
+        """Rows that the copy can give."""
 
     @property
     def d(self) -> int:
@@ -116,13 +121,18 @@ class GpuIndex:
         """(scores, rows), each (n_queries, k), best first; -1 where there are fewer."""
         inner = getattr(params, "index_params", params)
         breadth = getattr(inner, "efSearch", 0)
-        most = CAGRA_K if breadth else MAX_K
-        # GPU indexes take no selector: what is filtered, or without deleted rows, is searched where the original is.
-        if k > most or getattr(inner, "sel", None) is not None or getattr(inner, "nprobe", 1) > MAX_K:
-            scores, rows = self.original.search(queries, k, params=params)
-        else:
-            copied = _in_cuvs(max(k, breadth)) if breadth else params
-            scores, rows = self._searched.search(queries, k, params=copied)
+        # GPU indexes take no selector: what is filtered is searched where the original is.
+        able = k <= self.most and getattr(inner, "sel", None) is None and getattr(inner, "nprobe", 1) <= MAX_K
+        with _ALONE:
+            if able and self.copy is not None:
+                try:
+                    copied = _in_cuvs(max(k, breadth)) if breadth else params
+                    scores, rows = self.copy.search(queries, k, params=copied)
+                    return scores, rows
+                except (RuntimeError, MemoryError) as error:
+                    logger.warning("%d vectors are searched on the processor from now on: %s", self.ntotal, error)
+                    self.copy = None
+        scores, rows = self.original.search(queries, k, params=params)
         return scores, rows
 
     def reconstruct_batch(self, rows: np.ndarray) -> np.ndarray:
@@ -147,9 +157,10 @@ def to_gpu(index: Any, plan: Plan, devices: Sequence[int], *, replicate: bool = 
     if plan.recipe == "cagra" and index.ntotal < CAGRA_FROM:
         return index
     try:
-        return GpuIndex(index, *_copied(index, plan, list(devices), replicate))
+        with _ALONE:
+            return GpuIndex(index, _copied(index, plan, list(devices), replicate))
     except (RuntimeError, MemoryError) as error:  # as FAISS says that a GPU's memory is full, or that it lacks a kernel
-        if plan.recipe in ("flat", "fp16") and (streamed := _streamed(index, plan, devices[0])):
+        if plan.recipe in ("flat", "fp16") and (streamed := _streamed(index, plan, devices[0])) is not None:
             logger.warning("%d vectors of %s are brought to the GPU by parts: %s", index.ntotal, plan.spelling, error)
             return GpuIndex(index, streamed)
         logger.warning("%d vectors of %s are searched on the processor: %s", index.ntotal, plan.spelling, error)
@@ -163,16 +174,19 @@ def to_cpu(index: Any) -> Any:
 
 def train(plan: Plan, sample: np.ndarray, devices: Sequence[int]) -> Any:
     """Like `dense.train`, on the first GPU where FAISS learns there: cells and product-quantised codes."""
-    if plan.recipe == "cagra" and (reason := why_not(plan) if devices else "no GPU was asked for, with --device cuda"):
+    if plan.recipe == "cagra" and (
+        reason := why_not(plan) if devices else "no GPU is used; ask for one: --device cuda"
+    ):
         logger.warning("graphs of cagra will be made on the processor, which takes long: %s", reason)
     if not devices or why_not(plan) or plan.width or not (plan.cells or plan.code) or len(sample) < plan.needed:
         return dense.train(plan, sample)
     faiss = dense.faiss_module()
     empty = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
     try:
-        copy, _resources = _copied(empty, plan, list(devices[:1]), False)
-        copy.train(np.ascontiguousarray(sample, dtype=np.float32))
-        return faiss.index_gpu_to_cpu(copy)
+        with _ALONE:
+            copy = _copied(empty, plan, list(devices[:1]), False)
+            copy.train(np.ascontiguousarray(sample, dtype=np.float32))
+            return faiss.index_gpu_to_cpu(copy)
     except (RuntimeError, MemoryError) as error:
         logger.warning("%s is learnt on the processor: %s", plan.spelling, error)
         return dense.train(plan, sample)
@@ -196,17 +210,33 @@ def encode(template: Any, vectors: Iterable[np.ndarray], count: int, plan: Plan,
     if able and plan.recipe == "cagra" and count >= CAGRA_FROM:
         return _graph(index, vectors, count, devices[0])
     if able and (plan.cells or plan.code) and count >= ENCODED_FROM:
-        try:
-            copy, _resources = _copied(index, plan, list(devices[:1]), False)
-        except (RuntimeError, MemoryError) as error:
-            logger.warning("%d vectors of %s are encoded on the processor: %s", count, plan.spelling, error)
-        else:
-            for some in vectors:
-                dense.extend(copy, some)
-            return dense.faiss_module().index_gpu_to_cpu(copy)
+        return _encoded(index, vectors, plan, devices[0])
     for some in vectors:
         dense.extend(index, some)
     return index
+
+
+def _encoded(index: Any, vectors: Iterable[np.ndarray], plan: Plan, device: int) -> Any:
+    """An empty index with these vectors, on a GPU as long as that goes well and on the processor from there on."""
+    copy: Any = None
+    with _ALONE:
+        try:
+            copy = _copied(index, plan, [device], False)
+        except (RuntimeError, MemoryError) as error:
+            logger.warning("vectors of %s are encoded on the processor: %s", plan.spelling, error)
+        total = 0
+        for some in vectors:
+            total += len(some)
+            if copy is not None:
+                try:
+                    dense.extend(copy, some)
+                    continue
+                except (RuntimeError, MemoryError) as error:
+                    logger.warning("vectors of %s are encoded on the processor: %s", plan.spelling, error)
+                    index, copy = dense.faiss_module().index_gpu_to_cpu(copy), None
+                    some = some[len(some) - (total - index.ntotal) :]
+            dense.extend(index, some)
+        return index if copy is None else dense.faiss_module().index_gpu_to_cpu(copy)
 
 
 Knn = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -242,7 +272,7 @@ def exact(vectors: np.ndarray, queries: np.ndarray, k: int, knn: Knn, chunk: int
 def gpu_knn(device: int = 0) -> Knn:
     """FAISS's brute force on one GPU, for `exact`, with k up to MAX_K."""
     faiss = dense.faiss_module()
-    resources = faiss.StandardGpuResources()
+    resources = _resources(device)
 
     def knn(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if k > MAX_K:
@@ -265,14 +295,22 @@ class GpuSegment:
     replicate: bool = False
     first_row: int = field(init=False)
     count: int = field(init=False)
+    _index: Any = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.first_row, self.count = self.segment.first_row, self.segment.count
 
-    @cached_property
+    @property
     def index(self) -> Any:
         """The index, copied."""
-        return to_gpu(self.segment.index, self.plan, self.devices, replicate=self.replicate)
+        with _ALONE:
+            if self._index is None:
+                self._index = to_gpu(self.segment.index, self.plan, self.devices, replicate=self.replicate)
+            return self._index
+
+    def let_go(self) -> None:
+        """Free the GPUs' memory."""
+        self._index = None
 
     @property
     def rows(self) -> np.ndarray | None:
@@ -311,49 +349,80 @@ class Gpus:
     def let_go(self) -> None:
         """Free the GPUs' memory."""
         for segment in self._held.values():
-            segment.__dict__.pop("index", None)
+            segment.let_go()
         self._held.clear()
 
 
-def _copied(index: Any, plan: Plan, devices: list[int], replicate: bool) -> tuple[Any, list[Any]]:
-    """(FAISS index on the GPUs, resources to hold on to)."""
+@cache
+def _resources(device: int) -> Any:
+    """What FAISS works with on a GPU; one for all indexes there, for each sets 1.5 GB of the GPU's memory aside."""
+    return dense.faiss_module().StandardGpuResources()
+
+
+def _copied(index: Any, plan: Plan, devices: list[int], replicate: bool) -> Any:
+    """FAISS's index on the GPUs; without shares of graphs, which FAISS cannot make."""
+    if len(devices) > 1 and (replicate or plan.recipe == "cagra"):
+        return Replicas([_copied(index, plan, [device], False) for device in devices])
     faiss = dense.faiss_module()
     source = index.binary if plan.recipe == "binary" else index
     if plan.recipe == "int8":
         source = as_one_cell(index)
-    resources = [faiss.StandardGpuResources() for _ in devices]
     if plan.recipe == "cagra" and not index.base_level_only:
         # A graph that was made on the processor has vectors with fewer links than cuVS takes for granted.
-        resources = resources[:1]
-        return _made_by_cuvs(dense.flat_view(faiss.downcast_index(index.storage)), devices[0], resources[0]), resources
-    # FAISS spreads these over several GPUs itself, but would leave half-precision vectors on the processor.
-    if plan.recipe == "fp16" and len(devices) > 1:
-        return _spread(index, devices, resources, replicate), resources
+        return _made_by_cuvs(dense.flat_view(faiss.downcast_index(index.storage)), devices[0])
     options = faiss.GpuMultipleClonerOptions()
-    options.shard = not replicate and plan.recipe != "cagra"  # FAISS has no shares of graphs
-    options.useFloat16 = plan.code >= HALF_TABLES
-    return faiss.index_cpu_to_gpu_multiple_py(resources, source, options, devices), resources
+    options.shard, options.useFloat16 = True, plan.code >= HALF_TABLES
+    options.use_cuvs = False  # it learns otherwise, and from fewer vectors
+    # FAISS spreads the others over several GPUs itself, but would leave half-precision vectors on the processor.
+    if plan.recipe == "fp16" and len(devices) > 1:
+        return _spread(index, devices, options)
+    resources = [_resources(device) for device in devices]
+    return faiss.index_cpu_to_gpu_multiple_py(resources, source, options, devices)
+
+
+class Replicas:
+    """The same index on several GPUs, each of which answers its share of the queries.
+
+    FAISS's own takes no search parameters.
+    """
+
+    def __init__(self, copies: Sequence[Any]) -> None:
+        self.copies = copies
+
+    def search(self, queries: np.ndarray, k: int, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, rows), each (n_queries, k), best first."""
+        shares = np.array_split(queries, min(len(queries), len(self.copies)))
+        with ThreadPoolExecutor(len(shares)) as pool:
+            found = list(pool.map(lambda copy, share: copy.search(share, k, params=params), self.copies, shares))
+        return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
 
 
 def _graph(index: Any, vectors: Iterable[np.ndarray], count: int, device: int) -> Any:
-    """The empty index given, with a graph of these vectors that cuVS made."""
-    faiss = dense.faiss_module()
+    """The empty index given, with a graph of these vectors that cuVS made, or FAISS where cuVS fails."""
     every, start = np.empty((count, index.d), np.float32), 0
     for some in vectors:
         every[start : start + len(some)] = some
         start += len(some)
-    resources = faiss.StandardGpuResources()
-    index.base_level_only = True  # or FAISS would make upper levels of a graph that is searched without
-    _made_by_cuvs(every, device, resources).copyTo(index)
+    try:
+        with _ALONE:
+            copy = _made_by_cuvs(every, device)
+            index.base_level_only = True  # or FAISS would make upper levels of a graph that is searched without
+            copy.copyTo(index)
+        return index
+    except (RuntimeError, MemoryError) as error:
+        logger.warning("the graph of %d vectors is made on the processor, which takes long: %s", count, error)
+    index.base_level_only = False
+    index.reset()
+    dense.extend(index, every)
     return index
 
 
-def _made_by_cuvs(vectors: np.ndarray, device: int, resources: Any) -> Any:
+def _made_by_cuvs(vectors: np.ndarray, device: int) -> Any:
     """A graph on a GPU, of (n, dim) float32."""
     faiss = dense.faiss_module()
     config = faiss.GpuIndexCagraConfig()
     config.device, config.graph_degree = device, dense.CAGRA_LINKS
-    copy = faiss.GpuIndexCagra(resources, vectors.shape[1], faiss.METRIC_INNER_PRODUCT, config)
+    copy = faiss.GpuIndexCagra(_resources(device), vectors.shape[1], faiss.METRIC_INNER_PRODUCT, config)
     copy.train(vectors)
     return copy
 
@@ -393,15 +462,14 @@ def _streamed(index: Any, plan: Plan, device: int) -> Streamed | None:
     return Streamed(index, vectors, knn)
 
 
-def _spread(index: Any, devices: list[int], resources: list[Any], replicate: bool) -> Any:
-    """Half-precision vectors, all of them or a share on each GPU."""
+def _spread(index: Any, devices: list[int], options: Any) -> Any:
+    """Half-precision vectors, a share of them on each GPU."""
     faiss = dense.faiss_module()
-    whole = faiss.IndexReplicas(index.d, True) if replicate else faiss.IndexShards(index.d, True, True)
+    whole = faiss.IndexShards(index.d, True, True)
     bounds = [number * index.ntotal // len(devices) for number in range(len(devices) + 1)]
     for number, device in enumerate(devices):
-        part = index if replicate else part_of(index, bounds[number], bounds[number + 1])
-        copy = faiss.index_cpu_to_gpu(resources[number], device, part)
-        whole.add_replica(copy) if replicate else whole.add_shard(copy)
+        part = part_of(index, bounds[number], bounds[number + 1])
+        whole.add_shard(faiss.index_cpu_to_gpu(_resources(device), device, part, options))
     return whole
 
 

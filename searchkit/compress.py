@@ -103,6 +103,7 @@ def measure(
     Args:
         engine: The index; it keeps vectors in float32 or half precision.
         recipes: Names such as "pq:48+rerank"; None takes `default_recipes`. "flat", the measure of all, always comes.
+            On an engine that works on GPUs, what they can do is measured there.
         queries: What to search for; None holds out passages, which are then neither stored nor learnt from, and asks
             for a few words of each.
         qrels: Judgements of the queries, for nDCG@10.
@@ -126,7 +127,7 @@ def measure(
     rng = np.random.default_rng(seed)
     asked, judged = queries_of(queries, qrels, drop_self, rng)
     data = drawn(engine, asked, judged, instruction, max(1, min(sample, SAMPLE_BYTES // (4 * dim))), rng)
-    names = list(recipes) if recipes is not None else default_recipes(dim)
+    names = list(recipes) if recipes is not None else default_recipes(dim, engine.store.devices)
     plans: dict[Plan, list[bool]] = {plan("flat", dim, 1): [False]}
     for name in names:
         one, rerank = parse(name, dim, len(data.vectors))
@@ -146,7 +147,7 @@ def measure(
     return candidates
 
 
-def default_recipes(dim: int) -> list[str]:
+def default_recipes(dim: int, devices: Sequence[int] = ()) -> list[str]:
     """The names that `measure` tries; rotations, slow to learn, only where codes are so short that they help."""
     sizes = sorted({min(codes(dim), key=lambda size: (abs(size - dim / share), size)) for share in (16, 8, 6, 4)})
     coded = [f"pq:{size}" for size in sizes] + [f"ivf-pq:{size}" for size in sizes]
@@ -156,7 +157,8 @@ def default_recipes(dim: int) -> list[str]:
         shrunk = dim // 4
         coded += [f"pca{shrunk}-{name}:{size}" for name in ("pq", "ivf-pq") for size in sizes[:2] if shrunk % size == 0]
     both = [name + ending for name in ("rabitq", "binary", *coded) for ending in ("", RERANK)]
-    return ["fp16", "int8", "hnsw", "ivf-int8", *both]
+    on_gpus = ["cagra"] if devices and not gpu.why_not(plan("cagra", dim, 1)) else []
+    return ["fp16", "int8", "hnsw", *on_gpus, "ivf-int8", *both]
 
 
 def quick_recipes(dim: int) -> list[str]:

@@ -60,7 +60,8 @@ class Embedder:
     Args:
         model: A local folder, a hub id, or the name of a model that a package carries: "builtin", "minilm".
         adapter: Folder or hub id of a PEFT adapter trained on the model.
-        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
+        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is. Exported models run on the CPU, also
+            where "cuda" is given for vectors; of several GPUs ("cuda:0,1") the first takes the model.
         dtype: "auto" (bfloat16 where the hardware is fast at it), "float32", "bfloat16" or "float16".
         max_length: Most tokens of one input; None takes the model's own.
         dim: Keep this many leading dimensions (Matryoshka) and normalise again; None keeps all.
@@ -335,11 +336,14 @@ def _start(
     from searchkit.runtime_onnx import MODEL_FILE, OnnxRuntime
 
     if (folder / MODEL_FILE).is_file():
-        if adapter or device not in (None, "cpu") or dtype != "auto":
+        place = (device or "cpu").partition(":")[0]
+        if adapter or place not in ("cpu", "cuda") or dtype != "auto":
             raise ValueError(
                 f"{name} is an exported model: it runs on the CPU, in the type it was exported in, without adapters. "
                 "Use the model it was exported from for anything else"
             )
+        if place == "cuda":
+            logger.info("%s is an exported model and runs on the processor; %s is for vectors", name, device)
         return OnnxRuntime(folder, threads)
     try:
         from searchkit.runtime_torch import TorchRuntime

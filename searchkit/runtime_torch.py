@@ -45,7 +45,7 @@ class TorchRuntime:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.device = _device(device or best_device())
+        self.device = _device((device or best_device()).partition(",")[0])  # FAISS may take several
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
         # Padded tokens of a batch: a GPU wants many, a CPU as many as stay in its caches.
         self.token_budget = 65536 if self.device.type == "cuda" else 4096

@@ -64,7 +64,7 @@ def test_torch_is_not_imported_to_run_it(int8: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("options", [{"device": "cuda"}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("options", [{"device": "mps"}, {"dtype": "bfloat16"}])
 def test_what_an_exported_model_cannot_do_is_said(int8: Path, options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="is an exported model"):
         Embedder(int8, **options)

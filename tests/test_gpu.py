@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,12 +85,15 @@ class Graph:
 
 
 @pytest.fixture
-def cuvs(monkeypatch: pytest.MonkeyPatch) -> None:
+def cuvs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in {
         "GpuIndexCagra": Graph, "GpuIndexCagraConfig": SimpleNamespace, "SearchParametersCagra": SimpleNamespace,
         "StandardGpuResources": object, "get_num_gpus": lambda: 1,
     }.items():  # fmt: skip
         monkeypatch.setattr(faiss, name, value, raising=False)
+    gpu._resources.cache_clear()
+    yield
+    gpu._resources.cache_clear()
 
 
 def test_what_faiss_searches_on_a_gpu_is_told_from_the_recipe_alone() -> None:
@@ -165,14 +169,55 @@ def test_what_a_gpu_cannot_answer_the_original_does(many: np.ndarray) -> None:
     rows, _ = dense.search([segment], many[:3], 5, plan=chosen)
     assert watched.asked == 1
     np.testing.assert_array_equal(rows, np.argsort(-(many[:3] @ many.T), axis=1, kind="stable")[:, :5])
-    some = np.arange(len(many)) % 2 == 0
-    rows, _ = dense.search([segment], many[:3], 5, plan=chosen, allowed=some)
+    index.add(many)
+    segment.count = 4000
+    some = np.arange(4000) % 2 == 0
+    rows, _ = dense.search([segment], many[:3], 50, plan=chosen, allowed=some)
     assert watched.asked == 1  # a filter: the processor
     assert (rows % 2 == 0).all()
-    index.add(many[:500])
-    segment.count = 2500
     assert dense.search([segment], many[:3], 2500, plan=chosen)[0].shape == (3, 2500)
     assert watched.asked == 1  # more rows than a GPU selects
+
+
+def test_few_deleted_rows_are_asked_for_and_left_out(many: np.ndarray) -> None:
+    chosen, index = made("flat", many)
+    watched = Watched(index)
+    segment: Any = InMemory(gpu.GpuIndex(index, watched), 0, len(many))
+    allowed = np.ones(len(many), bool)
+    allowed[:40] = False
+    rows, scores = dense.search([segment], many[:50], 5, plan=chosen, allowed=allowed)
+    assert watched.asked == 1
+    every = np.where(allowed, many[:50] @ many.T, -np.inf)
+    np.testing.assert_array_equal(rows, np.argsort(-every, axis=1, kind="stable")[:, :5])
+    np.testing.assert_allclose(scores, np.take_along_axis(every, rows, 1), atol=1e-6)
+
+
+def test_a_search_that_fails_on_a_gpu_is_done_here_from_then_on(
+    many: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Watched):
+        def search(self, queries: np.ndarray, k: int, params: Any = None) -> Any:
+            self.asked += 1
+            raise RuntimeError("StandardGpuResources: alloc fail")
+
+    chosen, index = made("fp16", many)
+    failing = Failing(index)
+    segment: Any = InMemory(gpu.GpuIndex(index, failing), 0, len(many))
+    for _ in range(2):
+        assert dense.search([segment], many[:3], 1, plan=chosen)[0].tolist() == [[0], [1], [2]]
+    assert failing.asked == 1
+    assert "2000 vectors are searched on the processor from now on: StandardGpuResources: alloc fail" in caplog.text
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_replicas_answer_their_shares_of_the_queries(count: int, many: np.ndarray) -> None:
+    _, index = made("ivf-int8", many)
+    copies = [Watched(index), Watched(index)]
+    params = faiss.SearchParametersIVF(nprobe=3)
+    found = gpu.Replicas(copies).search(many[:count], 5, params=params)
+    for mine, theirs in zip(found, index.search(many[:count], 5, params=params), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert [copy.asked for copy in copies] == [1, min(1, count - 1)]
 
 
 def test_filtered_searches_under_a_rotation_stay_on_the_processor(many: np.ndarray) -> None:
@@ -204,7 +249,7 @@ def test_copies_of_unchanged_segments_stay(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_segment_is_copied_when_it_is_first_searched(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
-    monkeypatch.setattr(gpu, "_copied", lambda index, *_: copied.append(index) or (Watched(index), []))
+    monkeypatch.setattr(gpu, "_copied", lambda index, *_: copied.append(index) or Watched(index))
     chosen, index = made("flat", many)
     segment = gpu.GpuSegment(InMemory(index, 7, len(many)), chosen, [0])
     assert not copied
@@ -216,15 +261,14 @@ def test_a_segment_is_copied_when_it_is_first_searched(many: np.ndarray, monkeyp
 
 def test_an_engine_that_is_closed_lets_go_of_copies(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
-    monkeypatch.setattr(gpu, "_copied", lambda index, *_: (Watched(index), []))
+    monkeypatch.setattr(gpu, "_copied", lambda index, *_: Watched(index))
     chosen, index = made("flat", many)
     gpus = gpu.Gpus("cuda:0")
     segments: list[Any] = list(gpus.hold([InMemory(index, 0, len(many))], chosen))
     watched = segments[0].index.copy
-    del segments[0].__dict__["index"]
-    assert segments[0].index.copy is not watched
+    assert segments[0].index.copy is watched
     gpus.let_go()
-    assert "index" not in segments[0].__dict__
+    assert segments[0].index.copy is not watched
 
 
 def test_one_cell_answers_as_the_scalar_quantiser_it_was_made_from(many: np.ndarray) -> None:
@@ -266,7 +310,7 @@ def test_what_no_gpu_learns_or_encodes_the_processor_does(recipe: str, devices: 
 
 def test_few_vectors_are_encoded_here_and_many_on_a_gpu(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
-    monkeypatch.setattr(gpu, "_copied", lambda index, *_: copied.append(index) or (dense.empty(index), []))
+    monkeypatch.setattr(gpu, "_copied", lambda index, *_: copied.append(index) or dense.empty(index))
     monkeypatch.setattr(faiss, "index_gpu_to_cpu", lambda index: index, raising=False)
     chosen, expected = made("pq:8", many)
     template = dense.train(chosen, many)
@@ -276,6 +320,45 @@ def test_few_vectors_are_encoded_here_and_many_on_a_gpu(many: np.ndarray, monkey
         index = gpu.encode(template, np.array_split(many, 3), len(many), chosen, [0])
         np.testing.assert_array_equal(index.search(many[:5], 5)[1], expected.search(many[:5], 5)[1])
     assert len(copied) == 1
+
+
+def test_codes_that_do_not_fit_any_more_are_made_here(
+    many: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Filling:
+        """Takes 1,100 vectors."""
+
+        def __init__(self, index: Any) -> None:
+            self.index = index
+
+        def add(self, vectors: np.ndarray) -> None:
+            room = 1100 - self.index.ntotal
+            self.index.add(vectors[:room])
+            if room < len(vectors):
+                raise RuntimeError("StandardGpuResources: alloc fail")
+
+    monkeypatch.setattr(gpu, "_copied", lambda index, *_: Filling(dense.empty(index)))
+    monkeypatch.setattr(gpu, "ENCODED_FROM", 1)
+    monkeypatch.setattr(faiss, "index_gpu_to_cpu", lambda copy: copy.index, raising=False)
+    chosen, expected = made("pq:8", many)
+    index = gpu.encode(dense.train(chosen, many), np.array_split(many, 4), len(many), chosen, [0])
+    for here, there in zip(index.search(many[:50], 5), expected.search(many[:50], 5), strict=True):
+        np.testing.assert_array_equal(here, there)
+    assert "vectors of pq:8 are encoded on the processor: StandardGpuResources: alloc fail" in caplog.text
+
+
+@pytest.mark.usefixtures("cuvs")
+def test_a_graph_that_cuvs_fails_to_make_is_made_here(
+    many: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("too many invalid or duplicated neighbor nodes")
+
+    monkeypatch.setattr(Graph, "train", fail)
+    chosen = plan("cagra", 32, len(many))
+    index = gpu.encode(gpu.train(chosen, many, [0]), [many], len(many), chosen, [0])
+    assert "made on the processor, which takes long: too many invalid" in caplog.text
+    assert (index.search(many[:20], 1)[1][:, 0] == np.arange(20)).all()
 
 
 def test_what_a_gpu_fails_to_learn_or_take_is_done_here(
@@ -292,7 +375,7 @@ def test_what_a_gpu_fails_to_learn_or_take_is_done_here(
     said = [record.message for record in caplog.records]
     assert said == [
         "pq:8 is learnt on the processor: StandardGpuResources: alloc fail",
-        "2000 vectors of pq:8 are encoded on the processor: StandardGpuResources: alloc fail",
+        "vectors of pq:8 are encoded on the processor: StandardGpuResources: alloc fail",
     ]
 
 
@@ -355,7 +438,7 @@ def test_graphs_of_the_processor_are_made_anew_where_cuvs_searches(many: np.ndar
     dense.search([segment], many[:20], 200, plan=chosen, tuning=dense.Tuning(ef=70))
     assert copy.copy.breadths == [96, 224]
     dense.search([segment], many[:20], gpu.CAGRA_K + 1, plan=chosen)
-    dense.search([segment], many[:20], 10, plan=chosen, allowed=np.arange(len(many)) < 1900)
+    dense.search([segment], many[:20], 10, plan=chosen, allowed=np.arange(len(many)) < len(many) - gpu.CAGRA_K)
     assert len(copy.copy.breadths) == 2  # the processor
     few, small = made("cagra", many[: gpu.CAGRA_FROM - 1])
     assert gpu.to_gpu(small, few, [0]) is small
@@ -366,7 +449,7 @@ def test_without_cuvs_or_a_gpu_graphs_are_made_here_and_say_why(
 ) -> None:
     monkeypatch.delattr(faiss, "GpuIndexCagra", raising=False)
     chosen = plan("cagra", 32, len(many))
-    for devices, why in (([], "no GPU was asked for, with --device cuda"), ([0], "this faiss has no cuVS")):
+    for devices, why in (([], "no GPU is used; ask for one: --device cuda"), ([0], "this faiss has no cuVS")):
         caplog.clear()
         index = gpu.encode(gpu.train(chosen, many, devices), [many], len(many), chosen, devices)
         assert not index.base_level_only
@@ -410,7 +493,8 @@ def test_gpus_answer_as_the_processor_does(recipe: str, many: np.ndarray, caplog
     assert not caplog.records
     assert isinstance(there.index, gpu.GpuIndex)
     np.testing.assert_allclose(found, scores, atol=5e-3)
-    assert (rows == expected).mean() > (0.5 if recipe == "binary" else 0.97)  # ties; float16 tables
+    same = np.mean([len({*mine} & {*theirs}) / 10 for mine, theirs in zip(rows, expected, strict=True)])
+    assert same > {"binary": 0.5, "cagra": 0.9}.get(recipe, 0.97)  # ties; another graph; float16 tables
 
 
 @needs_gpu
