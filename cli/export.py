@@ -8,10 +8,10 @@ import click
 
 
 @click.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("model")
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--onnx", "dtype", default="int8", show_default=True, type=click.Choice(["float32", "int8"]))
-def export(model: Path, out: Path, dtype: str) -> None:
+def export(model: str, out: Path, dtype: str) -> None:
     """Write MODEL to OUT for onnxruntime: quick to start, small, no torch needed to run it.
 
     \b

@@ -10,6 +10,8 @@ import click
 
 from searchkit.cli.shared import FILE, INDEX, model_options, note, open_engine
 
+_BARE = ("instruction", "")
+
 
 @click.command()
 @click.argument("index", type=INDEX)
@@ -52,14 +54,15 @@ def mine(
         raise click.UsageError(f"--out is {examples} itself; name another file")
     report = MineReport()
     rejects = Rejects(out.with_name(out.name + ".rejects.jsonl"))
+    part = out.with_name(out.name + ".part")  # what was there stays until all is done
     with (
         rejects,
         open_engine(index, model, adapter, device, dtype, threads) as engine,
-        out.open("w", encoding="utf-8") as file,
+        part.open("w", encoding="utf-8") as file,
     ):
         found = run(
             engine,
-            read_examples(examples, rejects=rejects),
+            read_examples(examples, corpus=engine, rejects=rejects),
             report,
             count=count,
             depth=depth,
@@ -67,8 +70,11 @@ def mine(
             options=SearchOptions(mode=as_mode(mode)),
         )
         for example in found:
-            kept = {key: value for key, value in asdict(example).items() if value not in (None, "", ())}
+            values = asdict(example).items()
+            # An empty instruction says that there is none, not even the model's own.
+            kept = {key: value for key, value in values if value not in (None, "", ()) or (key, value) == _BARE}
             file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+    part.replace(out)
     click.echo(
         f"{out}: {report.examples} examples with {report.negatives} negatives; dropped as likely answers: "
         f"{report.too_close}, as copies of the positive: {report.copies}"

@@ -16,6 +16,9 @@ from typing import Any
 
 from searchkit.prompts import E5_TEMPLATE, WEB_SEARCH
 
+MODULES = "modules.json"
+"""What a folder in the layout of sentence-transformers is known by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
@@ -99,7 +102,7 @@ _SENTENCE_TRANSFORMERS_POOLING = {
 
 
 def _from_sentence_transformers(folder: Path, conventions: Conventions) -> Conventions:
-    for module in _read_json(folder / "modules.json") or []:
+    for module in _read_json(folder / MODULES) or []:
         kind = module["type"].rsplit(".", 1)[-1]
         if kind == "Pooling":
             conventions = replace(conventions, pooling=_pooling(folder / module["path"] / "config.json"))
@@ -109,12 +112,14 @@ def _from_sentence_transformers(folder: Path, conventions: Conventions) -> Conve
             )
         elif kind != "Normalize":  # rows are always normalised here
             raise ValueError(
-                f"{folder / 'modules.json'} names a {kind} module; expected Transformer, Pooling and Normalize only. "
+                f"{folder / MODULES} names a {kind} module; expected Transformer, Pooling and Normalize only. "
                 "Use a model without it, or fold it into the weights"
             )
     settings = _read_json(folder / "config_sentence_transformers.json") or {}
     prompts = settings.get("prompts") or {}
     conventions = _with_prompts(conventions, prompts)
+    if settings.get("instructed"):
+        conventions = replace(conventions, instructed=settings["instructed"])
     if settings.get("matryoshka_dims"):
         conventions = replace(conventions, smallest_dim=min(settings["matryoshka_dims"]))
     return conventions

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from searchkit.conventions import Conventions, conventions_of, fingerprint
+from searchkit.conventions import MODULES, Conventions, conventions_of, fingerprint
 from searchkit.prompts import format_query
 
 if TYPE_CHECKING:
@@ -99,7 +99,11 @@ class Embedder:
             base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
             raise ValueError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
         self.runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype, threads)
-        self.conventions = conventions or conventions_of(folder, _known_as(self.name), decoder=self.runtime.decoder)
+        # An adapter that `searchkit train` wrote says how it wants to be used, which may differ from the base.
+        self.settings_folder = adapter_folder if adapter_folder and (adapter_folder / MODULES).is_file() else folder
+        self.conventions = conventions or conventions_of(
+            self.settings_folder, _known_as(self.name), decoder=self.runtime.decoder
+        )
         self._set_frame()
         self._set_length(max_length)
         self._set_dim(dim, force_dim)
@@ -256,11 +260,15 @@ class Embedder:
 
     # Setting up
 
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that the model has places for, special tokens counted; of a text that is said twice, once."""
+        if self.runtime.longest is None:
+            return None
+        return self.special_tokens + (self.runtime.longest - self.special_tokens) // (len(self.frame) - 1)
+
     def _set_length(self, max_length: int | None) -> None:
-        longest = self.runtime.longest
-        if longest:  # of a text that is said twice only half as much fits
-            marks = self.special_tokens
-            longest = marks + (longest - marks) // (len(self.frame) - 1)
+        longest = self.longest
         length = max_length or min(self.conventions.max_length, longest or self.conventions.max_length)
         if length < 8 or (longest and length > longest):
             raise ValueError(f"max_length is {length}; {self.name} takes 8 to {longest or 'any number of'} tokens")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from searchkit.conventions import Conventions
+from searchkit.conventions import MODULES, Conventions
 from searchkit.pooling import POOLINGS
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class TorchRuntime:
         self.hidden_size = int(config.get_text_config().hidden_size)
         positions = getattr(config, "max_position_embeddings", None)
         self.longest = int(positions) if positions else None
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        words = adapter if adapter is not None and (adapter / MODULES).is_file() else folder
+        tokenizer = AutoTokenizer.from_pretrained(words, config=config)
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"{folder} has no tokenizer.json; save one with AutoTokenizer.from_pretrained(..., use_fast=True)"
@@ -64,7 +65,7 @@ class TorchRuntime:
             )
         self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
         # Asked of the file: transformers 5 drops the flag where tokenizer.json does not carry it out.
-        settings = folder / "tokenizer_config.json"
+        settings = words / "tokenizer_config.json"
         wants_bos = settings.is_file() and json.loads(settings.read_text("utf-8")).get("add_bos_token")
         self.bos_id: int | None = tokenizer.bos_token_id if wants_bos else None
         self.eos_id: int | None = tokenizer.eos_token_id

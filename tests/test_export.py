@@ -55,6 +55,23 @@ def test_its_weights_come_back_for_training(mistral: Path, int8: Path, tmp_path:
     assert (found * wanted).sum(1).min() > 0.95
 
 
+@pytest.mark.parametrize("name", ["tiny-e5-base", "tiny-e5-mistral", "tiny-qwen3-embedding"])
+def test_what_a_model_is_known_to_want_by_its_name_goes_along(name: str, tmp_path: Path) -> None:
+    model = build_model(tmp_path / name, "bert" if name == "tiny-e5-base" else "mistral", eos=False)
+    export(model, tmp_path / "onnx", dtype="float32")
+    wanted, found = Embedder(model, device="cpu", dtype="float32"), Embedder(tmp_path / "onnx")
+    assert (found.frame, found.conventions.smallest_dim) == (wanted.frame, wanted.conventions.smallest_dim)
+    np.testing.assert_allclose(found.encode_passages(TEXTS), wanted.encode_passages(TEXTS), atol=1e-5)
+    for instruction in (None, "", "Find the tea"):
+        queries = [embedder.encode_queries(["tea"], instruction) for embedder in (found, wanted)]
+        np.testing.assert_allclose(*queries, atol=1e-5)
+
+
+def test_an_exported_model_is_not_exported_again(int8: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Use the model it was exported from"):
+        export(int8, tmp_path / "again")
+
+
 def test_torch_is_not_imported_to_run_it(int8: Path) -> None:
     code = (
         "import sys; from searchkit.embedder import Embedder; "

@@ -43,6 +43,16 @@ def prepared(base: Path, work: Path, **settings: Any) -> Embedder:
     return prepare(config, work, device="cpu")
 
 
+def adapt(embedder: Embedder) -> None:
+    """Put adapters on that change something."""
+    runtime: Any = embedder.runtime
+    runtime.model = attach_lora(runtime.model, 4, None)
+    for name, weights in runtime.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weights, std=0.1)
+    runtime.model.eval()
+
+
 @pytest.fixture(scope="module", params=WAYS, ids=[f"{kind}-{attention}" for kind, attention in WAYS])
 def changed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Embedder, str]:
     """A base, the same with the other attention, and which that is."""
@@ -105,18 +115,27 @@ def test_attention_is_all_that_changes(changed: tuple[Path, Embedder, str]) -> N
 
 def test_an_adapter_brings_its_attention_to_the_base(mistral: Path, tmp_path: Path) -> None:
     embedder = prepared(mistral, tmp_path / "work", attention="bidirectional")
-    runtime: Any = embedder.runtime
-    runtime.model = attach_lora(runtime.model, 4, None)
-    for name, weights in runtime.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weights, std=0.1)
-    runtime.model.eval()
+    adapt(embedder)
     expected = embedder.encode_passages(TEXTS)
     save(embedder, tmp_path / "out", card="", default_instruction=None, dims=(), attention="bidirectional")
     adapter = tmp_path / "out" / "adapter"
     assert json.loads((adapter / "base_config.json").read_text()) == ATTENTION["bidirectional"]
     adapted = Embedder(mistral, adapter=adapter, device="cpu", dtype="float32", conventions=embedder.conventions)
     np.testing.assert_allclose(adapted.encode_passages(TEXTS), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_adapter_brings_its_settings_to_the_base(twice: bool, mistral: Path, tmp_path: Path) -> None:
+    embedder = prepared(mistral, tmp_path / "work", pooling="mean", twice=twice)
+    adapt(embedder)
+    save(embedder, tmp_path / "out", card="", default_instruction="Find tea", dims=(32,))
+    whole = Embedder(tmp_path / "out", device="cpu", dtype="float32")
+    adapted = Embedder(mistral, adapter=tmp_path / "out" / "adapter", device="cpu", dtype="float32")
+    assert adapted.frame == whole.frame
+    assert adapted.conventions == whole.conventions
+    texts = [*TEXTS, "tea " * 100]
+    np.testing.assert_allclose(adapted.encode_passages(texts), whole.encode_passages(texts), atol=1e-4)
+    np.testing.assert_allclose(adapted.encode_queries(["tea"]), whole.encode_queries(["tea"]), atol=1e-4)
 
 
 def test_a_model_that_does_not_attend_as_asked_is_refused(tmp_path: Path) -> None:

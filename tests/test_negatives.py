@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import SENTENCES
 from conftest import TEXTS as SPACED
 
+from searchkit.cli.main import main
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.ranking import SearchOptions
@@ -65,3 +68,38 @@ def test_similarities_equal_the_inner_products(engine: SearchEngine, embedder: E
     rows = np.array([3, 0, 29])
     wanted = embedder.encode_passages([TEXTS[row] for row in rows]) @ query
     np.testing.assert_allclose(engine.similarities(query, rows), wanted, atol=1e-5)
+
+
+def test_passages_of_the_positive_are_no_negatives(tmp_path: Path, embedder: Embedder) -> None:
+    whole = " ".join(SENTENCES)
+    with SearchEngine.create(tmp_path / "cut", model=embedder, chunk_tokens=16, overlap=0) as engine:
+        engine.add([Document("whole", whole), Document("other", TEXTS[-1])])
+        assert len(engine.store.passages(range(100))) > 5
+        (mined,) = mine(engine, [Example(query="bread", positive=whole)], MineReport(), count=50, margin=99)
+    assert mined.negatives
+    assert all(text in TEXTS[-1] for text in mined.negatives)
+
+
+@pytest.mark.parametrize("margin", [0.0, float("nan"), float("inf")])
+def test_a_margin_that_is_no_share_is_refused(engine: SearchEngine, margin: float) -> None:
+    with pytest.raises(ValueError, match="margin is"):
+        next(mine(engine, EXAMPLES, MineReport(), margin=margin))
+
+
+def test_the_command_looks_ids_up_in_the_index_and_keeps_what_was_there_until_it_is_done(
+    engine: SearchEngine, tmp_path: Path
+) -> None:
+    engine.close()
+    rows = [{"query": "bread rises", "positive_id": "1", "instruction": ""}, {"query": "a comet", "positive_id": "2"}]
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "mined.jsonl"
+    pairs.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    out.write_text("before")
+    command = ["mine", str(tmp_path / "i"), str(pairs), "--out", str(out)]
+    assert CliRunner().invoke(main, [*command, "--margin", "nan"]).exit_code == 1
+    assert out.read_text() == "before"
+    assert CliRunner().invoke(main, command).exit_code == 0
+    mined = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["positive"] for row in mined] == [TEXTS[1], TEXTS[2]]
+    assert [row.get("instruction") for row in mined] == ["", None]
+    assert all(row["negatives"] for row in mined)
+    assert not list(tmp_path.glob("*.part"))

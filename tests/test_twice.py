@@ -52,6 +52,16 @@ def test_a_long_text_is_cut_before_it_is_repeated(twice: Embedder) -> None:
         twice.limit(200)
 
 
+def test_the_length_that_is_trained_on_fits_the_positions(tmp_path: Path) -> None:
+    base = build_model(tmp_path / "base", "bert")
+    config = TrainConfig(sources=("none",), base=str(base), out="out", attention="causal", twice=True, max_length=512)
+    lay_out(config, tmp_path / "work")
+    embedder = prepare(config, tmp_path / "work", device="cpu")
+    assert embedder.max_length == embedder.longest < 256
+    assert len(embedder.tokenize(["tea " * 400])[0]) <= 256
+    assert embedder.encode_passages(["tea " * 400]).shape == (1, embedder.dim)
+
+
 def test_the_second_time_every_token_has_seen_the_last_one(twice: Embedder) -> None:
     import torch
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from searchkit.conventions import conventions_of
+from searchkit.embedder import Embedder
 from searchkit.pooling import POOLINGS
 from searchkit.runtime_onnx import MODEL_FILE
-from searchkit.runtime_torch import is_decoder
+from searchkit.runtime_torch import TorchRuntime
+from searchkit.training.layout import write_layout
 
 if TYPE_CHECKING:
     import torch
@@ -25,55 +26,54 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "int8")
 _KEPT = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "config_sentence_transformers.json",
-    "sentence_bert_config.json", "README.md",
+    "sentence_bert_config.json", "README.md", "training.json",
 )  # fmt: skip
 _BLOCK = 32
 _PREFIX = "model."  # of parameter names inside the exported graph
 
 
-def export(folder: Path, out: Path, *, dtype: str = "int8") -> None:
+def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
     """Write `out`: model.onnx with pooling inside, the tokenizer, and the settings of the sentence-transformers layout.
 
     int8 keeps every linear layer's weights in 8 bits with a scale for each block of 32, and every embedding with a
     scale for each row; activations are quantised as they come, row by row.
 
     Args:
-        folder: A transformers model, or a sentence-transformers folder around one.
+        model: A transformers model, or a sentence-transformers folder around one, as :class:`Embedder` takes it.
         out: A new folder.
         dtype: One of :data:`DTYPES`.
 
     Raises:
-        ValueError: The dtype is unknown, or `out` is not empty.
+        ValueError: The dtype is unknown, `out` is not empty, or the model is an exported one.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; name a new folder")
     import onnx
-    from transformers import AutoConfig, AutoModel
 
-    config = AutoConfig.from_pretrained(folder)
-    decoder = is_decoder(config)
-    conventions = conventions_of(folder, folder.name, decoder=decoder)
-    # eager attention exports to plain operators, which every onnxruntime has.
-    model = AutoModel.from_pretrained(folder, attn_implementation="eager").float().eval()
-    graph = _trace(model, conventions.pooling)
-    aliases = _name_weights(graph, dict(model.named_parameters()))
+    embedder = Embedder(model, device="cpu", dtype="float32")
+    assert isinstance(embedder.runtime, TorchRuntime)  # exported models are not float32 to order
+    weights, pooling = embedder.runtime.model, embedder.conventions.pooling
+    weights.set_attn_implementation("eager")  # exports to plain operators, which every onnxruntime has
+    graph = _trace(weights, pooling)
+    aliases = _name_weights(graph, dict(weights.named_parameters()))
     if dtype == "int8":
         graph = _quantize(graph)
-    about = {"pooling": conventions.pooling, "dtype": dtype, "decoder": str(decoder).lower()}
+    about = {"pooling": pooling, "dtype": dtype, "decoder": str(embedder.runtime.decoder).lower()}
     for key, value in {**about, "aliases": json.dumps(aliases)}.items():
         graph.metadata_props.add(key=key, value=value)
-    _copy_settings(folder, out)
+    _copy_settings(embedder.folder, out)
+    # What the model is known to want by its name has to be said in a folder of another name.
+    write_layout(embedder, out, default_instruction=embedder.conventions.default_instruction)
     onnx.save(graph, str(out / MODEL_FILE))
 
 
-def compare(model: Path, exported: Path) -> tuple[float, float]:
+def compare(model: str | Path, exported: Path) -> tuple[float, float]:
     """(least, mean) cosine between both models' vectors, over the passages of the corpus that comes with searchkit."""
     from itertools import islice
 
     from searchkit.corpus import corpus_folder, read_corpus
-    from searchkit.embedder import Embedder
     from searchkit.records import join_title
 
     documents = islice(read_corpus(corpus_folder("intents")), 100)

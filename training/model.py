@@ -10,26 +10,17 @@ from typing import Any
 
 from searchkit.conventions import conventions_of
 from searchkit.embedder import Embedder, find_model
-from searchkit.prompts import E5_TEMPLATE
 from searchkit.runtime_onnx import MODEL_FILE
 from searchkit.runtime_torch import BASE_CONFIG, TorchRuntime, is_decoder, sees_ahead
 from searchkit.training.config import TrainConfig
 from searchkit.training.export import unpack
+from searchkit.training.layout import write_json, write_layout
 
 # What config.json has to say. transformers asks `is_decoder` of encoders such as BERT and, from 5.2 on, `is_causal` of
 # decoders; sentence-transformers goes by the same file.
 ATTENTION: dict[str, dict[str, bool]] = {
     "causal": {"is_causal": True, "is_decoder": True},
     "bidirectional": {"is_causal": False, "is_decoder": False},
-}
-
-_POOLING_NAMES = {"last": "lasttoken", "cls": "cls", "mean": "mean", "weighted-mean": "weightedmean", "max": "max"}
-_OLD_POOLING_KEYS = {
-    "lasttoken": "pooling_mode_lasttoken",
-    "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
-    "weightedmean": "pooling_mode_weightedmean_tokens",
-    "max": "pooling_mode_max_tokens",
 }
 
 
@@ -85,7 +76,7 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
             f"{type(torch_model(embedder)).__name__} does not become {config.attention} in this version of "
             "transformers; leave its attention as it is, or take another base"
         )
-    longest = min(config.max_length, embedder.runtime.longest or config.max_length)
+    longest = min(config.max_length, embedder.longest or config.max_length)
     embedder.conventions = replace(conventions, pooling=config.pooling or conventions.pooling, max_length=longest)
     return embedder
 
@@ -151,7 +142,7 @@ def save(
 ) -> None:
     """Write a folder that loads here and in sentence-transformers: weights, tokenizer, pooling, prompts, card.
 
-    Adapters are merged into the weights, and kept beside them in ``adapter/``.
+    Adapters are merged into the weights, and kept beside them in ``adapter/``, with the same settings.
 
     Args:
         embedder: The trained model.
@@ -162,72 +153,23 @@ def save(
         attention: A key of :data:`ATTENTION` if it is not the base's own, which the adapter has to say then.
     """
     model: Any = torch_model(embedder)
-    conventions = embedder.conventions
     out.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(out / "adapter")
+        write_layout(embedder, out / "adapter", default_instruction=default_instruction, dims=dims)
         if attention:
-            _write(out / "adapter" / BASE_CONFIG, ATTENTION[attention])
+            write_json(out / "adapter" / BASE_CONFIG, ATTENTION[attention])
         model = model.merge_and_unload()
     model.save_pretrained(out)
-    _save_tokenizer(embedder, out)
-    kinds = ("Transformer", "Pooling", "Normalize")
-    modules = [
-        {
-            "idx": n,
-            "name": str(n),
-            "path": "" if n == 0 else f"{n}_{kind}",
-            "type": f"sentence_transformers.models.{kind}",
-        }
-        for n, kind in enumerate(kinds)
-    ]
-    pooling = _POOLING_NAMES[conventions.pooling]
-    _write(out / "modules.json", modules)
-    (out / "1_Pooling").mkdir(exist_ok=True)
-    _write(
-        out / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": embedder.dim, **{key: name == pooling for name, key in _OLD_POOLING_KEYS.items()}},
-    )
-    (out / "2_Normalize").mkdir(exist_ok=True)
-    _write(out / "sentence_bert_config.json", {"max_seq_length": conventions.max_length, "do_lower_case": False})
-    template = (conventions.instructed or E5_TEMPLATE).partition("{query}")[0]
-    query = template.replace("{instruction}", default_instruction) if default_instruction else conventions.query_prefix
-    settings: dict[str, Any] = {"prompts": {"query": query, "document": conventions.document_prefix}}
-    if dims:
-        settings["matryoshka_dims"] = sorted({*dims, embedder.dim})
-    _write(out / "config_sentence_transformers.json", settings)
     (out / "README.md").write_text(card, encoding="utf-8")
-
-
-def _save_tokenizer(embedder: Embedder, out: Path) -> None:
-    """The tokenizer's files, changed where the model is used with marks around a text that it does not put there."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        if (embedder.folder / name).is_file():
-            shutil.copy2(embedder.folder / name, out / name)
-    tokenizer = embedder.runtime.tokenizer
-    probe = "a b"
-    if tokenizer.encode(probe, add_special_tokens=True).ids == embedder.tokenize([probe])[0]:
-        return
-    from tokenizers import Tokenizer
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the embedder's own stays as it is
-    first, *others = ([str(tokenizer.id_to_token(id)) for id in marks] for marks in embedder.frame)
-    template = sum((["$A", *marks] for marks in others), first)
-    marks = [(mark, tokenizer.token_to_id(mark)) for mark in {*template} - {"$A"}]
-    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=marks)
-    tokenizer.save(str(out / "tokenizer.json"))
-    file = out / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    # Tokenizers of the Llama kind go by this and not by tokenizer.json.
-    _write(file, {**settings, "add_eos_token": template[-1:] == [str(settings.get("eos_token"))]})
+    write_layout(embedder, out, default_instruction=default_instruction, dims=dims)
 
 
 def _change(file: Path, changes: dict[str, Any]) -> None:
     """Give a link's place to a changed copy of the JSON that it leads to."""
     values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     file.unlink(missing_ok=True)
-    _write(file, {**values, **changes})
+    write_json(file, {**values, **changes})
 
 
 def _say_twice(folder: Path) -> None:
@@ -247,7 +189,3 @@ def _say_twice(folder: Path) -> None:
     _change(folder / "tokenizer.json", {"post_processor": processor})
     # transformers' classes for single families write a template of their own; this one takes the file's.
     _change(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
-
-
-def _write(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

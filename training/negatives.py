@@ -53,11 +53,16 @@ def mine(
         margin: Share of the positive's similarity that a negative may reach.
         options: How to rank; hybrid by default.
         without: Ids of documents that are not taken.
+
+    Raises:
+        ValueError: Too little depth for so many negatives, or a margin that is no share.
     """
     if count < 1 or depth < count:
         raise ValueError(
             f"{count} negatives of the first {depth} hits are asked for; take 1 or more, of at least as many"
         )
+    if not 0 < margin < float("inf"):
+        raise ValueError(f"margin is {margin}; expected a share of the positive's similarity, such as 0.95")
     stream = iter(examples)
     while batch := list(islice(stream, _BATCH)):
         queries = [Query("", example.query, example.instruction) for example in batch]
@@ -73,12 +78,13 @@ def mine(
         limits = nearness - (1 - margin) * np.abs(nearness)  # below the positive's also where that is negative
         for example, limit, found_passages, similar in zip(batch, limits, passages, similarities, strict=True):
             own = {folded(text) for text in (example.positive, example.query, *example.negatives)}
+            whole = folded(example.positive)  # an index may have cut it into passages
             found: list[str] = []
             for passage, similarity in zip(found_passages, similar, strict=True):
                 text = join_title(passage.title, passage.text)
                 if passage.id in without:
                     continue
-                if folded(text) in own or folded(passage.text) in own:
+                if folded(text) in own or folded(passage.text) in own or folded(passage.text) in whole:
                     report.copies += 1
                 elif similarity > limit:
                     report.too_close += 1

@@ -1,0 +1,94 @@
+"""A model's settings in the layout of sentence-transformers: a folder says by itself how it wants to be used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from searchkit.conventions import Conventions
+from searchkit.embedder import Embedder
+
+_POOLING_NAMES = {"last": "lasttoken", "cls": "cls", "mean": "mean", "weighted-mean": "weightedmean", "max": "max"}
+_OLD_POOLING_KEYS = {
+    "lasttoken": "pooling_mode_lasttoken",
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "max": "pooling_mode_max_tokens",
+}
+
+
+def write_layout(
+    embedder: Embedder, out: Path, *, default_instruction: str | None, dims: tuple[int, ...] | None = None
+) -> None:
+    """Write the tokenizer, pooling, lengths and prompts of an embedder; modules.json, which says it is whole, last.
+
+    Args:
+        embedder: Whose settings they are.
+        out: Folder to write into.
+        default_instruction: What a query without an instruction is given; None gives it none.
+        dims: Matryoshka widths beside the full one; None takes those of the embedder.
+    """
+    conventions = embedder.conventions
+    out.mkdir(parents=True, exist_ok=True)
+    _write_tokenizer(embedder, out)
+    pooling = _POOLING_NAMES[conventions.pooling]
+    (out / "1_Pooling").mkdir(exist_ok=True)
+    write_json(
+        out / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": embedder.dim, **{key: name == pooling for name, key in _OLD_POOLING_KEYS.items()}},
+    )
+    (out / "2_Normalize").mkdir(exist_ok=True)
+    write_json(out / "sentence_bert_config.json", {"max_seq_length": conventions.max_length, "do_lower_case": False})
+    template = conventions.instructed.partition("{query}")[0]
+    query = template.replace("{instruction}", default_instruction) if default_instruction else conventions.query_prefix
+    settings: dict[str, Any] = {"prompts": {"query": query, "document": conventions.document_prefix}}
+    if conventions.instructed != Conventions().instructed and not default_instruction:
+        settings["instructed"] = conventions.instructed  # no prompt shows it
+    if dims is None:
+        dims = (conventions.smallest_dim,) if conventions.smallest_dim else ()
+    if dims:
+        settings["matryoshka_dims"] = sorted({*dims, embedder.dim})
+    write_json(out / "config_sentence_transformers.json", settings)
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {
+            "idx": n,
+            "name": str(n),
+            "path": "" if n == 0 else f"{n}_{kind}",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for n, kind in enumerate(kinds)
+    ]
+    write_json(out / "modules.json", modules)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a settings file as the others of a model folder are written."""
+    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(embedder: Embedder, out: Path) -> None:
+    """The tokenizer's files, changed where the model is used with marks around a text that it does not put there."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (embedder.settings_folder / name).is_file():
+            shutil.copy2(embedder.settings_folder / name, out / name)
+    tokenizer = embedder.runtime.tokenizer
+    probe = "a b"
+    if tokenizer.encode(probe, add_special_tokens=True).ids == embedder.tokenize([probe])[0]:
+        return
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the embedder's own stays as it is
+    first, *others = ([str(tokenizer.id_to_token(id)) for id in marks] for marks in embedder.frame)
+    template = sum((["$A", *marks] for marks in others), first)
+    marks = [(mark, tokenizer.token_to_id(mark)) for mark in {*template} - {"$A"}]
+    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=marks)
+    tokenizer.save(str(out / "tokenizer.json"))
+    file = out / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    # Tokenizers of the Llama kind go by this and not by tokenizer.json.
+    write_json(file, {**settings, "add_eos_token": template[-1:] == [str(settings.get("eos_token"))]})
