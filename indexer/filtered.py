@@ -33,16 +33,24 @@ def in_cells(index: Any, queries: np.ndarray, k: int, mask: np.ndarray, probes: 
     ivf = faiss.extract_index_ivf(index)
     for number in range(index.chain.size() if hasattr(index, "chain") else 0):
         queries = faiss.downcast_VectorTransform(index.chain.at(number)).apply(queries)
-    held = np.bincount(_cells(index, ivf)[mask], minlength=ivf.nlist)
-    enough = max(10 * k, math.ceil(index.ntotal * probes / ivf.nlist))
-    distances, nearest = ivf.quantizer.search(queries, ivf.nlist)
-    holding = held[nearest]
-    # A cell is visited unless it holds none, or those before it hold enough.
-    visited = (holding > 0) & (np.cumsum(holding, axis=1) - holding < enough)
-    width = int((visited * np.arange(1, ivf.nlist + 1)).max(initial=1))
-    chosen = np.ascontiguousarray(np.where(visited, nearest, -1)[:, :width])
-    distances = np.ascontiguousarray(distances[:, :width])
+    cell_of_each, centres = _cells(index, ivf)
+    held = np.bincount(cell_of_each[mask], minlength=ivf.nlist)
+    enough = min(int(held.sum()), max(10 * k, math.ceil(index.ntotal * probes / ivf.nlist)))
     queries = np.ascontiguousarray(queries)
+    similar = queries @ centres.T
+    ranked = min(ivf.nlist, 4 * probes)
+    while True:
+        nearest = _best(similar, ranked)
+        holding = held[nearest]
+        before = np.cumsum(holding, axis=1) - holding
+        if ranked == ivf.nlist or (before[:, -1] >= enough).all():
+            break
+        ranked = min(ivf.nlist, 4 * ranked)
+    # A cell is visited unless it holds none, or those before it hold enough.
+    visited = (holding > 0) & (before < enough)
+    width = int((visited * np.arange(1, ranked + 1)).max(initial=1))
+    chosen = np.ascontiguousarray(np.where(visited, nearest, -1)[:, :width])
+    distances = np.ascontiguousarray(np.take_along_axis(similar, nearest[:, :width], axis=1))
     scores, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     params = faiss.SearchParametersIVF(nprobe=width, sel=_selector(mask))
     # As FAISS's C++ has it: the method of Python takes no parameters.
@@ -74,16 +82,26 @@ def _selector(mask: np.ndarray) -> Any:
     return _faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
 
 
-def _cells(index: Any, ivf: Any) -> np.ndarray:
-    """(ntotal,) int32, the cell that each vector is in; found once and kept with the index."""
-    faiss = _faiss()
-    if (found := index.__dict__.get("cell_of_each")) is None:
-        found = np.empty(index.ntotal, np.int32)
+def _best(similar: np.ndarray, count: int) -> np.ndarray:
+    """(n_queries, count), the columns of the greatest values, greatest first."""
+    if count == similar.shape[1]:
+        return np.argsort(-similar, axis=1)
+    found = np.argpartition(-similar, count, axis=1)[:, :count]
+    order = np.argsort(-np.take_along_axis(similar, found, axis=1), axis=1)
+    return np.take_along_axis(found, order, axis=1)
+
+
+def _cells(index: Any, ivf: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The cell that each vector is in, (ntotal,) int32, and the cells' centres; found once and kept with the index."""
+    found: tuple[np.ndarray, np.ndarray] | None = index.__dict__.get("cells")
+    if found is None:
+        faiss, cells = _faiss(), np.empty(index.ntotal, np.int32)
         for cell in range(ivf.nlist):
             if size := ivf.invlists.list_size(cell):
-                found[faiss.rev_swig_ptr(ivf.invlists.get_ids(cell), size)] = cell
-        index.__dict__["cell_of_each"] = found  # FAISS allows no attributes of one's own
-    return np.asarray(found)
+                cells[faiss.rev_swig_ptr(ivf.invlists.get_ids(cell), size)] = cell
+        found = cells, ivf.quantizer.reconstruct_n(0, ivf.nlist)
+        index.__dict__["cells"] = found  # FAISS allows no attributes of one's own
+    return found
 
 
 def _faiss() -> Any:
