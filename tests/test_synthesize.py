@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from conftest import TEXTS
-from fake_llm import FakeLLM, Reply, draw_of, obedient, phrase, written
+from fake_llm import FakeLLM, Reply, draw_of, echoing, obedient, phrase, written
 
 from searchkit.cli.main import main
 from searchkit.embedder import Embedder
@@ -46,18 +46,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Any:
         rng = random.Random(7)
         made.add(Document(f"d{n}", f"{phrase(rng, 30)} {TEXTS[n]}", title=f"Note {n}") for n in range(30))
         yield made
-
-
-def echoing(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
-    """Queries made of words of the passage, in another order, so that the index finds it again."""
-    text = asked["messages"][-1]["content"]
-    answer = written(asked)
-    if "queries" in answer:
-        there = text.partition("<passage>\n")[2].partition("\n</passage>")[0].split()[2:]
-        rng = draw_of(asked)
-        for one in answer["queries"]:
-            one["query"] = " ".join(rng.sample(there, 6))
-    return Reply(json.dumps(answer))
 
 
 # From nothing
@@ -525,6 +513,26 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, arguments: list[str],
             "--out", tmp_path / "x.jsonl", "--model", "m", "--base-url", server.url, *arguments, code=code
         ).output
     assert message in " ".join(said.split())
+
+
+def test_a_server_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+    with FakeLLM() as server:
+        pass  # its port is closed now
+    said = call(
+        "--out", tmp_path / "x.jsonl", "--model", "m", "--base-url", server.url, "--retries", 1, code=1
+    ).output  # fmt: skip
+    assert "nothing was written: the server does not answer (given up after 2 tries: connection lost)" in said
+
+
+def test_why_there_are_no_tasks_is_said(tmp_path: Path) -> None:
+    with FakeLLM(lambda asked, seen, headers: Reply("out of memory", status=500)) as server:
+        with pytest.raises(
+            ValueError, match=r"no task for the group .* \(no answer: given up after 1 tries: status 500\)"
+        ):
+            synthesize(config(server, tmp_path, retries=0))
+    with FakeLLM(lambda asked, seen, headers: Reply('{"S1": "a"}')) as server:
+        with pytest.raises(ValueError, match=r"not of the schema \([0-9]+\); the last: not of the schema: S2"):
+            synthesize(config(server, tmp_path, groups={"sts": 1}, count=3))
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:

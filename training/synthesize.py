@@ -20,7 +20,7 @@ from searchkit.prompts import find_task
 from searchkit.training.answers import Answer, BadAnswer
 from searchkit.training.batch import ask_in_batches
 from searchkit.training.dataset import read_examples
-from searchkit.training.from_nothing import Ask, FromNothing
+from searchkit.training.from_nothing import Asker, FromNothing
 from searchkit.training.grounded import Grounded
 from searchkit.training.journal import Journal
 from searchkit.training.judging import Judge
@@ -40,7 +40,7 @@ _OFTEN = 0.1  # seconds between two reports of progress
 class Source(Protocol):
     """Where questions come from, and what becomes of their answers."""
 
-    async def prepare(self, ask: Ask) -> None: ...
+    async def prepare(self, asker: Asker) -> None: ...
     def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]: ...
     def candidates(self, request: Request, answer: Answer) -> list[Candidate]: ...
     def accept(self, one: Candidate) -> bool: ...
@@ -148,6 +148,7 @@ class _Run:
             self._judge = Judge(engine, depth=config.judged, folder=folder)
         self._unjudged: list[Candidate] = []
         self._files = ExitStack()
+        self.trouble = ""
         self.report = SynthesisReport(wanted=config.count, model=config.model, seed=config.seed)
 
     def __enter__(self) -> _Run:
@@ -182,7 +183,7 @@ class _Run:
         there = self._journal.answers
         async with Client(endpoint, key or "none", self._journal, self._budget, self._tell) as client:
             self._client, self._endpoint = client, endpoint
-            await self._source.prepare(self._ask)
+            await self._source.prepare(self)
             for requests in self._source.rounds():
                 self._before = self.report.examples - client.examples
                 self._enter("asking")
@@ -192,8 +193,7 @@ class _Run:
                 if self._judge is not None:
                     self._enter("judging")
                     await self._look_again(self._judge)
-                if client.stopped:
-                    break
+                # After a stop the rounds go on with the answers that are there: those of earlier runs count too.
             self._enter(self._stage)
             self._finish(client.stopped, self._journal.answers - there)
 
@@ -220,11 +220,25 @@ class _Run:
                     self._refuse(error.reason, str(error), one.row(self._config.model))
             self._tell()
 
-    async def _ask(self, requests: Sequence[Request]) -> list[Answer | None]:
+    @property
+    def stopped(self) -> str:
+        return self._client.stopped
+
+    async def ask(self, requests: Sequence[Request]) -> list[Answer | None]:
         await self._ask_all(requests)
-        if self._client.stopped and not any(request.key(self._endpoint) in self._journal for request in requests):
-            raise ValueError(f"nothing was written: {self._client.stopped}")
         return [self._answer(request) for request in requests]
+
+    def settled(self, name: str) -> Any:
+        return self._journal.settled(self._scoped(name))
+
+    def settle(self, name: str, value: Any) -> None:
+        if not self.stopped:  # with more answers it would come out otherwise
+            self._journal.settle(self._scoped(name), value)
+
+    def _scoped(self, name: str) -> str:
+        """A name for what one model says when it is sampled in one way."""
+        one = self._endpoint
+        return f"{name}: {one.model}, {one.temperature}, {one.top_p}, {one.max_output_tokens}"
 
     def _answer(self, request: Request, row: dict[str, Any] | None = None) -> Answer | None:
         """What the journal holds for a question; None, and a line among the refused, when it is of no use."""
@@ -304,6 +318,7 @@ class _Run:
 
     def _refuse(self, reason: str, detail: str, row: dict[str, Any]) -> None:
         self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
+        self.trouble = f"{reason}: {detail}" if detail else reason
         values = {"reason": reason, "detail": detail, **row}
         self._rejects.write(json.dumps(values, ensure_ascii=False) + "\n")
 
@@ -340,6 +355,7 @@ class _Run:
         report.seconds = time.monotonic() - self._began
         if not report.examples:
             refused = ", ".join(f"{reason} ({count})" for reason, count in report.refused.items())
+            refused = refused and f"{refused}; the last: {self.trouble}"
             raise ValueError(f"nothing was written: {stopped or refused or 'the model gave no answer'}")
         report.save(self._config.beside(".report.json"))
 
