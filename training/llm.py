@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import random
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from searchkit.training.answers import Answer, BadAnswer, read_answer, schema_of
 from searchkit.training.journal import Journal, Reply
@@ -31,7 +33,8 @@ class Endpoint:
 
     Args:
         model: As the server calls it.
-        base_url: The server's, up to and with /v1; None is OpenAI's own.
+        base_url: The server's, up to and with /v1; None is OpenAI's own. A name and a password in it are sent in the
+            key's place.
         concurrency: Questions at once; fewer for as long as the server says that it is too much.
         timeout: Seconds for one answer.
         retries: How often a question is asked again after a failure of the server or of the line.
@@ -105,8 +108,13 @@ class Client:
                 f"asking a model needs {error.name}: pip install 'searchkit[train]'", name=error.name
             ) from error
         # Tries are counted here, so the library makes none by itself.
-        self.openai = AsyncOpenAI(api_key=api_key, base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout)
-        self.endpoint, self._key, self.journal, self._budget = endpoint, api_key, journal, budget
+        url, login = _login(endpoint.base_url)
+        self.openai = AsyncOpenAI(
+            api_key=api_key, base_url=url, max_retries=0, timeout=endpoint.timeout,
+            default_headers={"Authorization": f"Basic {login[-1]}"} if login else None,
+        )  # fmt: skip
+        self._secrets = [one for one in (api_key, *login) if len(one) >= 8]
+        self.endpoint, self.journal, self._budget = endpoint, journal, budget
         self._on_answer = on_answer
         self._gate = Gate(endpoint.concurrency, self._pause)
         self._flying: dict[bytes, asyncio.Task[None]] = {}
@@ -353,8 +361,10 @@ class Client:
         self._on_answer()
 
     def clean(self, text: str) -> str:
-        """A text without the key."""
-        return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
+        """A text without the key and the password."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +421,16 @@ def _said(body: object, message: str) -> str:
         parts = [body.get("code"), body.get("message") or body.get("detail") or body.get("error"), body.get("param")]
         message = " · ".join(str(part) for part in parts if part) or message
     return " ".join(message.encode(errors="replace").decode().split())[:400]
+
+
+def _login(url: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """(an address without name and password, which libraries would log; the password and both as HTTP sends them)."""
+    parts = urlsplit(url or "")
+    if url is None or "@" not in parts.netloc:
+        return url, ()
+    name, password = unquote(parts.username or ""), unquote(parts.password or "")
+    both = base64.b64encode(f"{name}:{password}".encode()).decode()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), (password, both)
 
 
 def _is_count(value: object) -> bool:
