@@ -18,7 +18,7 @@ from searchkit.training.synthesize import SynthesizeConfig, synthesize
 
 def config(server: FakeLLM, folder: Path, **changes: Any) -> SynthesizeConfig:
     values = {"out": str(folder / "pairs.jsonl"), "model": "m", "base_url": server.url, "count": 60, "backoff": 0.01,
-              "check_language": False, "round_trip": 0}  # fmt: skip
+              "check_language": False}  # fmt: skip
     return SynthesizeConfig(**{**values, **changes})
 
 
@@ -123,11 +123,11 @@ def test_a_changed_index_is_asked_about_anew_only_where_it_changed(
     index = fill(tmp_path / "x.index")
     with FakeLLM(echoing) as server:
         with SearchEngine.open(index) as engine:
-            first = synthesize(config(server, tmp_path), engine)
+            first = synthesize(config(server, tmp_path, round_trip=0), engine)
         before = set(lines(tmp_path))
         change(index)
         with SearchEngine.open(index) as engine:
-            again = synthesize(config(server, tmp_path), engine)
+            again = synthesize(config(server, tmp_path, round_trip=0), engine)
     assert first.examples == again.examples == 60
     assert again.asked <= 3  # for the documents that are gone
     assert len(before & set(lines(tmp_path))) >= fewest
@@ -138,7 +138,7 @@ def test_another_index_is_not_taken_for_the_first(tmp_path: Path) -> None:
         for seed in (1, 2):
             server.bodies.clear()
             with SearchEngine.open(fill(tmp_path / f"{seed}.index", 20, seed)) as engine:
-                report = synthesize(config(server, tmp_path, count=30), engine)
+                report = synthesize(config(server, tmp_path, round_trip=0, count=30), engine)
             names = [body["response_format"]["json_schema"]["name"] for body in server.bodies]
             assert names.count("corpus_tasks") == 1  # it thinks of instructions that fit this collection
             assert report.examples == 30
@@ -158,10 +158,10 @@ def test_documents_that_go_while_they_are_asked_about_are_left_out(tmp_path: Pat
 
     with FakeLLM(deleting) as server:
         with SearchEngine.open(index) as engine:
-            report = synthesize(config(server, tmp_path), engine)
+            report = synthesize(config(server, tmp_path, round_trip=0), engine)
         assert report.examples == len(lines(tmp_path)) > 30
         assert not {json.loads(line)["positive_id"] for line in lines(tmp_path)} & set(gone)
         with SearchEngine.open(index) as engine:
-            again = synthesize(config(server, tmp_path, count=report.examples), engine)
+            again = synthesize(config(server, tmp_path, round_trip=0, count=report.examples), engine)
     assert again.examples == report.examples
     assert again.asked <= 3

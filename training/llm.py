@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from searchkit.training.answers import Answer, BadAnswer, read_answer, schema_of
@@ -433,6 +433,6 @@ def _login(url: str | None) -> tuple[str | None, tuple[str, ...]]:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), (password, both)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     """Whether a server's number of tokens can be one; others are guessed, lest they let a budget be overdrawn."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
