@@ -46,7 +46,7 @@ _FOLDER = click.Path(exists=True, file_okay=False)
 )
 @click.option("--kinds", help="Of query, such as question,keywords. [default: all]")
 @click.option("--instruction", help="For all examples. [default: some that the model writes for the collection]")
-@click.option("--samples", type=FILE, help="Examples of your own, whose queries set the tone.")
+@click.option("--samples", type=FILE, help="Queries of your own, which set the tone: pairs or queries.jsonl.")
 @click.option("--min-words", default=15, show_default=True, type=click.IntRange(0), help="Leave out shorter passages.")
 @click.option(
     "--round-trip",
@@ -59,7 +59,7 @@ _FOLDER = click.Path(exists=True, file_okay=False)
 @click.option("--check-language/--any-language", default=True, show_default=True, help="Leave out the wrong ones.")
 @click.option("--judge", is_flag=True, help="Let the model grade what INDEX finds: better positives, hard negatives.")
 @click.option("--judged", default=6, show_default=True, type=click.IntRange(1), help="Documents graded for a query.")
-@click.option("--batch", is_flag=True, help="Hand the questions in as a batch: cheaper, answered within a day.")
+@click.option("--batch", is_flag=True, help="Hand the questions in as batches: cheaper, each answered within a day.")
 @click.option("--poll", default=30.0, show_default=True, help="Seconds between two looks at a batch.")
 @click.option("--evaluation", multiple=True, help="Queries not to ask: a file, FOLDER or FOLDER:SPLIT of BEIR.")
 @click.option("--tries", default=4, show_default=True, type=click.IntRange(1), help="Rounds for what was refused.")
@@ -82,8 +82,6 @@ def synthesize(index: Path | None, **options: Any) -> None:
 
     for name in ("groups", "languages"):
         options[name] = _weights(options[name], f"--{name}")
-        if options[name] and index is not None:
-            raise click.UsageError(f"--{name} is for examples from nothing; leave it or INDEX out")
     options["kinds"] = tuple(kind.strip() for kind in (options["kinds"] or "").split(",") if kind.strip())
     options["samples"] = None if options["samples"] is None else str(options["samples"])
     config = SynthesizeConfig(**options)

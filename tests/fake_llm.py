@@ -97,6 +97,18 @@ def obedient(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply
     return Reply(json.dumps(written(asked)))
 
 
+def echoing(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+    """Queries made of words of the passage, in another order, so that the index finds it again."""
+    text = asked["messages"][-1]["content"]
+    answer = written(asked)
+    if "queries" in answer:
+        there = text.partition("<passage>\n")[2].partition("\n</passage>")[0].split()[2:]
+        rng = draw_of(asked)
+        for one in answer["queries"]:
+            one["query"] = " ".join(rng.sample(there, 6))
+    return Reply(json.dumps(answer))
+
+
 class FakeLLM:
     """The server, in a thread of its own.
 

@@ -97,7 +97,7 @@ def test_a_question_is_given_up_in_the_end_and_the_reason_kept(tmp_path: Path) -
 def test_a_dead_server_ends_the_run(tmp_path: Path) -> None:
     with FakeLLM() as server:
         pass  # its port is closed now
-    client, found = ask(server, tmp_path, [request(n) for n in range(30)], retries=1, concurrency=3)
+    client, found = ask(server, tmp_path, [request(0)], retries=1, concurrency=16)  # one question is enough
     assert client.stopped.startswith("the server does not answer (given up after 2 tries: connection lost)")
     assert not any(found.values())
 
@@ -147,6 +147,60 @@ def test_one_question_that_is_refused_stops_no_other(tmp_path: Path) -> None:
     first, *others = (reply.status for reply in found.values() if reply)
     assert first == "refused"
     assert others == ["ok"] * 8
+
+
+def test_an_error_that_another_time_may_not_come_is_not_kept(tmp_path: Path) -> None:
+    reloading = True
+
+    def sometimes(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        last = int(asked["messages"][0]["content"].rpartition(" ")[2])
+        if last and last % 5 == 0 and reloading:
+            return Reply("the model is being reloaded, try later", status=400)
+        if last == 7:
+            return Reply("This model's maximum context length is 10 tokens", status=400)
+        return Reply(json.dumps(ANSWER))
+
+    with FakeLLM(sometimes) as server:
+        questions = [request(n) for n in range(11)]
+        client, found = ask(server, tmp_path, questions, concurrency=1)
+        assert list(client.failed.values()) == ["the server answered 400: the model is being reloaded, try later"] * 2
+        assert [text for text, reply in found.items() if reply is None] == ["Say something 5", "Say something 10"]
+        reloading = False
+        client, found = ask(server, tmp_path, questions)
+    assert [text for text, reply in found.items() if reply and reply.status != "ok"] == ["Say something 7"]
+    assert sorted(server.asked.values()) == [1] * 9 + [2, 2]
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_of_an_odd_shape_ends_nothing(tmp_path: Path, status: int) -> None:
+    odd = {"choices": [{"message": {"content": json.dumps(ANSWER)}, "finish_reason": ["stop"]}],
+           "usage": {"prompt_tokens": -1000, "completion_tokens": 10**30}}  # fmt: skip
+    if status == 400:
+        odd = {"error": {"message": "no \ud800 content_filter"}}
+
+    def once(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        if asked["messages"][0]["content"].endswith(" 3"):
+            return Reply(raw=json.dumps(odd).encode(), status=status)
+        return Reply(json.dumps(ANSWER))
+
+    with FakeLLM(once) as server:
+        client, found = ask(server, tmp_path, [request(n) for n in range(9)], concurrency=1)
+    assert not client.stopped
+    reply = found["Say something 3"]
+    assert reply is not None
+    assert reply.status == ("ok" if status == 200 else "refused")
+    assert reply.text == (json.dumps(ANSWER) if status == 200 else "no ? content_filter")
+    assert (reply.estimated, 0 < reply.tokens_in < 500) == ((True, True) if status == 200 else (False, False))
+
+
+def test_a_server_that_counts_no_tokens_cannot_overdraw_the_budget(tmp_path: Path) -> None:
+    body = {"choices": [{"message": {"content": json.dumps(ANSWER)}}],
+            "usage": {"prompt_tokens": -500, "completion_tokens": 1}}  # fmt: skip
+    with FakeLLM(always(Reply(raw=json.dumps(body).encode()))) as server:
+        limit = Budget(max_tokens=2000)
+        client, found = ask(server, tmp_path, [request(n) for n in range(200)], limit, max_output_tokens=40)
+    assert client.stopped == "the budget is used up"
+    assert 1000 < sum(reply.tokens_in + reply.tokens_out for reply in found.values() if reply) <= 2000
 
 
 def test_answers_are_there_again_and_questions_in_the_same_words_are_told_apart(tmp_path: Path) -> None:
@@ -203,6 +257,9 @@ def test_an_answer_counts_once(tmp_path: Path) -> None:
         ("{'S1': __import__('os').abort(), 'S2': 'b', 'S3': 'c'}", "not JSON"),
         ('{"S1": NaN, "S2": "b", "S3": "c"}', "not JSON"),
         ("[" * 100_000, "not JSON"),
+        ('{"S1":' * 100_000, "not JSON"),
+        ("1. one, two, three", "not JSON"),
+        ('{"S1": "a", "S2": "b", "S3": "c"', "not JSON"),
         ('{"S1": "a", "S2": "b"}', "not of the schema"),
         ('{"S1": "a", "S2": "b", "S3": "c", "S4": "d"}', "not of the schema"),
         ('{"S1": "a", "S2": "b", "S3": 3}', "not of the schema"),
@@ -215,6 +272,14 @@ def test_what_is_no_answer_is_refused_with_a_reason(text: str, reason: str) -> N
     with pytest.raises(BadAnswer) as caught:
         read_answer("triple", text)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", "\n\nHope this {helps}!"), ("Sure:\n", "\nAnything else?"), ("```json\n", "\n```"), ("", "{}"), ("[", "]")],
+)
+def test_prose_around_an_answer_is_passed_over(before: str, after: str) -> None:
+    assert read_answer("triple", before + json.dumps(ANSWER) + after).model_dump() == ANSWER
 
 
 def test_nothing_in_training_runs_text() -> None:

@@ -91,3 +91,26 @@ def test_rare_names_come_in_short_stretches_as_often_as_they_should() -> None:
     drawn = Counter(name for seed in range(300) for name in islice(quota(mix.languages, random.Random(seed)), 13))
     rare = sum(count for name, count in drawn.items() if mix.languages[name] < 1)
     assert rare / (300 * 13) == pytest.approx(0.198, abs=0.02)
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "inf", "nan"])
+def test_a_kind_without_a_weight_is_named(tmp_path: Path, weight: str) -> None:
+    text = (FOLDER / "queries.toml").read_text("utf-8")
+    (tmp_path / "queries.toml").write_text(text.replace("weight = 3", f"weight = {weight}"))
+    with pytest.raises(ValueError, match=rf"queries\.toml: the kind question has weight {weight}; it must be"):
+        load_prompt("queries", tmp_path)
+
+
+@pytest.mark.parametrize("line", ["sts = 99", "pl = 3.0", "others = 19.8"])
+@pytest.mark.parametrize("weight", ["-1", "inf", "nan"])
+def test_a_mix_of_impossible_weights_is_named(tmp_path: Path, line: str, weight: str) -> None:
+    text, name = (FOLDER / "mix.toml").read_text("utf-8"), line.partition(" ")[0]
+    (tmp_path / "mix.toml").write_text(text.replace(line, f"{name} = {weight}", 1))
+    with pytest.raises(ValueError, match=rf"mix\.toml: {name} has weight {weight}; it must be a number"):
+        load_mix(tmp_path)
+
+
+def test_a_weight_of_0_leaves_a_group_out(tmp_path: Path) -> None:
+    text = (FOLDER / "mix.toml").read_text("utf-8")
+    (tmp_path / "mix.toml").write_text(text.replace("sts = 99", "sts = 0"))
+    assert load_mix(tmp_path).groups.keys() == load_mix().groups.keys() - {"sts"}

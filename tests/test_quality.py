@@ -88,6 +88,18 @@ def test_plainly_wrong_languages_are_found_and_doubtful_ones_are_not() -> None:
         ({"positive": "What  is tea"}, "the query is its own positive"),
         ({"negatives": ("a LEAF",)}, "a negative is the positive itself"),
         ({"positive": "As an AI language model I have no opinion."}, "refused by the model"),
+        ({"query": "I\u2019m sorry, but I can\u2019t help with that."}, "refused by the model"),
+        ({"query": "Sorry, I cannot fulfill this request."}, "refused by the model"),
+        ({"negatives": ("I am unable to assist with that request.",)}, "refused by the model"),
+        ({"query": "I'm unable to log in to my account after the update"}, ""),
+        ({"query": "someone says i can't help falling in love, what song"}, ""),
+        ({"query": "I can't generate an invoice"}, ""),
+        ({"query": "I'm sorry but I can't find the manual"}, ""),
+        ({"query": "As an AI model trainer I need a GPU"}, ""),
+        ({"positive": "When you see 'I'm not able to connect', restart the spooler."}, ""),
+        # There the positive is the user's own, whatever it says.
+        ({"positive": "As an AI language model I have no opinion.", "group": "grounded"}, ""),
+        ({"query": "I can't assist with that.", "group": "grounded"}, "refused by the model"),
     ],
 )
 def test_examples_that_are_none_are_known(changes: dict[str, object], reason: str) -> None:

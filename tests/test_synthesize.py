@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from conftest import TEXTS
-from fake_llm import FakeLLM, Reply, draw_of, obedient, phrase, written
+from fake_llm import FakeLLM, Reply, draw_of, echoing, obedient, phrase, written
 
 from searchkit.cli.main import main
 from searchkit.embedder import Embedder
@@ -26,6 +27,7 @@ from searchkit.training.journal import Journal
 from searchkit.training.prompting import load_mix
 from searchkit.training.synthesize import Progress, SynthesisReport, SynthesizeConfig, synthesize
 
+TIMEOUT = 2.0  # seconds; on a crowded machine even an answer that is there may take one
 KILLS = int(os.environ.get("SEARCHKIT_KILLS", "3"))
 GERMAN = "Der Zug nach Leipzig hatte heute wieder eine Stunde Verspätung, weil die Strecke hinter Dessau gesperrt war."
 
@@ -46,18 +48,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Any:
         rng = random.Random(7)
         made.add(Document(f"d{n}", f"{phrase(rng, 30)} {TEXTS[n]}", title=f"Note {n}") for n in range(30))
         yield made
-
-
-def echoing(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
-    """Queries made of words of the passage, in another order, so that the index finds it again."""
-    text = asked["messages"][-1]["content"]
-    answer = written(asked)
-    if "queries" in answer:
-        there = text.partition("<passage>\n")[2].partition("\n</passage>")[0].split()[2:]
-        rng = draw_of(asked)
-        for one in answer["queries"]:
-            one["query"] = " ".join(rng.sample(there, 6))
-    return Reply(json.dumps(answer))
 
 
 # From nothing
@@ -319,7 +309,7 @@ def misbehaving(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Re
             Reply("slow down", status=429, headers={"Retry-After": "0.2"}),
             Reply("broken", status=500),
             Reply("busy", status=503, headers={"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}),
-            Reply(content, delay=1.6),
+            Reply(content, delay=TIMEOUT + 0.5),
             Reply(content, cut=True),
             Reply(raw=b"<html>gateway</html>"),
             Reply(raw=b'{"choices": []}'),
@@ -351,7 +341,7 @@ def test_a_run_against_a_server_that_misbehaves(tmp_path: Path) -> None:
         'version = 1\nanswer = "triple"\ninstruction = "Find the like."\n[messages]\nuser = "{a} {b} {c} {language}"\n'
         f"[choices]\na = {numbers}\nb = {numbers}\nc = {numbers}\n"
     )
-    settings = {"groups": {"sts": 1}, "languages": {"en": 1}, "count": 90, "timeout": 1.0, "tries": 5}
+    settings = {"groups": {"sts": 1}, "languages": {"en": 1}, "count": 90, "timeout": TIMEOUT, "tries": 5}
     settings["prompts"] = str(tmp_path)
     with FakeLLM(misbehaving) as server:
         report = synthesize(config(server, tmp_path, **settings))
@@ -377,14 +367,14 @@ def test_a_run_against_a_server_that_misbehaves(tmp_path: Path) -> None:
 class Killed:
     """Runs of the command in processes of their own, which are killed."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, index: Path | None, **values: Any) -> None:
         script = (
-            "import json, sys, openai, rensa; from searchkit.training.synthesize import *; print('ready', flush=True); "
-            "sys.stdin.readline(); synthesize(SynthesizeConfig(**json.loads(sys.argv[1]))); print('done', flush=True)"
+            "import json, sys, openai, rensa; from searchkit.engine import SearchEngine; "
+            "from searchkit.training.synthesize import *; print('ready', flush=True); sys.stdin.readline(); "
+            "engine = SearchEngine.open(sys.argv[2]) if sys.argv[2] else None; "
+            "synthesize(SynthesizeConfig(**json.loads(sys.argv[1])), engine); print('done', flush=True)"
         )
-        values = {"out": str(folder / "pairs.jsonl"), "model": "m", "base_url": url, "count": 70, "concurrency": 8,
-                  "backoff": 0.01, "check_language": False}  # fmt: skip
-        self._command = [sys.executable, "-c", script, json.dumps(values)]
+        self._command = [sys.executable, "-c", script, json.dumps(values), str(index or "")]
 
     def start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -395,18 +385,36 @@ class Killed:
 
 def slowly(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
     """Something goes wrong at first, half of the time; every answer takes some time."""
-    reply = Reply(json.dumps(written(asked)), delay=0.05)
+    reply = Reply(echoing(asked, seen, headers).content, delay=0.05)
     if seen == 0 and draw_of(asked).random() < 0.3:
         reply = Reply("busy", status=500) if draw_of(asked).random() < 0.15 else Reply("x", cut=True)
     return reply
 
 
-def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None:
-    with FakeLLM(slowly) as server:
-        whole = synthesize(config(server, tmp_path / "whole", count=70, check_language=False))
+@pytest.mark.parametrize("what", ["from nothing", "grounded", "everything wrong"])
+def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path, what: str) -> None:
+    script = misbehaving if what == "everything wrong" else slowly
+    settings: dict[str, Any] = {"count": 70, "concurrency": 8, "check_language": False}
+    index = None
+    if what == "everything wrong":
+        settings |= {
+            "groups": {"sts": 1},
+            "languages": {"en": 1},
+            "timeout": TIMEOUT,
+            "check_language": True,
+            "count": 40,
+        }
+    if what == "grounded":
+        settings["count"] = 24
+        index, rng = tmp_path / "x.index", random.Random(5)
+        with SearchEngine.create(index) as made:
+            made.add(Document(f"d{n}", phrase(rng, 16)) for n in range(12))
+    with FakeLLM(script) as server, SearchEngine.open(index) if index else nullcontext() as opened:
+        whole = synthesize(config(server, tmp_path / "whole", **settings), opened)
     rng = random.Random(1)
-    with FakeLLM(slowly) as server:
-        runs = Killed(tmp_path / "killed", server.url)
+    with FakeLLM(script) as server:
+        out = str(tmp_path / "killed" / "pairs.jsonl")
+        runs = Killed(index, out=out, model="m", base_url=server.url, backoff=0.01, **settings)
         process = runs.start()
         for _ in range(KILLS):
             following: list[Any] = []
@@ -420,8 +428,8 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
             process.communicate()
             loading.join()
             process = following[0]
-        out, _ = process.communicate("\n")
-        assert out == "done\n"
+        said, _ = process.communicate("\n")
+        assert said == "done\n"
         report = json.loads((tmp_path / "killed" / "pairs.report.json").read_text())
         delivered = len(server.delivered)
     for name in ("pairs.jsonl", "pairs.rejects.jsonl"):
@@ -505,6 +513,32 @@ def test_a_password_in_the_servers_address_is_not_written(tmp_path: Path) -> Non
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"very-secret" in file.read_bytes()]
 
 
+def test_a_password_is_sent_and_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def echo(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        return Reply(json.dumps(written(asked) | {"S3": f"you sent {headers['authorization']}"}))
+
+    caplog.set_level("DEBUG")
+    with FakeLLM(echo) as server:
+        address = server.url.replace("//", "//me:very-secret%21@")
+        synthesize(config(server, tmp_path, base_url=address, groups={"sts": 1}, count=3, check_language=False))
+        assert server.headers["authorization"] == "Basic bWU6dmVyeS1zZWNyZXQh"  # me:very-secret!
+    assert "HTTP Request: POST http://127.0.0.1" in caplog.text
+    for secret in ("very-secret", "bWU6dmVyeS1zZWNyZXQh"):
+        assert secret not in caplog.text
+        assert not [file for file in tmp_path.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]
+
+
+@pytest.mark.parametrize("key", ["sk-proj-hush0123456789", "gsk_hush0123456789"])
+def test_a_key_given_as_the_name_of_its_variable_is_not_shown(tmp_path: Path, key: str) -> None:
+    said = call(
+        "--out", tmp_path / "x.jsonl", "--model", "m", "--base-url", "http://127.0.0.1:1/v1", "--key-variable", key,
+        code=1,
+    ).output  # fmt: skip
+    assert "environment variable" in said
+    assert key not in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_key_openai_is_not_asked(tmp_path: Path) -> None:
     said = call("--out", tmp_path / "x.jsonl", "--model", "m", code=1, env={"OPENAI_API_KEY": ""}).output
     assert "no key in the environment variable OPENAI_API_KEY" in said
@@ -517,6 +551,18 @@ def test_without_a_key_openai_is_not_asked(tmp_path: Path) -> None:
         (["--languages", "en=x"], 2, "no name with a weight"),
         (["--max-cost", "3"], 1, "prices"),
         (["--groups", "bitext", "--languages", "en"], 1, "two languages or more"),
+        (["--groups", "sts=inf,bitext"], 1, "the task group sts has weight inf; it must be a number above 0"),
+        (["--max-cost", "nan", "--price-in", "1"], 1, "max_cost is nan; it must be a number above 0"),
+        (["--price-in", "nan"], 1, "price_in is nan"),
+        (["--poll", "-5"], 1, "poll is -5"),
+        (["--timeout", "0"], 1, "timeout is 0.0; it must be a number above 0"),
+        (["--base-url", "notaurl"], 1, 'base_url "notaurl" is no address of a server'),
+        (["--base-url", ""], 1, "is no address of a server"),
+        (["--base-url", "http://x/v1?key=hush"], 1, 'base_url "http://x/v1" has a query'),
+        (["--model", ""], 1, "the model has no name"),
+        (["--out", "x.jsonl.gz"], 1, "x.jsonl.gz: examples are written as plain JSON lines"),
+        (["--kinds", "question"], 1, "kinds: for queries about an index only; leave it out, or name one"),
+        (["--judge", "--round-trip", "3"], 1, "round_trip, judge: for queries about an index only"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
@@ -525,6 +571,43 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, arguments: list[str],
             "--out", tmp_path / "x.jsonl", "--model", "m", "--base-url", server.url, *arguments, code=code
         ).output
     assert message in " ".join(said.split())
+
+
+def test_a_server_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+    with FakeLLM() as server:
+        pass  # its port is closed now
+    said = call(
+        "--out", tmp_path / "x.jsonl", "--model", "m", "--base-url", server.url, "--retries", 1, code=1
+    ).output  # fmt: skip
+    assert "nothing was written: the server does not answer (given up after 2 tries: connection lost)" in said
+
+
+def test_why_there_are_no_tasks_is_said(tmp_path: Path) -> None:
+    with (
+        FakeLLM(lambda asked, seen, headers: Reply("out of memory", status=500)) as server,
+        pytest.raises(ValueError, match=r"no task for the group .* \(no answer: given up after 1 tries: status 500\)"),
+    ):
+        synthesize(config(server, tmp_path, retries=0))
+    with (
+        FakeLLM(lambda asked, seen, headers: Reply('{"S1": "a"}')) as server,
+        pytest.raises(ValueError, match=r"not of the schema \([0-9]+\); the last: not of the schema: S2"),
+    ):
+        synthesize(config(server, tmp_path, groups={"sts": 1}, count=3))
+
+
+@pytest.mark.parametrize("row", [{"query": "how come bees dance", "positive_id": "d5"},
+                                 {"_id": "q1", "text": "how come bees dance"}])  # fmt: skip
+def test_queries_of_any_sort_set_the_tone(tmp_path: Path, engine: SearchEngine, row: dict[str, str]) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps(row) + "\n")
+    with FakeLLM(echoing) as server:
+        synthesize(config(server, tmp_path, count=2, samples=str(own), instruction="Find", round_trip=0), engine)
+        assert all("- how come bees dance" in body["messages"][-1]["content"] for body in server.bodies)
+        own.write_text('{"question": "how come"}')
+        with pytest.raises(ValueError, match=r'own.jsonl:1: expected a query as "query" or "text"; the keys are "que'):
+            synthesize(config(server, tmp_path, samples=str(own)), engine)
+        with pytest.raises(ValueError, match=r"groups: for examples from nothing only; leave it out, or leave the"):
+            synthesize(config(server, tmp_path, groups={"sts": 1}), engine)
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:

@@ -130,11 +130,32 @@ ANSWERS: dict[str, type[Answer]] = {
 }
 
 _THOUGHTS = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
-_REFUSAL = re.compile(
-    r"\b(?:as an ai(?: language)? model|i(?:'|\u2019)?m sorry,? but i|i (?:cannot|can(?:'|\u2019)?t) "
-    r"(?:help|assist|fulfil|comply|generate|provide)|i(?:'|\u2019)?m (?:unable|not able) to)\b",
+# What users ask and documents say holds "I'm unable to log in" and "I can't help falling in love". So where an example
+# was asked for, only a text that begins as an excuse does, and says what about, is one.
+_EXCUSE = re.compile(
+    r"\A\W*(?:as an ai(?: language)? (?:model|assistant),? i\b"
+    r"|(?:(?:i['\u2019]?m|i am) (?:very |so )?sorry|sorry|i apologi[sz]e|unfortunately)?,? ?(?:but )?"
+    r"(?:i (?:cannot|can not|can['\u2019]?t|won['\u2019]?t|am unable to|am not able to)"
+    r"|i['\u2019]?m (?:unable|not able) to) "
+    r"(?:comply(?: with (?:that|this|your) request)?[.!]?\Z|fulfill? (?:that|this|your|the) request"
+    r"|(?:help|assist)(?: you)? with (?:that|this|your|such)\b"
+    r"|(?:answer|create|generate|produce|provide|write) (?:any|such|that|this|your) "
+    r"(?:content|information|material|query|question|request|text)\b))",
     re.IGNORECASE,
 )
+# Where JSON was asked for and prose came, less is enough.
+_REFUSAL = re.compile(
+    r"\b(?:as an ai(?: language)? model|i['\u2019]?m sorry,? but i|i (?:cannot|can['\u2019]?t) "
+    r"(?:help|assist|fulfil|comply|generate|provide)|i['\u2019]?m (?:unable|not able) to)\b",
+    re.IGNORECASE,
+)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constant)
 
 
 @cache
@@ -153,9 +174,10 @@ def read_answer(name: str, text: str) -> Answer:
     if not text:
         raise BadAnswer("empty", "the answer is empty")
     try:
-        values = json.loads(_object(text), parse_constant=_no_constant)
+        start = text.find("{")
+        values = _JSON.decode(text) if start < 0 else _JSON.raw_decode(text, start)[0]  # with prose on either side
     except (ValueError, RecursionError) as error:
-        if refuses(text[:300]):
+        if _REFUSAL.search(text[:300]):
             raise BadAnswer("refused by the model", text[:200]) from None
         raise BadAnswer("not JSON", f"{error}: {text[:200]}") from None
     try:
@@ -167,16 +189,5 @@ def read_answer(name: str, text: str) -> Answer:
 
 
 def refuses(text: str) -> bool:
-    """Whether a text is a model's excuse rather than what was asked for."""
-    return _REFUSAL.search(text) is not None
-
-
-def _object(text: str) -> str:
-    """The JSON object in a text that may hold a fence or a sentence around it."""
-    if text.startswith("{"):
-        return text
-    return text[text.find("{") : text.rfind("}") + 1] or text
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    """Whether the text of an example is a model's excuse rather than what was asked for."""
+    return _EXCUSE.match(text) is not None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from searchkit.training.answers import Answer
 from searchkit.training.dataset import folded
@@ -14,13 +14,11 @@ from searchkit.training.llm import Request
 from searchkit.training.prompting import Mix, Prompt, load_prompt, quota
 from searchkit.training.quality import Candidate
 
-Ask = Callable[[Sequence[Request]], Awaitable[list[Answer | None]]]
-"""Asks questions and gives their answers in the same order, None for those that came to nothing."""
-
 BRAINSTORMED = ("short-long", "long-short", "short-short", "long-long")
 """Groups whose examples follow a task definition that the model thought of before."""
 
 TASKS_A_CALL = 20
+_SLOTS = 1 << 32  # more than any run has
 
 # Which fields of the answer are query, positive and negative.
 _FIELDS = {
@@ -29,6 +27,33 @@ _FIELDS = {
     "pair": ("input", "positive_document"),
     "triple": ("S1", "S2", "S3"),
 }
+
+
+class Asker(Protocol):
+    """Asks a model, and remembers what was made of the answers.
+
+    Attributes:
+        trouble: Why the last question that came to nothing did.
+    """
+
+    trouble: str
+
+    @property
+    def stopped(self) -> str:
+        """Why nothing more is asked; "" while there is no reason."""
+        ...
+
+    async def ask(self, requests: Sequence[Request]) -> list[Answer | None]:
+        """The answers in the order of the questions, None for those that came to nothing."""
+        ...
+
+    def settled(self, name: str) -> Any:
+        """What was remembered under a name, also by an earlier run; None when nothing."""
+        ...
+
+    def settle(self, name: str, value: Any) -> None:
+        """Remember something that JSON can hold; not in a run that was stopped."""
+        ...
 
 
 class Slot(NamedTuple):
@@ -89,8 +114,10 @@ class FromNothing:
         self._filled = bytearray(count)
         self._round = 0
 
-    async def prepare(self, ask: Ask) -> None:
+    async def prepare(self, asker: Asker) -> None:
         """Have the model think of task definitions: as many as the examples need, with none twice.
+
+        Those of an earlier run keep their places, so that the same is asked with them.
 
         Raises:
             ValueError: It thought of none for a group.
@@ -100,21 +127,29 @@ class FromNothing:
             if slot.group in self._brainstorms:
                 wanted[slot.group] = 1 + slot.place // self._per_task
         for group, count in wanted.items():
-            found: dict[str, str] = {}
-            calls = 0
+            name = f"tasks of {self._brainstorms[group].label}, seed {self._seed}"
+            kept = asker.settled(name) or {"tasks": [], "calls": 0}
+            tasks, calls = list(kept["tasks"]), int(kept["calls"])
+            known = set(map(folded, tasks))
             for _ in range(self._tries):
-                missing = -(-(count - len(found)) // TASKS_A_CALL)
-                for answer in await ask([self._brainstorm(group, calls + n) for n in range(missing)]):
+                missing = -(-(count - len(tasks)) // TASKS_A_CALL)
+                for answer in await asker.ask([self._brainstorm(group, calls + n) for n in range(missing)]):
                     for task in getattr(answer, "tasks", ()):
-                        found.setdefault(folded(task), task)
-                calls += missing
-                if len(found) >= count:
+                        if folded(task) not in known:
+                            known.add(folded(task))
+                            tasks.append(task)
+                calls += max(0, missing)
+                if len(tasks) >= count:
                     break
-            if not found:
+            if not tasks and not asker.stopped:
                 raise ValueError(
-                    f"the model thought of no task for the group {group}, so no example of it can be asked for"
+                    f"the model thought of no task for the group {group}, so no example of it can be asked for "
+                    f"({asker.trouble})"
                 )
-            self._tasks[group] = list(found.values())
+            # Where it has run out of ideas they come round again, and later ones follow after that.
+            tasks = list(islice(cycle(tasks), max(count, len(tasks))))
+            asker.settle(name, {"tasks": tasks, "calls": calls})
+            self._tasks[group] = tasks
 
     def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]:
         """For each round what to ask in it, over and over the same, until all slots are filled or were tried enough."""
@@ -173,8 +208,8 @@ class FromNothing:
                 raise ValueError("bitext needs two languages or more; name another one, or leave the group out")
 
     def _requests(self) -> Iterator[Request]:
-        for slot in self._slots():
-            if not self._filled[slot.number]:
+        for slot in self._slots():  # without tasks, in a run that was stopped, nothing of the group can be there
+            if not self._filled[slot.number] and self._tasks.get(slot.group) != []:
                 yield self._request(slot)
 
     def _request(self, slot: Slot) -> Request:
@@ -186,7 +221,7 @@ class FromNothing:
         task = ""
         if tasks := self._tasks.get(slot.group):
             task = values["task"] = tasks[slot.place // self._per_task % len(tasks)]
-        draw = slot.place * self._tries + slot.attempt
+        draw = slot.attempt * _SLOTS + slot.place
         return Request(prompt.label, prompt.answer, prompt.messages(values), draw, about=(slot, task))
 
     def _brainstorm(self, group: str, call: int) -> Request:

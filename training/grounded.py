@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from searchkit.indexer import segments
 from searchkit.indexer.documents import StoredPassage
 from searchkit.records import join_title
 from searchkit.training.answers import Answer
-from searchkit.training.from_nothing import Ask
+from searchkit.training.contamination import fingerprint
+from searchkit.training.from_nothing import Asker
 from searchkit.training.llm import Request
 from searchkit.training.prompting import Kind, load_prompt
 from searchkit.training.quality import Candidate, Languages, Seen, words
@@ -75,18 +76,23 @@ class Grounded:
         self._samples, self._min_words, self._tries = list(samples), min_words, tries
         self._order = diverse_rows(engine, seed=seed)
         self._read = 0  # of the order
-        self._chosen: list[int] = []
+        self._asker: Asker
+        self._chosen: list[tuple[int, str]] = []  # row, mark
         self._seen = Seen()
         self._languages = Languages()
         self._round = (0, 0)
         self._accepted = 0
 
-    async def prepare(self, ask: Ask) -> None:
-        """Have the model write instructions that fit the collection.
+    async def prepare(self, asker: Asker) -> None:
+        """Have the model write instructions that fit the collection, and choose the first passages.
+
+        Those of an earlier run stay what they are, though the index has changed, so that the same is asked again.
 
         Raises:
             ValueError: No passage is long enough to ask about.
         """
+        self._asker = asker
+        again = self._choose_again(asker)
         self._choose(_GLIMPSES)
         if not self._chosen:
             raise ValueError(
@@ -95,7 +101,12 @@ class Grounded:
             )
         if self._instruction is not None:
             return
-        passages = self._passages(self._chosen[:_GLIMPSES])
+        name = f"instructions of {self._brainstorm.label} for {', '.join(kind.name for kind in self._kinds)}"
+        name = f"{name}, seed {self._seed}"
+        if again and (kept := asker.settled(name)) is not None:
+            self._instructions = kept
+            return
+        passages = self._passages([row for row, _ in self._chosen[:_GLIMPSES]])
         texts = [f"<passage>\n{_text(one)[:_GLIMPSE]}\n</passage>" for one in passages]
         values = {
             "count": str(len(texts)),
@@ -105,12 +116,13 @@ class Grounded:
         messages = self._brainstorm.messages(values)
         for draw in range(self._tries):
             request = Request(self._brainstorm.label, self._brainstorm.answer, messages, draw)
-            for answer in await ask([request]):
+            for answer in await asker.ask([request]):
                 for task in getattr(answer, "tasks", ()):
                     if task.kind in {kind.name for kind in self._kinds}:
                         self._instructions.setdefault(task.kind, []).append(task.instruction)
             if self._instructions:
                 break
+        asker.settle(name, self._instructions)
 
     def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]:
         """For each round what to ask in it, over and over the same, until there are enough examples."""
@@ -168,9 +180,11 @@ class Grounded:
         first, last = self._round
         for start in range(first, last, _BATCH):
             numbers = range(start, min(start + _BATCH, last))
-            passages = self._passages([self._chosen[number % len(self._chosen)] for number in numbers])
-            for number, passage in zip(numbers, passages, strict=True):
-                yield self._request(passage, number // len(self._chosen))
+            rows = [self._chosen[number % len(self._chosen)][0] for number in numbers]
+            there = {passage.row: passage for passage in self._passages(rows)}
+            for number, row in zip(numbers, rows, strict=True):
+                if row in there:  # another process may have deleted it, and compacted the index
+                    yield self._request(there[row], number // len(self._chosen))
 
     def _request(self, passage: StoredPassage, draw: int) -> Request:
         rng = random.Random(f"{self._seed}/{passage.row}/{draw}")
@@ -197,16 +211,30 @@ class Grounded:
             return self._instruction
         return rng.choice(self._instructions.get(kind.name) or [kind.instruction])
 
+    def _choose_again(self, asker: Asker) -> bool:
+        """Choose what an earlier run has chosen and the index still holds; False when that is nothing."""
+        kept = asker.settled(f"passages, seed {self._seed}") or []
+        living = set(self._order.tolist()) if kept else set()
+        for start in range(0, len(kept), _BATCH):
+            marks = {row: mark for row, mark in kept[start : start + _BATCH] if row in living}
+            self._take(one for one in self._passages(list(marks)) if _mark(one) == marks[one.row])
+        return bool(self._chosen)
+
     def _choose(self, count: int) -> None:
-        """Go on in the order until so many passages are chosen: long enough, and no near-duplicates."""
+        """Go on in the order until so many passages are chosen, and remember them."""
         while len(self._chosen) < count and self._read < len(self._order):
             rows = self._order[self._read : self._read + _BATCH].tolist()
             self._read += len(rows)
-            for passage in self._passages(rows):
-                text = _text(passage)
-                if len(words(text)) >= self._min_words and not self._seen.match(text):
-                    self._seen.add(text)
-                    self._chosen.append(passage.row)
+            self._take(self._passages(rows))
+        self._asker.settle(f"passages, seed {self._seed}", self._chosen)
+
+    def _take(self, passages: Iterable[StoredPassage]) -> None:
+        """Choose those that are long enough and no near-duplicates of chosen ones."""
+        for passage in passages:
+            text = _text(passage)
+            if len(words(text)) >= self._min_words and not self._seen.match(text):
+                self._seen.add(text)
+                self._chosen.append((passage.row, _mark(passage)))
 
     def _passages(self, rows: Sequence[int]) -> list[StoredPassage]:
         found = self._engine.store.passages(rows)
@@ -261,3 +289,8 @@ def _drawn(rng: random.Random, kinds: Sequence[Kind], count: int) -> list[Kind]:
 
 def _text(passage: StoredPassage) -> str:
     return join_title(passage.title, passage.text)
+
+
+def _mark(passage: StoredPassage) -> str:
+    """Tells a passage from one that another index has in the same row."""
+    return fingerprint(_text(passage)).hex()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from searchkit.indexer.files import take_lock
 
@@ -17,6 +18,7 @@ CREATE TABLE IF NOT EXISTS answers (
 );
 CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, count INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS batches (name TEXT PRIMARY KEY, id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS settled (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 
@@ -114,3 +116,12 @@ class Journal:
     def note_batch(self, name: str, id: str) -> None:
         """Remember a batch."""
         self._db.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (name, id))
+
+    def settled(self, name: str) -> Any:
+        """What an earlier run made of its answers under this name, as it came out of JSON; None when nothing."""
+        found = self._db.execute("SELECT value FROM settled WHERE name = ?", (name,)).fetchone()
+        return None if found is None else json.loads(found[0])
+
+    def settle(self, name: str, value: Any) -> None:
+        """Remember what was made of answers, so that further answers do not change what follows from them."""
+        self._db.execute("INSERT OR REPLACE INTO settled VALUES (?, ?)", (name, json.dumps(value)))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
+from urllib.parse import unquote, urlsplit
 
 from searchkit.training.answers import Answer, BadAnswer, read_answer, schema_of
 from searchkit.training.journal import Journal, Reply
@@ -20,6 +23,8 @@ _FORMATS = ("json_schema", "json_object", "text")  # ways to ask for JSON, the s
 _LONGEST_PAUSE = 60.0  # seconds between two tries where the server names none
 _BUSY = 50  # times that one question is put off by 429 before it is given up
 _HOPELESS = 20  # first answers of which none is of use
+# Errors of status 400 that are about the question, so that asking it again is in vain.
+_FINAL = re.compile(r"content.?filter|content.management.policy|content policy|context.?(?:length|window|size)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,8 @@ class Endpoint:
 
     Args:
         model: As the server calls it.
-        base_url: The server's, up to and with /v1; None is OpenAI's own.
+        base_url: The server's, up to and with /v1; None is OpenAI's own. A name and a password in it are sent in the
+            key's place.
         concurrency: Questions at once; fewer for as long as the server says that it is too much.
         timeout: Seconds for one answer.
         retries: How often a question is asked again after a failure of the server or of the line.
@@ -102,8 +108,13 @@ class Client:
                 f"asking a model needs {error.name}: pip install 'searchkit[train]'", name=error.name
             ) from error
         # Tries are counted here, so the library makes none by itself.
-        self.openai = AsyncOpenAI(api_key=api_key, base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout)
-        self.endpoint, self._key, self.journal, self._budget = endpoint, api_key, journal, budget
+        url, login = _login(endpoint.base_url)
+        self.openai = AsyncOpenAI(
+            api_key=api_key, base_url=url, max_retries=0, timeout=endpoint.timeout,
+            default_headers={"Authorization": f"Basic {login[-1]}"} if login else None,
+        )  # fmt: skip
+        self._secrets = [one for one in (api_key, *login) if len(one) >= 8]
+        self.endpoint, self.journal, self._budget = endpoint, journal, budget
         self._on_answer = on_answer
         self._gate = Gate(endpoint.concurrency, self._pause)
         self._flying: dict[bytes, asyncio.Task[None]] = {}
@@ -113,6 +124,7 @@ class Client:
         self._proven = False  # that the server takes what it is asked in this way
         self._limit_name = "max_tokens"
         self._sampled = True
+        self._heard = False  # anything at all from the server
         self._lost = 0  # questions given up since the last answer
         self._usable = 0
         self._why: dict[str, int] = {}
@@ -212,6 +224,9 @@ class Client:
                 return
             if isinstance(outcome, _Fault):
                 self.journal.count(outcome.name)
+                if outcome.said:
+                    self._give_up(key, f"the server answered {outcome.name.removeprefix('status ')}: {outcome.said}")
+                    return
                 if outcome.wait is not None and outcome.busy:
                     busy += 1
                 else:
@@ -239,10 +254,12 @@ class Client:
             async with asyncio.timeout(self.endpoint.timeout):
                 # As text: the library's own model of an answer lets through what is none, and takes its time.
                 text = await self.openai.post("/chat/completions", cast_to=str, body=self._body(request, used))
+                self._heard = True
                 return self._reply(request, text)
         except TimeoutError:
             return _Fault("timeout")
         except APIStatusError as error:
+            self._heard = True
             return self._status(error.status_code, error.response, self.clean(_said(error.body, error.message)), used)
         except APIConnectionError as error:
             cause = error.__cause__
@@ -270,15 +287,16 @@ class Client:
             content, refusal = message.get("content") or "", message.get("refusal")
             usage = body.get("usage") or {}
             tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
+            finish = choice.get("finish_reason")
             if not isinstance(content, str):
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return _Fault("malformed response")
         estimated = False
-        if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
+        if not (tokens_in and _is_count(tokens_in) and _is_count(tokens_out)):
             estimated, tokens_in = True, _longest(request) // 4
             tokens_out = len(content.encode(errors="replace")) // 4
-        status = {"length": "cut", "content_filter": "refused"}.get(choice.get("finish_reason") or "", "ok")
+        status = {"length": "cut", "content_filter": "refused"}.get(str(finish), "ok")
         if refusal:
             status, content = "refused", str(refusal)
         content = self.clean(content.encode(errors="replace").decode())
@@ -292,14 +310,12 @@ class Client:
         if status in (408, 409, 425) or status >= 500:
             return _Fault(f"status {status}", retry_after(response.headers), busy=status == 503)
         if status in (400, 422):
-            if "content_filter" in words or "content management policy" in words:
-                return Reply("refused", said)
-            if "context length" in words or "context window" in words or "context size" in words:
+            if _FINAL.search(words):
                 return Reply("refused", said)
             if self._ask_differently(words, used):
                 return None
             if self._proven or self._usable:
-                return Reply("refused", said)
+                return _Fault(f"status {status}", said=said or "no reason")  # another time it may take the question
         advice = {
             401: "; is the key in the environment the right one?",
             404: f"; does the server know the model {self.endpoint.model}?",
@@ -340,22 +356,32 @@ class Client:
     def _give_up(self, key: bytes, why: str) -> None:
         self.failed[key] = why
         self._lost += 1
-        if self._lost >= max(3, self.endpoint.concurrency):
+        if self._lost >= max(3, self.endpoint.concurrency) or not self._heard:
             self.halt(f"the server does not answer ({why}); the same command goes on from here")
         self._on_answer()
 
     def clean(self, text: str) -> str:
-        """A text without the key."""
-        return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
+        """A text without the key and the password."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return text
 
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """Why a question has to be asked again, and after how many seconds if the server says so."""
+    """Why a question has no answer.
+
+    Args:
+        name: In a few words that are counted.
+        wait: Seconds after which the server wants to be asked again.
+        busy: It has too much to do.
+        said: Why asking again would be in vain for now.
+    """
 
     name: str
     wait: float | None = None
     busy: bool = False
+    said: str = ""
 
 
 def answer_of(request: Request, reply: Reply) -> Answer:
@@ -394,4 +420,19 @@ def _said(body: object, message: str) -> str:
     if isinstance(body, dict):
         parts = [body.get("code"), body.get("message") or body.get("detail") or body.get("error"), body.get("param")]
         message = " · ".join(str(part) for part in parts if part) or message
-    return " ".join(message.split())[:400]
+    return " ".join(message.encode(errors="replace").decode().split())[:400]
+
+
+def _login(url: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """(an address without name and password, which libraries would log; the password and both as HTTP sends them)."""
+    parts = urlsplit(url or "")
+    if url is None or "@" not in parts.netloc:
+        return url, ()
+    name, password = unquote(parts.username or ""), unquote(parts.password or "")
+    both = base64.b64encode(f"{name}:{password}".encode()).decode()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), (password, both)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    """Whether a server's number of tokens can be one; others are guessed, lest they let a budget be overdrawn."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40

@@ -90,8 +90,8 @@ class Mix:
             for name, weight in (given or {}).items():
                 if name not in known:
                     raise ValueError(f'no {what} is called "{name}"; there are: {", ".join(known)}')
-                if not weight > 0:
-                    raise ValueError(f"the {what} {name} has weight {weight:g}; it must be above 0")
+                if not 0 < weight < float("inf"):
+                    raise ValueError(f"the {what} {name} has weight {weight:g}; it must be a number above 0")
         return Mix(dict(groups or self.groups), dict(languages or self.languages), self.names)
 
 
@@ -104,7 +104,7 @@ def load_prompt(name: str, folder: Path | None = None) -> Prompt:
     file, values = _read(name, folder)
     content = file.read_text("utf-8").replace("\r\n", "\n")
     try:
-        return Prompt(
+        prompt = Prompt(
             name,
             f"{name}@{int(values['version'])}-{hashlib.sha256(content.encode()).hexdigest()[:8]}",
             str(values["answer"]),
@@ -120,6 +120,10 @@ def load_prompt(name: str, folder: Path | None = None) -> Prompt:
         raise ValueError(
             f"{file}: {error!r}; a prompt has version, answer and [messages] (see the prompts that ship)"
         ) from None
+    for kind in prompt.kinds:
+        if not 0 < kind.weight < float("inf"):
+            raise ValueError(f"{file}: the kind {kind.name} has weight {kind.weight:g}; it must be a number above 0")
+    return prompt
 
 
 def load_mix(folder: Path | None = None) -> Mix:
@@ -128,13 +132,17 @@ def load_mix(folder: Path | None = None) -> Mix:
     try:
         names = {str(code): str(name) for code, name in values["languages"].items()}
         weights = {str(code): float(weight) for code, weight in values["weights"].items()}
-        groups = {str(group): float(weight) for group, weight in values["groups"].items() if weight}
+        groups = {str(group): float(weight) for group, weight in values["groups"].items()}
         others = [code for code in names if code not in weights]
         share = float(values.get("others", 0))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{file}: {error!r}; it has [groups], [weights] and [languages] as the one that ships"
         ) from None
+    for name, weight in [*groups.items(), *weights.items(), ("others", share)]:
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"{file}: {name} has weight {weight:g}; it must be a number, and not negative")
+    groups = {group: weight for group, weight in groups.items() if weight > 0}
     if unnamed := weights.keys() - names.keys():
         raise ValueError(f"{file}: no name for {', '.join(sorted(unnamed))}; add them to [languages]")
     if share > 0:

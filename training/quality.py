@@ -87,7 +87,8 @@ class Candidate:
 
 def malformed(one: Candidate) -> str:
     """Why an example is none at all, or ""."""
-    if any(map(refuses, (one.query, one.positive, *one.negatives))):
+    written = (one.query,) if one.group == "grounded" else (one.query, one.positive, *one.negatives)
+    if any(map(refuses, written)):  # the others are the user's own
         return "refused by the model"
     if folded(one.query) == folded(one.positive):
         return "the query is its own positive"

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from searchkit.training.quality import Candidate
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+_OF_AN_INDEX = (
+    "queries_per_passage", "kinds", "instruction", "samples", "min_words", "round_trip", "judge", "judged"
+)  # fmt: skip
+_FROM_NOTHING = ("groups", "languages", "examples_per_task")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ class SynthesizeConfig:
         queries_per_passage: Asked for in one call; grounded only, as are the next four.
         kinds: Kinds of query; empty takes all.
         instruction: Of all examples; None lets the model write some that fit the collection.
-        samples: File of the user's own examples, whose queries set the tone; None shows none.
+        samples: File of the user's own queries, which set the tone: JSON lines with "query" or "text"; None shows none.
         min_words: Shorter passages are left out.
         round_trip: The positive has to be among so many documents that the index finds for the query; 0 does not look.
         likeness: Queries that share this much of their four-character shingles with an earlier one are left out.
@@ -59,7 +67,7 @@ class SynthesizeConfig:
     model: str
     count: int = 1000
     base_url: str | None = None
-    key_variable: str = "OPENAI_API_KEY"
+    key_variable: str = KEY_VARIABLE
     concurrency: int = 16
     timeout: float = 120.0
     retries: int = 6
@@ -103,9 +111,39 @@ class SynthesizeConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("timeout", "temperature", "top_p", "retries", "round_trip", "price_in", "price_out"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in (
+            "temperature", "top_p", "retries", "round_trip", "min_words", "price_in", "price_out", "poll", "backoff"
+        ):  # fmt: skip
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number, and not negative")
+        for name in ("timeout", "max_tokens", "max_cost"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be a number above 0")
+        if not self.model:
+            raise ValueError("the model has no name; give the one that its server knows it by")
+        if self.base_url is not None:
+            check_url(self.base_url)
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):  # maybe the key, so it is not shown
+            raise ValueError(
+                "key_variable is no name of an environment variable; put the key into one, such as OPENAI_API_KEY, "
+                "and give its name"
+            )
+        if self.out.endswith(".gz"):
+            raise ValueError(f"{self.out}: examples are written as plain JSON lines; name a file such as pairs.jsonl")
+
+    def check_use(self, *, of_an_index: bool) -> None:
+        """Refuse what would be ignored.
+
+        Raises:
+            ValueError: Something is set that is for the other way to write examples.
+        """
+        others = _FROM_NOTHING if of_an_index else _OF_AN_INDEX
+        given = [one.name for one in fields(self) if one.name in others and getattr(self, one.name) != one.default]
+        if given:
+            way = "examples from nothing" if of_an_index else "queries about an index"
+            advice = "leave the index out" if of_an_index else "name one"
+            raise ValueError(f"{', '.join(given)}: for {way} only; leave it out, or {advice}")
 
     def beside(self, ending: str) -> Path:
         """A file beside the output: pairs.jsonl -> pairs.report.json."""
@@ -208,6 +246,29 @@ class Progress:
     cost: float
     seconds: float
     refused: int
+
+
+def without_secrets(url: str) -> str:
+    """An address without a user's name, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def check_url(url: str) -> None:
+    """Refuse what is no address of a server; what may be a password is not shown.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good or parts.query:
+        shown = url.rpartition("@")[2].partition("?")[0]
+        what = "has a query, which cannot be sent" if good else "is no address of a server"
+        raise ValueError(f'base_url "{shown}" {what}; give such as http://localhost:8000/v1')
 
 
 def length_range(text: str) -> str:

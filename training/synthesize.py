@@ -9,18 +9,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
-from urllib.parse import urlsplit, urlunsplit
 
 from searchkit.engine import SearchEngine
 from searchkit.judgements import read_beir_split, read_queries
+from searchkit.lines import BadRow, CorpusError, existing, json_object, plain_lines, quoted
 from searchkit.prompts import find_task
 from searchkit.training.answers import Answer, BadAnswer
 from searchkit.training.batch import ask_in_batches
-from searchkit.training.dataset import read_examples
-from searchkit.training.from_nothing import Ask, FromNothing
+from searchkit.training.from_nothing import Asker, FromNothing
 from searchkit.training.grounded import Grounded
 from searchkit.training.journal import Journal
 from searchkit.training.judging import Judge
@@ -28,19 +26,20 @@ from searchkit.training.llm import Client, Endpoint, Request, answer_of
 from searchkit.training.pacing import Budget
 from searchkit.training.prompting import load_mix
 from searchkit.training.quality import Candidate, Languages, Seen, copied, found_again, malformed
-from searchkit.training.synthesis import Progress, SynthesisReport, SynthesizeConfig
+from searchkit.training.synthesis import KEY_VARIABLE, Progress, SynthesisReport, SynthesizeConfig, without_secrets
 
 __all__ = ["Progress", "SynthesisReport", "SynthesizeConfig", "synthesize"]
 
 _BATCH = 64  # examples that are looked up in the index at once
 _JUDGED = 512  # examples that are graded before the next ones are looked up
+_SAMPLES = 1000  # queries of the user's own that are read
 _OFTEN = 0.1  # seconds between two reports of progress
 
 
 class Source(Protocol):
     """Where questions come from, and what becomes of their answers."""
 
-    async def prepare(self, ask: Ask) -> None: ...
+    async def prepare(self, asker: Asker) -> None: ...
     def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]: ...
     def candidates(self, request: Request, answer: Answer) -> list[Candidate]: ...
     def accept(self, one: Candidate) -> bool: ...
@@ -74,22 +73,28 @@ def synthesize(
     work = config.beside(".work")
     if out.exists() and not work.is_dir():
         raise ValueError(f"{out} is there and was not written by synthesize; name another file")
+    config.check_use(of_an_index=engine is not None)
+    key = _key(config)
     source = _source(config, engine)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(work))
-        values = asdict(config) | {"base_url": _without_secrets(config.base_url)}
+        values = asdict(config) | {"base_url": config.base_url and without_secrets(config.base_url)}
         (work / "config.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        run = stack.enter_context(_Run(config, engine, source, journal, on_progress or (lambda progress: None)))
+        run = stack.enter_context(_Run(config, key, engine, source, journal, on_progress or (lambda progress: None)))
         asyncio.run(run.run())
     return run.report
 
 
-def _without_secrets(url: str | None) -> str | None:
-    """An address without a user's name, password and query."""
-    if url is None:
-        return None
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+def _key(config: SynthesizeConfig) -> str:
+    """The key, "" where none is needed."""
+    name = config.key_variable
+    key = os.environ.get(name, "")
+    if key or (config.base_url is not None and name == KEY_VARIABLE):
+        return key
+    shown = name if name.isupper() else "that key_variable names"  # it may be the key itself, given by mistake
+    raise ValueError(
+        f"no key in the environment variable {shown}; set it, or name a server that needs none with --base-url"
+    )
 
 
 def _source(config: SynthesizeConfig, engine: SearchEngine | None) -> Source:
@@ -104,7 +109,7 @@ def _source(config: SynthesizeConfig, engine: SearchEngine | None) -> Source:
             examples_per_task=config.examples_per_task,
             folder=folder,
         )
-    samples = [] if config.samples is None else [one.query for one in islice(read_examples(config.samples), 1000)]
+    samples = [] if config.samples is None else _samples(Path(config.samples))
     return Grounded(
         engine,
         dict(mix.names),
@@ -126,12 +131,13 @@ class _Run:
     def __init__(
         self,
         config: SynthesizeConfig,
+        key: str,
         engine: SearchEngine | None,
         source: Source,
         journal: Journal,
         on_progress: Callable[[Progress], None],
     ) -> None:
-        self._config, self._engine, self._source, self._journal = config, engine, source, journal
+        self._config, self._key, self._engine, self._source, self._journal = config, key, engine, source, journal
         self._on_progress = on_progress
         self._began, self._told = time.monotonic(), 0.0
         self._budget = Budget(config.max_tokens, config.max_cost, config.price_in, config.price_out)
@@ -141,13 +147,12 @@ class _Run:
         for query in _evaluation_queries(config.evaluation):
             self._judging.add(query)
         self._judge = None
-        if config.judge:
-            if engine is None:
-                raise ValueError("judging looks at what an index finds; give an index, or leave it out")
+        if config.judge and engine is not None:
             folder = None if config.prompts is None else Path(config.prompts)
             self._judge = Judge(engine, depth=config.judged, folder=folder)
         self._unjudged: list[Candidate] = []
         self._files = ExitStack()
+        self.trouble = ""
         self.report = SynthesisReport(wanted=config.count, model=config.model, seed=config.seed)
 
     def __enter__(self) -> _Run:
@@ -162,12 +167,7 @@ class _Run:
 
     async def run(self) -> None:
         """Ask and sift, round by round."""
-        config, key = self._config, os.environ.get(self._config.key_variable, "")
-        if not key and config.base_url is None:
-            raise ValueError(
-                f"no key in the environment variable {config.key_variable}; set it, "
-                "or name a server that needs none with --base-url"
-            )
+        config = self._config
         endpoint = Endpoint(
             model=config.model,
             base_url=config.base_url,
@@ -180,9 +180,9 @@ class _Run:
             max_output_tokens=config.max_output_tokens,
         )
         there = self._journal.answers
-        async with Client(endpoint, key or "none", self._journal, self._budget, self._tell) as client:
+        async with Client(endpoint, self._key or "none", self._journal, self._budget, self._tell) as client:
             self._client, self._endpoint = client, endpoint
-            await self._source.prepare(self._ask)
+            await self._source.prepare(self)
             for requests in self._source.rounds():
                 self._before = self.report.examples - client.examples
                 self._enter("asking")
@@ -192,8 +192,7 @@ class _Run:
                 if self._judge is not None:
                     self._enter("judging")
                     await self._look_again(self._judge)
-                if client.stopped:
-                    break
+                # After a stop the rounds go on with the answers that are there: those of earlier runs count too.
             self._enter(self._stage)
             self._finish(client.stopped, self._journal.answers - there)
 
@@ -220,11 +219,25 @@ class _Run:
                     self._refuse(error.reason, str(error), one.row(self._config.model))
             self._tell()
 
-    async def _ask(self, requests: Sequence[Request]) -> list[Answer | None]:
+    @property
+    def stopped(self) -> str:
+        return self._client.stopped
+
+    async def ask(self, requests: Sequence[Request]) -> list[Answer | None]:
         await self._ask_all(requests)
-        if self._client.stopped and not any(request.key(self._endpoint) in self._journal for request in requests):
-            raise ValueError(f"nothing was written: {self._client.stopped}")
         return [self._answer(request) for request in requests]
+
+    def settled(self, name: str) -> Any:
+        return self._journal.settled(self._scoped(name))
+
+    def settle(self, name: str, value: Any) -> None:
+        if not self.stopped:  # with more answers it would come out otherwise
+            self._journal.settle(self._scoped(name), value)
+
+    def _scoped(self, name: str) -> str:
+        """A name for what one model says when it is sampled in one way."""
+        one = self._endpoint
+        return f"{name}: {one.model}, {one.temperature}, {one.top_p}, {one.max_output_tokens}"
 
     def _answer(self, request: Request, row: dict[str, Any] | None = None) -> Answer | None:
         """What the journal holds for a question; None, and a line among the refused, when it is of no use."""
@@ -304,6 +317,7 @@ class _Run:
 
     def _refuse(self, reason: str, detail: str, row: dict[str, Any]) -> None:
         self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
+        self.trouble = f"{reason}: {detail}" if detail else reason
         values = {"reason": reason, "detail": detail, **row}
         self._rejects.write(json.dumps(values, ensure_ascii=False) + "\n")
 
@@ -340,8 +354,28 @@ class _Run:
         report.seconds = time.monotonic() - self._began
         if not report.examples:
             refused = ", ".join(f"{reason} ({count})" for reason, count in report.refused.items())
+            refused = refused and f"{refused}; the last: {self.trouble}"
             raise ValueError(f"nothing was written: {stopped or refused or 'the model gave no answer'}")
         report.save(self._config.beside(".report.json"))
+
+
+def _samples(file: Path) -> list[str]:
+    """The first queries of a file: pairs, or queries as BEIR has them."""
+    found = []
+    for place, line in plain_lines(existing(file)):
+        try:
+            values = json_object(line)
+        except BadRow as error:
+            raise CorpusError(f"{place}: {error}") from None
+        text = values.get("query") or values.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise CorpusError(f'{place}: expected a query as "query" or "text"; the keys are {quoted(values)}')
+        found.append(text)
+        if len(found) == _SAMPLES:
+            break
+    if not found:
+        raise CorpusError(f"{file}: no queries in it")
+    return found
 
 
 def _evaluation_queries(sources: Sequence[str]) -> Iterator[str]:
