@@ -72,15 +72,26 @@ def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, *
         searchkit adapt papers.index --pairs pairs.jsonl --queries queries.jsonl --qrels qrels.tsv
         searchkit adapt scifact.index --pairs pairs.jsonl --beir scifact/ --split test --keep-index
     """
+    if not pairs and not options["writer"]:
+        raise click.UsageError(
+            "give the queries to learn from as --pairs FILE: JSON lines of query and positive_id, the id of the "
+            "document that answers it; or let a language model write them: --writer MODEL"
+        )
     from searchkit.training.adapt import AdaptConfig
     from searchkit.training.adapt import adapt as run
+    from searchkit.training.adapt_install import adapted, check
 
     out = out or index.with_name(index.name.removesuffix(".index") + ".adapted")
+    written = out.with_name(out.name + ".pairs.jsonl")
     names = ("general", "held_out", "steps", "batch_size", "learning_rate", "max_length", "lora_rank", "seed")
     config = AdaptConfig(
-        index=index, pairs=_pairs(index, out, pairs, options), out=out, **{name: options[name] for name in names}
-    )
+        index=index, pairs=(*pairs, written) if options["writer"] else pairs, out=out,
+        **{name: options[name] for name in names},
+    )  # fmt: skip
     judgements = _judgements(index, options)
+    if options["writer"] and adapted(config) is None:
+        check(config, judgements)  # before anything is paid for
+        _write(index, written, options)
 
     from searchkit.cli.train import Bar
 
@@ -95,21 +106,13 @@ def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, *
         _show(report, index, out, options["keep_index"])
 
 
-def _pairs(index: Path, out: Path, given: tuple[Path, ...], options: dict[str, Any]) -> tuple[Path, ...]:
-    """Where the pairs come from: files, a language model, or both."""
-    if not options["writer"]:
-        if not given:
-            raise click.UsageError(
-                "give the queries to learn from as --pairs FILE: JSON lines of query and positive_id, the id of the "
-                "document that answers it; or let a language model write them: --writer MODEL"
-            )
-        return given
+def _write(index: Path, file: Path, options: dict[str, Any]) -> None:
+    """Let a language model write pairs."""
     from searchkit.cli.synthesize import Line
     from searchkit.engine import SearchEngine
     from searchkit.training.synthesis import SynthesizeConfig
     from searchkit.training.synthesize import synthesize
 
-    file = out.with_name(out.name + ".pairs.jsonl")
     judged: tuple[str, ...] = ()  # what judges must not be asked by the pairs
     if options["beir"]:
         judged = (f"{options['beir']}:{options['split']}" if options["split"] else str(options["beir"]),)
@@ -127,7 +130,6 @@ def _pairs(index: Path, out: Path, given: tuple[Path, ...], options: dict[str, A
     )
     if report.stopped:
         raise click.ClickException(f"writing ended before its time: {report.stopped}; the same command goes on")
-    return (*given, file)
 
 
 def _judgements(index: Path, options: dict[str, Any]) -> Judgements | None:

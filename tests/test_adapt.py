@@ -286,24 +286,45 @@ def test_the_command_says_what_judged_what_changed_and_where_the_model_is(place:
     assert f"{place / 'notes.index'} is as it was" in found.stdout
 
 
-def test_a_language_model_writes_the_pairs_first(
-    mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def phrases(mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An index of notes that a language model can ask about."""
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
     rng = random.Random(7)
     with SearchEngine.create(tmp_path / "notes.index", model=mistral) as engine:
         engine.add(Document(str(n), f"{phrase(rng, 30)} {TEXTS[n]}", title=f"Note {n}") for n in range(30))
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    return tmp_path / "notes.index"
+
+
+QUICK = ["--count", 90, "--steps", 2, "--held-out", 0.4, "--batch-size", 4]
+
+
+def test_a_language_model_writes_the_pairs_first_and_only_once(phrases: Path, tmp_path: Path) -> None:
     with FakeLLM(echoing) as server:
-        done = call(
-            "adapt", tmp_path / "notes.index", "--writer", "m", "--base-url", server.url, "--count", 90, "--steps", 2,
-            "--held-out", 0.4, "--batch-size", 4, "--keep-index",
-        )  # fmt: skip
-    written = lines(tmp_path / "notes.adapted.pairs.jsonl")
+        arguments = ["adapt", phrases, "--writer", "m", "--base-url", server.url, *QUICK, "--force"]
+        done = call(*arguments)
+        asked, file = sum(server.asked.values()), tmp_path / "notes.adapted.pairs.jsonl"
+        before, written = file.read_bytes(), lines(file)
+        # By its new model, the index would be asked about otherwise.
+        assert "done before" in call(*arguments).stderr
+        assert (sum(server.asked.values()), file.read_bytes()) == (asked, before)
     assert {row["positive_id"] for row in written} <= {str(n) for n in range(30)}
     assert f"{len(written)} pairs written" in done.stderr
     kept = {row["query"] for row in lines(tmp_path / "notes.adapted" / "pairs.kept.jsonl")}
     assert kept
     assert kept <= {row["query"] for row in written}
+
+
+def test_nothing_is_asked_where_the_run_cannot_be(phrases: Path, tmp_path: Path) -> None:
+    queries = write_lines(tmp_path / "q.jsonl", [{"_id": "q", "text": "bread"}])
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("x")
+    with FakeLLM(echoing) as server:
+        arguments = ["adapt", phrases, "--writer", "m", "--base-url", server.url, *QUICK]
+        assert "--qrels FILE" in call(*arguments, "--queries", queries, code=2).stderr
+        assert "holds no such run" in call(*arguments, "--out", other, code=1).stderr
+        assert not server.asked
 
 
 def test_misuse_of_the_command_is_explained(place: Path) -> None:

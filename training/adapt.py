@@ -19,19 +19,20 @@ from searchkit.embedder import Embedder, find_model
 from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate
 from searchkit.indexer.dense import Tuning
-from searchkit.indexer.files import LOCK, exchange, locked
+from searchkit.indexer.files import locked
 from searchkit.judgements import read_qrels, read_queries
 from searchkit.lines import Rejects
 from searchkit.records import Qrels, Query
 from searchkit.runtime_onnx import MODEL_FILE
 from searchkit.training import builtin_data
+from searchkit.training.adapt_install import AFTER, MODEL, REPORT, adapted, check
+from searchkit.training.adapt_install import install as put_in_place
 from searchkit.training.adapt_report import AdaptReport, compare, draw, elsewhere, read_report, write_report
 from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import fingerprint
 from searchkit.training.dataset import Example, read_examples
 from searchkit.training.negatives import MineReport, mine
 from searchkit.training.pairs import as_judgements, read_pairs, sieve, split
-from searchkit.training.stages import FILE as STAGES
 from searchkit.training.stages import Stages, digest, remove
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ FEWEST_HELD = 10
 _LONGEST_GENERAL = 4000  # examples of general texts
 
 KEPT, REFUSED, HELD, QRELS = "pairs.kept.jsonl", "refused.jsonl", "held-out.queries.jsonl", "held-out.qrels.tsv"
-MINED, GENERAL, TRAINED, MODEL, AFTER = "mined.jsonl", "general.jsonl", "trained", "model", "after.index"
-BEFORE, REPORT, COUNTS = "before.index", "report.json", "pairs.json"
+MINED, GENERAL, TRAINED, COUNTS = "mined.jsonl", "general.jsonl", "trained", "pairs.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +141,12 @@ def adapt(
         ValueError: Bad pairs, too few of them, or an index whose model cannot be trained.
     """
     out = config.out.resolve()
-    done = _adapted_before(config.index, out)
+    done = adapted(config)
     if done is not None:
         if on_stage:
             on_stage("adapted", False)
         return done
-    there = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
-    if (out.exists() and not out.is_dir()) or (there and STAGES not in there):
-        raise ValueError(f"{out} is there and holds no such run; name another --out")
+    check(config, judgements)
     out.mkdir(parents=True, exist_ok=True)
     with SearchEngine.open(config.index) as engine, locked(out):
         run = _Run(replace(config, out=out), engine, judgements, on_stage)
@@ -157,7 +155,7 @@ def adapt(
         report = run.measured()
         documents = engine.store.checksum()
     if install and (force or report.wins):
-        _install(config.index, out, documents)
+        put_in_place(config.index, out, documents)
         report.kept = True
         write_report(out / REPORT, report)
     return report
@@ -179,11 +177,6 @@ class _Run:
         self._stages = Stages(config.out, on_stage)
         self.identity: dict[str, Any] = engine.settings["model"]
         self.base = str(self.identity["model"])
-        if self.identity["adapter"]:
-            raise ValueError(
-                f"{config.index} was built with {self.base} and the adapter {self.identity['adapter']}; index it with "
-                "a folder that holds both merged (searchkit train writes one), and adapt that"
-            )
         settings = engine.settings
         kept = {name: settings[name] for name in ("chunk_tokens", "overlap", "language")}
         plan = settings["storage"]["plan"]
@@ -391,32 +384,6 @@ class _Run:
         report.seconds |= self.seconds
         write_report(self.out / REPORT, report)
         return report
-
-
-def _adapted_before(index: Path, out: Path) -> AdaptReport | None:
-    """The report, when the index already searches with the model of that folder."""
-    with SearchEngine.open(index) as engine:
-        if engine.settings["model"]["model"] != str(out / MODEL):
-            return None
-    if (out / AFTER).exists():  # stopped between the exchange and this
-        (out / AFTER).rename(out / BEFORE)
-    report = read_report(out / REPORT)
-    report.kept = True
-    write_report(out / REPORT, report)
-    return report
-
-
-def _install(index: Path, out: Path, documents: str) -> None:
-    """Put the new index in the place of the old one, which nobody may be writing to, and keep that."""
-    remove(out / BEFORE)
-    with SearchEngine.open(index, writable=True) as engine:
-        if engine.store.checksum() != documents:
-            raise ValueError(
-                f"{index} has been changed since its documents were indexed with the new model; run the same command "
-                "again"
-            )
-        exchange(out / AFTER, index)
-    (out / AFTER).rename(out / BEFORE)
 
 
 def _link(source: str, target: str) -> None:

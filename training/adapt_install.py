@@ -1,0 +1,73 @@
+"""Where an adapted model goes: what has to be so before the work, the exchange after it, and how that is seen later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from searchkit.engine import SearchEngine
+from searchkit.indexer.files import LOCK, exchange
+from searchkit.training.adapt_report import AdaptReport, read_report, write_report
+from searchkit.training.stages import FILE as STAGES
+from searchkit.training.stages import remove
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from searchkit.training.adapt import AdaptConfig, Judgements
+
+MODEL, AFTER, BEFORE, REPORT = "model", "after.index", "before.index", "report.json"
+
+
+def check(config: AdaptConfig, judgements: Judgements | None) -> None:
+    """Find what would end a run only after a language model was paid or a model trained.
+
+    Raises:
+        ValueError: The folder holds something else, or the index, its model and the judgements do not go together.
+    """
+    out = config.out.resolve()
+    there = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
+    if (out.exists() and not out.is_dir()) or (there and STAGES not in there):
+        raise ValueError(f"{out} is there and holds no such run; name another --out")
+    with SearchEngine.open(config.index) as engine:
+        model = engine.settings["model"]
+        if model["adapter"]:
+            raise ValueError(
+                f"{config.index} was built with {model['model']} and the adapter {model['adapter']}; index it with a "
+                "folder that holds both merged (searchkit train writes one), and adapt that"
+            )
+
+
+def adapted(config: AdaptConfig) -> AdaptReport | None:
+    """The report, when the index already searches with the model of that folder."""
+    out = config.out.resolve()
+    with SearchEngine.open(config.index) as engine:
+        if engine.settings["model"]["model"] != str(out / MODEL):
+            return None
+    if (out / AFTER).exists():  # stopped between the exchange and this
+        (out / AFTER).rename(out / BEFORE)
+    report = read_report(out / REPORT)
+    report.kept = True
+    write_report(out / REPORT, report)
+    return report
+
+
+def install(index: Path, out: Path, documents: str) -> None:
+    """Put the new index in the place of the old one, which nobody may be writing to, and keep that.
+
+    Args:
+        index: The old one.
+        out: The folder that holds the new one.
+        documents: The checksum of those that the new one holds.
+
+    Raises:
+        ValueError: The old one holds others by now.
+    """
+    remove(out / BEFORE)
+    with SearchEngine.open(index, writable=True) as engine:
+        if engine.store.checksum() != documents:
+            raise ValueError(
+                f"{index} has been changed since its documents were indexed with the new model; run the same command "
+                "again"
+            )
+        exchange(out / AFTER, index)
+    (out / AFTER).rename(out / BEFORE)
