@@ -90,7 +90,7 @@ def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, *
     )  # fmt: skip
     judgements = _judgements(index, options)
     if options["writer"] and adapted(config) is None:
-        check(config, judgements)  # before anything is paid for
+        check(config, judgements, install=not options["keep_index"])  # before anything is paid for
         _write(index, written, options)
 
     from searchkit.cli.train import Bar

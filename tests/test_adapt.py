@@ -21,6 +21,7 @@ from searchkit.indexer.files import locked
 from searchkit.judgements import read_qrels
 from searchkit.records import Document, Query
 from searchkit.training.adapt import AdaptConfig, Judgements, adapt
+from searchkit.training.adapt_install import check
 from searchkit.training.adapt_report import AdaptReport, Compared, read_report
 from searchkit.training.contamination import fingerprint
 
@@ -242,6 +243,40 @@ def test_a_folder_of_something_else_is_left_alone(config: AdaptConfig) -> None:
     with pytest.raises(ValueError, match="holds no such run; name another --out"):
         adapt(config)
     assert (config.out / "model").is_dir()
+
+
+def test_judgements_of_another_corpus_are_refused_before_any_work(config: AdaptConfig) -> None:
+    judged = Judgements("other", [Query("q", "bread")], {"q": {"nowhere": 1}})
+    told = Told()
+    with pytest.raises(ValueError, match="none of the 1 judged documents is in the index"):
+        adapt(config, judged, on_stage=told)
+    assert (told.did, config.out.exists()) == ([], False)
+
+
+def test_a_folder_from_where_the_index_cannot_be_moved_is_refused_before_any_work(config: AdaptConfig) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == config.index.stat().st_dev:
+        pytest.skip("there is one file system only")
+    elsewhere = replace(config, out=memory / f"searchkit-{config.out.parent.name}" / "out")
+    told = Told()
+    with pytest.raises(ValueError, match=r"are on different file systems, .* leave the index alone with --keep-index"):
+        adapt(elsewhere, on_stage=told)
+    assert (told.did, elsewhere.out.parent.exists()) == ([], False)
+    check(elsewhere, None, install=False)
+
+
+def test_a_damaged_report_is_made_anew_and_one_of_an_installed_model_is_named(config: AdaptConfig) -> None:
+    adapt(config, install=False)
+    report = config.out / "report.json"
+    before = read_report(report)
+    report.write_text("")
+    told = Told()
+    again = adapt(config, force=True, on_stage=told)
+    assert told.did == ["evaluate"]
+    assert again.modes == before.modes
+    report.write_text("{}")
+    with pytest.raises(ValueError, match=r"searches with .*/out/model already, but .* it is damaged"):
+        adapt(config)
 
 
 def test_two_runs_in_one_folder_are_refused(config: AdaptConfig) -> None:

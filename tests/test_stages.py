@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from searchkit.training.stages import Stages, digest
+from searchkit.training.stages import Stages, digest, write_whole
 
 
 def stage(folder: Path, inputs: dict[str, int], *, fails: bool = False) -> bool:
@@ -45,6 +45,22 @@ def test_a_stage_whose_output_is_gone_is_done_again(tmp_path: Path) -> None:
     stage(tmp_path, {"a": 1})
     (tmp_path / "out.txt").unlink()
     assert stage(tmp_path, {"a": 1})
+
+
+@pytest.mark.parametrize("left", ["", "{", "[1]", '{"one": 1}', "\x80"])
+def test_what_is_done_is_done_again_when_the_list_of_it_is_damaged(tmp_path: Path, left: str) -> None:
+    stage(tmp_path, {"a": 1})
+    (tmp_path / "stages.json").write_text(left, encoding="latin-1")
+    assert stage(tmp_path, {"a": 1})
+    assert (tmp_path / "out.txt").read_text() == "x"
+    assert not stage(tmp_path, {"a": 1})
+
+
+def test_a_file_is_written_whole_or_left_as_it_was(tmp_path: Path) -> None:
+    write_whole(tmp_path / "x.json", "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "x.json", "much text, and then what cannot be written: \ud800")
+    assert (tmp_path / "x.json").read_text() == "before"
 
 
 def test_a_digest_is_of_names_and_contents(tmp_path: Path) -> None:

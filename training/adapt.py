@@ -146,7 +146,7 @@ def adapt(
         if on_stage:
             on_stage("adapted", False)
         return done
-    check(config, judgements)
+    check(config, judgements, install=install)
     out.mkdir(parents=True, exist_ok=True)
     with SearchEngine.open(config.index) as engine, locked(out):
         run = _Run(replace(config, out=out), engine, judgements, on_stage)
@@ -379,6 +379,10 @@ class _Run:
             write_report(self.out / REPORT, report)
             draw(self.out / "changes", report)
 
+        try:
+            read_report(self.out / REPORT)
+        except (OSError, ValueError):
+            remove(self.out / REPORT)
         self._stage("evaluate", inputs, [REPORT], work)
         report = read_report(self.out / REPORT)
         report.seconds |= self.seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from searchkit.engine import SearchEngine
+from searchkit.evaluate import judged_queries
 from searchkit.indexer.files import LOCK, exchange
 from searchkit.training.adapt_report import AdaptReport, read_report, write_report
 from searchkit.training.stages import FILE as STAGES
@@ -18,11 +19,17 @@ if TYPE_CHECKING:
 MODEL, AFTER, BEFORE, REPORT = "model", "after.index", "before.index", "report.json"
 
 
-def check(config: AdaptConfig, judgements: Judgements | None) -> None:
+def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) -> None:
     """Find what would end a run only after a language model was paid or a model trained.
 
+    Args:
+        config: The run.
+        judgements: What judges the result, if it is given.
+        install: The new index may come in the place of the old one.
+
     Raises:
-        ValueError: The folder holds something else, or the index, its model and the judgements do not go together.
+        ValueError: The folder holds something else or lies where the index cannot be moved from, or the index, its
+            model and the judgements do not go together.
     """
     out = config.out.resolve()
     there = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
@@ -35,17 +42,37 @@ def check(config: AdaptConfig, judgements: Judgements | None) -> None:
                 f"{config.index} was built with {model['model']} and the adapter {model['adapter']}; index it with a "
                 "folder that holds both merged (searchkit train writes one), and adapt that"
             )
+        if judgements:
+            judged_queries(engine, judgements.queries, judgements.qrels)
+    if install:
+        _check_place(config.index.resolve(), out)
+
+
+def _check_place(index: Path, out: Path) -> None:
+    """Raise unless a folder in `out` can change places with the index."""
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    if len({folder.stat().st_dev for folder in (there, index, index.parent)}) > 1:
+        raise ValueError(
+            f"{out} and {index} are on different file systems, and the new index takes the old one's place by a "
+            "change of names; name an --out on that of the index, or leave the index alone with --keep-index"
+        )
 
 
 def adapted(config: AdaptConfig) -> AdaptReport | None:
-    """The report, when the index already searches with the model of that folder."""
+    """The report, when the index already searches with the model of that folder; ValueError when it is damaged."""
     out = config.out.resolve()
     with SearchEngine.open(config.index) as engine:
         if engine.settings["model"]["model"] != str(out / MODEL):
             return None
     if (out / AFTER).exists():  # stopped between the exchange and this
         (out / AFTER).rename(out / BEFORE)
-    report = read_report(out / REPORT)
+    try:
+        report = read_report(out / REPORT)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{config.index} searches with {out / MODEL} already, but its report is lost: {error}; "
+            "for another round, name another --out"
+        ) from error
     report.kept = True
     write_report(out / REPORT, report)
     return report

@@ -17,6 +17,7 @@ from searchkit.judgements import read_beir_split
 from searchkit.metrics import score
 from searchkit.records import join_title
 from searchkit.significance import compare_paired
+from searchkit.training.stages import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -108,16 +109,19 @@ def elsewhere(embedder: Embedder) -> float:
 
 
 def write_report(file: Path, report: AdaptReport) -> None:
-    """Write a report as JSON."""
+    """Write a report as JSON, whole or not at all."""
     values = {**asdict(report), "wins": report.wins, "certain": report.certain}
-    file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_report(file: Path) -> AdaptReport:
-    """Read what `write_report` wrote."""
-    values = json.loads(file.read_text(encoding="utf-8"))
-    known = {each.name: values[each.name] for each in fields(AdaptReport)}
-    modes = {mode: Compared(**compared) for mode, compared in values["modes"].items()}
+    """Read what `write_report` wrote; ValueError when it is something else."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        known = {each.name: values[each.name] for each in fields(AdaptReport)}
+        modes = {mode: Compared(**compared) for mode, compared in values["modes"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is no report of searchkit adapt, or it is damaged") from error
     return AdaptReport(**{**known, "modes": modes})
 
 

@@ -26,7 +26,7 @@ class Stages:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / FILE
         self._tell = on_stage or (lambda name, needed: None)
-        self._done: dict[str, dict[str, Any]] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self._done = _read(self._file)
 
     def run(self, name: str, inputs: Mapping[str, Any], outputs: Sequence[str], work: Callable[[], None]) -> None:
         """Do a stage, unless it was done from the same inputs and its outputs are there.
@@ -56,9 +56,23 @@ class Stages:
 
     def _note(self, name: str, key: str, *, done: bool) -> None:
         self._done[name] = {"inputs": key, "done": done}
-        staging = self._file.with_suffix(".tmp")
-        staging.write_text(json.dumps(self._done, indent=1) + "\n", encoding="utf-8")
-        os.replace(staging, self._file)
+        write_whole(self._file, json.dumps(self._done, indent=1) + "\n")
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """What is done; nothing, when the file is not there or damaged: then all is done again."""
+    try:
+        done = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return done if isinstance(done, dict) and all(isinstance(entry, dict) for entry in done.values()) else {}
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that others never see half of, also when this is killed or the disk is full."""
+    staging = file.with_name(file.name + ".tmp")
+    staging.write_text(text, encoding="utf-8")
+    os.replace(staging, file)
 
 
 def digest(path: Path) -> str:
