@@ -189,6 +189,22 @@ class Client:
         else:
             self.failed[key] = reply.name
 
+    @property
+    def manner(self) -> tuple[int, str, bool]:
+        """How questions are asked for now: with which format, limit and sampling."""
+        return self._format, self._limit_name, self._sampled
+
+    def take_error(self, request: Request, status: int, body: object, manner: tuple[int, str, bool]) -> bool:
+        """Note an error that came in another way to a question asked in that manner; True: ask it anew in another."""
+        error = body.get("error", body) if isinstance(body, dict) else body
+        said = self.clean(_said(error, json.dumps(body)))
+        outcome = self._status(status, {}, said, manner)
+        if isinstance(outcome, Reply):
+            self._keep(request, request.key(self.endpoint), outcome)
+        elif outcome is not None:
+            self.failed[request.key(self.endpoint)] = f"status {status}: {said}"
+        return outcome is None and not self.stopped
+
     async def _room(self, request: Request) -> bool:
         """Wait until one more question may be asked; False when that will not be."""
         while not self.stopped:
@@ -260,7 +276,9 @@ class Client:
             return _Fault("timeout")
         except APIStatusError as error:
             self._heard = True
-            return self._status(error.status_code, error.response, self.clean(_said(error.body, error.message)), used)
+            return self._status(
+                error.status_code, error.response.headers, self.clean(_said(error.body, error.message)), used
+            )
         except APIConnectionError as error:
             cause = error.__cause__
             return _Fault("timeout" if "Timeout" in type(cause).__name__ else "connection lost")
@@ -302,13 +320,13 @@ class Client:
         content = self.clean(content.encode(errors="replace").decode())
         return Reply(status, content, tokens_in, tokens_out, estimated)
 
-    def _status(self, status: int, response: Any, said: str, used: tuple[int, str, bool]) -> Reply | _Fault | None:
+    def _status(self, status: int, headers: Any, said: str, used: tuple[int, str, bool]) -> Reply | _Fault | None:
         """What an error of the server means."""
         words = said.lower()
         if status == 429 and "insufficient_quota" not in words:
-            return _Fault("status 429", retry_after(response.headers), busy=True)
+            return _Fault("status 429", retry_after(headers), busy=True)
         if status in (408, 409, 425) or status >= 500:
-            return _Fault(f"status {status}", retry_after(response.headers), busy=status == 503)
+            return _Fault(f"status {status}", retry_after(headers), busy=status == 503)
         if status in (400, 422):
             if _FINAL.search(words):
                 return Reply("refused", said)
