@@ -130,6 +130,7 @@ class FakeLLM:
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.looks = 2
+        self.batch_faults: list[str] = []
         self._loop = asyncio.new_event_loop()
         started = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(started,), daemon=True)
@@ -218,7 +219,11 @@ class FakeLLM:
         raise ValueError(line)
 
     def _work_off(self, batch: dict[str, Any]) -> None:
-        lines = []
+        if self.batch_faults:
+            faults = [{"code": "x", "message": fault, "line": None, "param": None} for fault in self.batch_faults]
+            batch |= {"status": "failed", "errors": {"object": "list", "data": faults}}
+            return
+        lines: dict[str, list[Any]] = {"output_file_id": [], "error_file_id": []}
         for line in self.files[batch["input_file_id"]].decode().splitlines():
             entry = json.loads(line)
             name = hashlib.sha256(json.dumps(entry["body"]["messages"]).encode()).hexdigest()
@@ -227,10 +232,13 @@ class FakeLLM:
             body = json.loads(reply.body(entry["body"]))
             if reply.status == 200:
                 self.delivered.append(body["usage"])
-            lines.append({"custom_id": entry["custom_id"], "response": {"status_code": reply.status, "body": body}})
-        batch["output_file_id"] = f"file-{len(self.files)}"
-        random.Random(0).shuffle(lines)  # in no order, as it is documented
-        self.files[batch["output_file_id"]] = "".join(json.dumps(line) + "\n" for line in lines).encode()
+            answer = {"custom_id": entry["custom_id"], "response": {"status_code": reply.status, "body": body}}
+            lines["output_file_id" if reply.status == 200 else "error_file_id"].append(answer)
+        for name, answers in lines.items():
+            if answers:
+                batch[name] = f"file-{len(self.files)}"
+                random.Random(0).shuffle(answers)  # in no order, as it is documented
+                self.files[batch[name]] = "".join(json.dumps(answer) + "\n" for answer in answers).encode()
         batch["status"] = "completed"
 
     async def _answer(

@@ -34,6 +34,7 @@ async def ask_in_batches(client: Client, requests: Iterable[Request], *, poll: f
         asked, stream = _next(client, stream)
         if not asked:
             return
+        manner = client.manner
         try:
             for wait in _waits(client.endpoint.retries, client.endpoint.backoff):
                 try:
@@ -41,7 +42,7 @@ async def ask_in_batches(client: Client, requests: Iterable[Request], *, poll: f
                     while batch.status not in _OVER:
                         await asyncio.sleep(poll)
                         batch = await client.openai.batches.retrieve(batch.id)
-                    await _read(client, asked, batch)
+                    stream = chain(await _read(client, asked, batch, manner), stream)
                     break
                 except (APIConnectionError, InternalServerError, RateLimitError) as error:
                     client.journal.count("batch service")
@@ -117,8 +118,9 @@ def _name(asked: dict[str, Request]) -> str:
     return hashlib.sha256("".join(asked).encode()).hexdigest()[:32]
 
 
-async def _read(client: Client, asked: dict[str, Request], batch: Any) -> None:
-    """Keep the answers of a batch that is over, and note what has none."""
+async def _read(client: Client, asked: dict[str, Request], batch: Any, manner: tuple[int, str, bool]) -> list[Request]:
+    """Keep the answers of a batch that is over, note what has none, and return what is to be asked otherwise."""
+    again: list[Request] = []
     for id in (batch.output_file_id, batch.error_file_id):
         if not id:
             continue
@@ -129,13 +131,22 @@ async def _read(client: Client, asked: dict[str, Request], batch: Any) -> None:
             response = entry.get("response") or {}
             if request is None:
                 continue
-            if response.get("status_code") == 200:
-                client.take(request, json.dumps(response.get("body")))
-            else:
-                said = json.dumps(entry.get("error") or response.get("body"))
-                client.failed[request.key(client.endpoint)] = client.clean(f"in the batch: {said}"[:400])
+            status, body = response.get("status_code"), response.get("body")
+            if status == 200:
+                client.take(request, json.dumps(body))
+            elif status and client.take_error(request, status, body, manner):
+                again.append(request)
+            elif not status:
+                client.failed[request.key(client.endpoint)] = client.clean(f"in the batch: {entry.get('error')}"[:400])
+    if batch.status in ("failed", "cancelled"):
+        errors = getattr(batch.errors, "data", None) or []
+        reasons = dict.fromkeys(str(getattr(error, "message", error)) for error in errors)
+        why = client.clean("; ".join(reasons)[:400]) or "the service gives no reason"
+        client.halt(f"the batch is {batch.status}: {why}; the same command hands it in anew")
+    waiting = {request.key(client.endpoint) for request in again}
     for request in asked.values():
         key = request.key(client.endpoint)
-        if key not in client.journal:
+        if key not in client.journal and key not in waiting:
             client.failed.setdefault(key, f"the batch is {batch.status} without an answer to it")
     client.journal.note_batch(_name(asked), "")  # read; whoever asks the same again hands it in anew
+    return again
