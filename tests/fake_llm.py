@@ -238,7 +238,8 @@ class FakeLLM:
             if answers:
                 batch[name] = f"file-{len(self.files)}"
                 random.Random(0).shuffle(answers)  # in no order, as it is documented
-                self.files[batch[name]] = "".join(json.dumps(answer) + "\n" for answer in answers).encode()
+                texts = (json.dumps(answer, ensure_ascii=False) for answer in answers)
+                self.files[batch[name]] = "".join(f"{text}\n" for text in texts).encode()
         batch["status"] = "completed"
 
     async def _answer(

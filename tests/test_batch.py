@@ -33,6 +33,16 @@ def test_a_batch_that_is_refused_line_by_line_is_handed_in_as_the_server_takes_i
     assert (tmp_path / "strict" / "pairs.jsonl").read_bytes() == (tmp_path / "willing" / "pairs.jsonl").read_bytes()
 
 
+def test_an_answer_may_hold_separators_of_lines(tmp_path: Path) -> None:
+    def paragraphs(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        answer = {name: text.replace(" ", " \u2028") for name, text in written(asked).items()}
+        return Reply(json.dumps(answer, ensure_ascii=False))
+
+    with FakeLLM(paragraphs) as server:
+        assert synthesize(config(server, tmp_path, **SETTINGS)).answers == 10
+        assert len(server.batches) == 1
+
+
 def test_a_batch_that_failed_ends_the_run_with_the_services_reason(tmp_path: Path) -> None:
     with FakeLLM() as server:
         server.batch_faults = ["Enqueued token limit reached", "Enqueued token limit reached"]

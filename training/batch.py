@@ -125,7 +125,7 @@ async def _read(client: Client, asked: dict[str, Request], batch: Any, manner: t
         if not id:
             continue
         content = await client.openai.files.content(id)
-        for line in content.text.splitlines():
+        for line in filter(None, content.text.split("\n")):  # splitlines would cut at what strings may hold
             entry = json.loads(line)
             request = asked.get(str(entry.get("custom_id")))
             response = entry.get("response") or {}
