@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from searchkit.cli.shared import FILE, INDEX, instruction_options, note
+from searchkit.cli.synthesize import WRITER, writer_options
 
 if TYPE_CHECKING:
     from searchkit.training.adapt import Judgements
@@ -31,8 +32,8 @@ _STAGES = {
 @click.argument("index", type=INDEX)
 @click.option("--pairs", type=FILE, multiple=True, help="JSON lines of query and positive_id or positive. Repeatable.")
 @click.option("--writer", metavar="MODEL", help="Let this language model write pairs first (see searchkit synthesize).")
-@click.option("--base-url", help="Of the writer's server, up to and with /v1. [default: OpenAI's]")
 @click.option("--count", default=1500, show_default=True, type=click.IntRange(1), help="Pairs that it writes.")
+@writer_options
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Work folder. [default: INDEX.adapted]")
 @click.option("--beir", type=INDEX, help="Judge by a BEIR folder with queries.jsonl and qrels/.")
 @click.option("--split", help="Which qrels/SPLIT.tsv. [default: what published numbers use, mostly test]")
@@ -59,7 +60,10 @@ _STAGES = {
 @click.option("--force", is_flag=True, help="Keep the new model although it does not win.")
 @click.option("--keep-index", is_flag=True, help="Leave INDEX as it is whatever comes out; the new one is in OUT.")
 @click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
-def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, **options: Any) -> None:
+@click.pass_context
+def adapt(
+    context: click.Context, /, index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, **options: Any
+) -> None:
     """Train the model of INDEX on pairs of its documents, and keep the new model if it finds more.
 
     The result is judged by your own judgements, or by a part of the pairs that is held out. When it wins, INDEX
@@ -68,7 +72,7 @@ def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, *
 
     \b
         searchkit adapt papers.index --pairs pairs.jsonl
-        searchkit adapt papers.index --writer gpt-4o-mini --count 2000
+        searchkit adapt papers.index --writer gpt-4o-mini --count 2000 --max-cost 2 --price-in 0.15 --price-out 0.6
         searchkit adapt papers.index --pairs pairs.jsonl --queries queries.jsonl --qrels qrels.tsv
         searchkit adapt scifact.index --pairs pairs.jsonl --beir scifact/ --split test --keep-index
     """
@@ -77,6 +81,7 @@ def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, *
             "give the queries to learn from as --pairs FILE: JSON lines of query and positive_id, the id of the "
             "document that answers it; or let a language model write them: --writer MODEL"
         )
+    _check_writer(context)
     from searchkit.training.adapt import AdaptConfig
     from searchkit.training.adapt import adapt as run
     from searchkit.training.adapt_install import adapted, check
@@ -106,6 +111,14 @@ def adapt(index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, *
         _show(report, index, out, options["keep_index"])
 
 
+def _check_writer(context: click.Context) -> None:
+    """Raise UsageError on an option of the writer when there is none: it would have no effect."""
+    for parameter in () if context.params["writer"] else context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is not click.core.ParameterSource.DEFAULT
+        if given and parameter.name in ("count", *WRITER):
+            raise click.UsageError(f"{parameter.opts[0]} is about what a language model writes; name one with --writer")
+
+
 def _write(index: Path, file: Path, options: dict[str, Any]) -> None:
     """Let a language model write pairs."""
     from searchkit.cli.synthesize import Line
@@ -119,16 +132,20 @@ def _write(index: Path, file: Path, options: dict[str, Any]) -> None:
     elif options["queries"]:
         judged = (str(options["queries"]),)
     written = SynthesizeConfig(
-        out=str(file), model=options["writer"], base_url=options["base_url"], count=options["count"],
-        evaluation=judged, seed=options["seed"],
+        out=str(file), model=options["writer"], evaluation=judged, seed=options["seed"],
+        **{name: options[name] for name in ("count", *WRITER)},
     )  # fmt: skip
     with SearchEngine.open(index) as engine, Line() as line:
         report = synthesize(written, engine, on_progress=line.update)
     left_out = ", ".join(f"{reason} {count}" for reason, count in report.refused.items())
+    cost = f", {report.cost:.2f} by the prices given" if report.cost else ""
     note(
-        f"{file}: {report.examples} pairs written ({report.asked} questions asked now); left out: {left_out or 'none'}"
+        f"{file}: {report.examples} pairs written ({report.asked} questions asked now; "
+        f"{report.tokens_in + report.tokens_out} tokens in all{cost}); left out: {left_out or 'none'}"
     )
-    if report.stopped:
+    if "budget" in report.stopped:
+        note(f"{report.stopped}: going on with these pairs")
+    elif report.stopped:
         raise click.ClickException(f"writing ended before its time: {report.stopped}; the same command goes on")
 
 

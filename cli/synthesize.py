@@ -8,28 +8,62 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import FILE, INDEX, note
+from searchkit.cli.shared import INDEX, F, note
 
 if TYPE_CHECKING:
     from searchkit.training.synthesis import Progress, SynthesisReport
 
+_FILE = click.Path(exists=True, dir_okay=False)
 _FOLDER = click.Path(exists=True, file_okay=False)
+
+WRITER = (
+    "base_url", "key_variable", "concurrency", "max_tokens", "max_cost", "price_in", "price_out", "samples", "judge",
+    "batch",
+)  # fmt: skip
+"""Names of `writer_options`, which are those of SynthesizeConfig too."""
+
+
+def writer_options(command: F) -> F:
+    """How a language model is asked for examples, and what may be spent on it."""
+    for option in reversed(
+        [
+            click.option(
+                "--base-url", help="Of any server that speaks OpenAI's protocol, with /v1. [default: OpenAI's]"
+            ),
+            click.option(
+                "--key-variable",
+                default="OPENAI_API_KEY",
+                show_default=True,
+                help="Environment variable that holds the key.",
+            ),
+            click.option(
+                "--concurrency", default=16, show_default=True, type=click.IntRange(1), help="Questions at once."
+            ),
+            click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to spend, all runs together."),
+            click.option(
+                "--max-cost", type=click.FloatRange(0, min_open=True), help="Most to spend, by the prices given."
+            ),
+            click.option("--price-in", default=0.0, help="Of a million tokens asked."),
+            click.option("--price-out", default=0.0, help="Of a million tokens answered."),
+            click.option("--samples", type=_FILE, help="Examples of your own, whose queries set the tone."),
+            click.option(
+                "--judge", is_flag=True, help="Let the model grade what INDEX finds: better positives, hard negatives."
+            ),
+            click.option(
+                "--batch", is_flag=True, help="Hand the questions in as batches: cheaper, each answered within a day."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 @click.command()
 @click.argument("index", type=INDEX, required=False)
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="JSON lines to write.")
 @click.option("--model", required=True, help="The writing model, as its server calls it.")
-@click.option("--base-url", help="Of any server that speaks OpenAI's protocol, with /v1. [default: OpenAI's]")
-@click.option(
-    "--key-variable", default="OPENAI_API_KEY", show_default=True, help="Environment variable that holds the key."
-)
+@writer_options
 @click.option("--count", default=1000, show_default=True, type=click.IntRange(1), help="Examples wanted.")
-@click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1), help="Questions at once.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to spend, all runs together.")
-@click.option("--max-cost", type=click.FloatRange(0, min_open=True), help="Most to spend, by the prices given.")
-@click.option("--price-in", default=0.0, help="Of a million tokens asked.")
-@click.option("--price-out", default=0.0, help="Of a million tokens answered.")
 @click.option("--timeout", default=120.0, show_default=True, help="Seconds for an answer.")
 @click.option("--retries", default=6, show_default=True, type=click.IntRange(0), help="After failures of the server.")
 @click.option("--temperature", default=1.0, show_default=True, help="Of the sampling.")
@@ -46,7 +80,6 @@ _FOLDER = click.Path(exists=True, file_okay=False)
 )
 @click.option("--kinds", help="Of query, such as question,keywords. [default: all]")
 @click.option("--instruction", help="For all examples. [default: some that the model writes for the collection]")
-@click.option("--samples", type=FILE, help="Queries of your own, which set the tone: pairs or queries.jsonl.")
 @click.option("--min-words", default=15, show_default=True, type=click.IntRange(0), help="Leave out shorter passages.")
 @click.option(
     "--round-trip",
@@ -57,9 +90,7 @@ _FOLDER = click.Path(exists=True, file_okay=False)
 )
 @click.option("--likeness", default=0.8, show_default=True, help="From which share of it on a query is a copy.")
 @click.option("--check-language/--any-language", default=True, show_default=True, help="Leave out the wrong ones.")
-@click.option("--judge", is_flag=True, help="Let the model grade what INDEX finds: better positives, hard negatives.")
 @click.option("--judged", default=6, show_default=True, type=click.IntRange(1), help="Documents graded for a query.")
-@click.option("--batch", is_flag=True, help="Hand the questions in as batches: cheaper, each answered within a day.")
 @click.option("--poll", default=30.0, show_default=True, help="Seconds between two looks at a batch.")
 @click.option("--evaluation", multiple=True, help="Queries not to ask: a file, FOLDER or FOLDER:SPLIT of BEIR.")
 @click.option("--tries", default=4, show_default=True, type=click.IntRange(1), help="Rounds for what was refused.")
@@ -83,7 +114,6 @@ def synthesize(index: Path | None, **options: Any) -> None:
     for name in ("groups", "languages"):
         options[name] = _weights(options[name], f"--{name}")
     options["kinds"] = tuple(kind.strip() for kind in (options["kinds"] or "").split(",") if kind.strip())
-    options["samples"] = None if options["samples"] is None else str(options["samples"])
     config = SynthesizeConfig(**options)
     try:
         with Line() as line:

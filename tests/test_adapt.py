@@ -13,7 +13,7 @@ import pytest
 from conftest import TEXTS
 from fake_llm import FakeLLM, phrase
 from test_cli import call
-from test_synthesize import echoing
+from test_synthesize import echoing, grading
 
 from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
@@ -362,6 +362,32 @@ def test_nothing_is_asked_where_the_run_cannot_be(phrases: Path, tmp_path: Path)
         assert not server.asked
 
 
+def test_what_is_spent_on_the_writing_and_how_is_for_the_user_to_say(
+    phrases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-0123456789")
+    samples = write_lines(tmp_path / "own.jsonl", [{"query": "how come bees dance", "positive": "Bees."}])
+    with FakeLLM(lambda *asked: replace(grading(*asked), delay=0.05)) as server:
+        arguments = ["adapt", phrases, "--writer", "m", "--base-url", server.url, "--key-variable", "MY_KEY"]
+        for limits in (["--max-tokens", 100], ["--max-cost", 0.01, "--price-in", 10, "--price-out", 10]):
+            told = call(*arguments, "--out", tmp_path / limits[0].strip("-"), *limits, code=1)
+            assert "the budget is used up" in told.stderr
+        assert not server.asked
+        told = call(*arguments, "--count", 6, "--samples", samples, "--judge", "--concurrency", 2, "--price-in", 5,
+                    code=1)  # fmt: skip
+        tokens = sum(usage["total_tokens"] for usage in server.delivered)
+        cost = sum(5 * usage["prompt_tokens"] for usage in server.delivered) / 1e6
+    assert (
+        f"6 pairs written ({len(server.bodies)} questions asked now; {tokens} tokens in all, {cost:.2f} by"
+        in told.stderr
+    )
+    assert "too few to tell better from worse" in told.stderr
+    assert (server.headers["authorization"], server.peak) == ("Bearer sk-0123456789", 2)
+    texts = [body["messages"][-1]["content"] for body in server.bodies]
+    assert any("- how come bees dance" in text for text in texts)
+    assert any("The query: " in text for text in texts)  # asked by the judge
+
+
 def test_misuse_of_the_command_is_explained(place: Path) -> None:
     index, pairs = place / "notes.index", place / "pairs.jsonl"
     assert "positive_id, the id of the" in " ".join(call("adapt", index, code=2).stderr.split())
@@ -369,3 +395,5 @@ def test_misuse_of_the_command_is_explained(place: Path) -> None:
     assert "as --queries FILE and --qrels FILE" in " ".join(judged.stderr.split())
     told = call("adapt", index, "--pairs", pairs, "--instruction", "Find it", code=2)
     assert "--instruction belongs to judgements" in told.stderr
+    told = call("adapt", index, "--pairs", pairs, "--max-cost", 2, code=2)
+    assert "--max-cost is about what a language model writes; name one with --writer" in told.stderr
