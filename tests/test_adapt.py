@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import TEXTS
 from fake_llm import FakeLLM, phrase
+from safetensors.numpy import load_file
 from test_cli import call
 from test_synthesize import echoing, grading
 
@@ -19,6 +21,7 @@ from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.indexer.files import locked
 from searchkit.judgements import read_qrels
+from searchkit.ranking import SearchOptions
 from searchkit.records import Document, Query
 from searchkit.training.adapt import AdaptConfig, Judgements, adapt
 from searchkit.training.adapt_install import check
@@ -154,6 +157,20 @@ def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(config: Adapt
     assert seen == [5, 6, 7, 8]  # the last checkpoint was before the step that failed
     one, other = (Embedder(folder / "out" / "model").encode_passages(TEXTS) for folder in (config.out.parent, place))
     assert abs(one - other).max() < 1e-4
+
+
+def test_adapters_are_trained_and_merged_into_the_new_model(config: AdaptConfig, mistral: Path) -> None:
+    adapt(replace(config, lora_rank=2), install=False)
+    before, after = (load_file(folder / "model.safetensors") for folder in (mistral, config.out / "model"))
+    assert before.keys() == after.keys()
+    for name, weights in before.items():
+        rank = 0 if weights.ndim == 1 else np.linalg.matrix_rank(after[name] - weights, tol=1e-3)
+        assert rank == (2 if "_proj" in name else 0), name
+    assert not (config.out / "model" / "adapter_config.json").exists()
+    with SearchEngine.open(config.out / "after.index") as engine:
+        hits = engine.search(TEXTS[5], k=1, options=SearchOptions(mode="dense"))
+        query, text = Embedder(config.out / "model").encode_queries([TEXTS[5]]), f"{hits[0].title} {hits[0].text}"
+        assert hits[0].score == pytest.approx(float(engine.embedder.encode_passages([text])[0] @ query[0]), abs=1e-4)
 
 
 # What is kept
