@@ -45,7 +45,9 @@ def writer_options(command: F) -> F:
             ),
             click.option("--price-in", default=0.0, help="Of a million tokens asked."),
             click.option("--price-out", default=0.0, help="Of a million tokens answered."),
-            click.option("--samples", type=_FILE, help="Examples of your own, whose queries set the tone."),
+            click.option(
+                "--samples", type=_FILE, help="Queries of your own, which set the tone: pairs or queries.jsonl."
+            ),
             click.option(
                 "--judge", is_flag=True, help="Let the model grade what INDEX finds: better positives, hard negatives."
             ),
