@@ -127,6 +127,10 @@ def test_a_run_that_is_killed_ends_as_an_unbroken_one_does(place: Path, server: 
 
 
 if __name__ == "__main__":
-    for library in ("accelerate", "matplotlib.pyplot", "transformers.models.auto", "searchkit.training.train"):
+    libraries = (
+        "accelerate", "faiss", "matplotlib.pyplot", "pytrec_eval", "scipy.stats", "searchkit.training.train",
+        "torch.utils.tensorboard", "transformers.models.auto", "transformers.models.mistral.modeling_mistral",
+    )  # fmt: skip
+    for library in libraries:
         import_module(library)  # here, and not in each child
     serve({"adapt": adapt_until})
