@@ -82,6 +82,9 @@ def train(
     embedder = _trainable(config, "cpu" if sharded else str(accelerator.device))
     runtime: Any = embedder.runtime
     report.trainable = trainable(runtime.model)
+    # Known from the beginning, so that the dev set is searched as the finished model will be.
+    default = _default_instruction(config, embedder.conventions.default_instruction, examples)
+    embedder.conventions = replace(embedder.conventions, default_instruction=default)
     teacher = None
     if config.teacher:
         teacher = Teacher(
@@ -136,9 +139,10 @@ def train(
         if weights is None:
             runtime.model = accelerator.unwrap_model(runtime.model)
         else:
-            embedder = _trainable(config, "cpu")
+            conventions, embedder = embedder.conventions, _trainable(config, "cpu")
+            embedder.conventions = conventions
             torch_model(embedder).load_state_dict(weights)
-        _finish(embedder, config, report, examples)
+        _finish(embedder, config, report)
     accelerator.wait_for_everyone()
     return report
 
@@ -312,6 +316,18 @@ def _told(example: Example, given: dict[str, list[str]]) -> Example:
     return replace(example, instruction=some[zlib.crc32(example.query.encode()) % len(some)])
 
 
+def _default_instruction(
+    config: TrainConfig, of_base: str | None, examples: list[tuple[Source, list[Example]]]
+) -> str | None:
+    """What a query without an instruction is given from now on."""
+    if not config.instructed:
+        return None
+    told = [example.instruction for _, found in examples for example in found]
+    # A model that was never without an instruction needs one; one that also learnt to do without does not.
+    common = Counter(told).most_common(1)[0][0] if all(told) and config.instructed == 1 else None
+    return of_base or common
+
+
 def _make_trainable(model: Any, config: TrainConfig) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -403,17 +419,11 @@ def _check_out(out: Path, config: TrainConfig) -> Path | None:
     return max((out / "checkpoints").glob("step-*"), default=None)
 
 
-def _finish(
-    embedder: Embedder, config: TrainConfig, report: TrainReport, examples: list[tuple[Source, list[Example]]]
-) -> None:
+def _finish(embedder: Embedder, config: TrainConfig, report: TrainReport) -> None:
     out = Path(config.out)
-    told = [example.instruction for _, found in examples for example in found]
-    # A model that was never without an instruction needs one; one that also learnt to do without does not.
-    default = Counter(told).most_common(1)[0][0] if all(told) and config.instructed == 1 else None
-    default = embedder.conventions.default_instruction or default
     save(
-        embedder, out, card=_card(config, report), default_instruction=default, dims=config.matryoshka,
-        attention=config.attention,
+        embedder, out, card=_card(config, report), default_instruction=embedder.conventions.default_instruction,
+        dims=config.matryoshka, attention=config.attention,
     )  # fmt: skip
     shutil.rmtree(out / "work", ignore_errors=True)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

@@ -1,0 +1,61 @@
+"""What training, its dev score and later searches put before a query has to be the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import SENTENCES, TEXTS, build_model
+
+from searchkit.corpus import read_corpus
+from searchkit.embedder import Embedder
+from searchkit.engine import SearchEngine
+from searchkit.evaluate import evaluate
+from searchkit.judgements import read_beir_split
+from searchkit.prompts import WEB_SEARCH
+from searchkit.training.config import TrainConfig
+from searchkit.training.train import train
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Path:
+    """Six queries that no training example has."""
+    folder = tmp_path / "dev"
+    (folder / "qrels").mkdir(parents=True)
+    found = {
+        "bees flowers": 5, "salt water freezing": 8, "loan interest": 3, "comet tail": 2, "library tools": 7,
+        "oboe": 4,
+    }  # fmt: skip
+    rows = [{"_id": str(n), "title": "", "text": text} for n, text in enumerate(TEXTS)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"_id": f"q{n}", "text": text} for n, text in enumerate(found)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = "".join(f"q{n}\t{document}\t1\n" for n, document in enumerate(found.values()))
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+def examples(file: Path, instruction: str | None = None, texts: Sequence[str] = SENTENCES) -> Path:
+    rows = [{"query": text[:9], "positive": text, "instruction": instruction} for text in texts]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_the_dev_score_of_a_run_is_that_of_the_folder_it_writes(config: TrainConfig, dev: Path) -> None:
+    report = train(replace(config, dev=str(dev), epochs=3))
+    saved = Embedder(config.out, device="cpu", dtype="float32")
+    assert saved.conventions.default_instruction == "Find it"
+    with SearchEngine.create(dev / "index", model=saved, chunk_tokens=0) as engine:
+        engine.add(read_corpus(dev))
+        queries, qrels = read_beir_split(dev, "dev")
+        found, bare = (
+            evaluate(engine, queries, qrels, modes=["dense"], instruction=told)[0].metrics["ndcg@10"]
+            for told in (None, "")
+        )
+    assert found != bare  # or the next line would say nothing
+    assert report.dev == [(report.steps, pytest.approx(found))]
