@@ -59,3 +59,19 @@ def test_the_dev_score_of_a_run_is_that_of_the_folder_it_writes(config: TrainCon
         )
     assert found != bare  # or the next line would say nothing
     assert report.dev == [(report.steps, pytest.approx(found))]
+
+
+def test_queries_without_an_instruction_are_trained_with_the_base_s_as_they_are_searched(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    base = build_model(tmp_path / "tiny-qwen3-embedding", "qwen3")  # by its name it has a default instruction
+    losses = {}
+    for told in (None, WEB_SEARCH, ""):
+        file, out = examples(tmp_path / f"{told}.jsonl", told), str(tmp_path / f"out {told}")
+        run = replace(config, sources=(str(file),), base=str(base), out=out, batch_size=10, max_length=256, max_steps=1)
+        losses[told] = train(run).losses[0][1]
+    assert losses[None] == pytest.approx(losses[WEB_SEARCH], rel=1e-5)
+    assert losses[None] != pytest.approx(losses[""], rel=1e-3)
+    assert Embedder(tmp_path / "out None", device="cpu").conventions.default_instruction == WEB_SEARCH
+    train(replace(run, instructed=0, out=str(tmp_path / "without")))
+    assert Embedder(tmp_path / "without", device="cpu").conventions.default_instruction is None

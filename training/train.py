@@ -85,6 +85,7 @@ def train(
     # Known from the beginning, so that the dev set is searched as the finished model will be.
     default = _default_instruction(config, embedder.conventions.default_instruction, examples)
     embedder.conventions = replace(embedder.conventions, default_instruction=default)
+    examples = [(source, [_or_default(example, default) for example in found]) for source, found in examples]
     teacher = None
     if config.teacher:
         teacher = Teacher(
@@ -326,6 +327,13 @@ def _default_instruction(
     # A model that was never without an instruction needs one; one that also learnt to do without does not.
     common = Counter(told).most_common(1)[0][0] if all(told) and config.instructed == 1 else None
     return of_base or common
+
+
+def _or_default(example: Example, default: str | None) -> Example:
+    """The example with the instruction that a search without one would have."""
+    if default is None or example.instruction is not None:
+        return example
+    return replace(example, instruction=default)
 
 
 def _make_trainable(model: Any, config: TrainConfig) -> Any:
