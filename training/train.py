@@ -412,11 +412,12 @@ def _checkpoint(accelerator: Any, out: Path, report: TrainReport) -> None:
 
 
 def _check_out(out: Path, config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from; refuses a folder that holds another run."""
-    saved = out / "training.json"
+    """The checkpoint to go on from; refuses a folder that holds another run, unless that made no step."""
+    saved, log = out / "training.json", out / "log.jsonl"
+    resumable = max((out / "checkpoints").glob("step-*"), default=None)
     if saved.is_file():
-        before = TrainConfig.load(saved)
-        if replace(before, out=config.out) != config:
+        made_steps = resumable is not None or (log.is_file() and log.stat().st_size > 0)
+        if made_steps and replace(TrainConfig.load(saved), out=config.out) != config:
             raise ValueError(f"{out} holds a run with other settings (training.json); name another --out")
     elif out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no training run; name another --out")
@@ -424,7 +425,7 @@ def _check_out(out: Path, config: TrainConfig) -> Path | None:
         raise ValueError(f"{out} holds a finished run; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     config.save(saved)
-    return max((out / "checkpoints").glob("step-*"), default=None)
+    return resumable
 
 
 def _finish(embedder: Embedder, config: TrainConfig, report: TrainReport) -> None:

@@ -1,0 +1,55 @@
+"""The folder of a run: which settings and data it may be gone on with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from searchkit.training.config import TrainConfig
+from searchkit.training.log import TrainReport
+from searchkit.training.train import train
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(report: TrainReport, planned: int) -> None:
+    if report.steps == 3:
+        raise Stop
+
+
+def test_a_run_that_made_no_step_is_begun_anew_with_other_settings(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mistyped"):
+        train(replace(config, dev=str(tmp_path / "mistyped")))
+    with pytest.raises(ValueError, match="dims are"):  # in its first step
+        train(replace(config, matryoshka=(999,)))
+    right = replace(config, max_steps=1)
+    assert train(right).steps == 1
+    assert TrainConfig.load(Path(config.out) / "training.json") == right
+
+
+def test_a_run_that_made_a_step_is_not(config: TrainConfig) -> None:
+    with pytest.raises(Stop):
+        train(replace(config, checkpoint_every=0), on_step=stop)
+    with pytest.raises(ValueError, match="other settings"):
+        train(replace(config, checkpoint_every=0, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 1), ("temperature", 0), ("temperature", math.nan), ("learning_rate", -1e-4),
+        ("learning_rate", math.inf), ("contrast", -1), ("contrast", math.nan), ("teacher_weight", -1),
+        ("matryoshka", (64, 0)), ("negatives_per_query", -1),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_at_once(config: TrainConfig, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is "):
+        replace(config, teacher="minilm", **{name: value})
