@@ -91,6 +91,11 @@ def train(
         teacher = Teacher(
             config.teacher, device=str(accelerator.device), max_length=config.max_length, follows=config.teacher_follows
         )
+        if config.teacher_weight and teacher.dim != embedder.dim:
+            raise ValueError(
+                f"the teacher {config.teacher} gives vectors of {teacher.dim} dimensions and {config.base} of "
+                f"{embedder.dim}, which have no cosine; take another, or learn its neighbours alone: --teacher-weight 0"
+            )
 
     batches = Batches(
         examples, config.batch_size, seed=config.seed, negatives_per_query=config.negatives_per_query,
