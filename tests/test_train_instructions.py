@@ -75,3 +75,16 @@ def test_queries_without_an_instruction_are_trained_with_the_base_s_as_they_are_
     assert Embedder(tmp_path / "out None", device="cpu").conventions.default_instruction == WEB_SEARCH
     train(replace(run, instructed=0, out=str(tmp_path / "without")))
     assert Embedder(tmp_path / "without", device="cpu").conventions.default_instruction is None
+
+
+def test_an_instruction_that_leaves_no_room_for_the_query_is_refused(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match=r'"Find it".* takes \d+ of 16 tokens.*--max-length'):
+        train(replace(config, max_length=16))
+    train(replace(config, max_length=16, instructed=0, max_steps=1))
+
+
+def test_texts_that_are_cut_are_counted(config: TrainConfig, tmp_path: Path) -> None:
+    file = examples(tmp_path / "long.jsonl", texts=[*SENTENCES[:3], "Tea is hot. " * 50])
+    report = train(replace(config, sources=(str(file),), batch_size=4, epochs=2))
+    assert (report.truncated, report.texts) == (2, 16)
+    assert "2 of 16 texts" in (Path(config.out) / "README.md").read_text()

@@ -44,7 +44,9 @@ class TrainReport:
 
     Attributes:
         leaks: One for each source, in their order; empty without a dev set.
-        tokens: Of all processes together.
+        tokens: Of all processes together, as are the next two.
+        texts: Queries and passages, each as often as it came.
+        truncated: Of these, those that were too long and cut.
         process: Which of several made this report; the first, 0, is the one that writes.
     """
 
@@ -53,6 +55,8 @@ class TrainReport:
     refused: int = 0
     leaks: list[Leaking] = field(default_factory=list)
     tokens: int = 0
+    texts: int = 0
+    truncated: int = 0
     seconds: float = 0.0
     trainable: int = 0
     peak_memory_mib: float = 0.0
@@ -63,6 +67,7 @@ class TrainReport:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over how far a run was, from this record as JSON; what was read anew stays."""
         self.steps, self.tokens, self.seconds = saved["steps"], saved["tokens"], saved["seconds"]
+        self.texts, self.truncated = saved.get("texts", 0), saved.get("truncated", 0)
         self.losses, self.dev = _pairs(saved["losses"]), _pairs(saved["dev"])
 
 

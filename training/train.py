@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -86,6 +87,8 @@ def train(
     default = _default_instruction(config, embedder.conventions.default_instruction, examples)
     embedder.conventions = replace(embedder.conventions, default_instruction=default)
     examples = [(source, [_or_default(example, default) for example in found]) for source, found in examples]
+    if config.instructed:
+        _check_room(embedder, {example.instruction for _, found in examples for example in found})
     teacher = None
     if config.teacher:
         teacher = Teacher(
@@ -209,8 +212,12 @@ def _step(
     batch, told = batch.part(order), [told_of[i] for i in order]
     queries = [_query(example, embedder, use) for example, use in zip(batch.examples, told, strict=True)]
     passages = [embedder.conventions.document_prefix + text for text in batch.passages()]
+    cut_before = embedder.stats.truncated
     groups = [embedder.tokenize(texts) for texts in (queries, passages[: len(batch)], passages[len(batch) :])]
+    cut = embedder.stats.truncated - cut_before
     report.tokens += sum(gather_list([sum(len(ids) for group in groups for ids in group)]))
+    report.texts += sum(gather_list([sum(map(len, groups))]))
+    report.truncated += sum(gather_list([cut]))
     contrasts = bool(config.contrast) and not batch.kept
     # A teacher that heeds no instruction must not teach the instructed what contrast teaches them.
     confused = contrasts and not config.teacher_follows
@@ -341,6 +348,15 @@ def _or_default(example: Example, default: str | None) -> Example:
     return replace(example, instruction=default)
 
 
+def _check_room(embedder: Embedder, instructions: set[str | None]) -> None:
+    """Raise ValueError for an instruction so long that every query would be cut to the same tokens."""
+    for instruction in sorted(filter(None, instructions)):
+        try:
+            embedder.query_tokens([""], instruction)
+        except ValueError as error:
+            raise ValueError(f'"{shorten(instruction, 80)}": {error}, or raise --max-length') from None
+
+
 def _make_trainable(model: Any, config: TrainConfig) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -468,7 +484,7 @@ Trained from `{config.base}` by `searchkit train`; every setting is in `training
 {sources}
 
 {report.steps} steps of {config.batch_size} queries, {report.tokens} tokens, {report.trainable} weights trained,
-{report.seconds:.0f} s.
+{report.seconds:.0f} s. {report.truncated} of {report.texts} texts were too long and cut.
 
 nDCG@10 on `{config.dev or "no dev set"}`:
 
