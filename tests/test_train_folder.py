@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,24 @@ def test_a_run_that_made_a_step_is_not(config: TrainConfig) -> None:
         train(replace(config, checkpoint_every=0), on_step=stop)
     with pytest.raises(ValueError, match="other settings"):
         train(replace(config, checkpoint_every=0, seed=1))
+
+
+def test_a_run_is_not_gone_on_with_when_its_data_have_changed(config: TrainConfig, tmp_path: Path) -> None:
+    file, corpus = tmp_path / "named.jsonl", tmp_path / "corpus.jsonl"
+    words = ["one tea", "two teas", "three teas", "four teas"]
+    file.write_text("".join(json.dumps({"query": text, "positive_id": text[:3]}) + "\n" for text in words))
+    corpus.write_text("".join(json.dumps({"id": text[:3], "text": f"Here is {text}."}) + "\n" for text in words))
+    config = replace(
+        config, sources=(*config.sources, str(file)), corpus=str(corpus), epochs=2, checkpoint_every=2
+    )  # fmt: skip
+    with pytest.raises(Stop):
+        train(config, on_step=stop)
+    before = corpus.read_text()
+    corpus.write_text(before.replace("four teas.", "five teas."))
+    with pytest.raises(ValueError, match=r"named\.jsonl.* changed"):
+        train(config)
+    corpus.write_text(before)
+    assert train(config).steps == 6
 
 
 @pytest.mark.parametrize(

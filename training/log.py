@@ -43,6 +43,7 @@ class TrainReport:
     """What a run did and found.
 
     Attributes:
+        digests: Of the examples of every source, as they were read.
         leaks: One for each source, in their order; empty without a dev set.
         tokens: Of all processes together, as are the next two.
         texts: Queries and passages, each as often as it came.
@@ -53,6 +54,7 @@ class TrainReport:
     steps: int = 0
     examples: int = 0
     refused: int = 0
+    digests: list[str] = field(default_factory=list)
     leaks: list[Leaking] = field(default_factory=list)
     tokens: int = 0
     texts: int = 0

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -115,7 +116,9 @@ def train(
 
     if resumable:
         accelerator.load_state(str(resumable))
-        report.restore(json.loads((resumable / "report.json").read_text()))
+        saved = json.loads((resumable / "report.json").read_text())
+        _refuse_other_data(config, report.digests, saved.get("digests", report.digests))
+        report.restore(saved)
         logger.info("going on from step %d", report.steps)
     began, done_before = time.monotonic(), report.seconds
     with TrainLog(out, report, writes=accelerator.is_main_process) as log:
@@ -291,6 +294,7 @@ def _read(config: TrainConfig, out: Path, report: TrainReport) -> list[tuple[Sou
             found.append((source, [_told(example, given) for example in rows]))
         report.refused = rejects.count
     report.examples = sum(len(examples) for _, examples in found)
+    report.digests = [_digest(examples) for _, examples in found]
     if config.dev:
         folder, split = _dev(config.dev)
         evaluation = Evaluation(read_beir_split(folder, split)[0], read_corpus(folder))
@@ -308,6 +312,22 @@ def _refuse_leaks(config: TrainConfig, report: TrainReport, allow_leaks: bool) -
             raise ValueError(
                 f"{leaking.source} shares {leaking.questions} queries with {config.dev}, so a score there would "
                 f"mean nothing; such as {leaking.sample!r}. Take them out, or go on with --allow-leaks"
+            )
+
+
+def _digest(examples: list[Example]) -> str:
+    digest = blake2b(digest_size=16)
+    for one in examples:
+        digest.update(repr((one.query, one.positive, one.negatives, one.instruction)).encode())
+    return digest.hexdigest()
+
+
+def _refuse_other_data(config: TrainConfig, digests: list[str], before: list[str]) -> None:
+    for source, now, then in zip(config.sources, digests, before, strict=True):
+        if now != then:
+            raise ValueError(
+                f"the examples of {source} have changed since the checkpoint in {config.out} was written; put them "
+                "back (with their --corpus and --instructions), or name another --out"
             )
 
 
