@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from searchkit.training.config import TrainConfig
-from searchkit.training.log import TrainReport
+from searchkit.training.log import TrainLog, TrainReport
 from searchkit.training.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -59,6 +59,16 @@ def test_a_run_is_not_gone_on_with_when_its_data_have_changed(config: TrainConfi
         train(config)
     corpus.write_text(before)
     assert train(config).steps == 6
+
+
+def test_a_log_whose_last_line_is_torn_is_gone_on_with(tmp_path: Path) -> None:
+    report = TrainReport(steps=3, losses=[(3, 0.5)])
+    whole = "".join(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in (1, 2))
+    (tmp_path / "log.jsonl").write_text(whole + '{"step": 3, "lo')
+    with TrainLog(tmp_path, report) as log:
+        log.step(report, learning_rate=1e-3, gradient_norm=1.0)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,10 @@ def moving_averages(losses: Sequence[tuple[int, float]]) -> list[tuple[int, floa
 
 def _reopened(file: Path, steps: int) -> TextIO:
     """A log to go on with behind its first steps."""
-    kept = []
-    if file.is_file():
-        kept = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["step"] <= steps]
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()  # the machine stopped while it was written
+    kept = [line for line in lines if json.loads(line)["step"] <= steps]
     file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     return file.open("a", encoding="utf-8", buffering=1)
 
