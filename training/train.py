@@ -35,6 +35,7 @@ from searchkit.lines import Rejects
 from searchkit.prompts import find_task, format_query
 from searchkit.ranking import SearchOptions
 from searchkit.runtime_torch import choose_dtype
+from searchkit.training.card import model_card
 from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import Evaluation
 from searchkit.training.dataset import Batch, Batches, Example, Source, read_examples
@@ -472,63 +473,11 @@ def _check_out(out: Path, config: TrainConfig) -> Path | None:
 def _finish(embedder: Embedder, config: TrainConfig, report: TrainReport) -> None:
     out = Path(config.out)
     save(
-        embedder, out, card=_card(config, report), default_instruction=embedder.conventions.default_instruction,
+        embedder, out, card=model_card(config, report), default_instruction=embedder.conventions.default_instruction,
         dims=config.matryoshka, attention=config.attention,
     )  # fmt: skip
     shutil.rmtree(out / "work", ignore_errors=True)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-
-
-_ATTENTION_NOTES = {
-    "causal": "Attention is causal (`is_decoder: true` in `config.json`), which the base's is not.",
-    "bidirectional": (
-        "Attention is bidirectional: every token sees the whole text (`is_causal: false` in `config.json`). "
-        "transformers before 5.2 takes no notice of that and gives other vectors; searchkit refuses to."
-    ),
-}
-
-
-def _card(config: TrainConfig, report: TrainReport) -> str:
-    dev = "\n".join(f"| {step} | {value:.4f} |" for step, value in report.dev) or "| - | not measured |"
-    sources = "\n".join(f"- `{Path(source).name}`" for source in config.sources)
-    note = _ATTENTION_NOTES[config.attention] + "\n\n" if config.attention else ""
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
----
-# {Path(config.out).name}
-
-Trained from `{config.base}` by `searchkit train`; every setting is in `training.json`.
-
-{note}Data, {report.examples} examples ({report.refused} rows refused):
-{sources}
-
-{report.steps} steps of {config.batch_size} queries, {report.tokens} tokens, {report.trainable} weights trained,
-{report.seconds:.0f} s. {report.truncated} of {report.texts} texts were too long and cut.
-
-nDCG@10 on `{config.dev or "no dev set"}`:
-
-| step | nDCG@10 |
-|---|---|
-{dev}
-{_leak_table(config, report)}"""
-
-
-def _leak_table(config: TrainConfig, report: TrainReport) -> str:
-    if not config.dev:
-        return ""
-    rows = "\n".join(
-        f"| `{Path(row.source).name}` | {row.examples} | {row.questions} | {row.documents} | {row.low_entropy} |"
-        for row in report.leaks
-    )
-    return f"""
-Examples that share text with `{config.dev}`, letter for letter but for case and spacing: its queries, its documents,
-or texts of so few words that it may be chance.
-
-| file | examples | queries | documents | few words |
-|---|---|---|---|---|
-{rows}
-"""
 
 
 def _peak_memory() -> float:
