@@ -8,6 +8,7 @@ import math
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 import zlib
@@ -485,4 +486,4 @@ def _peak_memory() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
