@@ -116,6 +116,8 @@ def train(sources: tuple[str, ...], out: Path, matryoshka: str | None, allow_lea
         click.echo(f"nDCG@10 on {config.dev} after {step} steps: {value:.4f}")
     if report.refused:
         note(f"{report.refused} rows were left out; see {out / 'rejects.jsonl'}")
+    if report.truncated:
+        note(f"{report.truncated} of {report.texts} texts were cut, longer than --max-length or than the model takes")
     if leaking := sum(leaking.questions for leaking in report.leaks):
         note(f"{leaking} examples ask queries of {config.dev}: its scores mean little")
 

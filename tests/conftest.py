@@ -7,13 +7,18 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from searchkit.embedder import Embedder
 from searchkit.records import Document
+
+if TYPE_CHECKING:
+    from searchkit.training.config import TrainConfig
 
 SENTENCES = [
     "The bridge over the river was closed for repairs.",
@@ -99,3 +104,26 @@ def vectors() -> np.ndarray:
     """(40, 16) float32 unit rows."""
     rows = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training examples, all with one instruction, and a bad row."""
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [
+        {"query": " ".join(text.split()[:5]), "positive": text, "negatives": [TEXTS[-1 - n]], "instruction": "Find it"}
+        for n, text in enumerate(SENTENCES)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
+    return file
+
+
+@pytest.fixture
+def config(mistral: Path, pairs: Path, tmp_path: Path) -> TrainConfig:
+    """A training run of a second or two, in eight steps."""
+    from searchkit.training.config import TrainConfig
+
+    return TrainConfig(
+        sources=(str(pairs),), base=str(mistral), out=str(tmp_path / "out"), epochs=4, batch_size=5, chunk=64,
+        learning_rate=1e-2, temperature=0.1, lora_rank=4, max_length=64, precision="float32",
+    )  # fmt: skip

@@ -30,25 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    rows = [
-        {"query": " ".join(text.split()[:5]), "positive": text, "negatives": [TEXTS[-1 - n]], "instruction": "Find it"}
-        for n, text in enumerate(SENTENCES)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
-    return file
-
-
-@pytest.fixture
-def config(mistral: Path, pairs: Path, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        sources=(str(pairs),), base=str(mistral), out=str(tmp_path / "out"), epochs=4, batch_size=5, chunk=64,
-        learning_rate=1e-2, temperature=0.1, lora_rank=4, max_length=64, precision="float32",
-    )  # fmt: skip
-
-
 def test_training_lowers_the_loss_and_counts_what_it_did(config: TrainConfig, pairs: Path) -> None:
     report = train(replace(config, epochs=15))
     first, last = (np.mean([loss for _, loss in part]) for part in (report.losses[:4], report.losses[-4:]))

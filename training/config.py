@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from searchkit.training.dataset import Source
+
+_LEAST = {
+    "epochs": 1, "batch_size": 2, "chunk": 1, "warmup_steps": 0, "weight_decay": 0, "negatives_per_query": 0,
+    "contrast": 0, "teacher_weight": 0, "teacher_neighbours": 0, "lora_rank": 0, "seed": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +102,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("no sources: give at least one file of examples")
-        for name in ("epochs", "batch_size", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.contrast <= 0 and self.teacher is None:
+        for name, least in _LEAST.items():
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        for name in ("temperature", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not all(width >= 1 for width in self.matryoshka):
+            raise ValueError(f"matryoshka is {self.matryoshka}; widths must be 1 or more")
+        if self.contrast == 0 and self.teacher is None:
             raise ValueError("the contrastive loss is off and there is no teacher, so there is nothing to learn from")
         if self.teacher is None and any(Source.parse(source).kept for source in self.sources):
             raise ValueError("a source is to be kept as the teacher has it, and there is no teacher; name one")

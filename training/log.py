@@ -43,16 +43,22 @@ class TrainReport:
     """What a run did and found.
 
     Attributes:
+        digests: Of the examples of every source, as they were read.
         leaks: One for each source, in their order; empty without a dev set.
-        tokens: Of all processes together.
+        tokens: Of all processes together, as are the next two.
+        texts: Queries and passages, each as often as it came.
+        truncated: Of these, those that were too long and cut.
         process: Which of several made this report; the first, 0, is the one that writes.
     """
 
     steps: int = 0
     examples: int = 0
     refused: int = 0
+    digests: list[str] = field(default_factory=list)
     leaks: list[Leaking] = field(default_factory=list)
     tokens: int = 0
+    texts: int = 0
+    truncated: int = 0
     seconds: float = 0.0
     trainable: int = 0
     peak_memory_mib: float = 0.0
@@ -63,6 +69,7 @@ class TrainReport:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over how far a run was, from this record as JSON; what was read anew stays."""
         self.steps, self.tokens, self.seconds = saved["steps"], saved["tokens"], saved["seconds"]
+        self.texts, self.truncated = saved.get("texts", 0), saved.get("truncated", 0)
         self.losses, self.dev = _pairs(saved["losses"]), _pairs(saved["dev"])
 
 
@@ -158,9 +165,10 @@ def moving_averages(losses: Sequence[tuple[int, float]]) -> list[tuple[int, floa
 
 def _reopened(file: Path, steps: int) -> TextIO:
     """A log to go on with behind its first steps."""
-    kept = []
-    if file.is_file():
-        kept = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["step"] <= steps]
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()  # the machine stopped while it was written
+    kept = [line for line in lines if json.loads(line)["step"] <= steps]
     file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     return file.open("a", encoding="utf-8", buffering=1)
 

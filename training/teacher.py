@@ -36,6 +36,11 @@ class Teacher:
         self._follows = follows
         self._rows: dict[tuple[str | None, str], np.ndarray] = {}
 
+    @property
+    def dim(self) -> int:
+        """Width of its rows."""
+        return self._embedder.dim
+
     def rows(self, batch: Batch, told: Sequence[bool]) -> Tensor:
         """The teacher's rows for the queries, positives and negatives of all processes.
 
@@ -79,7 +84,7 @@ def teaching_loss(rows: Tensor, taught: Tensor, apart: Tensor, *, weight: float,
 
     Args:
         rows: (n, dim) queries, then passages.
-        taught: (n, dim) the teacher's.
+        taught: (n, dim) the teacher's; of another width only where ``weight`` is 0.
         apart: (queries,) bool, those that learn from contrast what their instruction wants. They are kept near the
             teacher (two thirds of the weight), but out of the similarities that are to be the teacher's.
         weight: Of the cosine.
@@ -87,5 +92,8 @@ def teaching_loss(rows: Tensor, taught: Tensor, apart: Tensor, *, weight: float,
     """
     left_out = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     left_out[: len(apart)] = apart
-    near = 2 / 3 * weight * (1 - (rows[left_out] * taught[left_out]).sum(1)).sum() / len(rows)
-    return near + distillation(rows[~left_out], taught[~left_out], weight=weight, neighbours=neighbours)
+    loss = distillation(rows[~left_out], taught[~left_out], weight=weight, neighbours=neighbours)
+    if not weight:
+        return loss
+    near = (1 - (rows[left_out] * taught[left_out]).sum(1)).sum() / len(rows)
+    return loss + 2 / 3 * weight * near

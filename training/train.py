@@ -8,6 +8,7 @@ import math
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 import zlib
@@ -17,7 +18,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -33,6 +36,7 @@ from searchkit.lines import Rejects
 from searchkit.prompts import find_task, format_query
 from searchkit.ranking import SearchOptions
 from searchkit.runtime_torch import choose_dtype
+from searchkit.training.card import model_card
 from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import Evaluation
 from searchkit.training.dataset import Batch, Batches, Example, Source, read_examples
@@ -82,11 +86,22 @@ def train(
     embedder = _trainable(config, "cpu" if sharded else str(accelerator.device))
     runtime: Any = embedder.runtime
     report.trainable = trainable(runtime.model)
+    # Known from the beginning, so that the dev set is searched as the finished model will be.
+    default = _default_instruction(config, embedder.conventions.default_instruction, examples)
+    embedder.conventions = replace(embedder.conventions, default_instruction=default)
+    examples = [(source, [_or_default(example, default) for example in found]) for source, found in examples]
+    if config.instructed:
+        _check_room(embedder, {example.instruction for _, found in examples for example in found})
     teacher = None
     if config.teacher:
         teacher = Teacher(
             config.teacher, device=str(accelerator.device), max_length=config.max_length, follows=config.teacher_follows
         )
+        if config.teacher_weight and teacher.dim != embedder.dim:
+            raise ValueError(
+                f"the teacher {config.teacher} gives vectors of {teacher.dim} dimensions and {config.base} of "
+                f"{embedder.dim}, which have no cosine; take another, or learn its neighbours alone: --teacher-weight 0"
+            )
 
     batches = Batches(
         examples, config.batch_size, seed=config.seed, negatives_per_query=config.negatives_per_query,
@@ -103,7 +118,9 @@ def train(
 
     if resumable:
         accelerator.load_state(str(resumable))
-        report.restore(json.loads((resumable / "report.json").read_text()))
+        saved = json.loads((resumable / "report.json").read_text())
+        _refuse_other_data(config, report.digests, saved.get("digests", report.digests))
+        report.restore(saved)
         logger.info("going on from step %d", report.steps)
     began, done_before = time.monotonic(), report.seconds
     with TrainLog(out, report, writes=accelerator.is_main_process) as log:
@@ -136,9 +153,10 @@ def train(
         if weights is None:
             runtime.model = accelerator.unwrap_model(runtime.model)
         else:
-            embedder = _trainable(config, "cpu")
+            conventions, embedder = embedder.conventions, _trainable(config, "cpu")
+            embedder.conventions = conventions
             torch_model(embedder).load_state_dict(weights)
-        _finish(embedder, config, report, examples)
+        _finish(embedder, config, report)
     accelerator.wait_for_everyone()
     return report
 
@@ -199,8 +217,12 @@ def _step(
     batch, told = batch.part(order), [told_of[i] for i in order]
     queries = [_query(example, embedder, use) for example, use in zip(batch.examples, told, strict=True)]
     passages = [embedder.conventions.document_prefix + text for text in batch.passages()]
+    cut_before = embedder.stats.truncated
     groups = [embedder.tokenize(texts) for texts in (queries, passages[: len(batch)], passages[len(batch) :])]
+    cut = embedder.stats.truncated - cut_before
     report.tokens += sum(gather_list([sum(len(ids) for group in groups for ids in group)]))
+    report.texts += sum(gather_list([sum(map(len, groups))]))
+    report.truncated += sum(gather_list([cut]))
     contrasts = bool(config.contrast) and not batch.kept
     # A teacher that heeds no instruction must not teach the instructed what contrast teaches them.
     confused = contrasts and not config.teacher_follows
@@ -274,6 +296,7 @@ def _read(config: TrainConfig, out: Path, report: TrainReport) -> list[tuple[Sou
             found.append((source, [_told(example, given) for example in rows]))
         report.refused = rejects.count
     report.examples = sum(len(examples) for _, examples in found)
+    report.digests = [_digest(examples) for _, examples in found]
     if config.dev:
         folder, split = _dev(config.dev)
         evaluation = Evaluation(read_beir_split(folder, split)[0], read_corpus(folder))
@@ -294,6 +317,22 @@ def _refuse_leaks(config: TrainConfig, report: TrainReport, allow_leaks: bool) -
             )
 
 
+def _digest(examples: list[Example]) -> str:
+    digest = blake2b(digest_size=16)
+    for one in examples:
+        digest.update(repr((one.query, one.positive, one.negatives, one.instruction)).encode())
+    return digest.hexdigest()
+
+
+def _refuse_other_data(config: TrainConfig, digests: list[str], before: list[str]) -> None:
+    for source, now, then in zip(config.sources, digests, before, strict=True):
+        if now != then:
+            raise ValueError(
+                f"the examples of {source} have changed since the checkpoint in {config.out} was written; put them "
+                "back (with their --corpus and --instructions), or name another --out"
+            )
+
+
 def _instructions(file: str | None) -> dict[str, list[str]]:
     if file is None:
         return {}
@@ -310,6 +349,34 @@ def _told(example: Example, given: dict[str, list[str]]) -> Example:
     if example.instruction is not None or not some:
         return example
     return replace(example, instruction=some[zlib.crc32(example.query.encode()) % len(some)])
+
+
+def _default_instruction(
+    config: TrainConfig, of_base: str | None, examples: list[tuple[Source, list[Example]]]
+) -> str | None:
+    """What a query without an instruction is given from now on."""
+    if not config.instructed:
+        return None
+    told = [example.instruction for _, found in examples for example in found]
+    # A model that was never without an instruction needs one; one that also learnt to do without does not.
+    common = Counter(told).most_common(1)[0][0] if all(told) and config.instructed == 1 else None
+    return of_base or common
+
+
+def _or_default(example: Example, default: str | None) -> Example:
+    """The example with the instruction that a search without one would have."""
+    if default is None or example.instruction is not None:
+        return example
+    return replace(example, instruction=default)
+
+
+def _check_room(embedder: Embedder, instructions: set[str | None]) -> None:
+    """Raise ValueError for an instruction so long that every query would be cut to the same tokens."""
+    for instruction in sorted(filter(None, instructions)):
+        try:
+            embedder.query_tokens([""], instruction)
+        except ValueError as error:
+            raise ValueError(f'"{shorten(instruction, 80)}": {error}, or raise --max-length') from None
 
 
 def _make_trainable(model: Any, config: TrainConfig) -> Any:
@@ -388,11 +455,12 @@ def _checkpoint(accelerator: Any, out: Path, report: TrainReport) -> None:
 
 
 def _check_out(out: Path, config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from; refuses a folder that holds another run."""
-    saved = out / "training.json"
+    """The checkpoint to go on from; refuses a folder that holds another run, unless that made no step."""
+    saved, log = out / "training.json", out / "log.jsonl"
+    resumable = max((out / "checkpoints").glob("step-*"), default=None)
     if saved.is_file():
-        before = TrainConfig.load(saved)
-        if replace(before, out=config.out) != config:
+        made_steps = resumable is not None or (log.is_file() and log.stat().st_size > 0)
+        if made_steps and replace(TrainConfig.load(saved), out=config.out) != config:
             raise ValueError(f"{out} holds a run with other settings (training.json); name another --out")
     elif out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no training run; name another --out")
@@ -400,75 +468,17 @@ def _check_out(out: Path, config: TrainConfig) -> Path | None:
         raise ValueError(f"{out} holds a finished run; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     config.save(saved)
-    return max((out / "checkpoints").glob("step-*"), default=None)
+    return resumable
 
 
-def _finish(
-    embedder: Embedder, config: TrainConfig, report: TrainReport, examples: list[tuple[Source, list[Example]]]
-) -> None:
+def _finish(embedder: Embedder, config: TrainConfig, report: TrainReport) -> None:
     out = Path(config.out)
-    told = [example.instruction for _, found in examples for example in found]
-    # A model that was never without an instruction needs one; one that also learnt to do without does not.
-    default = Counter(told).most_common(1)[0][0] if all(told) and config.instructed == 1 else None
-    default = embedder.conventions.default_instruction or default
     save(
-        embedder, out, card=_card(config, report), default_instruction=default, dims=config.matryoshka,
-        attention=config.attention,
+        embedder, out, card=model_card(config, report), default_instruction=embedder.conventions.default_instruction,
+        dims=config.matryoshka, attention=config.attention,
     )  # fmt: skip
     shutil.rmtree(out / "work", ignore_errors=True)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-
-
-_ATTENTION_NOTES = {
-    "causal": "Attention is causal (`is_decoder: true` in `config.json`), which the base's is not.",
-    "bidirectional": (
-        "Attention is bidirectional: every token sees the whole text (`is_causal: false` in `config.json`). "
-        "transformers before 5.2 takes no notice of that and gives other vectors; searchkit refuses to."
-    ),
-}
-
-
-def _card(config: TrainConfig, report: TrainReport) -> str:
-    dev = "\n".join(f"| {step} | {value:.4f} |" for step, value in report.dev) or "| - | not measured |"
-    sources = "\n".join(f"- `{Path(source).name}`" for source in config.sources)
-    note = _ATTENTION_NOTES[config.attention] + "\n\n" if config.attention else ""
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
----
-# {Path(config.out).name}
-
-Trained from `{config.base}` by `searchkit train`; every setting is in `training.json`.
-
-{note}Data, {report.examples} examples ({report.refused} rows refused):
-{sources}
-
-{report.steps} steps of {config.batch_size} queries, {report.tokens} tokens, {report.trainable} weights trained,
-{report.seconds:.0f} s.
-
-nDCG@10 on `{config.dev or "no dev set"}`:
-
-| step | nDCG@10 |
-|---|---|
-{dev}
-{_leak_table(config, report)}"""
-
-
-def _leak_table(config: TrainConfig, report: TrainReport) -> str:
-    if not config.dev:
-        return ""
-    rows = "\n".join(
-        f"| `{Path(row.source).name}` | {row.examples} | {row.questions} | {row.documents} | {row.low_entropy} |"
-        for row in report.leaks
-    )
-    return f"""
-Examples that share text with `{config.dev}`, letter for letter but for case and spacing: its queries, its documents,
-or texts of so few words that it may be chance.
-
-| file | examples | queries | documents | few words |
-|---|---|---|---|---|
-{rows}
-"""
 
 
 def _peak_memory() -> float:
@@ -476,4 +486,4 @@ def _peak_memory() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
