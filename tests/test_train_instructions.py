@@ -77,7 +77,13 @@ def test_queries_without_an_instruction_are_trained_with_the_base_s_as_they_are_
     assert Embedder(tmp_path / "without", device="cpu").conventions.default_instruction is None
 
 
-def test_an_instruction_that_leaves_no_room_for_the_query_is_refused(config: TrainConfig) -> None:
+def test_an_instruction_that_leaves_no_room_for_the_query_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    long = examples(tmp_path / "long.jsonl", "Find what this is about, whatever it is, " * 9, SENTENCES[:2]).read_text()
+    mixed = examples(tmp_path / "mixed.jsonl", "Find it")
+    mixed.write_text(mixed.read_text() + long)
+    report = train(replace(config, sources=(str(mixed),), max_steps=1, out=str(tmp_path / "mixed")))
+    assert (report.examples, report.refused) == (10, 2)
+    assert (tmp_path / "mixed" / "rejects.jsonl").read_text().count("leaves no room for a query") == 2
     with pytest.raises(ValueError, match=r'"Find it".* takes \d+ of 16 tokens.*--max-length'):
         train(replace(config, max_length=16))
     train(replace(config, max_length=16, instructed=0, max_steps=1))

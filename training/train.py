@@ -76,7 +76,8 @@ def train(
         resumable = _check_out(out, config)
     if accelerator.is_main_process:
         lay_out(config, out / "work")
-    examples = _read(config, out, report)
+    rejects = Rejects(out / "rejects.jsonl" if accelerator.is_main_process else Path(os.devnull))
+    examples = _read(config, rejects, report)
     if on_leaks and config.dev and accelerator.is_main_process:
         on_leaks(report.leaks)
     _refuse_leaks(config, report, allow_leaks)
@@ -86,12 +87,16 @@ def train(
     embedder = _trainable(config, "cpu" if sharded else str(accelerator.device))
     runtime: Any = embedder.runtime
     report.trainable = trainable(runtime.model)
-    # Known from the beginning, so that the dev set is searched as the finished model will be.
-    default = _default_instruction(config, embedder.conventions.default_instruction, examples)
-    embedder.conventions = replace(embedder.conventions, default_instruction=default)
+    default = embedder.conventions.default_instruction if config.instructed else None
     examples = [(source, [_or_default(example, default) for example in found]) for source, found in examples]
     if config.instructed:
-        _check_room(embedder, {example.instruction for _, found in examples for example in found})
+        examples = _with_room(examples, embedder, rejects)
+    # Known from the beginning, so that the dev set is searched as the finished model will be.
+    default = default or _common_instruction(config, examples)
+    embedder.conventions = replace(embedder.conventions, default_instruction=default)
+    if config.dev:
+        embedder.query_tokens([""], _dev_instruction(config))  # raises now what searching there would at the end
+    report.examples, report.refused = sum(len(found) for _, found in examples), rejects.count
     teacher = None
     if config.teacher:
         teacher = Teacher(
@@ -285,17 +290,15 @@ def _query(example: Example, embedder: Embedder, told: bool) -> str:
     return conventions.query_prefix + example.query
 
 
-def _read(config: TrainConfig, out: Path, report: TrainReport) -> list[tuple[Source, list[Example]]]:
+def _read(config: TrainConfig, rejects: Rejects, report: TrainReport) -> list[tuple[Source, list[Example]]]:
     """All examples in memory, bad rows written aside; what they share with the dev set goes into the report."""
     found = []
     given = _instructions(config.instructions)
-    with Rejects(out / "rejects.jsonl" if report.process == 0 else Path(os.devnull)) as rejects:
+    with rejects:
         for text in config.sources:
             source = Source.parse(text)
             rows = read_examples(source.path, corpus=config.corpus, rejects=rejects)
             found.append((source, [_told(example, given) for example in rows]))
-        report.refused = rejects.count
-    report.examples = sum(len(examples) for _, examples in found)
     report.digests = [_digest(examples) for _, examples in found]
     if config.dev:
         folder, split = _dev(config.dev)
@@ -351,16 +354,10 @@ def _told(example: Example, given: dict[str, list[str]]) -> Example:
     return replace(example, instruction=some[zlib.crc32(example.query.encode()) % len(some)])
 
 
-def _default_instruction(
-    config: TrainConfig, of_base: str | None, examples: list[tuple[Source, list[Example]]]
-) -> str | None:
-    """What a query without an instruction is given from now on."""
-    if not config.instructed:
-        return None
+def _common_instruction(config: TrainConfig, examples: list[tuple[Source, list[Example]]]) -> str | None:
+    """A model that was never without an instruction needs one; one that also learnt to do without does not."""
     told = [example.instruction for _, found in examples for example in found]
-    # A model that was never without an instruction needs one; one that also learnt to do without does not.
-    common = Counter(told).most_common(1)[0][0] if all(told) and config.instructed == 1 else None
-    return of_base or common
+    return Counter(told).most_common(1)[0][0] if all(told) and config.instructed == 1 else None
 
 
 def _or_default(example: Example, default: str | None) -> Example:
@@ -370,13 +367,27 @@ def _or_default(example: Example, default: str | None) -> Example:
     return replace(example, instruction=default)
 
 
-def _check_room(embedder: Embedder, instructions: set[str | None]) -> None:
-    """Raise ValueError for an instruction so long that every query would be cut to the same tokens."""
-    for instruction in sorted(filter(None, instructions)):
+def _with_room(
+    examples: list[tuple[Source, list[Example]]], embedder: Embedder, rejects: Rejects
+) -> list[tuple[Source, list[Example]]]:
+    """Without those whose instruction takes all tokens: their queries would be cut to the same, whatever they ask."""
+    faults: dict[str | None, str] = {}
+    for instruction in {example.instruction for _, found in examples for example in found if example.instruction}:
         try:
             embedder.query_tokens([""], instruction)
         except ValueError as error:
-            raise ValueError(f'"{shorten(instruction, 80)}": {error}, or raise --max-length') from None
+            faults[instruction] = f"{error}, or train with a higher --max-length"
+    kept = []
+    with rejects:
+        for source, found in examples:
+            for example in found:
+                if example.instruction in faults:
+                    rejects.set_aside(str(source.path), faults[example.instruction], asdict(example))
+            kept.append((source, [example for example in found if example.instruction not in faults]))
+            if not kept[-1][1]:
+                told = found[0].instruction or ""
+                raise ValueError(f'{source.path}: no example is left, of "{shorten(told, 80)}" {faults[told]}')
+    return kept
 
 
 def _make_trainable(model: Any, config: TrainConfig) -> Any:
@@ -419,20 +430,25 @@ def _dev(text: str) -> tuple[Path, str]:
     return (Path(folder), split) if colon else (Path(text), "dev")
 
 
+def _dev_instruction(config: TrainConfig) -> str | None:
+    """The instruction of the dev set's task; None, which is the model's default, where it has none that we know."""
+    task = find_task(_dev(config.dev or "")[0].resolve().name)
+    return task.instruction if task and config.instructed else None
+
+
 def _evaluate(embedder: Embedder, config: TrainConfig, report: TrainReport) -> None:
     """nDCG@10 on the dev set, by the project's own engine."""
     folder, split = _dev(config.dev or "")
     runtime: Any = embedder.runtime
     runtime.model.eval()
     embedder.forget_identity()
-    task = find_task(folder.resolve().name)
     queries, qrels = read_beir_split(folder, split)
     with (
         tempfile.TemporaryDirectory() as place,
         SearchEngine.create(Path(place) / "index", model=embedder, chunk_tokens=0) as engine,
     ):
         engine.add(read_corpus(folder, rejects=Rejects(Path(place) / "rejects.jsonl")))
-        told = task.instruction if task and config.instructed else None
+        told = _dev_instruction(config)
         found = evaluate(engine, queries, qrels, modes=["dense"], instruction=told, options=SearchOptions())
     report.dev.append((report.steps, found[0].metrics["ndcg@10"]))
 
