@@ -358,6 +358,8 @@ def main() -> None:
     if arguments.child:
         child(*json.loads(arguments.child))
         return
+    if unnamed := [name for name in arguments.recipes if not plan(name, arguments.dim, arguments.vectors).factory]:
+        parser.error(f"{', '.join(unnamed)}: FAISS makes no such index by a factory string to compare with")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         print(json.dumps(report(arguments, Path(folder)), indent=1))
 
