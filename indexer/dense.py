@@ -231,8 +231,7 @@ def join(files: Sequence[Path], kept: Sequence[np.ndarray], plan: Plan, file: Pa
             _copy_cells(ivf, mask, _ivf(whole))
             whole.ntotal = _ivf(whole).ntotal
         else:
-            faiss = faiss_module()
-            other.remove_ids(faiss.IDSelectorBitmap(np.packbits(~mask, bitorder="little")))
+            other.remove_ids(selector(~mask))
             whole.merge_from(other, 0)
     return write(whole, file)
 
@@ -383,7 +382,7 @@ def _search_to(
             found_scores, found = _one_by_one(segment, queries, np.flatnonzero(mask), min(depth, count))
         else:
             chosen = None if mask is None or count == segment.count else mask
-            found_scores, found = _scan(segment.index, queries, min(depth, count), plan, tuning, chosen)
+            found_scores, found = _scan(segment.index, queries, min(depth, count), plan, tuning, chosen, count)
             if tuning.rerank:
                 found_scores = _exact_scores(segment, queries, found)
         if depth < count:
@@ -407,19 +406,19 @@ def _search_to(
 
 
 def _scan(
-    index: Any, queries: np.ndarray, k: int, plan: Plan, tuning: Tuning, mask: np.ndarray | None
+    index: Any, queries: np.ndarray, k: int, plan: Plan, tuning: Tuning, mask: np.ndarray | None, allowed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """FAISS's own search; farther than without a mask where it would miss most of what a mask leaves."""
-    hidden = 0 if mask is None else len(mask) - int(np.count_nonzero(mask))
+    """FAISS's own search; farther than without a mask where it would miss most of the `allowed` that a mask leaves."""
+    hidden = 0 if mask is None else len(mask) - allowed
     if mask is not None and k + hidden <= getattr(index, "most", 0):  # on a GPU, which takes no selectors
         scores, found = index.search(queries, k + hidden, params=parameters(plan, tuning))
         return _without(scores, found, k, mask)
-    if mask is not None and np.count_nonzero(mask) < NEARLY_ALL * len(mask):
+    if mask is not None and allowed < NEARLY_ALL * len(mask):
         original = getattr(index, "original", index)  # of a copy on a GPU, which takes no selectors
         if plan.cells > tuning.probes:
-            return filtered.in_cells(original, queries, k, mask, tuning.probes)
+            return filtered.in_cells(original, queries, k, mask, selector(mask), tuning.probes)
         if RECIPES[plan.recipe].graph:
-            return filtered.in_graph(original, queries, k, mask, tuning.ef)
+            return filtered.in_graph(original, queries, k, allowed, selector(mask), tuning.ef)
     scores, found = index.search(queries, k, params=parameters(plan, tuning, mask))
     return scores, found
 
@@ -436,7 +435,12 @@ def parameters(plan: Plan, tuning: Tuning, mask: np.ndarray | None = None) -> An
     """What FAISS's search takes beside queries and k, or None; `mask` is by position, True for those to be found."""
     if mask is None:
         return _without_mask(plan, tuning)
-    return _parameters(plan, tuning, faiss_module().IDSelectorBitmap(np.packbits(mask, bitorder="little")))
+    return _parameters(plan, tuning, selector(mask))
+
+
+def selector(mask: np.ndarray) -> Any:
+    """What FAISS takes for a mask by position."""
+    return faiss_module().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
 
 
 @lru_cache(maxsize=64)  # a tenth of what one query takes in a small index

@@ -16,7 +16,9 @@ FARTHER = 4
 """Times the breadth of a second look in a graph."""
 
 
-def in_cells(index: Any, queries: np.ndarray, k: int, mask: np.ndarray, probes: int) -> tuple[np.ndarray, np.ndarray]:
+def in_cells(
+    index: Any, queries: np.ndarray, k: int, mask: np.ndarray, selector: Any, probes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The best of some vectors of an inverted file, in so many of the nearest cells as hold enough of them.
 
     Args:
@@ -24,6 +26,7 @@ def in_cells(index: Any, queries: np.ndarray, k: int, mask: np.ndarray, probes: 
         queries: (n_queries, dim) float32.
         k: Positions a query.
         mask: (ntotal,) bool, True for those that may be found.
+        selector: The same as FAISS takes it.
         probes: Cells that are visited without a filter; with one, as many vectors are compared as they usually hold.
 
     Returns:
@@ -52,21 +55,22 @@ def in_cells(index: Any, queries: np.ndarray, k: int, mask: np.ndarray, probes: 
     chosen = np.ascontiguousarray(np.where(visited, nearest, -1)[:, :width])
     distances = np.ascontiguousarray(np.take_along_axis(similar, nearest[:, :width], axis=1))
     scores, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    params = faiss.SearchParametersIVF(nprobe=width, sel=_selector(mask))
+    params = faiss.SearchParametersIVF(nprobe=width, sel=selector)
     # As FAISS's C++ has it: the method of Python takes no parameters.
     given = [faiss.swig_ptr(array) for array in (chosen, distances, scores, positions)]
     ivf.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *given, False, params)
     return scores, positions
 
 
-def in_graph(index: Any, queries: np.ndarray, k: int, mask: np.ndarray, breadth: int) -> tuple[np.ndarray, np.ndarray]:
+def in_graph(
+    index: Any, queries: np.ndarray, k: int, allowed: int, selector: Any, breadth: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The best of some vectors of a graph; one by one for queries whose answers change when more of the graph is seen.
 
-    Args and returns as `in_cells`; `breadth` is the one without a filter.
+    Args and returns as `in_cells`; `allowed` is how many may be found, `breadth` the one without a filter.
     """
     faiss = _faiss()
-    selector = _selector(mask)
-    wide = math.ceil(breadth * len(mask) / np.count_nonzero(mask))
+    wide = math.ceil(breadth * index.ntotal / allowed)
     _, before = index.search(queries, k, params=faiss.SearchParametersHNSW(efSearch=wide, sel=selector))
     farther = faiss.SearchParametersHNSW(efSearch=FARTHER * wide, sel=selector)
     scores, positions = index.search(queries, k, params=farther)
@@ -76,10 +80,6 @@ def in_graph(index: Any, queries: np.ndarray, k: int, mask: np.ndarray, breadth:
         params = faiss.SearchParameters(sel=selector)
         scores[unsure], positions[unsure] = storage.search(np.ascontiguousarray(queries[unsure]), k, params=params)
     return scores, positions
-
-
-def _selector(mask: np.ndarray) -> Any:
-    return _faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
 
 
 def _best(similar: np.ndarray, count: int) -> np.ndarray:

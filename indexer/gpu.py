@@ -1,8 +1,8 @@
 """Vectors on GPUs: what FAISS can search there is copied to them, the rest stays where it is and says why.
 
 The files and what the processor searches stay as they are: a copy on a GPU answers what it can, and hands the rest to
-its original. GPU indexes take no selectors (so every filter and every deletion means the processor), give at most
-MAX_K rows, and cannot be written: convert them with `to_cpu` first.
+its original. GPU indexes take no selectors (so a filter means the processor; a few deleted rows are asked for too, and
+left out), give at most MAX_K rows, and cannot be written: convert them with `to_cpu` first.
 
 A graph of cuVS (the recipe "cagra") lies in its file in the form that FAISS searches on the processor too. Where there
 is no cuVS, or too little to make it worth while, FAISS makes the graph on the processor.
@@ -123,15 +123,14 @@ class GpuIndex:
         breadth = getattr(inner, "efSearch", 0)
         # GPU indexes take no selector: what is filtered is searched where the original is.
         able = k <= self.most and getattr(inner, "sel", None) is None and getattr(inner, "nprobe", 1) <= MAX_K
-        with _ALONE:
-            if able and self.copy is not None:
-                try:
-                    copied = _in_cuvs(max(k, breadth)) if breadth else params
-                    scores, rows = self.copy.search(queries, k, params=copied)
-                    return scores, rows
-                except (RuntimeError, MemoryError) as error:
-                    logger.warning("%d vectors are searched on the processor from now on: %s", self.ntotal, error)
-                    self.copy = None
+        if able and (copy := self.copy) is not None:
+            try:
+                with _ALONE:  # what the processor answers waits for no GPU
+                    scores, rows = copy.search(queries, k, params=_in_cuvs(max(k, breadth)) if breadth else params)
+                return scores, rows
+            except (RuntimeError, MemoryError) as error:
+                logger.warning("%d vectors are searched on the processor from now on: %s", self.ntotal, error)
+                self.copy = None
         scores, rows = self.original.search(queries, k, params=params)
         return scores, rows
 
