@@ -65,7 +65,11 @@ if TYPE_CHECKING:
     type=click.Choice(["causal", "bidirectional"]),
     help="Make an encoder a decoder, or let a decoder's tokens see the whole text. [default: the base's own]",
 )
-@click.option("--twice", is_flag=True, help="Read every text twice, so that causal attention has seen all of it.")
+@click.option(
+    "--query-repeats",
+    type=click.IntRange(1),
+    help="Write a query so often: read again, causal attention has seen it. [default: the base's own]",
+)
 @click.option(
     "--max-length",
     default=512,

@@ -14,10 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from searchkit.prompts import E5_TEMPLATE, WEB_SEARCH
+from searchkit.prompts import E5_TEMPLATE, WEB_SEARCH, format_query
 
 MODULES = "modules.json"
 """What a folder in the layout of sentence-transformers is known by."""
+
+SETTINGS = "config_sentence_transformers.json"
+"""Prompts, and what else such a folder says of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +32,12 @@ class Conventions:
         instructed: Query template with ``{instruction}`` and ``{query}``.
         default_instruction: Used when a search names none; None leaves such a query to `query_prefix`.
         query_prefix: Put before a query that has no instruction.
+        query_repeats: How often a query is written after its instruction or prefix; the second time, a causal model
+            has seen all of it. A query too long for that is written once.
         document_prefix: Put before every document; empty for instruction-trained models.
         append_eos: The model pools at EOS, so every text ends with it whatever the tokenizer does.
         padding_side: "right" or "left". The vectors are the same to rounding.
-        max_length: Most tokens of one input, special tokens counted; a text that the tokenizer says twice counts once.
+        max_length: Most tokens of one input, special tokens counted.
         smallest_dim: Least width that Matryoshka training covers; None when it had none.
     """
 
@@ -40,11 +45,23 @@ class Conventions:
     instructed: str = E5_TEMPLATE
     default_instruction: str | None = None
     query_prefix: str = ""
+    query_repeats: int = 1
     document_prefix: str = ""
     append_eos: bool = False
     padding_side: str = "right"
     max_length: int = 512
     smallest_dim: int | None = None
+
+    def asked(self, query: str, instruction: str, repeats: int | None = None) -> str:
+        """A query as the model reads it.
+
+        Args:
+            query: Without its instruction.
+            instruction: One sentence that says what to find; "" is none.
+            repeats: Instead of `query_repeats`.
+        """
+        query = " ".join([query] * (repeats or self.query_repeats))
+        return format_query(self.instructed, query, instruction) if instruction else self.query_prefix + query
 
 
 FAMILIES: dict[str, Conventions] = {
@@ -115,11 +132,15 @@ def _from_sentence_transformers(folder: Path, conventions: Conventions) -> Conve
                 f"{folder / MODULES} names a {kind} module; expected Transformer, Pooling and Normalize only. "
                 "Use a model without it, or fold it into the weights"
             )
-    settings = _read_json(folder / "config_sentence_transformers.json") or {}
+    settings = _read_json(folder / SETTINGS) or {}
     prompts = settings.get("prompts") or {}
     conventions = _with_prompts(conventions, prompts)
     if settings.get("instructed"):
         conventions = replace(conventions, instructed=settings["instructed"])
+    repeats = settings.get("query_repeats", 1)
+    if not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"{folder / SETTINGS} has query_repeats {repeats!r}; expected a whole number, 1 or more")
+    conventions = replace(conventions, query_repeats=repeats)
     if settings.get("matryoshka_dims"):
         conventions = replace(conventions, smallest_dim=min(settings["matryoshka_dims"]))
     return conventions

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from searchkit.conventions import MODULES, Conventions, conventions_of, fingerprint
-from searchkit.prompts import format_query
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -167,7 +166,10 @@ class Embedder:
         Raises:
             ValueError: The instruction leaves no room for a query, or the model gave a vector that is not finite.
         """
-        return self._encode(self._asked(queries, instruction))
+        if instruction is None:
+            instruction = self.conventions.default_instruction or ""
+        self._check_room(instruction)
+        return self._encode(self.tokenize_queries(queries, [instruction] * len(queries)))
 
     def encode_passages(self, passages: Sequence[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         """Embed passages as they are: an instruction never goes to a document.
@@ -179,11 +181,14 @@ class Embedder:
         Returns:
             (len(passages), dim) float32 rows of unit length.
         """
-        return self._encode(self._prefixed(passages), on_batch)
+        return self._encode(self.tokenize(self._prefixed(passages)), on_batch)
 
     def query_tokens(self, queries: Sequence[str], instruction: str | None = None) -> list[int]:
         """Tokens of every query, with its instruction and the model's marks; above `max_length`, it is cut."""
-        return [len(ids) + self.special_tokens for ids in self._ids(self._asked(queries, instruction))]
+        if instruction is None:
+            instruction = self.conventions.default_instruction or ""
+        self._check_room(instruction)
+        return [len(ids) + self.special_tokens for ids in self._query_ids(queries, [instruction] * len(queries))]
 
     def passage_tokens(self, passages: Sequence[str]) -> list[int]:
         """Tokens of every passage, with the model's marks; above `max_length`, it is cut."""
@@ -193,35 +198,45 @@ class Embedder:
         """Token ids of every text as the model gets them: cut to `max_length`, with the marks around."""
         return [self._framed(ids) for ids in self._ids(texts)]
 
+    def tokenize_queries(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
+        """Token ids of every query as the model gets them, each with an instruction of its own; "" is none."""
+        return [self._framed(ids) for ids in self._query_ids(queries, instructions)]
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token of `text` starts and stops, in characters; for cutting a long text into passages."""
         return list(self.runtime.tokenizer.encode(text, add_special_tokens=False).offsets)
 
-    def _asked(self, queries: Sequence[str], instruction: str | None) -> list[str]:
-        """Queries as the model reads them."""
-        conventions = self.conventions
-        if instruction is None:
-            instruction = conventions.default_instruction
+    def _check_room(self, instruction: str) -> None:
+        """Raise ValueError when an instruction leaves no room for a query."""
         if not instruction:
-            return [conventions.query_prefix + query for query in queries]
-        bare = len(self._ids([format_query(conventions.instructed, "", instruction)])[0]) + self.special_tokens
+            return
+        bare = len(self._ids([self.conventions.asked("", instruction)])[0]) + self.special_tokens
         if bare >= self.max_length:
             raise ValueError(
                 f"the instruction takes {bare} of {self.max_length} tokens and leaves no room for a query; shorten it"
             )
-        return [format_query(conventions.instructed, query, instruction) for query in queries]
+
+    def _query_ids(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
+        """Token ids of every query, uncut and without marks."""
+        asked, room = self.conventions.asked, self.max_length - self.special_tokens
+        pairs = list(zip(queries, instructions, strict=True))
+        found = self._ids([asked(*pair) for pair in pairs])
+        if self.conventions.query_repeats > 1:  # but where not all of it would be read
+            long = [i for i, ids in enumerate(found) if len(ids) > room]
+            for i, ids in zip(long, self._ids([asked(*pairs[i], 1) for i in long]), strict=True):
+                found[i] = ids
+        return found
 
     def _prefixed(self, passages: Sequence[str]) -> list[str]:
         return [self.conventions.document_prefix + passage for passage in passages]
 
-    def _encode(self, texts: list[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
-        tokens = self.tokenize(texts)
-        rows = np.empty((len(texts), self.dim), dtype=np.float32)
+    def _encode(self, tokens: list[list[int]], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+        rows = np.empty((len(tokens), self.dim), dtype=np.float32)
         for batch in self._batches([len(ids) for ids in tokens]):
             rows[batch] = self._rows([tokens[i] for i in batch])
             if on_batch:
                 on_batch(len(batch))
-        self.stats.texts += len(texts)
+        self.stats.texts += len(tokens)
         self.stats.tokens += sum(map(len, tokens))
         return rows
 
@@ -234,8 +249,8 @@ class Embedder:
         if len(ids) > room:
             self.stats.truncated += 1
             ids = ids[:room]
-        first, *others = self.frame  # the marks go on after the cut, so that EOS survives it
-        return sum(([*ids, *marks] for marks in others), first)
+        before, after = self.frame
+        return [*before, *ids, *after]  # the marks go on after the cut, so that EOS survives it
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         """Positions in batches of similar length, longest first, so that too large a batch shows at once."""
@@ -260,15 +275,8 @@ class Embedder:
 
     # Setting up
 
-    @property
-    def longest(self) -> int | None:
-        """Most tokens that the model has places for, special tokens counted; of a text that is said twice, once."""
-        if self.runtime.longest is None:
-            return None
-        return self.special_tokens + (self.runtime.longest - self.special_tokens) // (len(self.frame) - 1)
-
     def _set_length(self, max_length: int | None) -> None:
-        longest = self.longest
+        longest = self.runtime.longest
         length = max_length or min(self.conventions.max_length, longest or self.conventions.max_length)
         if length < 8 or (longest and length > longest):
             raise ValueError(f"max_length is {length}; {self.name} takes 8 to {longest or 'any number of'} tokens")
@@ -287,41 +295,30 @@ class Embedder:
             )
 
     def _set_frame(self) -> None:
-        """Learn the tokens around every text, and make sure that BOS and EOS are among them.
-
-        A tokenizer may say every text twice, so that a causal model has seen all of it when it sees it again (Springer
-        et al., arXiv 2402.15449): the frame has a part before, between and after.
-        """
+        """Learn the tokens before and after every text, and make sure that BOS and EOS are among them."""
         tokenizer = self.runtime.tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
         probe = "a b"
         bare = tokenizer.encode(probe, add_special_tokens=False).ids
         framed = tokenizer.encode(probe, add_special_tokens=True).ids
-        if bare[: len(bare) // 2] == bare[len(bare) // 2 :]:  # twice even without the marks
-            from tokenizers.processors import TemplateProcessing
-
-            tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
-            bare = tokenizer.encode(probe, add_special_tokens=False).ids
-        self.frame: list[list[int]] = [[]]
-        while framed and bare:
-            if framed[: len(bare)] == bare:
-                self.frame.append([])
-                framed = framed[len(bare) :]
-            else:
-                self.frame[-1].append(framed.pop(0))
-        if len(self.frame) == 1:
-            raise ValueError(f"the tokenizer of {self.name} makes no tokens of {probe!r}, or loses them; use another")
+        start = next((i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare), None)
+        if start is None or bare[: len(bare) // 2] == bare[len(bare) // 2 :]:
+            raise ValueError(
+                f"the tokenizer of {self.name} makes no tokens of {probe!r}, loses them or repeats them; use another"
+            )
+        before, after = framed[:start], framed[start + len(bare) :]
         eos, bos = self.runtime.eos_id, self.runtime.bos_id
         if self.conventions.append_eos:
             if eos is None:
                 raise ValueError(
                     f"{self.name} pools at EOS but its tokenizer names no eos_token; use its own tokenizer"
                 )
-            if self.frame[-1][-1:] != [eos]:
-                self.frame[-1].append(eos)
-        if bos is not None and self.frame[0][:1] != [bos]:
-            self.frame[0].insert(0, bos)
+            if after[-1:] != [eos]:
+                after.append(eos)
+        if bos is not None and before[:1] != [bos]:
+            before.insert(0, bos)
+        self.frame: tuple[list[int], list[int]] = (before, after)
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ class Words(Embedder):
 
     def __init__(self) -> None:
         self.dim, self.conventions, self.stats = 64, Conventions(max_length=256), EncodeStats()
-        self.frame = [[], []]
+        self.frame = ([], [])
 
     def identity(self) -> dict[str, Any]:
         return {"model": "words", "adapter": None, "weights": "hashes", "dim": self.dim, **asdict(self.conventions)}

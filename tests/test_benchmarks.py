@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate
 from searchkit.judgements import read_beir_split
+from searchkit.prompts import get_task
 from searchkit.records import Document
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
@@ -96,6 +98,23 @@ def test_recipes_are_tuned_without_the_judged_queries(
     assert [line.split(" | ")[0] for line in script["table"]({"set": found}).splitlines()[2:]] == [
         "| binary+rerank", "| int8", "| flat"
     ]  # fmt: skip
+
+
+def test_a_reduced_split_is_scored_as_an_evaluation_is(
+    judged: Path, mistral: Path, embedder: Embedder, documents: list[Document]
+) -> None:
+    lines = [json.dumps({"_id": one.id, "title": one.title, "text": one.text}) for one in documents]
+    (judged / "corpus.jsonl").write_text("\n".join(lines))
+    found = run("reduced.py", judged, "--split", "test", "--model", mistral, "--task", "scifact", "--query-repeats", 2)
+    assert (found["queries"], found["query_repeats"]) == (3, 2)
+    queries, qrels = read_beir_split(judged, "test")
+    twice = Embedder(mistral, conventions=replace(embedder.conventions, query_repeats=2))
+    with SearchEngine.create(judged / "index", model=twice, chunk_tokens=0) as engine:
+        engine.add(documents)
+        for name, said in (("plain", ""), ("told", get_task("scifact").instruction)):
+            asked = [replace(query, instruction=said) for query in queries]
+            for one in evaluate(engine, asked, qrels, modes=["dense", "hybrid"]):
+                assert found["ndcg@10"][f"{name}, {one.mode}"] == pytest.approx(one.metrics["ndcg@10"])
 
 
 def test_the_default_fusion_scores_as_the_engine_does(

@@ -23,7 +23,7 @@ def command(card: str) -> list[str]:
 
 def test_the_command_in_the_card_is_the_run_once_more(config: TrainConfig, tmp_path: Path) -> None:
     config = replace(
-        config, max_steps=1, matryoshka=(32, 16), margin=-0.5, pooling="mean", lora_alpha=3, twice=True,
+        config, max_steps=1, matryoshka=(32, 16), margin=-0.5, pooling="mean", lora_alpha=3, query_repeats=2,
         learning_rate=3e-5, out=str(tmp_path / "my model"),
     )  # fmt: skip
     done = CliRunner().invoke(main, command(model_card(config, TrainReport())))

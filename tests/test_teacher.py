@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from conftest import build_tokenizer
 from torch import Tensor
 
+from searchkit.embedder import Embedder
 from searchkit.training.config import TrainConfig
-from searchkit.training.teacher import teaching_loss
+from searchkit.training.dataset import Batch, Example
+from searchkit.training.teacher import Teacher, teaching_loss
 from searchkit.training.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -63,3 +65,19 @@ def test_a_teacher_of_another_width_teaches_neighbours_alone(config: TrainConfig
     with pytest.raises(ValueError, match=r"of 96 .* of 64, .*--teacher-weight 0"):
         train(config)
     assert math.isfinite(train(replace(config, teacher_weight=0)).losses[0][1])
+
+
+@pytest.mark.parametrize("follows", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_an_instructed_query_is_taught(kept: bool, follows: bool, mistral: Path) -> None:
+    teacher = Teacher(str(mistral), device="cpu", max_length=64, follows=follows)
+    examples = [Example("tea", "Tea is hot.", (), "Find tea"), Example("oil", "Oil is thick.", (), None)]
+    embedder = Embedder(mistral, device="cpu", dtype="float32")
+    plain, told = (torch.from_numpy(embedder.encode_queries(["tea"], said)[0]) for said in ("", "Find tea"))
+    expected = told if follows else plain if kept else F.normalize(plain + told, dim=0)
+    rows = teacher.rows(Batch(examples, [[], []], kept=kept), [True, True])
+    torch.testing.assert_close(rows[0], expected, rtol=0, atol=1e-5)
+    assert (plain - told).abs().max() > 1e-3
+    untold = teacher.rows(Batch(examples, [[], []], kept=kept), [False, True])
+    torch.testing.assert_close(untold[0], plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(untold[1], torch.from_numpy(embedder.encode_queries(["oil"], "")[0]), rtol=0, atol=1e-5)

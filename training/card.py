@@ -7,6 +7,7 @@ import shlex
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from searchkit.conventions import SETTINGS
 from searchkit.training.config import TrainConfig
 from searchkit.training.log import TrainReport
 
@@ -22,11 +23,22 @@ _ATTENTION_NOTES = {
 }
 
 
-def model_card(config: TrainConfig, report: TrainReport) -> str:
-    """README.md of a run's folder, as Markdown."""
+def model_card(config: TrainConfig, report: TrainReport, *, query_repeats: int = 1) -> str:
+    """README.md of a run's folder, as Markdown.
+
+    Args:
+        config: Of the run.
+        report: What came of it.
+        query_repeats: How often the model reads a query.
+    """
     dev = "\n".join(f"| {step} | {value:.4f} |" for step, value in report.dev) or "| - | not measured |"
     sources = "\n".join(f"- `{Path(source).name}`" for source in config.sources)
     note = _ATTENTION_NOTES[config.attention] + "\n\n" if config.attention else ""
+    if query_repeats > 1:
+        note += (
+            f"The model reads every query {query_repeats} times, by `query_repeats` in `{SETTINGS}`. searchkit does so "
+            f'by itself; in sentence-transformers, write `model.encode_query(" ".join([query] * {query_repeats}))`.\n\n'
+        )
     settings = "\n".join(f"| {name} | {_written(value)} |" for name, value in asdict(config).items())
     return f"""---
 library_name: sentence-transformers

@@ -53,8 +53,8 @@ class TrainConfig:
         pooling: Instead of the base's own.
         attention: "causal" makes a decoder of an encoder, "bidirectional" lets the tokens of a decoder see the whole
             text (within its sliding window, to both sides); None keeps the base's own. Pooling stays as it is.
-        twice: The model reads every text twice, so that each token of the second time has all of it before it, which
-            causal attention denies to the first; the tokenizer that is saved does it, for every library alike.
+        query_repeats: How often a query is written after its instruction, instead of as often as with the base: read
+            again, each token has all of the query before it, which causal attention denies to the first reading.
         max_length: Tokens of a query with its instruction, and of a passage.
         precision: "auto" (bfloat16 where the hardware is fast at it), "float32" or "bfloat16".
         gradient_checkpointing: Recompute activations instead of keeping them.
@@ -90,7 +90,7 @@ class TrainConfig:
     lora_alpha: int | None = None
     pooling: str | None = None
     attention: str | None = None
-    twice: bool = False
+    query_repeats: int | None = None
     max_length: int = 512
     precision: str = "auto"
     gradient_checkpointing: bool = False
@@ -108,6 +108,8 @@ class TrainConfig:
         for name in ("temperature", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.query_repeats is not None and self.query_repeats < 1:
+            raise ValueError(f"query_repeats is {self.query_repeats}; it must be 1 or more")
         if not all(width >= 1 for width in self.matryoshka):
             raise ValueError(f"matryoshka is {self.matryoshka}; widths must be 1 or more")
         if self.contrast == 0 and self.teacher is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from searchkit.conventions import SETTINGS
 from searchkit.embedder import Embedder
 from searchkit.pooling import POOLINGS
 from searchkit.runtime_onnx import MODEL_FILE
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "int8")
 _KEPT = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "config_sentence_transformers.json",
+    "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", SETTINGS,
     "sentence_bert_config.json", "README.md", "training.json",
 )  # fmt: skip
 _BLOCK = 32

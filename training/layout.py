@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from searchkit.conventions import Conventions
+from searchkit.conventions import SETTINGS, Conventions
 from searchkit.embedder import Embedder
 
 _POOLING_NAMES = {"last": "lasttoken", "cls": "cls", "mean": "mean", "weighted-mean": "weightedmean", "max": "max"}
@@ -47,11 +47,13 @@ def write_layout(
     settings: dict[str, Any] = {"prompts": {"query": query, "document": conventions.document_prefix}}
     if conventions.instructed != Conventions().instructed and not default_instruction:
         settings["instructed"] = conventions.instructed  # no prompt shows it
+    if conventions.query_repeats > 1:
+        settings["query_repeats"] = conventions.query_repeats
     if dims is None:
         dims = (conventions.smallest_dim,) if conventions.smallest_dim else ()
     if dims:
         settings["matryoshka_dims"] = sorted({*dims, embedder.dim})
-    write_json(out / "config_sentence_transformers.json", settings)
+    write_json(out / SETTINGS, settings)
     kinds = ("Transformer", "Pooling", "Normalize")
     modules = [
         {
@@ -83,8 +85,8 @@ def _write_tokenizer(embedder: Embedder, out: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the embedder's own stays as it is
-    first, *others = ([str(tokenizer.id_to_token(id)) for id in marks] for marks in embedder.frame)
-    template = sum((["$A", *marks] for marks in others), first)
+    before, after = ([str(tokenizer.id_to_token(id)) for id in marks] for marks in embedder.frame)
+    template = [*before, "$A", *after]
     marks = [(mark, tokenizer.token_to_id(mark)) for mark in {*template} - {"$A"}]
     tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=marks)
     tokenizer.save(str(out / "tokenizer.json"))

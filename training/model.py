@@ -25,7 +25,7 @@ ATTENTION: dict[str, dict[str, bool]] = {
 
 
 def lay_out(config: TrainConfig, work: Path) -> None:
-    """Write into `work` what of the base's files has to differ: unpacked weights, another attention or tokenizer.
+    """Write into `work` what of the base's files has to differ: unpacked weights, a config.json of another attention.
 
     Of several processes one calls this, before any of them calls `prepare`.
 
@@ -38,22 +38,21 @@ def lay_out(config: TrainConfig, work: Path) -> None:
     if (folder / MODEL_FILE).is_file():
         unpack(folder, work / "unpacked")
         folder = work / "unpacked"
-    if config.attention or config.twice:
+    if config.attention:
         base = work / "base"
         base.mkdir(parents=True)
         for file in folder.iterdir():
             (base / file.name).symlink_to(file.resolve())
-        if config.attention:
-            _change(base / "config.json", {**ATTENTION[config.attention], "use_cache": False})
-        if config.twice:
-            _say_twice(base)
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (base / "config.json").unlink()
+        write_json(base / "config.json", {**values, **ATTENTION[config.attention], "use_cache": False})
 
 
 def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Embedder:
     """The base model as an embedder whose weights, in float32, can be trained.
 
     Args:
-        config: Names the base, and how its pooling, attention and length differ from the base's own.
+        config: Names the base, and how its pooling, attention, queries and length differ from the base's own.
         work: Where `lay_out` wrote.
         device: Where the weights go; None takes the best there is.
 
@@ -68,7 +67,7 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
     # Known by the base's name, not the copy's; and another attention brings no other pooling along.
     known_as = Path(name).name if Path(name).is_absolute() else name
     conventions = conventions_of(folder, known_as, decoder=is_decoder(AutoConfig.from_pretrained(folder)))
-    if config.attention or config.twice:
+    if config.attention:
         folder = work / "base"
     embedder = Embedder(folder, dtype="float32", device=device, conventions=conventions)
     if config.attention and sees_ahead(torch_model(embedder)) != (config.attention == "bidirectional"):
@@ -76,8 +75,12 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
             f"{type(torch_model(embedder)).__name__} does not become {config.attention} in this version of "
             "transformers; leave its attention as it is, or take another base"
         )
-    longest = min(config.max_length, embedder.longest or config.max_length)
-    embedder.conventions = replace(conventions, pooling=config.pooling or conventions.pooling, max_length=longest)
+    embedder.conventions = replace(
+        conventions,
+        pooling=config.pooling or conventions.pooling,
+        query_repeats=config.query_repeats or conventions.query_repeats,
+        max_length=min(config.max_length, embedder.runtime.longest or config.max_length),
+    )
     return embedder
 
 
@@ -163,29 +166,3 @@ def save(
     model.save_pretrained(out)
     (out / "README.md").write_text(card, encoding="utf-8")
     write_layout(embedder, out, default_instruction=default_instruction, dims=dims)
-
-
-def _change(file: Path, changes: dict[str, Any]) -> None:
-    """Give a link's place to a changed copy of the JSON that it leads to."""
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    file.unlink(missing_ok=True)
-    write_json(file, {**values, **changes})
-
-
-def _say_twice(folder: Path) -> None:
-    """Let a tokenizer put every text into its template a second time, with what stands after it."""
-    processor = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["post_processor"] or {}
-    steps = processor.get("processors", [processor])
-    template = next((step for step in steps if step.get("type") == "TemplateProcessing"), None)
-    if template is None:
-        raise ValueError(
-            f"the base's tokenizer puts marks around texts by {processor.get('type', 'nothing')}, expected "
-            "TemplateProcessing; train without --twice"
-        )
-    pieces = template["single"]
-    first = next(place for place, piece in enumerate(pieces) if "Sequence" in piece)
-    if sum("Sequence" in piece for piece in pieces) == 1:
-        template["single"] = pieces + pieces[first:]
-    _change(folder / "tokenizer.json", {"post_processor": processor})
-    # transformers' classes for single families write a template of their own; this one takes the file's.
-    _change(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -44,9 +44,9 @@ class Teacher:
     def rows(self, batch: Batch, told: Sequence[bool]) -> Tensor:
         """The teacher's rows for the queries, positives and negatives of all processes.
 
-        Unless the teacher follows instructions, an instructed query gets the middle between its vectors with and
-        without the instruction: a teacher not trained for instructions half follows them and is half confused by them
-        (see docs/built-in-model.md).
+        A teacher not trained for instructions half follows them and is half confused by them. Unless it follows, an
+        instructed query gets the middle between its vectors with and without the instruction; and of a kept source,
+        where instructions change nothing, the one without (see docs/built-in-model.md).
 
         Args:
             batch: This process's part.
@@ -57,6 +57,8 @@ class Teacher:
         for i, (example, use) in enumerate(zip(batch.examples, told, strict=True)):
             if use and example.instruction:
                 by_instruction.setdefault(example.instruction, []).append(i)
+        if batch.kept and not self._follows:
+            by_instruction.clear()
         for instruction, places in by_instruction.items():
             instructed = self._queries([batch.examples[i].query for i in places], instruction)
             plain[places] = instructed if self._follows else plain[places] + instructed

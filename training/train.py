@@ -33,7 +33,7 @@ from searchkit.engine import SearchEngine
 from searchkit.evaluate import evaluate
 from searchkit.judgements import read_beir_split
 from searchkit.lines import Rejects
-from searchkit.prompts import find_task, format_query
+from searchkit.prompts import find_task
 from searchkit.ranking import SearchOptions
 from searchkit.runtime_torch import choose_dtype
 from searchkit.training.card import model_card
@@ -220,10 +220,14 @@ def _step(
     duplicates = duplicates.to(accelerator.device)
     order = shares[accelerator.process_index]
     batch, told = batch.part(order), [told_of[i] for i in order]
-    queries = [_query(example, embedder, use) for example, use in zip(batch.examples, told, strict=True)]
+    asked = [example.query for example in batch.examples]
+    instructions = [example.instruction or "" if use else "" for example, use in zip(batch.examples, told, strict=True)]
     passages = [embedder.conventions.document_prefix + text for text in batch.passages()]
     cut_before = embedder.stats.truncated
-    groups = [embedder.tokenize(texts) for texts in (queries, passages[: len(batch)], passages[len(batch) :])]
+    groups = [
+        embedder.tokenize_queries(asked, instructions),
+        *(embedder.tokenize(texts) for texts in (passages[: len(batch)], passages[len(batch) :])),
+    ]
     cut = embedder.stats.truncated - cut_before
     report.tokens += sum(gather_list([sum(len(ids) for group in groups for ids in group)]))
     report.texts += sum(gather_list([sum(map(len, groups))]))
@@ -281,13 +285,6 @@ def _no_sync(accelerator: Any, model: Any) -> Iterator[None]:
             yield
         finally:
             accelerator.sync_gradients = True
-
-
-def _query(example: Example, embedder: Embedder, told: bool) -> str:
-    conventions = embedder.conventions
-    if told and example.instruction:
-        return format_query(conventions.instructed, example.query, example.instruction)
-    return conventions.query_prefix + example.query
 
 
 def _read(config: TrainConfig, rejects: Rejects, report: TrainReport) -> list[tuple[Source, list[Example]]]:
@@ -488,10 +485,11 @@ def _check_out(out: Path, config: TrainConfig) -> Path | None:
 
 
 def _finish(embedder: Embedder, config: TrainConfig, report: TrainReport) -> None:
-    out = Path(config.out)
+    out, conventions = Path(config.out), embedder.conventions
+    card = model_card(config, report, query_repeats=conventions.query_repeats)
     save(
-        embedder, out, card=model_card(config, report), default_instruction=embedder.conventions.default_instruction,
-        dims=config.matryoshka, attention=config.attention,
+        embedder, out, card=card, default_instruction=conventions.default_instruction, dims=config.matryoshka,
+        attention=config.attention,
     )  # fmt: skip
     shutil.rmtree(out / "work", ignore_errors=True)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

@@ -1,0 +1,66 @@
+"""nDCG@10 on a part of a collection's training queries, to choose between models within minutes.
+
+    python tests/benchmarks/reduced.py scifact/ [--split train] [--model FOLDER] [--query-repeats N]
+
+400 documents that are right for some query of the split and 600 that are for none, and the queries that need no
+others: of SciFact's train split 554. Asked without an instruction and with that of the collection's task, by dense
+search and by hybrid search. Collections whose queries have very many right documents leave no query over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from searchkit.corpus import read_corpus
+from searchkit.embedder import DEFAULT_MODEL, Embedder
+from searchkit.engine import SearchEngine
+from searchkit.evaluate import evaluate
+from searchkit.judgements import read_beir_split
+from searchkit.prompts import get_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a BEIR folder")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--query-repeats", type=int, help="instead of the model's own")
+    parser.add_argument("--task", help="whose instruction it is [default: the folder's name]")
+    arguments = parser.parse_args()
+    instruction = get_task(arguments.task or arguments.folder.resolve().name).instruction
+    embedder = Embedder(arguments.model)
+    if arguments.query_repeats:
+        embedder.conventions = replace(embedder.conventions, query_repeats=arguments.query_repeats)
+
+    queries, qrels = read_beir_split(arguments.folder, arguments.split)
+    documents = {document.id: document for document in read_corpus(arguments.folder)}
+    right = sorted({document for judged in qrels.values() for document in judged})
+    others = sorted(documents.keys() - set(right))
+    random.Random(3).shuffle(others)
+    taken = {*right[:400], *others[:600]}
+    qrels = {query: judged for query, judged in qrels.items() if judged.keys() <= taken}
+    queries = [query for query in queries if query.id in qrels]
+    if not queries:
+        raise SystemExit(f"no query of {arguments.folder}:{arguments.split} finds all its documents among {len(taken)}")
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SearchEngine.create(Path(folder) / "index", model=embedder, chunk_tokens=0) as engine,
+    ):
+        engine.add(documents[id] for id in sorted(taken))
+        found = {}
+        for name, said in (("plain", ""), ("told", instruction)):
+            asked = [replace(query, instruction=said) for query in queries]
+            for report in evaluate(engine, asked, qrels, modes=["dense", "hybrid"]):
+                found[f"{name}, {report.mode}"] = report.metrics["ndcg@10"]
+    repeats = embedder.conventions.query_repeats
+    print(json.dumps({"model": arguments.model, "query_repeats": repeats, "queries": len(queries), "ndcg@10": found}))
+
+
+if __name__ == "__main__":
+    main()
