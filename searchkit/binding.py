@@ -56,8 +56,6 @@ class ModelChoice:
 def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
     """Raise StoreError, saying in what they differ, unless a model is the one that an index was built with."""
     given = embedder.identity()
-    # What conventions did not say yet when the index was built was as it is by default.
-    bound = {field.name: field.default for field in fields(Conventions)} | bound
     named = {"model", "adapter"}  # a model may move; its files may not change
     differing = [key for key in bound.keys() | given.keys() if key not in named and bound.get(key) != given.get(key)]
     if differing:

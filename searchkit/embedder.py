@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -134,13 +135,16 @@ class Embedder:
             self._fingerprint = {"weights": fingerprint(self.folder)}
             if self._adapter_folder is not None:
                 self._fingerprint["adapter_weights"] = fingerprint(self._adapter_folder)
+        conventions = asdict(self.conventions)
+        if conventions["query_repeats"] == 1:  # as with every model before there was such a thing
+            del conventions["query_repeats"]
         return {
             "model": self.name,
             "adapter": self.adapter,
             **self._fingerprint,
             "dim": self.dim,
             "normalized": True,
-            **asdict(self.conventions),
+            **conventions,
         }
 
     def limit(self, max_length: int) -> None:
@@ -183,12 +187,32 @@ class Embedder:
         """
         return self._encode(self.tokenize(self._prefixed(passages)), on_batch)
 
+    def encode_alike(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
+        """Embed texts that are compared with their like, such as translations, and not with documents.
+
+        They are queries to a model that has an instruction for them, or that marks its documents; to others they are
+        plain texts, since what such a model does to queries alone is for searching.
+
+        Args:
+            texts: Both sides of the comparison are embedded so.
+            instruction: One sentence that says what is compared; None uses the model's own default, "" none at all.
+
+        Returns:
+            (len(texts), dim) float32 rows of unit length.
+        """
+        if instruction is None:
+            instruction = self.conventions.default_instruction
+        if instruction or self.conventions.document_prefix:
+            return self.encode_queries(texts, instruction or "")
+        return self.encode_passages(texts)
+
     def query_tokens(self, queries: Sequence[str], instruction: str | None = None) -> list[int]:
-        """Tokens of every query, with its instruction and the model's marks; above `max_length`, it is cut."""
+        """Tokens of every query written once, with instruction and the model's marks; above `max_length`, it is cut."""
         if instruction is None:
             instruction = self.conventions.default_instruction or ""
         self._check_room(instruction)
-        return [len(ids) + self.special_tokens for ids in self._query_ids(queries, [instruction] * len(queries))]
+        asked = [self.conventions.asked(query, instruction, 1) for query in queries]
+        return [len(ids) + self.special_tokens for ids in self._ids(asked)]
 
     def passage_tokens(self, passages: Sequence[str]) -> list[int]:
         """Tokens of every passage, with the model's marks; above `max_length`, it is cut."""
@@ -210,7 +234,7 @@ class Embedder:
         """Raise ValueError when an instruction leaves no room for a query."""
         if not instruction:
             return
-        bare = len(self._ids([self.conventions.asked("", instruction)])[0]) + self.special_tokens
+        bare = len(self._ids([self.conventions.asked("", instruction, 1)])[0]) + self.special_tokens
         if bare >= self.max_length:
             raise ValueError(
                 f"the instruction takes {bare} of {self.max_length} tokens and leaves no room for a query; shorten it"
@@ -300,13 +324,17 @@ class Embedder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         probe = "a b"
-        bare = tokenizer.encode(probe, add_special_tokens=False).ids
+        text = tokenizer.encode(probe, add_special_tokens=False)
+        bare = text.ids
+        if any(start < before for (before, _), (start, _) in pairwise(text.offsets)):
+            raise ValueError(
+                f"the tokenizer of {self.name} repeats every text; take the repetition out of the template in its "
+                "tokenizer.json (of models trained with --twice, too), or train again with --query-repeats 2"
+            )
         framed = tokenizer.encode(probe, add_special_tokens=True).ids
         start = next((i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare), None)
-        if start is None or bare[: len(bare) // 2] == bare[len(bare) // 2 :]:
-            raise ValueError(
-                f"the tokenizer of {self.name} makes no tokens of {probe!r}, loses them or repeats them; use another"
-            )
+        if start is None:
+            raise ValueError(f"the tokenizer of {self.name} makes no tokens of {probe!r}, or loses them; use another")
         before, after = framed[:start], framed[start + len(bare) :]
         eos, bos = self.runtime.eos_id, self.runtime.bos_id
         if self.conventions.append_eos:

@@ -118,12 +118,9 @@ class MtebEncoder:
         return self.embedder.encode_passages(texts)
 
     def _asker(self, task_metadata: Any, prompt_type: Any) -> Callable[[list[str]], np.ndarray]:
-        conventions = self.embedder.conventions
         instruction = _instruction(self.embedder, self.instruction, task_metadata, prompt_type)
-        # Where documents have no prefix, a query's is for searching: texts that are compared with their like go bare.
-        if prompt_type is None and not instruction and not conventions.document_prefix:
-            return self._document
-        return lambda texts: self.embedder.encode_queries(texts, instruction)
+        encode = self.embedder.encode_alike if prompt_type is None else self.embedder.encode_queries
+        return lambda texts: encode(texts, instruction)
 
 
 class MtebSearch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from searchkit.binding import check_model
 from searchkit.conventions import Conventions
 from searchkit.embedder import Embedder
 from searchkit.indexer.files import StoreError
+from searchkit.lines import Rejects
+from searchkit.runtime_torch import TorchRuntime
 from searchkit.training.config import TrainConfig
+from searchkit.training.dataset import read_examples
 from searchkit.training.export import export
 from searchkit.training.model import lay_out, prepare, save
 from searchkit.training.train import train
@@ -77,7 +81,8 @@ def test_a_query_that_would_be_cut_for_it_is_written_once(repeating: Embedder) -
     assert repeating.stats.truncated - before == 1, "only the last does not fit at all"
     counts = [len(ids) for ids in repeating.tokenize_queries(queries, [""] * 4)]
     assert counts == [count + repeating.special_tokens for count in (room // 2 * 2, room // 2 + 1, room, room)]
-    assert repeating.query_tokens(queries, "")[-1] == room + 1 + repeating.special_tokens
+    lengths = [count + repeating.special_tokens for count in (room // 2, room // 2 + 1, room, room + 1)]
+    assert repeating.query_tokens(queries, "") == lengths
     np.testing.assert_allclose(rows[2:], repeating.encode_passages(queries[1:]), atol=1e-6)
     with pytest.raises(ValueError, match="leaves no room for a query"):
         repeating.encode_queries(["tea"], " ".join([word] * room))
@@ -93,7 +98,7 @@ def test_saved_or_exported_it_repeats_and_sentence_transformers_reads_what_is_wr
     save(repeating, tmp_path / "out", card="", default_instruction="Find the tea", dims=(), attention=attention)
     export(tmp_path / "out", tmp_path / "onnx", dtype="float32")
     for folder in ("out", "onnx"):
-        loaded = Embedder(tmp_path / folder, device="cpu")
+        loaded = Embedder(tmp_path / folder, device="cpu", dtype="float32" if folder == "out" else "auto")
         assert loaded.conventions.query_repeats == 2
         np.testing.assert_allclose(loaded.encode_queries(TEXTS), expected, atol=1e-4)
     theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu")
@@ -101,14 +106,35 @@ def test_saved_or_exported_it_repeats_and_sentence_transformers_reads_what_is_wr
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_training_reads_queries_as_searching_does(config: TrainConfig, tmp_path: Path) -> None:
-    report = train(replace(config, max_steps=1, out=str(tmp_path / "once")))
-    again = train(replace(config, max_steps=1, out=str(tmp_path / "twice"), query_repeats=2))
-    assert again.tokens > report.tokens
+def test_training_reads_queries_as_searching_does_and_passages_once(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: set[tuple[int, ...]] = set()
+    pooled = TorchRuntime.pooled
+
+    def recorded(runtime: TorchRuntime, batch: list[list[int]], conventions: Conventions) -> Any:
+        read.update(map(tuple, batch))
+        return pooled(runtime, batch, conventions)
+
+    config = replace(config, max_steps=1, max_length=200)
+    once = train(replace(config, out=str(tmp_path / "once")))
+    monkeypatch.setattr(TorchRuntime, "pooled", recorded)
+    again = train(replace(config, out=str(tmp_path / "twice"), query_repeats=2))
+    monkeypatch.undo()
+    assert again.tokens > once.tokens
+    embedder = Embedder(tmp_path / "twice", device="cpu", dtype="float32")
+    with Rejects(tmp_path / "rejects.jsonl") as rejects:
+        examples = list(read_examples(Path(config.sources[0]), rejects=rejects))
+    asked = embedder.tokenize_queries([each.query for each in examples], [each.instruction or "" for each in examples])
+    texts = [text for each in examples for text in (each.positive, *each.negatives)]
+    queries, passages = ({tuple(ids) for ids in found} for found in (asked, embedder.tokenize(texts)))
+    assert len(read & queries) == config.batch_size
+    assert read <= queries | passages
+    assert not queries & passages
     card = (tmp_path / "twice" / "README.md").read_text()
     assert '" ".join([query] * 2)' in card
     assert "query_repeats" in json.loads((tmp_path / "twice" / "config_sentence_transformers.json").read_text())
-    kept = train(replace(config, max_steps=1, base=str(tmp_path / "twice"), out=str(tmp_path / "kept")))
+    kept = train(replace(config, base=str(tmp_path / "twice"), out=str(tmp_path / "kept")))
     assert kept.tokens == again.tokens
     assert '" ".join([query] * 2)' in (tmp_path / "kept" / "README.md").read_text()
     assert Embedder(tmp_path / "kept", device="cpu").conventions.query_repeats == 2
@@ -135,8 +161,9 @@ def save_plain(embedder: Embedder, out: Path) -> None:
 def test_an_index_from_before_there_were_repeats_is_of_the_same_model(embedder: Embedder) -> None:
     identity = embedder.identity()
     before = {key: value for key, value in identity.items() if key != "query_repeats"}
+    assert identity == before
     check_model(before, embedder)
-    with pytest.raises(StoreError, match="query_repeats: index 2, model 1"):
+    with pytest.raises(StoreError, match="query_repeats: index 2, model None"):
         check_model({**identity, "query_repeats": 2}, embedder)
 
 
@@ -158,5 +185,51 @@ def test_a_tokenizer_that_says_a_text_twice_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(settings))
     kind = base / "tokenizer_config.json"
     kind.write_text(json.dumps({**json.loads(kind.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}))
-    with pytest.raises(ValueError, match="loses them or repeats them"):
+    with pytest.raises(ValueError, match=r"repeats every text; .*--query-repeats 2"):
         Embedder(base, device="cpu")
+
+
+def test_a_tokenizer_that_knows_no_word_of_the_probe_is_fine(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    base = build_model(tmp_path / "base", "bert")
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "tea": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    words.save(str(base / "tokenizer.json"))
+    kind = base / "tokenizer_config.json"
+    kind.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}))
+    assert Embedder(base, device="cpu").tokenize(["tea"]) == [[1, 3, 2]]
+
+
+def test_an_instruction_that_leaves_one_token_is_taken(mistral: Path) -> None:
+    once = Embedder(mistral, device="cpu", dtype="float32")
+    repeating = Embedder(
+        mistral, device="cpu", dtype="float32", conventions=replace(once.conventions, query_repeats=3, max_length=200)
+    )
+    bare = repeating.query_tokens([""], "Find it")[0]
+    repeating.limit(bare + 1)
+    assert len(repeating.tokenize_queries(["x"], ["Find it"])[0]) == bare + 1
+    repeating.encode_queries(["x"], "Find it")
+    repeating.limit(bare)
+    with pytest.raises(ValueError, match=f"takes {bare} of {bare} tokens"):
+        repeating.encode_queries(["x"], "Find it")
+
+
+def test_texts_compared_with_their_like_are_written_once(repeating: Embedder) -> None:
+    np.testing.assert_array_equal(repeating.encode_alike(TEXTS, ""), repeating.encode_passages(TEXTS))
+    told = repeating.encode_alike(TEXTS, "Find the same")
+    np.testing.assert_array_equal(told, repeating.encode_queries(TEXTS, "Find the same"))
+
+
+def test_a_run_of_settings_that_are_gone_goes_on_if_it_did_not_use_them(config: TrainConfig, tmp_path: Path) -> None:
+    file = tmp_path / "training.json"
+    config.save(file)
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "twice": False}))
+    assert TrainConfig.load(file) == config
+    file.write_text(json.dumps({**values, "twice": True}))
+    with pytest.raises(ValueError, match=r"does not know \(twice\); name another --out"):
+        TrainConfig.load(file)

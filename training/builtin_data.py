@@ -1,9 +1,10 @@
 """What the built-in model learns instructions and single sentences from, made of plain pairs and written topics.
 
-    python -m searchkit.training.builtin_data PAIRS/ OUT/
+    python -m searchkit.training.builtin_data PAIRS/ OUT/ [--instructions training/instructions.json]
 
 PAIRS holds arxiv_title_abstract, medquad, squad_train and wikipedia_en_section as .jsonl.gz of query and positive; what
-is missing there is left out. Each file of OUT is a source for `searchkit train` (see docs/built-in-model.md).
+is missing there is left out. Each file of OUT is a source for `searchkit train` (see docs/built-in-model.md); with
+--instructions there is plain.jsonl among them, some of the pairs of every file, a part of which has an instruction.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,12 @@ def with_sentences(examples: Iterable[Example], rng: random.Random) -> Iterator[
         drawn = rng.sample(sentences, min(2, len(sentences)))
         drawn = [text for text in drawn if text not in (example.query, example.positive)]
         yield {"query": example.query, "positive": example.positive, "negatives": drawn}
+
+
+def plain(rows: Sequence[Row], count: int, told: Sequence[str], rng: random.Random) -> Iterator[Row]:
+    """Some of the pairs, of which 55 % get an instruction that changes nothing: so it is learnt as such."""
+    for row in rng.sample(rows, min(count, len(rows))):
+        yield {**row, "instruction": rng.choice(told)} if rng.random() < 0.55 else row
 
 
 def sections(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
@@ -178,6 +185,11 @@ def _sentences(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?])\s+(?=[A-Z])", text.strip()) if part]
 
 
+_PLAIN = {
+    "arxiv_title_abstract": 2600, "medquad": 1000, "scitldr": 1600, "squad_train": 2600, "wikipedia_en_section": 1500,
+    "wikipedia_en_title_intro": 1000,
+}  # fmt: skip
+
 _FROM_PAIRS = {
     "sections": ("wikipedia_en_section", sections),
     "conditions": ("medquad", conditions),
@@ -190,14 +202,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--instructions", type=Path, help="JSON file {name of a file in PAIRS: [instructions]}")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    told = json.loads(arguments.instructions.read_text(encoding="utf-8")) if arguments.instructions else {}
+    some: list[Row] = []
     with Rejects(arguments.out / "rejects.jsonl") as rejects:
         for file in sorted(arguments.pairs.glob("*.jsonl.gz")):
             name = file.name.removesuffix(".jsonl.gz")
             examples = read_examples(file, rejects=rejects)
-            _write(arguments.out / f"{name}.jsonl", with_sentences(examples, random.Random(arguments.seed)))
+            rows = _write(arguments.out / f"{name}.jsonl", with_sentences(examples, random.Random(arguments.seed)))
+            if name in told:
+                some += plain(rows, _PLAIN.get(name, 0), told[name], random.Random(arguments.seed))
+        if some:
+            _write(arguments.out / "plain.jsonl", some)
         for name, (source, make) in _FROM_PAIRS.items():
             if (file := arguments.pairs / f"{source}.jsonl.gz").is_file():
                 examples = read_examples(file, rejects=rejects)
@@ -206,12 +225,13 @@ def main() -> None:
         _write(arguments.out / "kinds.jsonl", kinds(map(json.loads, stream), random.Random(arguments.seed)))
 
 
-def _write(file: Path, rows: Iterable[Row]) -> None:
+def _write(file: Path, rows: Iterable[Row]) -> list[Row]:
     """Write the rows in an order of their own, so that a share of the file is a sample of it."""
     found = [row for row in rows if all(row["positive"] != text for text in (row["query"], *row["negatives"]))]
     random.Random(0).shuffle(found)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
     print(f"{file}: {len(found)} rows")
+    return found
 
 
 if __name__ == "__main__":

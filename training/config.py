@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class TrainConfig:
     Args:
         sources: Files of examples, each as FILE or FILE@SETTINGS such as 0.5,mixed,kept: a ratio; mixed lets examples
             with different instructions share a batch, for synthetic data; kept texts have no contrast and are only
-            held where the teacher has them.
+            held where the teacher has them, instructed queries where it has them without (unless `teacher_follows`).
         corpus: What the ids of examples name documents of: anything `read_corpus` reads, or an index; None where
             examples hold their texts.
         base: The model to begin with: a folder, a hub id or a packaged name.
@@ -129,7 +129,12 @@ class TrainConfig:
 
     @classmethod
     def load(cls, file: Path) -> TrainConfig:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; ValueError when it was written by a version with other settings, and uses them."""
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        unknown = {name: values.pop(name) for name in values.keys() - {field.name for field in fields(cls)}}
+        if used := sorted(name for name, value in unknown.items() if value):
+            raise ValueError(
+                f"{file} has settings that this version does not know ({', '.join(used)}); name another --out"
+            )
         values["sources"], values["matryoshka"] = tuple(values["sources"]), tuple(values["matryoshka"])
         return cls(**values)

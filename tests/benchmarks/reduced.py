@@ -32,18 +32,21 @@ def main() -> None:
     parser.add_argument("--query-repeats", type=int, help="instead of the model's own")
     parser.add_argument("--task", help="whose instruction it is [default: the folder's name]")
     arguments = parser.parse_args()
-    instruction = get_task(arguments.task or arguments.folder.resolve().name).instruction
+    task = get_task(arguments.task or arguments.folder.resolve().name)
+    if arguments.query_repeats is not None and arguments.query_repeats < 1:
+        parser.error(f"--query-repeats is {arguments.query_repeats}; expected 1 or more")
     embedder = Embedder(arguments.model)
     if arguments.query_repeats:
         embedder.conventions = replace(embedder.conventions, query_repeats=arguments.query_repeats)
 
     queries, qrels = read_beir_split(arguments.folder, arguments.split)
     documents = {document.id: document for document in read_corpus(arguments.folder)}
+    qrels = {query: {id: gain for id, gain in judged.items() if gain > 0} for query, judged in qrels.items()}
     right = sorted({document for judged in qrels.values() for document in judged})
     others = sorted(documents.keys() - set(right))
     random.Random(3).shuffle(others)
     taken = {*right[:400], *others[:600]}
-    qrels = {query: judged for query, judged in qrels.items() if judged.keys() <= taken}
+    qrels = {query: judged for query, judged in qrels.items() if judged and judged.keys() <= taken}
     queries = [query for query in queries if query.id in qrels]
     if not queries:
         raise SystemExit(f"no query of {arguments.folder}:{arguments.split} finds all its documents among {len(taken)}")
@@ -54,9 +57,9 @@ def main() -> None:
     ):
         engine.add(documents[id] for id in sorted(taken))
         found = {}
-        for name, said in (("plain", ""), ("told", instruction)):
+        for name, said in (("plain", ""), ("told", task.instruction)):
             asked = [replace(query, instruction=said) for query in queries]
-            for report in evaluate(engine, asked, qrels, modes=["dense", "hybrid"]):
+            for report in evaluate(engine, asked, qrels, modes=["dense", "hybrid"], drop_self=task.drop_self):
                 found[f"{name}, {report.mode}"] = report.metrics["ndcg@10"]
     repeats = embedder.conventions.query_repeats
     print(json.dumps({"model": arguments.model, "query_repeats": repeats, "queries": len(queries), "ndcg@10": found}))
