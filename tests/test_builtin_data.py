@@ -68,9 +68,7 @@ def test_a_pair_brings_sentences_of_its_own_passage(rng: random.Random) -> None:
     assert all(text in passage and len(text) >= 40 for text in row["negatives"])
 
 
-def test_some_plain_pairs_get_an_instruction(
-    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_some_plain_pairs_get_an_instruction(tmp_path: Path, rng: random.Random) -> None:
     rows = [{"query": f"q{n}", "positive": f"p{n}", "negatives": []} for n in range(500)]
     found = list(builtin_data.plain(rows, 400, ["Find it", "Look it up"], rng))
     assert len({row["query"] for row in found}) == 400
@@ -79,13 +77,12 @@ def test_some_plain_pairs_get_an_instruction(
     assert set(told) == {"Find it", "Look it up"}
     with gzip.open(tmp_path / "squad_train.jsonl.gz", "wt") as out:
         out.writelines(json.dumps({"query": f"Who is {n}?", "positive": f"{n} is so."}) + "\n" for n in range(30))
-    (tmp_path / "told.json").write_text(json.dumps({"squad_train": ["Find it"]}))
-    command = ["builtin_data", str(tmp_path), str(tmp_path / "out"), "--instructions", str(tmp_path / "told.json")]
-    monkeypatch.setattr("sys.argv", command)
-    builtin_data.main()
+    builtin_data.write(tmp_path, tmp_path / "out")
     examples = list(read_examples(tmp_path / "out" / "plain.jsonl"))
     assert len(examples) == 30
-    assert {example.instruction for example in examples} == {None, "Find it"}
+    known = json.loads(builtin_data.INSTRUCTIONS.read_text())["squad_train"]
+    assert {example.instruction for example in examples} - {None} <= set(known)
+    assert None in {example.instruction for example in examples}
 
 
 def test_every_topic_gives_eight_examples_and_the_opposite_side_is_wrong(rng: random.Random) -> None:

@@ -1,15 +1,7 @@
-"""What the built-in model learns instructions and single sentences from, made of plain pairs and written topics.
-
-    python -m searchkit.training.builtin_data PAIRS/ OUT/ [--instructions training/instructions.json]
-
-PAIRS holds arxiv_title_abstract, medquad, squad_train and wikipedia_en_section as .jsonl.gz of query and positive; what
-is missing there is left out. Each file of OUT is a source for `searchkit train` (see docs/built-in-model.md); with
---instructions there is plain.jsonl among them, some of the pairs of every file, a part of which has an instruction.
-"""
+"""What the built-in model learns instructions and single sentences from, made of plain pairs and written topics."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -23,6 +15,9 @@ from searchkit.lines import Rejects
 from searchkit.training.dataset import Example, read_examples
 
 Row = dict[str, Any]
+
+INSTRUCTIONS = Path(__file__).parent / "instructions.json"
+"""{name of a file of pairs: [instructions]}."""
 
 _ABOUT = (
     "Given the name of a topic, find the passage about its {heading}",
@@ -198,31 +193,32 @@ _FROM_PAIRS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--instructions", type=Path, help="JSON file {name of a file in PAIRS: [instructions]}")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    told = json.loads(arguments.instructions.read_text(encoding="utf-8")) if arguments.instructions else {}
+def write(pairs: Path, out: Path, *, seed: int = 0) -> None:
+    """Write the sources of `searchkit.training.builtin`, JSON lines of examples.
+
+    Args:
+        pairs: Folder with arxiv_title_abstract, medquad, squad_train, wikipedia_en_section and others as .jsonl.gz of
+            query and positive; what is missing there is left out.
+        out: Folder for a file of each with sentences beside, those made of them, and plain.jsonl, some pairs of each.
+        seed: Of what is drawn.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    told = json.loads(INSTRUCTIONS.read_text(encoding="utf-8"))
     some: list[Row] = []
-    with Rejects(arguments.out / "rejects.jsonl") as rejects:
-        for file in sorted(arguments.pairs.glob("*.jsonl.gz")):
+    with Rejects(out / "rejects.jsonl") as rejects:
+        for file in sorted(pairs.glob("*.jsonl.gz")):
             name = file.name.removesuffix(".jsonl.gz")
             examples = read_examples(file, rejects=rejects)
-            rows = _write(arguments.out / f"{name}.jsonl", with_sentences(examples, random.Random(arguments.seed)))
-            if name in told:
-                some += plain(rows, _PLAIN.get(name, 0), told[name], random.Random(arguments.seed))
-        if some:
-            _write(arguments.out / "plain.jsonl", some)
+            rows = _write(out / f"{name}.jsonl", with_sentences(examples, random.Random(seed)))
+            if name in _PLAIN:
+                some += plain(rows, _PLAIN[name], told[name], random.Random(seed))
+        _write(out / "plain.jsonl", some)
         for name, (source, make) in _FROM_PAIRS.items():
-            if (file := arguments.pairs / f"{source}.jsonl.gz").is_file():
+            if (file := pairs / f"{source}.jsonl.gz").is_file():
                 examples = read_examples(file, rejects=rejects)
-                _write(arguments.out / f"{name}.jsonl", make(examples, random.Random(arguments.seed)))
+                _write(out / f"{name}.jsonl", make(examples, random.Random(seed)))
     with (corpus_folder("kinds") / "topics.jsonl").open(encoding="utf-8") as stream:
-        _write(arguments.out / "kinds.jsonl", kinds(map(json.loads, stream), random.Random(arguments.seed)))
+        _write(out / "kinds.jsonl", kinds(map(json.loads, stream), random.Random(seed)))
 
 
 def _write(file: Path, rows: Iterable[Row]) -> list[Row]:
@@ -232,7 +228,3 @@ def _write(file: Path, rows: Iterable[Row]) -> list[Row]:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
     print(f"{file}: {len(found)} rows")
     return found
-
-
-if __name__ == "__main__":
-    main()
