@@ -79,7 +79,7 @@ def test_a_wheel_holds_every_module_and_corpus(monkeypatch: pytest.MonkeyPatch) 
     data = {ROOT / file for file in build.find_data_files("searchkit.corpora", "corpora")}
     assert data == {file for file in (ROOT / "corpora").rglob("*") if file.suffix in {".jsonl", ".tsv", ".md"}}
     data = {ROOT / file for file in build.find_data_files("searchkit.training", "training")}
-    assert data == set((ROOT / "training" / "prompts").iterdir())
+    assert data == {ROOT / "training" / "instructions.json", *(ROOT / "training" / "prompts").iterdir()}
     builtin = {file for file in (ROOT / "searchkit" / "builtin").rglob("*") if file.is_file()}
     assert len(builtin) == 8
     data = {ROOT / file for file in build.find_data_files("searchkit", "searchkit")}
