@@ -170,9 +170,7 @@ class Embedder:
         Raises:
             ValueError: The instruction leaves no room for a query, or the model gave a vector that is not finite.
         """
-        if instruction is None:
-            instruction = self.conventions.default_instruction or ""
-        self._check_room(instruction)
+        instruction = self._instruction(instruction)
         return self._encode(self.tokenize_queries(queries, [instruction] * len(queries)))
 
     def encode_passages(self, passages: Sequence[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
@@ -200,17 +198,13 @@ class Embedder:
         Returns:
             (len(texts), dim) float32 rows of unit length.
         """
-        if instruction is None:
-            instruction = self.conventions.default_instruction
-        if instruction or self.conventions.document_prefix:
-            return self.encode_queries(texts, instruction or "")
+        if self._instruction(instruction) or self.conventions.document_prefix:
+            return self.encode_queries(texts, instruction)
         return self.encode_passages(texts)
 
     def query_tokens(self, queries: Sequence[str], instruction: str | None = None) -> list[int]:
         """Tokens of every query written once, with instruction and the model's marks; above `max_length`, it is cut."""
-        if instruction is None:
-            instruction = self.conventions.default_instruction or ""
-        self._check_room(instruction)
+        instruction = self._instruction(instruction)
         asked = [self.conventions.asked(query, instruction, 1) for query in queries]
         return [len(ids) + self.special_tokens for ids in self._ids(asked)]
 
@@ -230,15 +224,17 @@ class Embedder:
         """Where each token of `text` starts and stops, in characters; for cutting a long text into passages."""
         return list(self.runtime.tokenizer.encode(text, add_special_tokens=False).offsets)
 
-    def _check_room(self, instruction: str) -> None:
-        """Raise ValueError when an instruction leaves no room for a query."""
+    def _instruction(self, given: str | None) -> str:
+        """The instruction, or the model's own where none is given; ValueError when it leaves no room for a query."""
+        instruction = self.conventions.default_instruction if given is None else given
         if not instruction:
-            return
+            return ""
         bare = len(self._ids([self.conventions.asked("", instruction, 1)])[0]) + self.special_tokens
         if bare >= self.max_length:
             raise ValueError(
                 f"the instruction takes {bare} of {self.max_length} tokens and leaves no room for a query; shorten it"
             )
+        return instruction
 
     def _query_ids(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of every query, uncut and without marks."""

@@ -21,7 +21,7 @@ from searchkit.evaluate import evaluate
 from searchkit.indexer.dense import Tuning
 from searchkit.indexer.files import locked
 from searchkit.judgements import read_qrels, read_queries
-from searchkit.lines import Rejects
+from searchkit.lines import Rejects, plain_lines
 from searchkit.records import Qrels, Query
 from searchkit.runtime_onnx import MODEL_FILE
 from searchkit.training import builtin_data
@@ -296,7 +296,7 @@ class _Run:
 
     def _training(self) -> TrainConfig:
         config = self.config
-        pairs, general = (_count_lines(self.out / name) for name in (MINED, GENERAL))
+        pairs, general = (sum(1 for _ in plain_lines(self.out / name)) for name in (MINED, GENERAL))
         share = config.general_share
         steps = config.steps or min(400, max(60, math.ceil(pairs / config.batch_size / (1 - share))))
         ratio = share / (1 - share) * pairs / general
@@ -427,8 +427,3 @@ def _write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _count_lines(file: Path) -> int:
-    with file.open(encoding="utf-8") as stream:
-        return sum(1 for line in stream if line.strip())

@@ -11,16 +11,17 @@ and how the weights that ship came about.
 from __future__ import annotations
 
 import argparse
-import gzip
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from searchkit.lines import plain_lines
 from searchkit.training import builtin_data
 from searchkit.training.config import TrainConfig
 from searchkit.training.export import export
 from searchkit.training.log import TrainReport
+from searchkit.training.stages import Stages, digest, remove
 from searchkit.training.train import train
 
 _FIRST = {
@@ -85,7 +86,7 @@ RUNS: dict[str, Run] = {
 
 
 def make(pairs: Path, out: Path, *, base: str = "minilm", max_steps: int | None = None) -> Path:
-    """Make the model; goes on where an earlier call was stopped.
+    """Make the model; goes on where an earlier call was stopped, and does again what depends on what has changed.
 
     Args:
         pairs: Folder of the plain pairs.
@@ -96,28 +97,37 @@ def make(pairs: Path, out: Path, *, base: str = "minilm", max_steps: int | None 
     Returns:
         The folder of the exported model.
     """
-    data, built = out / "data", out / "builtin"
-    if not (data / "done").is_file():
-        builtin_data.write(pairs, data)
-        (data / "done").touch()
+    stages, data, built = Stages(out), out / "data", out / "builtin"
+    inputs: dict[str, Any] = {file.name: digest(file) for file in sorted(pairs.glob("*.jsonl.gz"))}
+    stages.run("data", inputs, ["data"], lambda: builtin_data.write(pairs, data))
     student = base
     for name, run in RUNS.items():
         config = _config(run, pairs if run.pairs else data, out / name, student, base, max_steps)
-        if not (out / name / "README.md").is_file():  # which a finished run has
-            train(config, on_step=lambda report, planned, name=name: _show(name, report, planned))  # type: ignore[misc]
-        student = str(out / name)
-    last = list(RUNS)[-2:]
-    mean(out / last[0], out / last[1], out / "mean")
-    shutil.rmtree(built, ignore_errors=True)
-    export(out / "mean", built, dtype="int8")
+        inputs = {"before": inputs, "settings": asdict(config)}
+        stages.run(name, inputs, [name], lambda config=config: _train(config))  # type: ignore[misc]
+        student = config.out
+    first, second = list(RUNS)[-2:]
+
+    def finish() -> None:
+        mean(out / first, out / second, out / "mean")
+        remove(built)
+        export(out / "mean", built, dtype="int8")
+
+    stages.run("builtin", inputs, ["mean", "builtin"], finish)
     return built
+
+
+def _train(config: TrainConfig) -> None:
+    if (Path(config.out) / "README.md").is_file():  # stopped right after it was finished
+        return
+    train(config, on_step=lambda report, planned: _show(Path(config.out).name, report, planned))
 
 
 def _config(run: Run, folder: Path, out: Path, base: str, teacher: str, max_steps: int | None) -> TrainConfig:
     sources = []
     for name, wanted in run.examples.items():
         file = folder / (f"{name}.jsonl.gz" if run.pairs else f"{name}.jsonl")
-        if file.is_file() and (found := _lines(file)):
+        if file.is_file() and (found := sum(1 for _ in plain_lines(file))):
             share = f"{min(1.0, wanted / found):.4g}"
             sources.append(f"{file}@{share}" + (f",{run.flags[name]}" if name in run.flags else ""))
     settings = {
@@ -130,11 +140,6 @@ def _config(run: Run, folder: Path, out: Path, base: str, teacher: str, max_step
     return TrainConfig(sources=tuple(sources), base=base, out=str(out), **settings)
 
 
-def _lines(file: Path) -> int:
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-        return sum(1 for _ in stream)
-
-
 def _show(name: str, report: TrainReport, planned: int) -> None:
     if report.steps % 20 == 0 or report.steps == planned:
         print(f"{name}: step {report.steps} of {planned}, {report.tokens} tokens", flush=True)
@@ -144,7 +149,7 @@ def mean(first: Path, second: Path, out: Path) -> None:
     """Write a model whose every weight is the mean of two models' of one shape; all else is as with the second."""
     from safetensors.torch import load_file, save_file
 
-    shutil.rmtree(out, ignore_errors=True)
+    remove(out)
     shutil.copytree(second, out, ignore=shutil.ignore_patterns("model.safetensors", "log*", "training.*"))
     one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
     if {name: weights.shape for name, weights in one.items()} != {name: w.shape for name, w in other.items()}:

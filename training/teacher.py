@@ -55,10 +55,8 @@ class Teacher:
         plain = self._queries([example.query for example in batch.examples], "")
         by_instruction: dict[str, list[int]] = {}
         for i, (example, use) in enumerate(zip(batch.examples, told, strict=True)):
-            if use and example.instruction:
+            if use and example.instruction and (self._follows or not batch.kept):
                 by_instruction.setdefault(example.instruction, []).append(i)
-        if batch.kept and not self._follows:
-            by_instruction.clear()
         for instruction, places in by_instruction.items():
             instructed = self._queries([batch.examples[i].query for i in places], instruction)
             plain[places] = instructed if self._follows else plain[places] + instructed
