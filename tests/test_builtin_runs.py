@@ -85,3 +85,14 @@ def test_shares_are_of_what_is_there(tmp_path: Path) -> None:
     config = builtin._config(builtin.RUNS["3-told"], tmp_path, tmp_path / "out", "base", "teacher", None)
     assert config.sources == (f"{tmp_path}/kinds.jsonl@0.5,mixed", f"{tmp_path}/plain.jsonl@1,mixed")
     assert (config.base, config.teacher, config.max_steps, config.contrast) == ("base", "teacher", 300, 0.5)
+
+
+def test_a_folder_without_pairs_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["builtin", str(tmp_path / "none"), str(tmp_path / "out")])
+    with pytest.raises(
+        SystemExit, match=r"Error: .*none holds none of arxiv_title_abstract.jsonl.gz, .*; give the pairs"
+    ):
+        builtin.main()
+    assert not (tmp_path / "out").exists()

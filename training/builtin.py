@@ -96,9 +96,17 @@ def make(pairs: Path, out: Path, *, base: str = "minilm", max_steps: int | None 
 
     Returns:
         The folder of the exported model.
+
+    Raises:
+        ValueError: There are no such pairs, or too few.
     """
+    given = sorted(pairs.glob("*.jsonl.gz"))
+    if not {file.name for file in given} & {f"{name}.jsonl.gz" for name in _FIRST}:
+        raise ValueError(
+            f"{pairs} holds none of {', '.join(f'{name}.jsonl.gz' for name in _FIRST)}; give the pairs' folder"
+        )
     stages, data, built = Stages(out), out / "data", out / "builtin"
-    inputs: dict[str, Any] = {file.name: digest(file) for file in sorted(pairs.glob("*.jsonl.gz"))}
+    inputs: dict[str, Any] = {file.name: digest(file) for file in given}
     stages.run("data", inputs, ["data"], lambda: builtin_data.write(pairs, data))
     student = base
     for name, run in RUNS.items():
@@ -165,7 +173,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--max-steps", type=int, help="of every run, for a trial")
     arguments = parser.parse_args()
-    print(f"made: {make(arguments.pairs, arguments.out, max_steps=arguments.max_steps)}")
+    try:
+        print(f"made: {make(arguments.pairs, arguments.out, max_steps=arguments.max_steps)}")
+    except ValueError as error:
+        raise SystemExit(f"Error: {error}") from error
 
 
 if __name__ == "__main__":
