@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,17 @@ def test_a_folder_of_something_else_is_left_alone(config: AdaptConfig) -> None:
     with pytest.raises(ValueError, match="holds no such run; name another --out"):
         adapt(config)
     assert (config.out / "model").is_dir()
+
+
+@pytest.mark.parametrize("library", ["torch", "accelerate", "onnxscript", "scipy"])
+def test_a_missing_library_is_named_before_any_work(
+    config: AdaptConfig, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    told = Told()
+    with pytest.raises(ImportError, match=rf"adapting a model needs {library}: pip install 'searchkit\[train\]'"):
+        adapt(config, on_stage=told)
+    assert (told.did, config.out.exists()) == ([], False)
 
 
 def test_judgements_of_another_corpus_are_refused_before_any_work(config: AdaptConfig) -> None:

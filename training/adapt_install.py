@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from searchkit.engine import SearchEngine
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 MODEL, AFTER, BEFORE, REPORT = "model", "after.index", "before.index", "report.json"
 
+# By the stages in their order: training, exporting, measuring.
+_NEEDED = ("torch", "transformers", "accelerate", "onnx", "onnxscript", "scipy")
+
 
 def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) -> None:
     """Find what would end a run only after a language model was paid or a model trained.
@@ -28,9 +32,12 @@ def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) 
         install: The new index may come in the place of the old one.
 
     Raises:
+        ImportError: A library is missing.
         ValueError: The folder holds something else or lies where the index cannot be moved from, or the index, its
             model and the judgements do not go together.
     """
+    if missing := next((name for name in _NEEDED if find_spec(name) is None), None):
+        raise ImportError(f"adapting a model needs {missing}: pip install 'searchkit[train]'", name=missing)
     out = config.out.resolve()
     there = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or (there and STAGES not in there):
