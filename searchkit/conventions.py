@@ -33,7 +33,7 @@ class Conventions:
         default_instruction: Used when a search names none; None leaves such a query to `query_prefix`.
         query_prefix: Put before a query that has no instruction.
         query_repeats: How often a query is written after its instruction or prefix; the second time, a causal model
-            has seen all of it. A query too long for that is written once.
+            has seen all of it. A long query is written as often as there is room for, and once at least.
         document_prefix: Put before every document; empty for instruction-trained models.
         append_eos: The model pools at EOS, so every text ends with it whatever the tokenizer does.
         padding_side: "right" or "left". The vectors are the same to rounding.

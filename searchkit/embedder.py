@@ -241,9 +241,9 @@ class Embedder:
         asked, room = self.conventions.asked, self.max_length - self.special_tokens
         pairs = list(zip(queries, instructions, strict=True))
         found = self._ids([asked(*pair) for pair in pairs])
-        if self.conventions.query_repeats > 1:  # but where not all of it would be read
+        for repeats in range(self.conventions.query_repeats - 1, 0, -1):  # no more often than all of it is read
             long = [i for i, ids in enumerate(found) if len(ids) > room]
-            for i, ids in zip(long, self._ids([asked(*pairs[i], 1) for i in long]), strict=True):
+            for i, ids in zip(long, self._ids([asked(*pairs[i], repeats) for i in long]), strict=True):
                 found[i] = ids
         return found
 

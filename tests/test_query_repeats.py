@@ -88,6 +88,21 @@ def test_a_query_that_would_be_cut_for_it_is_written_once(repeating: Embedder) -
         repeating.encode_queries(["tea"], " ".join([word] * room))
 
 
+def test_a_long_query_is_written_as_often_as_there_is_room_for(repeating: Embedder) -> None:
+    room = repeating.max_length - repeating.special_tokens
+    often = Embedder(
+        repeating.folder, device="cpu", dtype="float32", conventions=replace(repeating.conventions, query_repeats=4)
+    )
+    tokenizer = often.runtime.tokenizer
+    word = next(word for word in "abco" if len(tokenizer.encode(f"{word} {word}", add_special_tokens=False)) == 2)
+    sizes = [room // times + extra for times in (4, 3, 2, 1) for extra in (0, 1)]
+    queries = [" ".join([word] * size) for size in sizes]
+    found = often.tokenize_queries(queries, [""] * len(queries))
+    expected = [min(room, size * max(1, min(4, room // size))) for size in sizes]
+    assert [len(ids) - often.special_tokens for ids in found] == expected
+    assert len(set(expected)) > 3
+
+
 def test_saved_or_exported_it_repeats_and_sentence_transformers_reads_what_is_written(
     repeating: Embedder, tmp_path: Path
 ) -> None:

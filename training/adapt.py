@@ -63,8 +63,8 @@ class AdaptConfig:
         steps: Steps of training; None goes through the pairs once, within 60 to 400 steps.
         batch_size: Queries a step.
         learning_rate: Highest; None takes 6e-5 for all weights and 1e-4 for adapters.
-        max_length: Tokens of a text in training; longer ones are cut there, and only there. A query too long to be
-            written as often as the model reads it (`query_repeats`) is written once there.
+        max_length: Tokens of a text in training; longer ones are cut there, and only there. A query is written as
+            often as the model reads it (`query_repeats`), or as there is room for.
         teacher_weight: How strongly vectors are held near those of the model before.
         general_share: Share of general examples among those trained on.
         lora_rank: Of adapters; 0 trains all weights, None does so for models of up to 100 million.
