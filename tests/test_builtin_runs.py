@@ -38,19 +38,22 @@ def plain_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_five_runs_make_a_causal_model_in_int8_that_reads_queries_twice(plain_pairs: Path, tmp_path: Path) -> None:
+def test_five_runs_make_a_causal_model_in_int8_that_reads_queries_three_times(
+    plain_pairs: Path, tmp_path: Path
+) -> None:
     from safetensors.numpy import load_file
 
     base = build_model(tmp_path / "base", "bert")
     built = builtin.make(plain_pairs, tmp_path / "out", base=str(base), max_steps=1)
     model = Embedder(built)
-    assert (model.dtype, model.runtime.decoder, model.conventions.query_repeats) == ("int8", True, 2)
+    assert (model.dtype, model.runtime.decoder, model.conventions.query_repeats) == ("int8", True, 3)
     assert (model.conventions.pooling, model.max_length) == ("weighted-mean", 256)
     names = list(builtin.RUNS)
     one, other, both = (load_file(tmp_path / "out" / name / "model.safetensors") for name in (*names[-2:], "mean"))
     assert any(np.abs(one[name] - other[name]).max() > 0 for name in one)
     for name, weights in both.items():
         np.testing.assert_allclose(weights, (one[name] + other[name]) / 2, atol=1e-6)
+    assert not (tmp_path / "out" / "mean" / "README.md").exists(), "a card of one run is none of the mean's"
     found = model.encode_passages(SENTENCES) * Embedder(tmp_path / "out" / "mean", dtype="float32").encode_passages(
         SENTENCES
     )

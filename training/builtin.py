@@ -11,15 +11,18 @@ and how the weights that ship came about.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from searchkit.conventions import SETTINGS
 from searchkit.lines import plain_lines
 from searchkit.training import builtin_data
 from searchkit.training.config import TrainConfig
 from searchkit.training.export import export
+from searchkit.training.layout import write_json
 from searchkit.training.log import TrainReport
 from searchkit.training.stages import Stages, digest, remove
 from searchkit.training.train import train
@@ -84,6 +87,9 @@ RUNS: dict[str, Run] = {
     },
 }  # fmt: skip
 
+QUERY_REPEATS = 3
+"""How often the model reads a query; a third time helps those that were trained to read it twice."""
+
 
 def make(pairs: Path, out: Path, *, base: str = "minilm", max_steps: int | None = None) -> Path:
     """Make the model; goes on where an earlier call was stopped, and does again what depends on what has changed.
@@ -118,10 +124,13 @@ def make(pairs: Path, out: Path, *, base: str = "minilm", max_steps: int | None 
 
     def finish() -> None:
         mean(out / first, out / second, out / "mean")
+        settings = out / "mean" / SETTINGS
+        known = json.loads(settings.read_text(encoding="utf-8"))
+        write_json(settings, {**known, "query_repeats": QUERY_REPEATS})
         remove(built)
         export(out / "mean", built, dtype="int8")
 
-    stages.run("builtin", inputs, ["mean", "builtin"], finish)
+    stages.run("builtin", {"before": inputs, "query_repeats": QUERY_REPEATS}, ["mean", "builtin"], finish)
     return built
 
 
@@ -154,11 +163,11 @@ def _show(name: str, report: TrainReport, planned: int) -> None:
 
 
 def mean(first: Path, second: Path, out: Path) -> None:
-    """Write a model whose every weight is the mean of two models' of one shape; all else is as with the second."""
+    """Write a model whose every weight is the mean of two models' of one shape; its settings are the second's."""
     from safetensors.torch import load_file, save_file
 
     remove(out)
-    shutil.copytree(second, out, ignore=shutil.ignore_patterns("model.safetensors", "log*", "training.*"))
+    shutil.copytree(second, out, ignore=shutil.ignore_patterns("model.safetensors", "README.md", "log*", "training.*"))
     one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
     if {name: weights.shape for name, weights in one.items()} != {name: w.shape for name, w in other.items()}:
         raise ValueError(
