@@ -139,6 +139,7 @@ def adapt(
         on_step: Called after every step of training, with the report so far and the number of steps.
 
     Raises:
+        ImportError: A library that some stage needs is missing; nothing was done yet.
         ValueError: Bad pairs, too few of them, or an index whose model cannot be trained.
     """
     out = config.out.resolve()
