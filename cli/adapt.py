@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import FILE, INDEX, instruction_options, note
+from searchkit.cli.options import FILE, INDEX, instruction_options, note
 from searchkit.cli.synthesize import WRITER, writer_options
 
 if TYPE_CHECKING:
-    from searchkit.training.adapt import Judgements
-    from searchkit.training.adapt_report import AdaptReport
+    from searchkit.records import Judgements
+    from searchkit.training.adaptation.report import AdaptReport
 
 _STAGES = {
     "pairs": "sorting the pairs",
@@ -82,9 +82,9 @@ def adapt(
             "document that answers it; or let a language model write them: --writer MODEL"
         )
     _check_writer(context)
-    from searchkit.training.adapt import AdaptConfig
-    from searchkit.training.adapt import adapt as run
-    from searchkit.training.adapt_install import adapted, check
+    from searchkit.training.adaptation.adapt import adapt as run
+    from searchkit.training.adaptation.config import AdaptConfig
+    from searchkit.training.adaptation.install import adapted, check
 
     out = out or index.with_name(index.name.removesuffix(".index") + ".adapted")
     written = out.with_name(out.name + ".pairs.jsonl")
@@ -123,8 +123,8 @@ def _write(index: Path, file: Path, options: dict[str, Any]) -> None:
     """Let a language model write pairs."""
     from searchkit.cli.synthesize import Line
     from searchkit.engine import SearchEngine
-    from searchkit.training.synthesis import SynthesizeConfig
-    from searchkit.training.synthesize import synthesize
+    from searchkit.training.synthesis.settings import SynthesizeConfig
+    from searchkit.training.synthesis.synthesize import synthesize
 
     judged: tuple[str, ...] = ()  # what judges must not be asked by the pairs
     if options["beir"]:
@@ -152,7 +152,7 @@ def _write(index: Path, file: Path, options: dict[str, Any]) -> None:
 def _judgements(index: Path, options: dict[str, Any]) -> Judgements | None:
     from searchkit.cli.evaluate import read_judged, set_rules
     from searchkit.engine import SearchEngine
-    from searchkit.training.adapt import Judgements
+    from searchkit.records import Judgements
 
     if not any(options[name] for name in ("beir", "queries", "qrels")):
         for name in ("split", "instruction", "task"):

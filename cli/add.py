@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from searchkit.cli.index import add_corpus
-from searchkit.cli.shared import INDEX, corpus_options, format_option, model_options
+from searchkit.cli.options import INDEX, corpus_options, format_option, model_options
 
 
 @click.command()

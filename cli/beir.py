@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from searchkit.cli.shared import fusion_options, instruction_of, instruction_options, model_options, note
+from searchkit.cli.options import fusion_options, instruction_of, instruction_options, model_options, note
 
 
 @click.command()
@@ -44,15 +44,15 @@ def beir(folder: Path, output: str, report: Path | None, download: bool, **optio
         searchkit beir beir/ --sets scifact,nfcorpus --modes dense --report rows.json
         searchkit beir beir/ --sets scifact,trec-covid --download
     """
-    from searchkit.beir import averages, find_sets, measure_set, published
-    from searchkit.embedder import DEFAULT_MODEL, Embedder
+    from searchkit.evaluation.beir import averages, find_sets, measure_set, published
+    from searchkit.models.embedder import DEFAULT_MODEL, Embedder
     from searchkit.ranking import SearchOptions
 
     modes = [name.strip() for name in options["modes"].split(",") if name.strip()]
     names = [name.strip() for name in (options["sets"] or "").split(",") if name.strip()]
     if download:
-        from searchkit.download import TASKS
-        from searchkit.download import download as fetch
+        from searchkit.readers.download import TASKS
+        from searchkit.readers.download import download as fetch
 
         fetch(folder, names or TASKS, note)
     sets = find_sets(folder, names)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import FILE, instruction_of, instruction_options, model_options, note
+from searchkit.cli.options import FILE, instruction_of, instruction_options, model_options, note
 
 if TYPE_CHECKING:
-    from searchkit.bitext import Mined
+    from searchkit.evaluation.bitext import Mined
 
 
 @click.command()
@@ -31,9 +31,9 @@ def bitext(files: tuple[Path, ...], output: str, **options: Any) -> None:
         searchkit bitext news.de.txt news.en.txt --model intfloat/multilingual-e5-small
         searchkit bitext tatoeba/*.tsv --model my-model/ --format json
     """
-    from searchkit.bitext import average, mine, read_bitexts
-    from searchkit.embedder import DEFAULT_MODEL, Embedder
-    from searchkit.prompts import get_task
+    from searchkit.evaluation.bitext import average, mine, read_bitexts
+    from searchkit.models.embedder import DEFAULT_MODEL, Embedder
+    from searchkit.tasks import get_task
 
     instruction = instruction_of(options["task"], options["instruction"])
     bitexts = read_bitexts(files)
@@ -60,7 +60,7 @@ def _print_table(found: list[Mined]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from searchkit.bitext import METRICS, average
+    from searchkit.evaluation.bitext import METRICS, average
 
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("languages", no_wrap=True)

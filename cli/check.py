@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from searchkit.cli.shared import INDEX, format_option, model_options, note
+from searchkit.cli.options import INDEX, format_option, model_options, note
 
 
 @click.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.shared import INDEX, format_option, readable_bytes
+from searchkit.cli.options import INDEX, format_option, readable_bytes
 
 
 @click.command()

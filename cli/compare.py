@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import FILE, INDEX, fusion_options, model_options, note, open_engine, readable_bytes
+from searchkit.cli.options import FILE, INDEX, fusion_options, model_options, note, open_engine, readable_bytes
 
 if TYPE_CHECKING:
-    from searchkit.comparison import Comparison, System
+    from searchkit.evaluation.comparison import Comparison, System
     from searchkit.records import Document, Qrels, Query
 
 _WIDE = 130
@@ -66,10 +66,10 @@ def compare(context: click.Context, /, runs: tuple[str, ...], output: str, repor
         searchkit compare scifact.index --beir scifact/ --dims 384,192,96,48 --against best
         searchkit compare scifact.index --beir scifact/ --recipes int8,pq:48+rerank --plot costs.png
     """
-    from searchkit.comparison import compare as compare_systems
-    from searchkit.comparison_report import content as told
-    from searchkit.comparison_report import shown_documents
+    from searchkit.evaluation.comparison import compare as compare_systems
     from searchkit.metrics import METRICS
+    from searchkit.reports.comparison_page import content as told
+    from searchkit.reports.comparison_page import shown_documents
 
     named = _named(runs)
     _check_options(context, any(path.is_dir() for _, path in named))
@@ -113,8 +113,8 @@ def judgements(options: dict[str, Any]) -> tuple[dict[str, Query], Qrels | None,
 
     None and nothing where none is given.
     """
-    from searchkit.judgements import read_beir_split, read_qrels, read_queries
-    from searchkit.prompts import find_task
+    from searchkit.readers.judgements import read_beir_split, read_qrels, read_queries
+    from searchkit.tasks import find_task
 
     drop_self = bool(options["drop_self"])
     if options["beir"]:
@@ -149,7 +149,7 @@ def _systems(
     options: dict[str, Any],
 ) -> list[System]:
     """Every index searched in every way, every file read."""
-    from searchkit.comparison import read_systems
+    from searchkit.evaluation.comparison import read_systems
 
     systems: list[System] = []
     wanted = set(_names(options["modes"]))
@@ -173,8 +173,8 @@ def _searched(
 ) -> list[System]:
     """One index, searched as the options say."""
     from searchkit.cli.evaluate import set_rules
+    from searchkit.evaluation.sweep import sweep
     from searchkit.ranking import SearchOptions
-    from searchkit.sweep import sweep
 
     how = {name: options[name] for name in ("model", "adapter", "device", "dtype", "threads")}
     dims, recipes = _widths(options["dims"]), _names(options["recipes"])
@@ -236,7 +236,7 @@ def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
 
 def _texts(wanted: set[str], corpus: Path | None, places: list[Path]) -> dict[str, Document]:
     """The documents that are shown, from the corpus or else from the first index."""
-    from searchkit.corpus import read_corpus
+    from searchkit.readers.corpus import read_corpus
     from searchkit.records import Document
 
     found: dict[str, Document] = {}
@@ -261,8 +261,8 @@ def _write_pictures(
     """The chart where one is asked for, the page with a chart in it where the costs are known."""
     from tempfile import TemporaryDirectory
 
-    from searchkit.comparison_plot import cost_charts
-    from searchkit.comparison_report import html as page
+    from searchkit.reports.comparison_page import html as page
+    from searchkit.reports.comparison_plot import cost_charts
 
     metric, systems = comparison.metrics[0], comparison.systems
     judged_by = Path(judged_by).name  # a picture is for others, who do not have the folder
@@ -287,8 +287,8 @@ def print_comparison(comparison: Comparison, labels: dict[str, str] | None = Non
     from rich.markup import escape
     from rich.table import Table
 
-    from searchkit.comparison_report import readable_p, stars
     from searchkit.metrics import means
+    from searchkit.reports.comparison_page import readable_p, stars
 
     marks = {(one.system, one.metric): stars(one.adjusted_randomisation) for one in comparison.differences}
     table = Table(show_edge=False, pad_edge=False)

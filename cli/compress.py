@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import FILE, INDEX, instruction_options, model_options, note, readable_bytes
+from searchkit.cli.options import FILE, INDEX, instruction_options, model_options, note, readable_bytes
 
 if TYPE_CHECKING:
-    from searchkit.compress import Candidate
-    from searchkit.compress_choice import Limits
+    from searchkit.compression.choice import Limits
+    from searchkit.compression.measure import Candidate
     from searchkit.engine import SearchEngine
     from searchkit.records import Query
 
@@ -100,7 +100,7 @@ def compress(index: Path, do_apply: bool, recipe: str | None, drop_vectors: bool
 
 def check_recipe(engine: SearchEngine, recipe: str) -> None:
     """Raise ValueError now, rather than after an hour of indexing, when there is no such recipe."""
-    from searchkit.compress import parse
+    from searchkit.compression.measure import parse
 
     if recipe != "auto":
         parse(recipe, int(engine.store.setting("storage")["plan"]["dim"]), 1)
@@ -108,9 +108,9 @@ def check_recipe(engine: SearchEngine, recipe: str) -> None:
 
 def store_by(engine: SearchEngine, recipe: str) -> None:
     """What `searchkit index --recipe` does at its end: store by a recipe, or say why flat is kept."""
-    from searchkit.compress import measure, parse, quick_recipes
-    from searchkit.compress_choice import Limits, choose
-    from searchkit.indexer.recipes import Plan
+    from searchkit.compression.choice import Limits, choose
+    from searchkit.compression.measure import measure, parse, quick_recipes
+    from searchkit.indexer.vectors.recipes import Plan
 
     stored = Plan(**engine.store.setting("storage")["plan"])
     _, passages = engine.store.counts()
@@ -136,8 +136,8 @@ def store_by(engine: SearchEngine, recipe: str) -> None:
 
 
 def _apply(engine: SearchEngine, choice: Candidate | str, drop_vectors: bool, seed: int) -> None:
-    from searchkit.compress import apply
-    from searchkit.indexer.recipes import RECIPES
+    from searchkit.compression.measure import apply
+    from searchkit.indexer.vectors.recipes import RECIPES
 
     before = engine.store.sizes()["segments"]
     plan = apply(engine, choice, drop_vectors=drop_vectors, seed=seed)
@@ -160,14 +160,14 @@ def _apply(engine: SearchEngine, choice: Candidate | str, drop_vectors: bool, se
 def _sweep(
     engine: SearchEngine, index: Path, do_apply: bool, drop_vectors: bool, output: str, options: dict[str, Any]
 ) -> None:
-    from searchkit.compress import RERANK, SAMPLE_BYTES, measure
-    from searchkit.compress_choice import Limits, choose, front
+    from searchkit.compression.choice import Limits, choose, front
+    from searchkit.compression.measure import RERANK, SAMPLE_BYTES, measure
 
     queries, rules = _queries(options, engine)
     recall = options["recall"] or 0.95
     limits = Limits(recall, options["max_bytes"], options["max_memory"], options["latency"])
     if options["plot"]:
-        from searchkit.compress_plot import check
+        from searchkit.reports.compression_plot import check
 
         check()  # before the long part
     names = [name.strip() for name in options["recipes"].split(",") if name.strip()] if options["recipes"] else None
@@ -208,7 +208,7 @@ def _sweep(
     except ValueError as error:
         problem = str(error)
     if options["plot"]:
-        from searchkit.compress_plot import pareto_chart
+        from searchkit.reports.compression_plot import pareto_chart
 
         files = pareto_chart(options["plot"], found, title=f"Ways to store {index.name}", dark=options["dark"])
         note("wrote " + " and ".join(map(str, files)))
@@ -231,7 +231,7 @@ def _sweep(
 def _queries(options: dict[str, Any], engine: SearchEngine) -> tuple[list[Query] | None, dict[str, Any]]:
     """The queries, if any were given, and how they are asked and judged."""
     from searchkit.cli.evaluate import read_judged, set_rules
-    from searchkit.judgements import read_queries
+    from searchkit.readers.judgements import read_queries
 
     if options["beir"] or options["qrels"]:
         queries, qrels, task = read_judged(options)
@@ -289,7 +289,7 @@ def _print_table(found: list[Candidate], best: list[Candidate], chosen: Candidat
 
 
 def _tuning(one: Candidate) -> str:
-    from searchkit.indexer.recipes import recipe_of
+    from searchkit.indexer.vectors.recipes import recipe_of
 
     tuned = recipe_of(one.recipe).tuned
     parts = [f"probes {one.tuning.probes}"] if tuned == "nprobe" else []

@@ -8,7 +8,7 @@ from typing import TextIO
 
 import click
 
-from searchkit.cli.shared import INDEX, format_option, note
+from searchkit.cli.options import INDEX, format_option, note
 
 _SHOWN = 10
 _MUCH = 0.2

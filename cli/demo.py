@@ -27,11 +27,11 @@ def demo(folder: Path) -> None:
     """Index a small corpus, search it under two instructions, evaluate it."""
     from searchkit.cli.evaluate import print_table
     from searchkit.cli.search import print_hits
-    from searchkit.corpus import corpus_folder, read_corpus
     from searchkit.engine import SearchEngine
-    from searchkit.evaluate import EVALUATION_MODES, evaluate
-    from searchkit.judgements import read_beir_split
+    from searchkit.evaluation.evaluate import EVALUATION_MODES, evaluate
     from searchkit.ranking import SearchOptions
+    from searchkit.readers.corpus import corpus_folder, read_corpus
+    from searchkit.readers.judgements import read_beir_split
     from searchkit.records import Query
 
     corpus = corpus_folder("intents")

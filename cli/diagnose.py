@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import FILE, F, note
+from searchkit.cli.options import FILE, F, note
 
 if TYPE_CHECKING:
-    from searchkit.diagnosis import Diagnosis, Group, Interval, Lengths
     from searchkit.engine import SearchEngine
-    from searchkit.evaluate import Evaluation
+    from searchkit.evaluation.diagnosis import Diagnosis, Group, Interval, Lengths
+    from searchkit.evaluation.evaluate import Evaluation
     from searchkit.records import Qrels, Query
 
 _RANKS = (1, 10, 100, 1000)
@@ -62,8 +62,8 @@ def diagnose_evaluation(
     settings: Any,
 ) -> tuple[Diagnosis, list[dict[str, Any]]]:
     """Diagnose, look for leaks, write diagnosis.json and the charts, and return what was found."""
-    from searchkit.diagnosis import diagnose
-    from searchkit.diagnosis_plot import diagnosis_charts
+    from searchkit.evaluation.diagnosis import diagnose
+    from searchkit.reports.diagnosis_plot import diagnosis_charts
 
     found = diagnose(
         engine,
@@ -91,7 +91,7 @@ def _leaks(
     file: Path, engine: SearchEngine, queries: Sequence[Query], evaluations: Iterable[Evaluation]
 ) -> dict[str, Any]:
     """What a file of training pairs shares with the queries and the index, and the scores without shared queries."""
-    from searchkit.diagnosis import Grouping
+    from searchkit.evaluation.diagnosis import Grouping
     from searchkit.training.contamination import find_leaks, fingerprint
     from searchkit.training.dataset import read_examples
 

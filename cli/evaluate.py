@@ -11,8 +11,7 @@ import click
 from searchkit.cli.diagnose import check as check_diagnosis
 from searchkit.cli.diagnose import diagnose_evaluation, diagnose_options, print_diagnosis
 from searchkit.cli.mteb import check_mteb_options, evaluate_mteb, mteb_options
-from searchkit.cli.passkey import check_options, evaluate_passkeys, passkey_options
-from searchkit.cli.shared import (
+from searchkit.cli.options import (
     FILE,
     INDEX,
     fusion_options,
@@ -23,9 +22,10 @@ from searchkit.cli.shared import (
     open_engine,
     readable_bytes,
 )
+from searchkit.cli.passkey import check_options, evaluate_passkeys, passkey_options
 
 if TYPE_CHECKING:
-    from searchkit.evaluate import Evaluation
+    from searchkit.evaluation.evaluate import Evaluation
     from searchkit.records import Qrels, Query
 
 _LARGEST_BASELINE = 50_000
@@ -80,8 +80,8 @@ def evaluate(
     if index is None:
         raise click.UsageError("name the INDEX to measure; only --passkey and --mteb go without one")
     check_diagnosis(options)
-    from searchkit.evaluate import evaluate as measure
-    from searchkit.evaluate import write_report, write_run
+    from searchkit.evaluation.evaluate import evaluate as measure
+    from searchkit.evaluation.evaluate import write_report, write_run
     from searchkit.ranking import SearchOptions
 
     queries, qrels, task_name = read_judged(options)
@@ -130,8 +130,8 @@ def evaluate(
 
 def read_judged(options: dict[str, Any]) -> tuple[list[Query], Qrels, str]:
     """The queries, the judgements, and the name of the set if it has one."""
-    from searchkit.judgements import read_beir_split, read_qrels, read_queries
-    from searchkit.prompts import find_task
+    from searchkit.readers.judgements import read_beir_split, read_qrels, read_queries
+    from searchkit.tasks import find_task
 
     if options["beir"] and not (options["queries"] or options["qrels"]):
         name = options["beir"].resolve().name
@@ -145,7 +145,7 @@ def read_judged(options: dict[str, Any]) -> tuple[list[Query], Qrels, str]:
 
 
 def _modes(asked: str | None, documents: int) -> list[str]:
-    from searchkit.evaluate import EVALUATION_MODES
+    from searchkit.evaluation.evaluate import EVALUATION_MODES
 
     if asked:
         return [mode.strip() for mode in asked.split(",") if mode.strip()]
@@ -156,7 +156,7 @@ def _modes(asked: str | None, documents: int) -> list[str]:
 
 def set_rules(name: str, options: dict[str, Any], engine: Any) -> tuple[str | None, bool]:
     """The instruction and the self-hit rule: the user's word, else what a set of that name is published with."""
-    from searchkit.prompts import find_task
+    from searchkit.tasks import find_task
 
     known = find_task(options["task"] or name)
     instruction = instruction_of(options["task"], options["instruction"])

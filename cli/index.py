@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import corpus_options, format_option, model_options, note
+from searchkit.cli.options import corpus_options, format_option, model_options, note
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
@@ -47,7 +47,7 @@ def index(corpus: str, folder: Path | None, **options: Any) -> None:
         searchkit index papers/ --index papers.index
         zcat dump.jsonl.gz | searchkit index - --index dump.index --text-field body
     """
-    from searchkit.corpus import kind_of
+    from searchkit.readers.corpus import kind_of
 
     folder = folder or _default_folder(corpus)
     made = not folder.exists()
@@ -79,7 +79,7 @@ def add_corpus(
         update: Replace documents whose content has changed.
         made: The index is new, and of no use when nothing comes into it.
     """
-    from searchkit.corpus import CorpusError, Fields, Rejects, estimate_documents, read_corpus
+    from searchkit.readers.corpus import CorpusError, Fields, Rejects, estimate_documents, read_corpus
 
     folder, skip = engine.store.folder, options["on_error"] == "skip"
     fields = Fields(
@@ -143,9 +143,9 @@ def _default_folder(corpus: str) -> Path:
 
 def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
     """The index to write to: the one that is there, or a new one."""
-    from searchkit.embedder import DEFAULT_MODEL, Embedder
     from searchkit.engine import SearchEngine
     from searchkit.indexer.store import Store
+    from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 
     chunking = {name: options[name] for name in ("chunk_tokens", "overlap", "language")}
     name = options["model"] or DEFAULT_MODEL

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import INDEX, readable_bytes
+from searchkit.cli.options import INDEX, readable_bytes
 
 if TYPE_CHECKING:
-    from searchkit.indexer.recipes import Plan
+    from searchkit.indexer.vectors.recipes import Plan
 
 _LIBRARIES = (
     "faiss-cpu",
@@ -72,7 +72,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 def _storage(storage: dict[str, Any]) -> dict[str, Any]:
     """How vectors are stored, and how hard they are searched."""
-    from searchkit.indexer.recipes import RECIPES, Plan
+    from searchkit.indexer.vectors.recipes import RECIPES, Plan
 
     plan = Plan(**storage["plan"])
     recipe, tuning = RECIPES[plan.recipe], storage["tuning"]
@@ -122,7 +122,7 @@ def _machine() -> dict[str, Any]:
 def _dtype() -> str:
     """What models that are not exported would compute in."""
     try:
-        from searchkit.runtime_torch import best_device, choose_dtype
+        from searchkit.models.torch_runtime import best_device, choose_dtype
 
         device = best_device()
         chosen = choose_dtype(device)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from searchkit.cli.shared import (
+from searchkit.cli.options import (
     FILE,
     INDEX,
     hits_options,
@@ -48,9 +48,16 @@ def latency(index: Path, output: str, **options: Any) -> None:
         searchkit latency papers.index
         searchkit latency papers.index --queries queries.jsonl --mode dense --concurrency 32
     """
-    from searchkit.judgements import read_queries
-    from searchkit.latency import bytes_per_document, made_queries, time_indexing, time_load, time_searches, time_starts
+    from searchkit.evaluation.latency import (
+        bytes_per_document,
+        made_queries,
+        time_indexing,
+        time_load,
+        time_searches,
+        time_starts,
+    )
     from searchkit.ranking import SearchOptions, as_mode
+    from searchkit.readers.judgements import read_queries
 
     instruction = instruction_of(options["task"], options["instruction"])
     how = {name: options[name] for name in ("model", "adapter", "device", "dtype", "threads")}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.shared import FILE, INDEX, model_options, note, open_engine
+from searchkit.cli.options import FILE, INDEX, model_options, note, open_engine
 
 _BARE = ("instruction", "")
 
@@ -44,8 +44,8 @@ def mine(
         searchkit mine papers.index pairs.jsonl --out mined.jsonl
         searchkit train mined.jsonl --base my-model/ --out my-embedder
     """
-    from searchkit.lines import Rejects
     from searchkit.ranking import SearchOptions, as_mode
+    from searchkit.readers.lines import Rejects
     from searchkit.training.dataset import read_examples
     from searchkit.training.negatives import MineReport
     from searchkit.training.negatives import mine as run

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import F, note, readable_bytes
+from searchkit.cli.options import F, note, readable_bytes
 
 if TYPE_CHECKING:
-    from searchkit.mteb_tasks import MtebScore
+    from searchkit.evaluation.mteb_tasks import MtebScore
 
 _OURS = {"results", "indexes", "recipe"}
 _SHARED = {"modes", "instruction", "fusion", "dense_weight", "rrf_k", "output", "report"}
@@ -60,8 +60,8 @@ def check_mteb_options(context: click.Context) -> None:
 
 def evaluate_mteb(output: str, report: Path | None, options: dict[str, Any]) -> None:
     """Run the tasks one after another, and show what they came to."""
-    from searchkit.embedder import DEFAULT_MODEL, Embedder
-    from searchkit.mteb_tasks import find_tasks, measure_task
+    from searchkit.evaluation.mteb_tasks import find_tasks, measure_task
+    from searchkit.models.embedder import DEFAULT_MODEL, Embedder
     from searchkit.ranking import SearchOptions
 
     modes = [name.strip() for name in (options["modes"] or "dense,lexical,hybrid").split(",") if name.strip()]

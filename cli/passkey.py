@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import F, instruction_of, note, open_engine
+from searchkit.cli.options import F, instruction_of, note, open_engine
 
 if TYPE_CHECKING:
-    from searchkit.embedder import Embedder
-    from searchkit.passkey import PasskeyResult
+    from searchkit.evaluation.passkey import PasskeyResult
+    from searchkit.models.embedder import Embedder
 
 
 _PASSKEYS_ONLY = {"lengths", "plot"}
@@ -46,7 +46,7 @@ def check_options(context: click.Context) -> None:
 
 def evaluate_passkeys(index: Path | None, output: str, report_file: Path | None, options: dict[str, Any]) -> None:
     """Measure the index's model, cutting documents as the index does, or else --model as a new index would."""
-    from searchkit.passkey import measure_passkeys, report
+    from searchkit.evaluation.passkey import measure_passkeys, report
 
     lengths = _lengths(options["lengths"])
     instruction = instruction_of(options["task"], options["instruction"])
@@ -90,8 +90,8 @@ def _lengths(asked: str | None) -> list[int] | None:
 
 def _model(stack: ExitStack, index: Path | None, options: dict[str, Any]) -> tuple[Embedder, dict[str, int]]:
     """The model under test, and how documents are cut into passages: as the index does, or as a new one would."""
-    from searchkit.embedder import DEFAULT_MODEL, Embedder
     from searchkit.ingest import chunk_settings
+    from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 
     model, how = options["model"], {name: options[name] for name in ("adapter", "device", "dtype", "threads")}
     if index is None:
@@ -117,7 +117,7 @@ def _print_table(results: list[PasskeyResult]) -> None:
 
 
 def _plot(file: Path, embedder: Embedder, results: list[PasskeyResult]) -> None:
-    from searchkit.plots import line_chart
+    from searchkit.reports.style import line_chart
 
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = [item.summary() for item in results]

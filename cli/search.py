@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.shared import (
+from searchkit.cli.options import (
     INDEX,
     fusion_options,
     hits_options,
@@ -90,7 +90,7 @@ def search(
 
 
 def _asked(queries: tuple[str, ...], file: Path | None) -> Iterator[Query]:
-    from searchkit.judgements import read_queries
+    from searchkit.readers.judgements import read_queries
     from searchkit.records import Query
 
     if file:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import INDEX, F, note
+from searchkit.cli.options import INDEX, F, note
 
 if TYPE_CHECKING:
-    from searchkit.training.synthesis import Progress, SynthesisReport
+    from searchkit.training.synthesis.settings import Progress, SynthesisReport
 
 _FILE = click.Path(exists=True, dir_okay=False)
 _FOLDER = click.Path(exists=True, file_okay=False)
@@ -110,8 +110,8 @@ def synthesize(index: Path | None, **options: Any) -> None:
             --price-in 0.15 --price-out 0.6
     """
     from searchkit.engine import SearchEngine
-    from searchkit.training.synthesis import SynthesizeConfig
-    from searchkit.training.synthesize import synthesize as run
+    from searchkit.training.synthesis.settings import SynthesizeConfig
+    from searchkit.training.synthesis.synthesize import synthesize as run
 
     for name in ("groups", "languages"):
         options[name] = _weights(options[name], f"--{name}")
@@ -175,7 +175,7 @@ def _show(out: str, report: SynthesisReport) -> None:
 
 def _draw(file: Path, report: SynthesisReport) -> None:
     """The figure, for light and for dark pages, where matplotlib is there."""
-    from searchkit.training.synthesis_plot import synthesis_chart
+    from searchkit.training.synthesis.plot import synthesis_chart
 
     try:
         synthesis_chart(file, report)

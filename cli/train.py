@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.shared import note
+from searchkit.cli.options import note
 
 FILE_NAME = click.Path(exists=True, dir_okay=False)
 

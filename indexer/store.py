@@ -19,13 +19,14 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from searchkit.indexer import dense, segments
 from searchkit.indexer.database import NAME, make_database
 from searchkit.indexer.documents import Documents, NewDocument, tombstones
 from searchkit.indexer.files import Stamp, StoreError, folder_size, next_number, stamp, verify
 from searchkit.indexer.filters import Condition
-from searchkit.indexer.recipes import Plan
-from searchkit.indexer.segments import DiskSegment, Entry
+from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.recipes import Plan
+from searchkit.indexer.vectors.segments import DiskSegment, Entry
 
 WORDS = "meta.json"
 """The one file of tantivy's that changes: the list of the others."""
@@ -75,7 +76,7 @@ class Store(Documents):
     def __init__(self, folder: Path, *, writable: bool = False) -> None:
         super().__init__(folder, writable=writable)
         self.devices: Sequence[int] = ()
-        """GPUs that new vectors are encoded on (see `searchkit.indexer.gpu`)."""
+        """GPUs that new vectors are encoded on (see `searchkit.indexer.vectors.faiss_gpu`)."""
         self._template: tuple[Plan, Any] | None = None
         self._opened: WeakValueDictionary[str, DiskSegment] = WeakValueDictionary()
         with ExitStack() as undo:

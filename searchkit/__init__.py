@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from searchkit.embedder import Embedder
     from searchkit.engine import SearchEngine
+    from searchkit.models.embedder import Embedder
     from searchkit.records import Document, Hit
 
 __version__ = "0.1.0"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from searchkit.conventions import Conventions
-from searchkit.embedder import Embedder
 from searchkit.indexer.files import StoreError
+from searchkit.models.conventions import Conventions
+from searchkit.models.embedder import Embedder
 
 
 @dataclass(frozen=True, slots=True)

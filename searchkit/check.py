@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.indexer import mending
+from searchkit.indexer import repair as mending
 from searchkit.indexer.database import LAST
 from searchkit.indexer.files import StoreError, verify
 from searchkit.indexer.lexical import LexicalIndex
-from searchkit.indexer.mending import Examined
-from searchkit.indexer.segments import DOCS, DiskSegment, all_rows
+from searchkit.indexer.repair import Examined
 from searchkit.indexer.store import Store
+from searchkit.indexer.vectors.segments import DOCS, DiskSegment, all_rows
 
 _SAMPLE = 256
 """Vectors looked at in every segment: damage by accident shows in the checksums, a wrong model in every vector."""

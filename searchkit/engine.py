@@ -14,19 +14,21 @@ from typing import Any, TypeVar
 import numpy as np
 
 from searchkit.binding import ModelChoice, check_model
-from searchkit.embedder import DEFAULT_MODEL, Embedder
-from searchkit.indexer import dense, gpu, segments
 from searchkit.indexer.documents import NewDocument, StoredPassage
 from searchkit.indexer.files import StoreError
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.lexical import make_analyzer
-from searchkit.indexer.recipes import Plan, plan
 from searchkit.indexer.store import Store
+from searchkit.indexer.vectors import faiss_gpu as gpu
+from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.recipes import Plan, plan
 from searchkit.ingest import AddReport, chunk_settings, new_documents, to_passages
-from searchkit.prompts import get_task
+from searchkit.lexical_sync import Words
+from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 from searchkit.ranking import Ranked, Ranker, SearchOptions
 from searchkit.records import Document, Hit, Query
-from searchkit.words import Words
+from searchkit.tasks import get_task
 
 T = TypeVar("T")
 
@@ -253,7 +255,7 @@ class SearchEngine:
         """Store all vectors by another recipe, without embedding anything again, in one commit.
 
         Args:
-            recipe: A name of :data:`searchkit.indexer.recipes.RECIPES`, maybe with bytes: "pq:48".
+            recipe: A name of :data:`searchkit.indexer.vectors.recipes.RECIPES`, maybe with bytes: "pq:48".
             keep_vectors: Keep half-precision vectors beside, for exact scores and later recipes; False is smallest.
             tuning: How hard to search from now on; None takes what suits the recipe.
             seed: Of the sample that the recipe learns from.
@@ -343,7 +345,7 @@ class SearchEngine:
         Args:
             query: The text to search for.
             instruction: One sentence that says what to find; None takes the model's default, "" none.
-            task: A named task (:data:`searchkit.prompts.TASKS`) instead of an instruction.
+            task: A named task (:data:`searchkit.tasks.TASKS`) instead of an instruction.
             k: Documents wanted.
             options: How to rank; hybrid by default.
 

@@ -9,9 +9,9 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from searchkit.chunking import chunk
-from searchkit.embedder import Embedder
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.store import Store
+from searchkit.models.embedder import Embedder
 from searchkit.records import Document, join_title
 
 LONGEST_PASSAGE = 512

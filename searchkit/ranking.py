@@ -9,12 +9,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from searchkit.indexer import dense, fusion, segments
+from searchkit.indexer import fusion
 from searchkit.indexer.filters import Condition, compile_filter
-from searchkit.indexer.gpu import Gpus
 from searchkit.indexer.lexical import LexicalIndex
-from searchkit.indexer.recipes import RECIPES, Plan
 from searchkit.indexer.store import Snapshot, Store
+from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.faiss_gpu import Gpus
+from searchkit.indexer.vectors.recipes import RECIPES, Plan
 
 Mode = Literal["dense", "lexical", "hybrid"]
 MODES: tuple[Mode, ...] = ("dense", "lexical", "hybrid")

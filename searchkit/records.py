@@ -89,3 +89,22 @@ class Hit:
 def join_title(title: str, text: str) -> str:
     """Title and text joined by a space, without stray spaces when one of them is empty."""
     return f"{title} {text}".strip() if title else text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    """What judges the result.
+
+    Args:
+        name: As the report calls it.
+        queries: Asked before and after.
+        qrels: Their right answers.
+        instruction: For queries without their own; None takes the model's default, "" none.
+        drop_self: Leave out the document whose id is the query's.
+    """
+
+    name: str
+    queries: list[Query]
+    qrels: Qrels
+    instruction: str | None = None
+    drop_self: bool = False

@@ -23,16 +23,26 @@ from searchkit.check import (
     of_unit_length,
     row_ranges,
 )
-from searchkit.embedder import Embedder
 from searchkit.engine import COMMIT_EVERY, SearchEngine
-from searchkit.indexer import dense, mending
+from searchkit.indexer import repair as mending
 from searchkit.indexer.database import LAST
 from searchkit.indexer.files import StoreError
 from searchkit.indexer.lexical import LexicalIndex
-from searchkit.indexer.recipes import Plan
-from searchkit.indexer.segments import INDEX, ROWS, VECTORS, DiskSegment, Entry, all_rows, copy_segment, write_segment
 from searchkit.indexer.store import Store
+from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors.recipes import Plan
+from searchkit.indexer.vectors.segments import (
+    INDEX,
+    ROWS,
+    VECTORS,
+    DiskSegment,
+    Entry,
+    all_rows,
+    copy_segment,
+    write_segment,
+)
 from searchkit.ingest import to_passages
+from searchkit.models.embedder import Embedder
 from searchkit.records import Document, join_title
 
 

@@ -13,75 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from texts import SENTENCES, TEXTS
+from tiny_models import build_model
 
-from searchkit.embedder import Embedder
+from searchkit.models.embedder import Embedder
 from searchkit.records import Document
 
 if TYPE_CHECKING:
     from searchkit.training.config import TrainConfig
-
-SENTENCES = [
-    "The bridge over the river was closed for repairs.",
-    "Bread rises because yeast makes gas.",
-    "A comet's tail always points away from the sun.",
-    "Interest on the loan is paid every month.",
-    "The orchestra tunes to the oboe.",
-    "Bees tell each other where flowers are by dancing.",
-    "A vaccine trains the immune system without the illness.",
-    "The library lends tools as well as books.",
-    "Salt lowers the freezing point of water.",
-    "Sailors found their latitude from the height of the sun.",
-]
-TEXTS = [f"{sentence} {note}" for note in ("", "It is so.", "Nobody knew why.") for sentence in SENTENCES]
-
-
-def build_tokenizer(folder: Path, *, bos: bool = True, eos: bool = True) -> None:
-    """A byte-level BPE tokenizer trained on the sentences; `bos` and `eos` say what it puts around a text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<unk>", "<s>", "</s>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    template = f"{'<s> ' if bos else ''}$A{' </s>' if eos else ''}"
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-
-
-def build_model(folder: Path, kind: str = "mistral", *, seed: int = 0, bos: bool = True, eos: bool = True) -> Path:
-    """A two-layer random-weight model of a real architecture, 64 wide, as transformers saves it."""
-    import torch
-    from transformers import BertConfig, BertModel, MistralConfig, MistralModel, Qwen3Config, Qwen3Model
-
-    torch.manual_seed(seed)
-    shared = {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "max_position_embeddings": 256,
-        # Far from zero, so that texts differ by more than rounding.
-        "initializer_range": 0.3,
-    }
-    decoder = {"num_key_value_heads": 2, "head_dim": 16, "bos_token_id": 1, "eos_token_id": 2}
-    if kind == "mistral":
-        model = MistralModel(MistralConfig(**shared, **decoder))
-    elif kind == "qwen3":
-        model = Qwen3Model(Qwen3Config(**shared, **decoder))
-    else:
-        model = BertModel(BertConfig(**shared))
-    model.save_pretrained(folder)
-    build_tokenizer(folder, bos=bos, eos=eos)
-    return folder
 
 
 @pytest.fixture(scope="session")

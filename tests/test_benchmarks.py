@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import build_model
+from tiny_models import build_model
 
-from searchkit.compress import measure
-from searchkit.embedder import Embedder
+from searchkit.compression.measure import measure
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import evaluate
-from searchkit.judgements import read_beir_split
-from searchkit.prompts import get_task
+from searchkit.evaluation.evaluate import evaluate
+from searchkit.models.embedder import Embedder
+from searchkit.readers.judgements import read_beir_split
 from searchkit.records import Document
+from searchkit.tasks import get_task
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
 

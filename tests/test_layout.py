@@ -10,11 +10,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("indexer", "searchkit", "training", "cli")  # a folder may import those before it
 FILES = sorted(file for folder in ORDER for file in (ROOT / folder).rglob("*.py"))
+# Inside searchkit: files at its root stand with the folders that their imports allow.
+LAYERS = (
+    {"errors", "records", "tasks", "metrics", "significance", "chunking"},
+    {"readers", "models"},
+    {"engine", "ranking", "binding", "ingest", "lexical_sync", "check", "repair"},
+    {"compression"},
+    {"evaluation"},
+    {"reports", "server", "integrations"},
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-
-
-def package_of(folder: str) -> str:
-    return folder if folder == "searchkit" else f"searchkit.{folder}"
 
 
 def imports(file: Path) -> Iterator[tuple[str, int]]:
@@ -24,7 +29,8 @@ def imports(file: Path) -> Iterator[tuple[str, int]]:
             yield from ((name.name, 0) for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module or "", node.level
-            yield from ((f"{node.module}.{name.name}", node.level) for name in node.names if node.module == "searchkit")
+            if (node.module or "").startswith("searchkit"):  # what is imported may be a module itself
+                yield from ((f"{node.module}.{name.name}", node.level) for name in node.names)
 
 
 def folder_of(module: str) -> str | None:
@@ -41,6 +47,44 @@ def test_a_folder_imports_only_those_before_it(file: Path) -> None:
     assert not later
 
 
+def layer_of(part: str) -> int:
+    return next(number for number, parts in enumerate(LAYERS) if part in parts)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "searchkit").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT))
+)
+def test_inside_searchkit_imports_run_one_way(file: Path) -> None:
+    first = file.relative_to(ROOT / "searchkit").parts[0].removesuffix(".py")
+    if first == "__init__":  # it names the public API
+        return
+    used = {module.split(".")[1] for module, _ in imports(file) if folder_of(module) == "searchkit" and "." in module}
+    assert not {part for part in used if layer_of(part) > layer_of(first)}
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts if parts[0] == "searchkit" else ("searchkit", *parts)).removesuffix(".__init__")
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    modules = {module_of(file): file for file in FILES}
+    graph = {
+        name: sorted({one for one, _ in imports(file)} & modules.keys() - {name}) for name, file in modules.items()
+    }
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for used in sorted(graph[name]):
+                walk(used, [*path, name])
+            done.add(name)
+
+    for name in graph:
+        walk(name, [])
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_are_absolute_and_never_of_tests(file: Path) -> None:
     for module, level in imports(file):
@@ -55,13 +99,19 @@ def test_every_module_says_what_it_is(file: Path) -> None:
         assert ast.get_docstring(ast.parse(source))
 
 
-def test_folders_are_flat_and_listed_as_packages() -> None:
-    assert {file.parent for file in FILES} == {ROOT / folder for folder in ORDER}
+def test_every_folder_is_listed_as_a_package() -> None:
     setuptools = PROJECT["tool"]["setuptools"]
-    assert {*map(package_of, ORDER), "searchkit.corpora"} == set(setuptools["packages"])
+    folders = {module_of(file.parent) for file in FILES}
+    assert {*folders, "searchkit.corpora"} == set(setuptools["packages"])
     assert setuptools["package-dir"] == {
-        package: package.removeprefix("searchkit.") for package in setuptools["packages"] if package != "searchkit"
+        f"searchkit.{folder}": folder for folder in (*ORDER, "corpora") if folder != "searchkit"
     }
+
+
+def test_tests_mirror_the_folders() -> None:
+    tests = {str(file.parent.relative_to(ROOT / "tests")) for file in (ROOT / "tests").rglob("test_*.py")}
+    code = {str(file.parent.relative_to(ROOT)) for file in FILES}
+    assert tests - {"."} <= code
 
 
 @pytest.mark.filterwarnings("ignore")  # setuptools warns of what is not written yet
@@ -75,11 +125,13 @@ def test_a_wheel_holds_every_module_and_corpus(monkeypatch: pytest.MonkeyPatch) 
     build.ensure_finalized()
     build.manifest_files = {}  # what MANIFEST.in names, of which there is none
     modules = {Path(file).resolve() for _, _, file in build.find_all_modules()}
-    assert modules == {file for folder in ORDER for file in (ROOT / folder).glob("*.py")}
+    assert modules == set(FILES)
     data = {ROOT / file for file in build.find_data_files("searchkit.corpora", "corpora")}
     assert data == {file for file in (ROOT / "corpora").rglob("*") if file.suffix in {".jsonl", ".tsv", ".md"}}
-    data = {ROOT / file for file in build.find_data_files("searchkit.training", "training")}
-    assert data == {ROOT / "training" / "instructions.json", *(ROOT / "training" / "prompts").iterdir()}
+    data = {ROOT / file for file in build.find_data_files("searchkit.training.builtin", "training/builtin")}
+    assert data == {ROOT / "training" / "builtin" / "instructions.json"}
+    data = {ROOT / file for file in build.find_data_files("searchkit.training.synthesis", "training/synthesis")}
+    assert data == set((ROOT / "training" / "synthesis" / "prompts").iterdir())
     builtin = {file for file in (ROOT / "searchkit" / "builtin").rglob("*") if file.is_file()}
     assert len(builtin) == 8
     data = {ROOT / file for file in build.find_data_files("searchkit", "searchkit")}

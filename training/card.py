@@ -7,7 +7,7 @@ import shlex
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from searchkit.conventions import SETTINGS
+from searchkit.models.conventions import SETTINGS
 from searchkit.training.config import TrainConfig
 from searchkit.training.log import TrainReport
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from searchkit.corpus import read_corpus
 from searchkit.engine import SearchEngine
-from searchkit.lines import (
+from searchkit.readers.corpus import read_corpus
+from searchkit.readers.lines import (
     BadRow,
     CorpusError,
     Lines,
@@ -28,8 +28,8 @@ from searchkit.lines import (
     quoted,
     typename,
 )
-from searchkit.prompts import find_task
 from searchkit.records import Document, join_title
+from searchkit.tasks import find_task
 
 logger = logging.getLogger(__name__)
 

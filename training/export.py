@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from searchkit.conventions import SETTINGS
-from searchkit.embedder import Embedder
-from searchkit.pooling import POOLINGS
-from searchkit.runtime_onnx import MODEL_FILE
-from searchkit.runtime_torch import TorchRuntime
+from searchkit.models.conventions import SETTINGS
+from searchkit.models.embedder import Embedder
+from searchkit.models.onnx_runtime import MODEL_FILE
+from searchkit.models.pooling import POOLINGS
+from searchkit.models.torch_runtime import TorchRuntime
 from searchkit.training.layout import write_layout
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def compare(model: str | Path, exported: Path) -> tuple[float, float]:
     """(least, mean) cosine between both models' vectors, over the passages of the corpus that comes with searchkit."""
     from itertools import islice
 
-    from searchkit.corpus import corpus_folder, read_corpus
+    from searchkit.readers.corpus import corpus_folder, read_corpus
     from searchkit.records import join_title
 
     documents = islice(read_corpus(corpus_folder("intents")), 100)

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from searchkit.conventions import SETTINGS, Conventions
-from searchkit.embedder import Embedder
+from searchkit.models.conventions import SETTINGS, Conventions
+from searchkit.models.embedder import Embedder
 
 _POOLING_NAMES = {"last": "lasttoken", "cls": "cls", "mean": "mean", "weighted-mean": "weightedmean", "max": "max"}
 _OLD_POOLING_KEYS = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from searchkit.plots import Panel, panels_chart
+from searchkit.reports.style import Panel, panels_chart
 
 logger = logging.getLogger(__name__)
 

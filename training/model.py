@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from searchkit.conventions import conventions_of
-from searchkit.embedder import Embedder, find_model
-from searchkit.runtime_onnx import MODEL_FILE
-from searchkit.runtime_torch import BASE_CONFIG, TorchRuntime, is_decoder, sees_ahead
+from searchkit.models.conventions import conventions_of
+from searchkit.models.embedder import Embedder, find_model
+from searchkit.models.onnx_runtime import MODEL_FILE
+from searchkit.models.torch_runtime import BASE_CONFIG, TorchRuntime, is_decoder, sees_ahead
 from searchkit.training.config import TrainConfig
 from searchkit.training.export import unpack
 from searchkit.training.layout import write_json, write_layout

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from searchkit.embedder import Embedder, find_model
-from searchkit.runtime_onnx import MODEL_FILE
+from searchkit.models.embedder import Embedder, find_model
+from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.training.dataset import Batch
 from searchkit.training.gradcache import gather_list
 from searchkit.training.loss import distillation

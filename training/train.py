@@ -27,15 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from searchkit.corpus import read_corpus
-from searchkit.embedder import Embedder, find_model
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import evaluate
-from searchkit.judgements import read_beir_split
-from searchkit.lines import Rejects
-from searchkit.prompts import find_task
+from searchkit.evaluation.evaluate import evaluate
+from searchkit.models.embedder import Embedder, find_model
+from searchkit.models.torch_runtime import choose_dtype
 from searchkit.ranking import SearchOptions
-from searchkit.runtime_torch import choose_dtype
+from searchkit.readers.corpus import read_corpus
+from searchkit.readers.judgements import read_beir_split
+from searchkit.readers.lines import Rejects
+from searchkit.tasks import find_task
 from searchkit.training.card import model_card
 from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import Evaluation

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.corpus import read_corpus
-from searchkit.embedder import Embedder
+from searchkit.models.embedder import Embedder
+from searchkit.readers.corpus import read_corpus
 from searchkit.records import Document, join_title
 
 

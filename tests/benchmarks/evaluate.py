@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from search import batches, texts
 
-from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import evaluate
-from searchkit.indexer import dense
+from searchkit.evaluation.evaluate import evaluate
+from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.models.embedder import Embedder
 from searchkit.ranking import Ranker
 from searchkit.records import Document, Qrels, Query
 

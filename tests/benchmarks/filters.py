@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from searchkit.compress_sample import InMemory
+from searchkit.compression.sample import InMemory
 from searchkit.engine import SearchEngine
-from searchkit.indexer import dense
-from searchkit.indexer.recipes import plan
-from searchkit.judgements import read_queries
+from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors.recipes import plan
+from searchkit.readers.judgements import read_queries
 
 K, TOPICS, QUERIES = 10, 20, 100
 

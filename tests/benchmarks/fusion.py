@@ -17,12 +17,12 @@ from statistics import fmean, pstdev
 
 import numpy as np
 
-from searchkit.corpus import read_corpus
 from searchkit.engine import SearchEngine
 from searchkit.indexer.fusion import Ranking, reciprocal_rank, weighted
-from searchkit.judgements import read_beir_split
 from searchkit.metrics import DEPTH, score
 from searchkit.ranking import SearchOptions
+from searchkit.readers.corpus import read_corpus
+from searchkit.readers.judgements import read_beir_split
 
 
 def scaled(ranking: Ranking) -> Ranking:

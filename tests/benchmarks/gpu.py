@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.indexer import dense, gpu
-from searchkit.indexer.recipes import RECIPES, Plan, plan
+from searchkit.indexer.vectors import faiss_gpu as gpu
+from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors.recipes import RECIPES, Plan, plan
 
 BATCHES = (1, 64, 1024)
 

@@ -14,11 +14,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from searchkit.corpus import corpus_folder, read_corpus
-from searchkit.embedder import DEFAULT_MODEL
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import evaluate
-from searchkit.judgements import read_beir_split
+from searchkit.evaluation.evaluate import evaluate
+from searchkit.models.embedder import DEFAULT_MODEL
+from searchkit.readers.corpus import corpus_folder, read_corpus
+from searchkit.readers.judgements import read_beir_split
 from searchkit.records import Query
 
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/mteb_agreement.py scifact/ nfcorpus/ cranfield/ [--model builtin] [--indexes FOLDER]
 
-Each set is a BEIR folder. It is indexed whole and measured by `searchkit.evaluate`; then mteb measures it through both
+Each set is a BEIR folder. It is indexed whole and measured by `searchkit evaluate`; then mteb measures it through both
 protocols: the index through SearchProtocol, and the model's vectors through EncoderProtocol, with mteb's own search
 over every row of the corpus. Its metrics are read before it rounds them to five digits.
 """
@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from searchkit.embedder import Embedder
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import evaluate
-from searchkit.judgements import read_beir_split
-from searchkit.mteb_adapter import MtebEncoder, MtebSearch, index_name
-from searchkit.mteb_tasks import beir_task
-from searchkit.prompts import find_task
+from searchkit.evaluation.evaluate import evaluate
+from searchkit.evaluation.mteb_adapter import MtebEncoder, MtebSearch, index_name
+from searchkit.evaluation.mteb_tasks import beir_task
+from searchkit.models.embedder import Embedder
 from searchkit.ranking import MODES, SearchOptions
+from searchkit.readers.judgements import read_beir_split
+from searchkit.tasks import find_task
 
 
 @dataclass(frozen=True)

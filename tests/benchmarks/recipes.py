@@ -16,12 +16,12 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from searchkit.compress import Candidate, measure
-from searchkit.corpus import read_corpus
+from searchkit.compression.measure import Candidate, measure
 from searchkit.engine import SearchEngine
-from searchkit.indexer.recipes import recipe_of
-from searchkit.judgements import read_beir_split
-from searchkit.prompts import find_task
+from searchkit.indexer.vectors.recipes import recipe_of
+from searchkit.readers.corpus import read_corpus
+from searchkit.readers.judgements import read_beir_split
+from searchkit.tasks import find_task
 
 
 def measured(set_folder: Path, index: Path, model: str, names: list[str] | None, recall: float) -> list[Candidate]:

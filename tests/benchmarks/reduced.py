@@ -16,12 +16,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from searchkit.corpus import read_corpus
-from searchkit.embedder import DEFAULT_MODEL, Embedder
 from searchkit.engine import SearchEngine
-from searchkit.evaluate import evaluate
-from searchkit.judgements import read_beir_split
-from searchkit.prompts import get_task
+from searchkit.evaluation.evaluate import evaluate
+from searchkit.models.embedder import DEFAULT_MODEL, Embedder
+from searchkit.readers.corpus import read_corpus
+from searchkit.readers.judgements import read_beir_split
+from searchkit.tasks import get_task
 
 
 def main() -> None:

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 
 from searchkit.engine import COMMIT_EVERY, SearchEngine
-from searchkit.indexer import dense
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.lexical import LexicalIndex
-from searchkit.indexer.recipes import RECIPES, plan
 from searchkit.indexer.store import Store
+from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors.recipes import RECIPES, plan
 from searchkit.ranking import Ranker, SearchOptions
 
 WORDS = 50_000

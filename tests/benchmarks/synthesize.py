@@ -21,11 +21,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
 from fake_llm import FakeLLM, Reply, written
 
-from searchkit.training.synthesize import Progress, SynthesizeConfig, synthesize
+from searchkit.training.synthesis.synthesize import Progress, SynthesizeConfig, synthesize
 
 
 def serve(latency: float, pipe: Connection) -> None:

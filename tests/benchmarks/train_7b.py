@@ -212,8 +212,8 @@ def main() -> None:
             "the activations of a chunk, and there is none here. --tiny runs the same code on the CPU"
         )
         return
-    from searchkit.conventions import Conventions
-    from searchkit.embedder import Embedder
+    from searchkit.models.conventions import Conventions
+    from searchkit.models.embedder import Embedder
 
     with tempfile.TemporaryDirectory() as place:
         build(Path(place), arguments.shape, device)

@@ -1,0 +1,368 @@
+"""Where a ranking loses: by rank, by the length of queries, by what the model does not read, by holes in judgements."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from math import isnan
+from typing import Any, TypeVar
+
+import numpy as np
+
+from searchkit.engine import SearchEngine
+from searchkit.evaluation.evaluate import Evaluation, drop_own, judged_queries, way_to_rank
+from searchkit.metrics import top
+from searchkit.ranking import SearchOptions
+from searchkit.records import Qrels, Query, Run, join_title
+from searchkit.significance import confidence_interval
+
+T = TypeVar("T")
+
+DEEPEST = 1000
+"""Ranks that the recall curve goes down to, where the index holds so many documents."""
+
+METRIC = "ndcg@10"
+_BATCH = 256  # queries whose deep rankings are in memory at a time
+_TEXTS = 1024  # documents whose tokens are counted at a time
+_BINS, _FEWEST = 5, 20  # lengths of queries make at most so many groups, of at least about so many queries
+
+# Thai to Burmese, Khmer, kana and Han write without spaces: there every character counts as a word.
+_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over queries with its 95 % confidence interval by Student's t, within 0 and 1; NaN ends for one query."""
+
+    mean: float
+    low: float
+    high: float
+
+    def summary(self) -> dict[str, float | None]:
+        """For JSON, which knows no NaN."""
+        ends = {"low": self.low, "high": self.high}
+        return {"mean": self.mean, **{name: None if isnan(value) else value for name, value in ends.items()}}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Queries that have something in common.
+
+    Args:
+        name: What it is.
+        queries: Their ids; never empty.
+        scores: nDCG@10 of every mode.
+    """
+
+    name: str
+    queries: tuple[str, ...]
+    scores: dict[str, Interval]
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long the texts of one kind are, in tokens of the model, its marks, prefix and instruction counted.
+
+    Args:
+        texts: How many there are.
+        room: Tokens that one input may have.
+        longer: How many texts have more.
+        longest: Tokens of the longest.
+        tokens: Of all together.
+        beyond: Of them, those past the room of their text: they are read by no one where texts are cut.
+    """
+
+    texts: int
+    room: int
+    longer: int
+    longest: int
+    tokens: int
+    beyond: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What :func:`diagnose` found.
+
+    Args:
+        recall: Mode -> recall@1, @2 ... down to the deepest rank, mean over all judged queries.
+        first: Mode -> {query id: rank of the first relevant document}, None where none is found so deep; queries
+            without a relevant document are left out.
+        judged: Mode -> judged@10: the share of the first ten documents that have any judgement for their query, mean
+            over the queries that found something.
+        judgements: Counts: queries, relevant, not_relevant, unknown (of documents that are not in the index),
+            queries_without_relevant.
+        by_words: Queries by their number of words, short ones first.
+        cut: Whether texts that are too long for the model are cut, as in an index of whole documents; otherwise they
+            are in the index as several passages.
+        documents: Lengths of documents.
+        queries: Lengths of queries, with their instructions; they are always cut.
+        by_document: Queries by whether their relevant documents are longer than the model takes.
+        by_query: Queries by whether they are longer themselves; empty where none is.
+    """
+
+    recall: dict[str, list[float]]
+    first: dict[str, dict[str, int | None]]
+    judged: dict[str, float]
+    judgements: dict[str, int]
+    by_words: list[Group]
+    cut: bool
+    documents: Lengths
+    queries: Lengths
+    by_document: list[Group]
+    by_query: list[Group]
+
+    def unfound(self, mode: str) -> int:
+        """Queries with relevant documents, none of which is found however deep."""
+        return sum(rank is None for rank in self.first[mode].values())
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as JSON holds it."""
+        groups = {"by_words": self.by_words, "by_document": self.by_document, "by_query": self.by_query}
+        return {
+            "judgements": self.judgements,
+            "recall": self.recall,
+            "first_relevant": self.first,
+            "judged@10": {mode: None if isnan(share) else share for mode, share in self.judged.items()},
+            "long_documents_are": "cut" if self.cut else "split into passages",
+            "documents": {name: getattr(self.documents, name) for name in Lengths.__slots__},
+            "queries": {name: getattr(self.queries, name) for name in Lengths.__slots__},
+            **{
+                name: [
+                    {
+                        "name": group.name,
+                        "queries": len(group.queries),
+                        METRIC: {mode: score.summary() for mode, score in group.scores.items()},
+                    }
+                    for group in found
+                ]
+                for name, found in groups.items()
+            },
+        }
+
+
+def diagnose(
+    engine: SearchEngine,
+    queries: Sequence[Query],
+    qrels: Qrels,
+    evaluations: Sequence[Evaluation],
+    *,
+    instruction: str | None = None,
+    drop_self: bool = False,
+    options: SearchOptions | None = None,
+    on_step: Callable[[str], None] | None = None,
+) -> Diagnosis:
+    """Look at an evaluation from several sides.
+
+    Every mode is searched again, deeply, for the recall curve; all else is taken from the evaluation.
+
+    Args:
+        engine: The index that was evaluated.
+        queries: As it was evaluated.
+        qrels: Likewise.
+        evaluations: What `searchkit.evaluation.evaluate.evaluate` returned.
+        instruction: As it was evaluated.
+        drop_self: Likewise.
+        options: Likewise.
+        on_step: Told what is being done.
+
+    Raises:
+        ValueError: Judgements and index do not belong together.
+        ImportError: scipy is missing.
+    """
+    told = on_step or (lambda step: None)
+    asked = judged_queries(engine, queries, qrels)
+    scores = {item.mode: item.per_query[METRIC] for item in evaluations}
+    groups = Grouping(scores)  # first: a library that is missing is said before anything is searched
+    recall, first = {}, {}
+    for mode in scores:
+        told(f"searching {mode} for {min(DEEPEST, len(engine))} documents a query")
+        rank = way_to_rank(engine, mode, instruction, options)
+        curve = RecallCurve(qrels, min(DEEPEST, max(1, len(engine))))
+        for batch in _batches(asked, _BATCH):
+            run = rank(batch, curve.depth + drop_self)
+            if drop_self:
+                drop_own(run)
+            curve.add(run)
+        recall[mode], first[mode] = curve.values(), curve.first
+    told("counting tokens")
+    relevant = relevant_documents(qrels)
+    documents, long = _document_lengths(engine, set().union(*relevant.values()))
+    lengths, long_queries = _query_lengths(engine, asked, instruction)
+    cut = engine.settings["chunk_tokens"] == 0
+    return Diagnosis(
+        recall=recall,
+        first=first,
+        judged={item.mode: judged_at(item.run, qrels, 10) for item in evaluations},
+        judgements=_judgements(engine, qrels),
+        by_words=groups.of(_by_words(asked)),
+        cut=cut,
+        documents=documents,
+        queries=lengths,
+        by_document=groups.of(_by_document(relevant, long, "cut" if cut else "split")),
+        by_query=groups.of(_by_query(asked, long_queries)),
+    )
+
+
+class RecallCurve:
+    """Recall at every rank, of a run that comes in parts.
+
+    Args:
+        qrels: All judgements; as for trec_eval, a query without a relevant document has a recall of 0.
+        depth: The deepest rank.
+
+    Attributes:
+        first: Rank of the first relevant document of every query that has any; None while none is found.
+    """
+
+    def __init__(self, qrels: Qrels, depth: int) -> None:
+        self.depth = depth
+        self._count = len(qrels)
+        self._relevant = relevant_documents(qrels)
+        self._gained = np.zeros(depth)
+        self.first: dict[str, int | None] = {query: None for query, documents in self._relevant.items() if documents}
+
+    def add(self, run: Run) -> None:
+        """Count the documents of some queries, each of which comes once."""
+        for query, documents in run.items():
+            relevant = self._relevant.get(query, set())
+            if not relevant & documents.keys():
+                continue
+            places = [place for place, id in enumerate(top(documents, self.depth)) if id in relevant]
+            self._gained[places] += 1 / len(relevant)
+            self.first[query] = places[0] + 1
+
+    def values(self) -> list[float]:
+        """Recall@1, @2 ... @depth, means over all judged queries."""
+        return [float(value) for value in np.cumsum(self._gained) / self._count]
+
+
+def relevant_documents(qrels: Qrels) -> dict[str, set[str]]:
+    """Query id -> documents with a gain above 0."""
+    return {query: {id for id, gain in gains.items() if gain > 0} for query, gains in qrels.items()}
+
+
+class Grouping:
+    """Means of groups of queries, mode by mode.
+
+    Args:
+        scores: Mode -> {query id: value}.
+    """
+
+    def __init__(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        self._scores = scores
+        confidence_interval(np.zeros(2))  # needs a library
+
+    def of(self, groups: Iterable[tuple[str, Sequence[str]]]) -> list[Group]:
+        """(name, query ids) -> the groups that have any."""
+        return [Group(name, tuple(ids), self.means(ids)) for name, ids in groups if ids]
+
+    def means(self, queries: Sequence[str]) -> dict[str, Interval]:
+        """Mode -> mean over some queries, of which there must be one."""
+        return {mode: _interval([values[id] for id in queries]) for mode, values in self._scores.items()}
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    array = np.array(values, dtype=np.float64)
+    low, high = (float(np.clip(end, 0, 1)) for end in confidence_interval(array))
+    return Interval(float(array.mean()), low, high)
+
+
+def judged_at(run: Run, qrels: Qrels, k: int) -> float:
+    """The share of each query's first k documents that are judged, mean over the queries that found any; else NaN."""
+    shares = []
+    for query, documents in run.items():
+        shown = top(documents, k)
+        if shown and query in qrels:
+            shares.append(len(shown.keys() & qrels[query].keys()) / len(shown))
+    return sum(shares) / len(shares) if shares else float("nan")
+
+
+def count_words(text: str) -> int:
+    """Words of a text; every character where a script writes no spaces between words."""
+    return sum(1 for _ in _WORD.finditer(text))
+
+
+def bins(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(least, most) of groups that hold about equally many of some lengths, without a gap; at most five of them."""
+    order = sorted(lengths)
+    wanted = min(_BINS, max(1, len(order) // _FEWEST))
+    starts = sorted({order[n * len(order) // wanted] for n in range(wanted)} | {order[0]})
+    return [(low, high - 1) for low, high in pairwise([*starts, order[-1] + 1])]
+
+
+def _by_words(asked: Sequence[Query]) -> list[tuple[str, list[str]]]:
+    words = {query.id: count_words(query.text) for query in asked}
+    return [
+        (f"{low}" if low == high else f"{low} to {high}", [id for id, count in words.items() if low <= count <= high])
+        for low, high in bins(list(words.values()))
+    ]
+
+
+def _document_lengths(engine: SearchEngine, wanted: set[str]) -> tuple[Lengths, dict[str, bool]]:
+    """Lengths of all documents, and of the wanted ones that are there whether they are longer than one passage."""
+    embedder, settings = engine.embedder, engine.settings
+    room = embedder.max_length
+    if settings["chunk_tokens"]:
+        room = min(room, settings["chunk_tokens"] + embedder.special_tokens)
+    counts, long = [np.empty(0, np.int64)], {}
+    for batch in _batches(engine.documents(), _TEXTS):
+        tokens = embedder.passage_tokens([join_title(document.title, document.text) for document in batch])
+        counts.append(np.array(tokens, dtype=np.int64))
+        long.update(
+            {one.id: count > room for one, count in zip(batch, tokens, strict=True) if one.id in wanted}
+        )  # fmt: skip
+    return _lengths(np.concatenate(counts), room), long
+
+
+def _query_lengths(engine: SearchEngine, asked: Sequence[Query], instruction: str | None) -> tuple[Lengths, set[str]]:
+    embedder, room = engine.embedder, engine.embedder.max_length
+    own = [instruction if query.instruction is None else query.instruction for query in asked]
+    tokens = [embedder.query_tokens([query.text], said)[0] for query, said in zip(asked, own, strict=True)]
+    counts = np.array(tokens, dtype=np.int64)
+    return _lengths(counts, room), {query.id for query, count in zip(asked, counts, strict=True) if count > room}
+
+
+def _lengths(counts: np.ndarray, room: int) -> Lengths:
+    beyond = np.maximum(counts - room, 0)
+    longest = int(counts.max(initial=0))
+    return Lengths(len(counts), room, int((beyond > 0).sum()), longest, int(counts.sum()), int(beyond.sum()))
+
+
+def _by_document(relevant: Mapping[str, set[str]], long: Mapping[str, bool], done: str) -> list[tuple[str, list[str]]]:
+    """Queries by how many of their relevant documents, of those that are in the index, are too long."""
+    names = (f"none {done}", f"some {done}", f"all {done}")
+    groups: dict[str, list[str]] = {name: [] for name in names}
+    for query, documents in relevant.items():
+        there = [long[id] for id in documents if id in long]
+        if there:
+            groups[names[2 if all(there) else int(any(there))]].append(query)
+    return list(groups.items())
+
+
+def _by_query(asked: Sequence[Query], long: set[str]) -> list[tuple[str, list[str]]]:
+    if not long:
+        return []
+    ids = [query.id for query in asked]
+    return [("read whole", [id for id in ids if id not in long]), ("cut", [id for id in ids if id in long])]
+
+
+def _judgements(engine: SearchEngine, qrels: Qrels) -> dict[str, int]:
+    gains = [gain for judged in qrels.values() for gain in judged.values()]
+    documents = sorted({document for judged in qrels.values() for document in judged})
+    return {
+        "queries": len(qrels),
+        "relevant": sum(gain > 0 for gain in gains),
+        "not_relevant": sum(gain <= 0 for gain in gains),
+        "unknown": len(documents) - len(engine.store.known_ids(documents)),
+        "queries_without_relevant": sum(all(gain <= 0 for gain in judged.values()) for judged in qrels.values()),
+    }
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    stream = iter(items)
+    while batch := list(islice(stream, size)):
+        yield batch

@@ -1,0 +1,269 @@
+"""Any Hugging Face decoder or encoder on torch, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from searchkit.models.conventions import MODULES, Conventions
+from searchkit.models.pooling import POOLINGS
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+BASE_CONFIG = "base_config.json"  # beside an adapter: what its base's config.json has to say otherwise
+
+
+class TorchRuntime:
+    """Token ids in, pooled float32 vectors out.
+
+    Args:
+        folder: Local folder of a transformers model.
+        adapter: Local folder of a PEFT adapter trained on it, or None.
+        device: "cpu", "cuda", "cuda:1", "mps", or None for the best one there is.
+        dtype: One of :data:`DTYPES`; "auto" takes bfloat16 where the hardware is fast at it.
+        threads: Processor threads of torch, and so of every model in the process; None leaves them as they are.
+    """
+
+    def __init__(
+        self, folder: Path, adapter: Path | None, device: str | None, dtype: str, threads: int | None = None
+    ) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = _device((device or best_device()).partition(",")[0])  # FAISS may take several
+        self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
+        # Padded tokens of a batch: a GPU wants many, a CPU as many as stay in its caches.
+        self.token_budget = 65536 if self.device.type == "cuda" else 4096
+        config = AutoConfig.from_pretrained(folder)
+        if adapter is not None and (adapter / BASE_CONFIG).is_file():
+            config.update(json.loads((adapter / BASE_CONFIG).read_text("utf-8")))
+        self.decoder = is_decoder(config)
+        self.hidden_size = int(config.get_text_config().hidden_size)
+        positions = getattr(config, "max_position_embeddings", None)
+        self.longest = int(positions) if positions else None
+        words = adapter if adapter is not None and (adapter / MODULES).is_file() else folder
+        tokenizer = AutoTokenizer.from_pretrained(words, config=config)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                f"{folder} has no tokenizer.json; save one with AutoTokenizer.from_pretrained(..., use_fast=True)"
+                ".save_pretrained(folder)"
+            )
+        self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
+        # Asked of the file: transformers 5 drops the flag where tokenizer.json does not carry it out.
+        settings = words / "tokenizer_config.json"
+        wants_bos = settings.is_file() and json.loads(settings.read_text("utf-8")).get("add_bos_token")
+        self.bos_id: int | None = tokenizer.bos_token_id if wants_bos else None
+        self.eos_id: int | None = tokenizer.eos_token_id
+        with _quiet():
+            self.model: Any
+            self.model, loaded = AutoModel.from_pretrained(
+                folder, config=config, dtype=getattr(torch, self.dtype), output_loading_info=True
+            )
+        # The pooler is not used here, and sentence-transformers folders often lack it.
+        missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler."))
+        if missing:
+            raise ValueError(
+                f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them; "
+                "left random they would make its vectors meaningless. Download or save the model again"
+            )
+        if adapter is not None:
+            self.model = _attach(self.model, adapter)
+        self.model.eval().to(self.device)
+        base = self.model.get_base_model() if adapter is not None else self.model
+        parameters = inspect.signature(base.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._takes_cache = "use_cache" in parameters
+        # RoBERTa and its kin number positions from the pad tokens; given position ids would be off by their offset.
+        embeddings = getattr(base, "embeddings", None)
+        self._counts_by_itself = hasattr(embeddings, "create_position_ids_from_input_ids")
+        if getattr(config, "is_causal", None) is False and not sees_ahead(self.model):
+            raise ValueError(
+                f"{folder / 'config.json'} says is_causal: false, but this version of transformers leaves "
+                f"{type(base).__name__} causal, and its vectors would be wrong; pip install 'transformers>=5.2'"
+            )
+
+    def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
+        """Pooled states, (len(batch), hidden_size) float32, not normalised.
+
+        Raises:
+            MemoryError: The device ran out of memory; a smaller batch may fit.
+        """
+        import torch
+
+        try:
+            with torch.inference_mode():
+                return self.pooled(batch, conventions).cpu().numpy()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                raise MemoryError(str(error)) from error
+            raise
+
+    def pooled(self, batch: list[list[int]], conventions: Conventions) -> torch.Tensor:
+        """Like `forward`, but a tensor on the device, with a graph behind it where gradients are on."""
+        ids, mask = self._pad(batch, conventions.padding_side)
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if not bool(mask.all()):
+            inputs["attention_mask"] = mask
+            if conventions.padding_side == "left" and self._takes_positions and not self._counts_by_itself:
+                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        if self._takes_cache:
+            inputs["use_cache"] = False
+        hidden = self.model(**inputs).last_hidden_state
+        return POOLINGS[conventions.pooling](hidden.float(), mask)
+
+    def _pad(self, batch: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        longest = max(map(len, batch))
+        ids = np.zeros((len(batch), longest), dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, tokens in enumerate(batch):
+            place = slice(0, len(tokens)) if side == "right" else slice(longest - len(tokens), longest)
+            ids[row, place] = tokens
+            mask[row, place] = 1
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and load reports; what matters of them is checked here."""
+    from transformers.utils import logging
+
+    bars: Any = logging  # has no types
+    bars_on, verbosity = bars.is_progress_bar_enabled(), bars.get_verbosity()
+    bars.disable_progress_bar()
+    bars.set_verbosity_error()
+    try:
+        yield
+    finally:
+        bars.set_verbosity(verbosity)
+        if bars_on:
+            bars.enable_progress_bar()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory; any other RuntimeError is a real fault and must not shrink a batch."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch has both, for names and for hardware it lacks
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); try --device {best_device()}") from None
+    return torch.device(name)
+
+
+def best_device() -> str:
+    """ "cuda" before "mps" before "cpu"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_dtype(device_type: str) -> str:
+    """bfloat16 where the hardware multiplies it natively, float32 elsewhere (emulated bfloat16 is slower)."""
+    import torch
+
+    if device_type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device_type == "cpu":
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        avx512 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        return "bfloat16" if amx or avx512 else "float32"
+    return "float32"
+
+
+def is_decoder(config: Any) -> bool:
+    """Whether the model's attention is causal, by its transformers config."""
+    if getattr(config, "is_causal", None) is False:
+        return False
+    names = config.architectures or []
+    return bool(getattr(config, "is_decoder", False)) or any("CausalLM" in n for n in names) or _is_causal_type(config)
+
+
+def _is_causal_type(config: Any) -> bool:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    # Encoders such as BERT are in both lists (they have a causal variant); decoders are in the first alone.
+    kind = config.model_type
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def sees_ahead(model: Any) -> bool:
+    """Whether tokens attend to those after them, measured on the model itself and not read from its config.
+
+    Raises:
+        ValueError: They do in a padded batch alone, or in one without padding alone.
+    """
+    import torch
+
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.arange(1, 33, device=model.device) % vocabulary
+    other = torch.cat([ids[:8], (ids[8:] + 24) % vocabulary])
+    padded = torch.nn.functional.pad(torch.stack([ids, other]), (0, 8))
+    mask = torch.ones_like(padded)
+    mask[:, 32:] = 0
+    found = []
+    with torch.inference_mode():
+        for inputs in ({"input_ids": padded[:, :32]}, {"input_ids": padded, "attention_mask": mask}):
+            first, second = model(**inputs).last_hidden_state[:, :8].float()
+            found.append(bool((first - second).norm() > 0.01 * first.norm()))
+    if found[0] != found[1]:
+        raise ValueError(
+            f"{type(model).__name__} attends to later tokens {'without' if found[0] else 'with'} padding only, so a "
+            "text's vector would depend on its company; this version of transformers does not support the attention "
+            "that its config asks for"
+        )
+    return found[0]
+
+
+def _attach(model: Any, adapter: Path) -> Any:
+    """Put a PEFT adapter on; an adapter whose weights did not land would leave the model as it was, silently."""
+    import torch
+    from peft import PeftModel
+
+    # 32 in-vocabulary ids: any text will do to see a difference.
+    probe = torch.arange(1, 33).unsqueeze(0) % model.config.get_text_config().vocab_size
+    model.eval()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers telling each other of old names
+        before = model(input_ids=probe).last_hidden_state
+        adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+        after = adapted(input_ids=probe).last_hidden_state
+    if torch.equal(before, after):
+        rank = json.loads((adapter / "adapter_config.json").read_text()).get("r")
+        raise ValueError(
+            f"adapter {adapter} (rank {rank}) changes nothing in this model; expected one trained on it. "
+            "Check base_model_name_or_path in its adapter_config.json, and that it was trained"
+        )
+    return adapted

@@ -1,0 +1,123 @@
+"""Fetch BEIR collections by name, through the loaders of mteb, as folders in BEIR form."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from searchkit.tasks import find_task
+
+PART = ".part"
+"""How the name of a collection ends that is not all there yet."""
+
+_FORUMS = (
+    "Android", "English", "Gaming", "Gis", "Mathematica", "Physics", "Programmers", "Stats", "Tex", "Unix",
+    "Webmasters", "Wordpress",
+)  # fmt: skip
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "arguana": ("ArguAna",),
+    "climate-fever": ("ClimateFEVER",),
+    "cqadupstack": tuple(f"CQADupstack{forum}Retrieval" for forum in _FORUMS),
+    "dbpedia": ("DBPedia",),
+    "fever": ("FEVER",),
+    "fiqa": ("FiQA2018",),
+    "hotpotqa": ("HotpotQA",),
+    "msmarco": ("MSMARCO",),
+    "nfcorpus": ("NFCorpus",),
+    "nq": ("NQ",),
+    "quora": ("QuoraRetrieval",),
+    "scidocs": ("SCIDOCS",),
+    "scifact": ("SciFact",),
+    "touche2020": ("Touche2020",),
+    "trec-covid": ("TRECCOVID",),
+}
+"""BEIR's collections and what mteb calls them; CQADupStack is one for each of its forums."""
+
+LICENSED = {
+    "bioasq": "http://participants-area.bioasq.org",
+    "robust04": "https://trec.nist.gov/data/cd45",
+    "signal1m": "https://research.signal-ai.com/datasets/signal1m-tweetir.html",
+    "trec-news": "https://trec.nist.gov/data/wapost",
+}
+"""BEIR's other four, which nobody may pass on, and where their owners give them out."""
+
+
+def download(folder: Path, names: Iterable[str], on_step: Callable[[str], None] = lambda step: None) -> None:
+    """Fetch collections into `folder`, a folder each; those that are there already are left alone.
+
+    Args:
+        folder: Where they go; made when it is missing.
+        names: Of collections, as `find_task` knows them.
+        on_step: Told what is being fetched.
+
+    Raises:
+        ImportError: mteb is missing.
+        ValueError: A name is none of BEIR's, the collection may not be passed on, or it could not be fetched.
+    """
+    for name in names:
+        key = task.name if (task := find_task(name)) else name.lower()
+        if key in LICENSED:
+            raise ValueError(
+                f"{key} may not be passed on: get it from {LICENSED[key]}, and write it into {folder / key} as "
+                "corpus.jsonl, queries.jsonl and qrels/test.tsv"
+            )
+        if key not in TASKS:
+            raise ValueError(f"{name!r} is no collection of BEIR; expected some of {', '.join(TASKS)}")
+        place = folder / key
+        if place.exists():
+            continue
+        on_step(f"fetching {key}")
+        staging = folder / f"{key}{PART}"
+        shutil.rmtree(staging, ignore_errors=True)
+        for task_name in TASKS[key]:
+            part = staging / task_name if len(TASKS[key]) > 1 else staging
+            _write(_fetch(task_name), part, task.split if task else "test")
+        staging.rename(place)
+
+
+def _fetch(name: str) -> Any:
+    """A task of mteb with its data."""
+    try:
+        import mteb
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"fetching {name} needs {error.name}: pip install 'searchkit[mteb]'", name=error.name
+        ) from error
+    task: Any = mteb.get_task(name)
+    try:
+        task.load_data()
+    except Exception as error:  # the hub's client raises many kinds; all mean that the data did not come
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{name} could not be fetched ({type(error).__name__}: {said}); "
+            "check the network, or give a folder in BEIR form that you have"
+        ) from error
+    task.convert_v1_dataset_format_to_v2(num_proc=None)
+    return task
+
+
+def _write(task: Any, folder: Path, split: str) -> None:
+    """One split of a task as corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv."""
+    subset = next(iter(task.dataset.values()))
+    if split not in subset:
+        raise ValueError(f"{task.metadata.name} has the splits {', '.join(subset)}, expected {split}")
+    data = subset[split]
+    (folder / "qrels").mkdir(parents=True)
+    _lines(folder / "corpus.jsonl", data["corpus"], ("title", "text"))
+    _lines(folder / "queries.jsonl", data["queries"], ("text",))
+    qrels: Mapping[str, Mapping[str, int]] = data["relevant_docs"]
+    with (folder / "qrels" / f"{split}.tsv").open("w", encoding="utf-8") as stream:
+        stream.write("query-id\tcorpus-id\tscore\n")
+        for query, gains in qrels.items():
+            stream.writelines(f"{query}\t{document}\t{gain}\n" for document, gain in gains.items())
+
+
+def _lines(file: Path, rows: Iterable[Mapping[str, Any]], fields: tuple[str, ...]) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            kept = {"_id": row["id"], **{name: row.get(name) or "" for name in fields}}
+            stream.write(json.dumps(kept, ensure_ascii=False) + "\n")

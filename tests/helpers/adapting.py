@@ -1,0 +1,36 @@
+"""Pairs and settings for adapting an index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from searchkit.engine import SearchEngine
+from searchkit.training.adaptation.config import AdaptConfig
+
+
+def pairs_of(texts: list[str]) -> list[dict[str, Any]]:
+    """Three queries for every note: its beginning, its middle, and its words backwards."""
+    rows = []
+    for n, text in enumerate(texts):
+        words = text.split()
+        for query in (words[:5], words[2:6], words[::-1][:6]):
+            rows.append({"query": f"{' '.join(query)} {n}", "positive_id": str(n)})
+    return rows
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def config_in(folder: Path) -> AdaptConfig:
+    return AdaptConfig(
+        folder / "notes.index", (folder / "pairs.jsonl",), folder / "out", held_out=0.4, steps=8, batch_size=4,
+        learning_rate=3e-3, max_length=200,
+    )  # fmt: skip
+
+
+def model_of(index: Path) -> str:
+    with SearchEngine.open(index) as engine:
+        return str(engine.settings["model"]["model"])

@@ -1,0 +1,553 @@
+"""What is read, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import io
+import itertools
+import json
+import os
+import sys
+import threading
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from searchkit.readers.corpus import CorpusError, Fields, Rejects, estimate_documents, kind_of, read_corpus
+from searchkit.records import Document
+
+TEA = Document(id="1", title="Tea", text="Steep for three minutes.", metadata={"year": 2015})
+GOOD = '{"id": "good", "text": "tea"}\n'
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def table(path: Path, columns: dict[str, Any]) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pa.table(columns), path)
+    return path
+
+
+def refused(path: Path, **options: Any) -> tuple[list[str], list[dict[str, str]]]:
+    """The ids that were read and the rows that were set aside."""
+    rejects_path = path.parent / "refused" / "rows.jsonl"
+    rejects_path.parent.mkdir(exist_ok=True)
+    with Rejects(rejects_path) as rejects:
+        ids = [document.id for document in read_corpus(path, rejects=rejects, **options)]
+    entries = [json.loads(line) for line in rejects_path.read_text().splitlines()] if rejects_path.exists() else []
+    assert rejects.count == len(entries)
+    return ids, entries
+
+
+# --- rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"id": 1, "title": "Tea", "text": "Steep for three minutes.", "year": 2015}\n'),
+        ("a.ndjson", '\ufeff{"_id": "1", "title": "Tea", "text": "Steep for three minutes.", "year": 2015}'),
+        ("a.json", '\n{"id": "1", "title": "Tea", "text": "Steep for three minutes.", "metadata": {"year": 2015}}\r\n'),
+        ("a.jsonl.gz", '{"id": "1", "title": "Tea", "text": "Steep for three minutes.", "year": 2015}\n'),
+        ("a.csv", '\ufeffid,title,text,metadata\r\n1,Tea,Steep for three minutes.,"{""year"": 2015}"\r\n'),
+        ("a.tsv.gz", 'id\ttitle\ttext\tmetadata\n1\tTea\tSteep for three minutes.\t"{""year"": 2015}"\n'),
+    ],
+)
+def test_every_line_format_gives_the_same_document(tmp_path, name, content):
+    assert list(read_corpus(write(tmp_path / name, content))) == [TEA]
+
+
+def test_parquet_gives_the_same_document(tmp_path):
+    path = table(tmp_path / "a.parquet", {"id": [1], "title": ["Tea"], "text": [TEA.text], "year": [2015]})
+    assert list(read_corpus(path)) == [TEA]
+
+
+def test_documents_carry_their_file_and_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", GOOD + "\n" + GOOD)
+    assert [document.place for document in read_corpus(str(path))] == [f"{path}:1", f"{path}:3"]
+
+
+def test_csv_places_are_where_a_record_starts(tmp_path):
+    path = write(tmp_path / "a.csv", 'id,text\n1,"two\nlines"\n\n2,tea\n')
+    documents = list(read_corpus(path))
+    assert [document.place for document in documents] == [f"{path}:2", f"{path}:5"]
+    assert documents[0].text == "two\nlines"
+
+
+def test_parquet_places_are_rows(tmp_path):
+    path = table(tmp_path / "a.parquet", {"id": ["a", "b"], "text": ["x", "y"]})
+    assert [document.place for document in read_corpus(path)] == [f"{path}:row 1", f"{path}:row 2"]
+
+
+def test_named_fields_are_used_and_named_metadata_is_all_that_is_kept(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl", '{"doc": 7, "head": "Tea", "body": "hot", "year": 1, "x": 2, "metadata": {"y": 3}}'
+    )
+    fields = Fields(id="doc", title="head", text="body", metadata=("year", "y", "head"))
+    assert list(read_corpus(path, fields=fields)) == [Document("7", "hot", "Tea", {"year": 1, "y": 3, "head": "Tea"})]
+
+
+def test_metadata_may_have_an_id_and_a_title_of_its_own(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"id": "a", "text": "tea", "metadata": {"id": 5, "title": "x"}, "lang": "en"}')
+    assert next(read_corpus(path)).metadata == {"id": 5, "title": "x", "lang": "en"}
+
+
+def test_text_may_be_blank_or_null_under_a_title(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl", '{"id": "a", "title": "Tea", "text": ""}\n{"id": "b", "title": "T", "text": null}'
+    )
+    assert [document.text for document in read_corpus(path)] == ["", ""]
+
+
+def test_an_encoding_can_be_named(tmp_path):
+    path = write(tmp_path / "a.csv", "id,text\n1,thé\n".encode("cp1252"))
+    assert next(read_corpus(path, encoding="cp1252")).text == "thé"
+
+
+def test_parquet_values_become_json(tmp_path):
+    moment = datetime.datetime(2015, 6, 1, 12, 30)
+    columns = {"id": ["a"], "text": ["t"], "day": [moment.date()], "at": [moment], "cost": [Decimal("1.50")]}
+    columns |= {"tags": [["x", "y"]], "metadata": [{"deep": {"when": moment.date()}}]}
+    document = next(read_corpus(table(tmp_path / "a.parquet", columns)))
+    assert document.metadata == {
+        "deep": {"when": "2015-06-01"},
+        "day": "2015-06-01",
+        "at": "2015-06-01T12:30:00",
+        "cost": "1.50",
+        "tags": ["x", "y"],
+    }
+
+
+def test_unnamed_csv_columns_are_left_out(tmp_path):
+    assert next(read_corpus(write(tmp_path / "a.csv", ",id,text,\n0,a,tea,\n"))).metadata == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b'{"id": "x", "text": ', "the row is not JSON: Expecting value at column"),
+        (b'{"id": "x", "text": "t", "n": NaN}', "the row is not JSON: NaN is not a JSON number"),
+        (b'{"id": "x", "text": "t", "n": 1e999}', "metadata holds NaN or Infinity"),
+        (b'{"id": "x", "text": "t", "n": ' + b"9" * 5000 + b"}", "the row is not JSON: Exceeds the limit"),
+        (b'{"id": "x", "n": ' + b"[" * 100_000, "the row is not JSON: maximum recursion"),
+        (b'["x", "t"]', "the row is a list; it must be a JSON object"),
+        (b"42", "the row is a number; it must be a JSON object"),
+        (b'{"key": "x", "text": "t"}', 'no "id" among "key", "text"; name the one to use with --id-field'),
+        (b'{"id": "x", "body": "t"}', 'no "text" among "id", "body"; name the one to use with --text-field'),
+        (b'{"id": " ", "text": "t"}', "empty id"),
+        (b'{"id": null, "text": "t"}', "id is null; it must be a string or an integer"),
+        (b'{"id": true, "text": "t"}', "id is a boolean"),
+        (b'{"id": 1.0, "text": "t"}', "id is a decimal number"),
+        (b'{"id": "x", "text": ["t"]}', "text is a list; it must be a string"),
+        (b'{"id": "x", "text": "t", "title": 3}', "title is a number; it must be a string"),
+        (b'{"id": "x", "text": " ", "title": ""}', "empty text"),
+        (b'{"id": "x", "text": "a\\u0000b"}', "text holds a NUL byte at character 1"),
+        (b'{"id": "x\\u0000", "text": "b"}', "id holds a NUL byte"),
+        (b'{"id": "x", "text": "a\\ud800b"}', "text holds the lone surrogate \\ud800"),
+        (b'{"id": "x", "text": "t", "m": {"\\udc00": 1}}', "metadata holds the lone surrogate \\udc00"),
+        (b'{"id": "x", "text": "t", "metadata": [1]}', "metadata is a list; it must be an object"),
+        (b'{"id": "x", "text": "th\xe9"}', "not utf-8: invalid continuation byte 0xe9 at byte 23 of the line"),
+    ],
+)
+def test_a_bad_json_row_is_named_or_set_aside(tmp_path, row, reason):
+    path = write(tmp_path / "a.jsonl", GOOD.encode() + row + b"\n" + GOOD.encode())
+    with pytest.raises(CorpusError) as error:
+        list(read_corpus(path))
+    assert str(error.value).startswith(f"{path}:2: {reason}")
+    ids, entries = refused(path)
+    assert ids == ["good", "good"]
+    assert entries[0]["place"] == f"{path}:2"
+    assert entries[0]["reason"].startswith(reason)
+    assert entries[0]["row"] == row.decode(errors="backslashreplace")[:2000]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"x,Tea", "2 columns where the header has 4; quote cells"),
+        (b"x,Tea,one,,two", "5 columns where the header has 4"),
+        (b'x,Tea,"one" two,', "broken quotes or line ends: ',' expected after '\"'"),
+        (b"x,,,", "empty text"),
+        (b",Tea,one,", "empty id"),
+        (b"x,Tea,th\xe9,", "not utf-8: invalid continuation byte 0xe9 at byte 8 of the line"),
+        (b"x,Tea,a\0b,", "text holds a NUL byte"),
+        (b"x,Tea,one,nonsense", "metadata is not JSON: Expecting value at column 1"),
+        (b"x,Tea,one,[1]", "metadata is a list; it must be a JSON object"),
+    ],
+)
+def test_a_bad_csv_row_is_named_or_set_aside(tmp_path, row, reason):
+    path = write(tmp_path / "a.csv", b"id,title,text,metadata\n" + row + b"\ngood,,tea,\n")
+    with pytest.raises(CorpusError) as error:
+        list(read_corpus(path))
+    assert str(error.value).startswith(f"{path}:2: {reason}")
+    ids, entries = refused(path)
+    assert ids == ["good"]
+    assert (entries[0]["place"], entries[0]["row"]) == (f"{path}:2", row.decode(errors="backslashreplace"))
+
+
+def test_a_quote_never_closed_is_a_fault_where_it_opened(tmp_path):
+    path = write(tmp_path / "a.csv", 'id,text\n1,tea\n2,"open\n3,milk\n')
+    with pytest.raises(CorpusError, match=r"a.csv:3: broken quotes or line ends: unexpected end of data"):
+        list(read_corpus(path))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("image", [b"\x89PNG", None], 'column "image" holds bytes, which JSON cannot'),
+        ("took", [datetime.timedelta(1), None], 'column "took" holds'),
+        ("score", [float("nan"), 1.0], "metadata holds NaN"),
+        ("metadata", ["nonsense", ""], "metadata is not JSON"),
+        ("text", [None, "t"], "empty text"),
+        ("id", [None, "good"], "id is null"),
+    ],
+)
+def test_a_bad_parquet_row_is_named_or_set_aside(tmp_path, column, values, reason):
+    path = table(tmp_path / "a.parquet", {"id": ["x", "good"], "text": ["t", "t"]} | {column: values})
+    with pytest.raises(CorpusError) as error:
+        list(read_corpus(path))
+    assert str(error.value).startswith(f"{path}:row 1: {reason}")
+    ids, entries = refused(path)
+    assert (ids, len(entries)) == (["good"], 1)
+
+
+def test_parquet_text_that_is_not_utf8_is_one_bad_row(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    text = pa.array([b"th\xe9", b"tea"]).view(pa.string())
+    ids, entries = refused(table(tmp_path / "a.parquet", {"id": ["x", "good"], "text": text}))
+    assert ids == ["good"]
+    assert "column \"text\": 'utf-8' codec" in entries[0]["reason"]
+
+
+# --- whole files
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '[\n{"id": "a"}]', "a.json:1: one JSON array, .* jq -c"),
+        ("a.jsonl", '{"doc": 1, "text": "t"}', 'no "id" among "doc", "text"; .*--id-field'),
+        (
+            "a.csv",
+            "doc,body\n1,t\n",
+            'no column "id"; its columns are "doc", "body"; name the id column with --id-field',
+        ),
+        ("a.csv", "_id,body\n1,t\n", 'no column "text"; .* --text-field'),
+        ("a.tsv", "id,text\n1,t\n", 'no column "id"; its columns are "id,text"'),
+        ("a.csv", "id,text,id\n1,t,2\n", 'more than one column is called "id"'),
+        ("a.csv", "", "empty; the first line must name the columns"),
+        ("a.csv", b"id,t\xe9xt\n", "a.csv:1: not utf-8: .* at byte 4"),
+        ("a.jsonl", GOOD.encode("utf-16"), "a.jsonl:1: UTF-16 by its byte order mark; .* iconv"),
+        ("a.xml", "<a/>", r'cannot tell what it is by ".xml"; read are .jsonl .* or name its kind'),
+        ("a.txt.gz", "tea", "cannot tell what it is"),
+        ("a.parquet", "not parquet", "cannot be read as Parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_why(tmp_path, name, content, message):
+    if name == "a.parquet":
+        pytest.importorskip("pyarrow")
+    with pytest.raises(CorpusError, match=message):
+        list(read_corpus(write(tmp_path / name, content)))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (Fields(id="doc"), 'no column "doc"; .*--id-field'),
+        (Fields(title="head"), 'no column "head"; .*--title-field'),
+        (Fields(text="body"), 'no column "body"; .*--text-field'),
+        (Fields(metadata=("year", "lang")), 'no column "year", "lang" to keep as metadata'),
+    ],
+)
+def test_a_named_column_that_is_missing_stops_even_a_lenient_run(tmp_path, kind, fields, message):
+    csv_path = write(tmp_path / "a.csv", "id,text\n1,t\n")
+    path = csv_path if kind == "csv" else table(tmp_path / "a.parquet", {"id": ["1"], "text": ["t"]})
+    with pytest.raises(CorpusError, match=message):
+        refused(path, fields=fields)
+
+
+@pytest.mark.parametrize(("key", "fields"), [("id", Fields(text="key")), ("text", Fields(id="key"))])
+def test_a_key_that_no_row_has_stops_even_a_lenient_run(tmp_path, key, fields):
+    path = write(tmp_path / "a.jsonl", '{"key": "1"}\n{"key": "2"}\n')
+    with pytest.raises(CorpusError, match=f'not one row has "{key}"; .*--{key}-field'):
+        refused(path, fields=fields)
+
+
+def test_damaged_parquet_is_a_corpus_error(tmp_path):
+    path = table(tmp_path / "a.parquet", {"id": ["1"] * 5000, "text": [os.urandom(40).hex() for _ in range(5000)]})
+    data = path.read_bytes()
+    path.write_bytes(data[:5000] + b"\xff" * 100_000 + data[105_000:])
+    with pytest.raises(CorpusError, match=r"a.parquet:row \d+: damaged from here on"):
+        list(read_corpus(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "message"),
+    [
+        ("missing.jsonl", "auto", "missing.jsonl: no such file or folder"),
+        ("-", "parquet", "cannot read parquet from standard input, only jsonl, csv, tsv"),
+        ("folder", "csv", "a folder, but csv is read from a file"),
+        ("folder", "beir", "not a BEIR folder"),
+        ("a.jsonl", "beir", "a BEIR corpus is a folder"),
+        ("a.jsonl", "files", "files of text are .txt"),
+        ("a.jsonl", "xml", 'kind "xml" is unknown; kinds are auto, beir'),
+    ],
+)
+def test_a_path_that_cannot_be_that_kind_fails_at_once(tmp_path, monkeypatch, path, kind, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", GOOD)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=message):
+        read_corpus(path, kind=kind)
+    with pytest.raises(ValueError, match=message):
+        kind_of(path, kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.ndjson", "jsonl"),
+        ("a.tsv.gz", "tsv"),
+        ("a.parquet", "parquet"),
+        ("a.MD", "files"),
+        ("papers/a.txt", "files"),
+        ("trec/corpus.jsonl.gz", "beir"),
+    ],
+)
+def test_the_kind_of_a_path_is_told(tmp_path, name, kind):
+    path = write(tmp_path / name, "")
+    assert kind_of(path.parent if "/" in name else str(path)) == kind
+
+
+def test_a_kind_that_is_named_is_the_kind(tmp_path):
+    assert kind_of(write(tmp_path / "a.txt", ""), "csv") == "csv"
+    assert (kind_of("-"), kind_of("-", "tsv")) == ("jsonl", "tsv")
+
+
+def test_an_unknown_encoding_fails_at_once(tmp_path):
+    with pytest.raises(CorpusError, match='no encoding is called "utf-9"'):
+        read_corpus(write(tmp_path / "a.jsonl", GOOD), encoding="utf-9")
+
+
+# --- streaming
+
+
+def test_the_first_document_comes_before_the_pipe_is_closed(monkeypatch):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as sender, os.fdopen(reader, "rb") as receiver:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=receiver))
+        sender.write(GOOD.encode())
+        sender.flush()
+        documents = read_corpus("-")
+        assert next(documents) == Document("good", "tea", place="stdin:1")
+        documents.close()
+        assert not receiver.closed
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "jsonl.gz"])
+def test_lines_are_read_as_they_are_asked_for(tmp_path, suffix):
+    content = "id,text\n1,t\n" if suffix == "csv" else GOOD
+    path = write(tmp_path / f"a.{suffix}", content + '"no\n')
+    assert next(read_corpus(path)).text in ("t", "tea")
+
+
+def test_standard_input_may_be_csv(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"id,text\n1,tea\n")))
+    assert list(read_corpus("-", kind="csv")) == [Document("1", "tea")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_estimating_leaves_a_pipe_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert estimate_documents(tmp_path / "pipe.jsonl") is None
+    sender = threading.Thread(target=(tmp_path / "pipe.jsonl").write_text, args=(GOOD,))
+    sender.start()
+    assert [document.id for document in read_corpus(tmp_path / "pipe.jsonl")] == ["good"]
+    sender.join()
+
+
+# --- rejects
+
+
+def test_a_clean_run_writes_no_rejects(tmp_path):
+    refused(write(tmp_path / "a.jsonl", GOOD))
+    assert list((tmp_path / "refused").iterdir()) == []
+
+
+def test_a_new_run_overwrites_the_rejects_of_the_last(tmp_path):
+    path = write(tmp_path / "a.jsonl", GOOD + "1\n2\n")
+    assert len(refused(path)[1]) == len(refused(path)[1]) == 2
+
+
+def test_the_corpus_is_not_overwritten_by_its_own_rejects(tmp_path):
+    path = write(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(CorpusError, match="would overwrite the corpus itself"):
+        read_corpus(path, rejects=Rejects(path))
+
+
+# --- BEIR
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz"])
+def test_a_beir_folder_is_recognised(tmp_path, name):
+    row = {"_id": "d1", "id": "other", "title": "Tea", "text": "hot", "metadata": {"url": "x"}, "lang": "en"}
+    write(tmp_path / name, json.dumps(row))
+    expected = Document("d1", "hot", "Tea", {"url": "x", "id": "other", "lang": "en"})
+    assert list(read_corpus(tmp_path)) == list(read_corpus(tmp_path, kind="beir")) == [expected]
+    assert next(read_corpus(tmp_path)).place == f"{tmp_path / name}:1"
+
+
+@pytest.mark.parametrize("path", [None, "rows.jsonl"])
+def test_blank_beir_rows_are_counted_and_stop_nothing(tmp_path, path):
+    write(tmp_path / "corpus.jsonl", '{"_id": "a", "title": "", "text": ""}\n{"_id": "b", "text": "tea"}\n')
+    with Rejects(path and tmp_path / path) as rejects:
+        assert [document.id for document in read_corpus(tmp_path, rejects=rejects)] == ["b"]
+    assert rejects.count == 1
+    assert (tmp_path / "rows.jsonl").exists() == (path is not None)
+
+
+def test_other_faults_of_beir_rows_still_stop(tmp_path):
+    write(tmp_path / "corpus.jsonl", '{"id": "a", "text": "tea"}\n')
+    with pytest.raises(CorpusError, match=r'corpus.jsonl:1: no "_id" among "id", "text"'):
+        list(read_corpus(tmp_path))
+
+
+# --- folders of files
+
+
+def test_a_folder_is_read_in_order_without_hidden_and_other_files(tmp_path):
+    for name in ("b.txt", "a/Z.MD", "a/b/c.txt", ".hidden.txt", ".git/x.txt", "data.bin"):
+        write(tmp_path / name, "tea")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    documents = list(read_corpus(tmp_path))
+    assert [document.id for document in documents] == ["b.txt", "a/Z.MD", "a/b/c.txt"]
+    assert documents[1].title == "Z"
+    assert documents[1].place == str(tmp_path / "a/Z.MD")
+
+
+def test_files_carry_their_day(tmp_path):
+    path = write(tmp_path / "tea.txt", b"\xef\xbb\xbfone\r\ntwo")
+    os.utime(path, (0, 86400 * 365))
+    expected = Document("tea.txt", "one\ntwo", "tea", {"modified": "1971-01-01"})
+    assert list(read_corpus(path)) == list(read_corpus(tmp_path)) == [expected]
+
+
+def test_a_folder_spelled_otherwise_gives_the_same_documents(tmp_path, monkeypatch):
+    write(tmp_path / "a" / "tea.txt", "hot")
+    monkeypatch.chdir(tmp_path)
+    spellings = [".", tmp_path, tmp_path / "a" / ".."]
+    assert len({document.checksum() for path in spellings for document in read_corpus(path)}) == 1
+
+
+def written_pdf(password: str | None) -> bytes:
+    writer = pytest.importorskip("pypdf").PdfWriter()
+    writer.add_blank_page(100, 100)
+    if password is not None:
+        writer.encrypt(password, owner_password="owner", algorithm="RC4-128")
+    buffer = io.BytesIO()
+    writer.write(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("a.pdf", lambda: written_pdf("secret"), "encrypted: it opens only with a password"),
+        ("a.pdf", lambda: written_pdf(None), "empty text: .* scanned pages need character recognition"),
+        ("a.pdf", lambda: written_pdf(""), "empty text"),
+        ("a.pdf", lambda: b"%PDF-1.4\nnonsense", "cannot be read as PDF"),
+        ("a.pdf", lambda: b"", "cannot be read as PDF"),
+        ("a.txt", lambda: b"th\xe9", "not utf-8: unexpected end of data 0xe9 at byte 2 of the file; .* --encoding"),
+        ("a.md", lambda: b" \n", "empty text"),
+        ("a.html", lambda: b"<p></p>", "empty text"),
+        ("a.txt", lambda: b"a\0b", "text holds a NUL byte"),
+    ],
+)
+def test_a_bad_file_is_named_or_set_aside(tmp_path, name, make, reason):
+    if name == "a.html":
+        pytest.importorskip("bs4")
+    folder = tmp_path / "papers"
+    path = write(folder / name, make())
+    write(folder / "good.txt", "tea")
+    with pytest.raises(CorpusError, match=f"{name}: {reason}"):
+        list(read_corpus(folder))
+    ids, entries = refused(folder)
+    assert (ids, [entry["place"] for entry in entries]) == (["good.txt"], [str(path)])
+
+
+def test_a_link_to_nothing_is_a_bad_file(tmp_path):
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(CorpusError, match=r"a.txt: not a regular file"):
+        list(read_corpus(tmp_path))
+
+
+def test_a_file_name_that_is_not_utf8_is_a_bad_file(tmp_path):
+    try:
+        write(tmp_path / "papers" / os.fsdecode(b"th\xe9.txt"), "tea")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert refused(tmp_path / "papers")[1][0]["reason"].startswith("id holds the lone surrogate")
+
+
+@pytest.mark.parametrize(("name", "library"), [("a.pdf", "pypdf"), ("a.html", "bs4"), ("a.parquet", "pyarrow")])
+def test_a_missing_library_names_its_extra(tmp_path, monkeypatch, name, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=r"reading .* needs .*: pip install 'searchkit\[files\]'"):
+        refused(write(tmp_path / name, b"x"))
+
+
+def test_a_folder_without_readable_files_says_what_is_there(tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "c.docx", "README"):
+        write(tmp_path / name, "x")
+    with pytest.raises(
+        CorpusError, match=r"read are .txt .* found: 2 .jsonl, 1 .docx, 1 without a suffix|found: 2 .jsonl"
+    ):
+        list(read_corpus(tmp_path))
+    with pytest.raises(CorpusError, match="found: nothing"):
+        list(read_corpus(write(tmp_path / "empty" / ".keep", "").parent))
+
+
+# --- estimates
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("a.jsonl", GOOD * 3, 3),
+        ("a.jsonl", GOOD * 2 + GOOD.strip(), 3),
+        ("a.csv", "id,text\n1,t\n2,t\n", 2),
+        ("a.csv", "", 0),
+        ("a.jsonl.gz", GOOD, None),
+        ("corpus.jsonl", GOOD * 2, 2),
+        ("papers/a.txt", "x", 1),
+    ],
+)
+def test_estimates_count_documents(tmp_path, name, content, count):
+    path = write(tmp_path / name, content)
+    assert estimate_documents(path.parent if name.startswith(("corpus", "papers")) else path) == count
+
+
+def test_parquet_counts_its_rows_and_stdin_none(tmp_path):
+    assert estimate_documents(table(tmp_path / "a.parquet", {"id": ["1"] * 9, "text": ["t"] * 9})) == 9
+    assert estimate_documents("-") is None
+
+
+# --- against an independent reader
+
+
+def test_csv_agrees_with_the_csv_module(tmp_path):
+    cells = ["tea", "a,b", 'say "x"', "two\nlines", "tab\there", " padded "]
+    with (tmp_path / "a.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("id", "text"), *zip(itertools.count(), cells, strict=False)])
+    assert [document.text for document in read_corpus(tmp_path / "a.csv")] == cells

@@ -1,0 +1,105 @@
+"""Which queries and judgements are read, and what is said when they cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from searchkit.readers.judgements import read_beir_split, read_qrels, read_queries
+from searchkit.readers.lines import CorpusError
+from searchkit.records import Query
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_queries_are_read_from_json_lines_and_from_tsv(tmp_path):
+    rows = '{"_id": 1, "text": "hot tea"}\n\n{"id": "b", "query": "milk", "instruction": "Find drinks."}\n'
+    assert read_queries(write(tmp_path / "q.jsonl", rows)) == [
+        Query("1", "hot tea"),
+        Query("b", "milk", "Find drinks."),
+    ]
+    assert read_queries(write(tmp_path / "q.tsv", 'qid\ttext\n1\thot "tea\n')) == [Query("1", 'hot "tea')]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("q.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}', 'q.jsonl:2: query id "a" came before'),
+        ("q.jsonl", "nonsense", "q.jsonl:1: the row is not JSON"),
+        ("q.jsonl", '{"text": "x"}', 'expected "_id" or "id", and "text" or "query"; the keys are "text"'),
+        ("q.jsonl", '{"id": "a", "text": " "}', "the query's text is blank"),
+        ("q.jsonl", '{"id": "a", "text": 3}', "text is a number, not a string"),
+        ("q.jsonl", '{"id": [], "text": "x"}', "id is a list"),
+        ("q.jsonl", '{"id": "a", "text": "x", "instruction": 1}', "instruction is a number"),
+        ("q.jsonl", b'{"id": "a", "text": "th\xe9"}', "q.jsonl:1: not utf-8"),
+        ("q.jsonl", "", "no queries in it"),
+        ("q.tsv", "1 hot tea\n", "q.tsv:1: expected an id, a tab and the query's text"),
+    ],
+)
+def test_bad_queries_are_named(tmp_path, name, content, message):
+    with pytest.raises(CorpusError, match=message):
+        read_queries(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "query-id\tcorpus-id\tscore\nq1\td 1\t2\nq1\td2\t0\nq2\td1\t1\n",
+        "q1\td 1\t2\nq1\td2\t0\n\nq2\td1\t1\nq2\td1\t1\n",
+        "\ufeffq1\t0\td 1\t2\r\nq1\t0\td2\t0\r\nq2\t0\td1\t1",
+    ],
+)
+def test_judgements_are_read_in_beir_and_trec_form(tmp_path, content):
+    assert read_qrels(write(tmp_path / "q.tsv", content)) == {"q1": {"d 1": 2, "d2": 0}, "q2": {"d1": 1}}
+
+
+def test_trec_judgements_are_split_at_any_blanks(tmp_path):
+    assert read_qrels(write(tmp_path / "q.txt", "1 0  d1 -1\n1 Q0\td2 2\n")) == {"1": {"d1": -1, "d2": 2}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("q1\td1\n", "q.tsv:1: 2 columns; judgements have 3"),
+        ("q1\td1\t1\nq1\t0\td2\t1\n", "q.tsv:2: 4 columns where the first line has 3"),
+        ("q1\td1\thigh\n", 'q.tsv:1: the score is "high"; it must be an integer'),
+        ("query-id\tcorpus-id\tscore\nq1\td1\t0.5\n", 'q.tsv:2: the score is "0.5"'),
+        ("q1\td1\t1\nq1\td1\t2\n", 'q.tsv:2: query "q1" and document "d1" score 2 here and 1 before'),
+        ("q1\t\t1\n", "q.tsv:1: the query's or the document's id is empty"),
+        ("query-id\tcorpus-id\tscore\n", "no judgements in it"),
+    ],
+)
+def test_bad_judgements_are_named(tmp_path, content, message):
+    with pytest.raises(CorpusError, match=message):
+        read_qrels(write(tmp_path / "q.tsv", content))
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    write(tmp_path / "queries.jsonl", "".join(f'{{"_id": "q{n}", "text": "x"}}\n' for n in (3, 1, 2)))
+    write(tmp_path / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\nq3\td2\t0\n")
+    write(tmp_path / "qrels" / "dev.tsv", "query-id\tcorpus-id\tscore\nq9\td1\t1\n")
+    return tmp_path
+
+
+def test_a_split_has_the_judged_queries_in_file_order(beir):
+    queries, qrels = read_beir_split(beir, "test")
+    assert [query.id for query in queries] == ["q3", "q1"]
+    assert qrels == {"q1": {"d1": 1}, "q3": {"d2": 0}}
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train", 'no split "train" .*; splits there: dev, test'),
+        ("dev", '1 judged queries are not in .*, such as "q9"'),
+    ],
+)
+def test_a_split_that_is_not_whole_says_so(beir, split, message):
+    with pytest.raises(CorpusError, match=message):
+        read_beir_split(beir, split)

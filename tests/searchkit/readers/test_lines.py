@@ -1,0 +1,62 @@
+"""Lines as they are decoded, and rows as they are set aside."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from searchkit.readers.corpus import read_corpus
+from searchkit.readers.lines import CorpusError, Rejects
+
+GOOD = '{"id": "good", "text": "tea"}\n'
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-20], lambda data: data[:40] + b"\xff" * 40 + data[80:], lambda data: b"x" + data]
+)
+def test_damaged_gzip_is_a_corpus_error(tmp_path, damage):
+    lines = "".join(f'{{"id": {n}, "text": "{os.urandom(20).hex()}"}}\n' for n in range(200))
+    path = write(tmp_path / "a.jsonl.gz", lines)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CorpusError, match=r"a.jsonl.gz:\d+: (the gzip file is damaged|the row|not utf-8)"):
+        list(read_corpus(path))
+
+
+def test_lines_are_not_read_in_an_encoding_that_hides_their_ends(tmp_path):
+    with pytest.raises(CorpusError, match="lines cannot be told apart in utf-16; convert"):
+        list(read_corpus(write(tmp_path / "a.jsonl", GOOD), encoding="utf-16"))
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("searchkit.readers.lines.LONGEST_LINE", 1000)
+    with pytest.raises(CorpusError, match=r"a.jsonl:2: a line longer than"):
+        list(read_corpus(write(tmp_path / "a.jsonl", GOOD + " " * 5000)))
+
+
+def test_one_run_over_two_corpora_keeps_the_rejects_of_both(tmp_path):
+    paths = [write(tmp_path / name, GOOD + "1\n") for name in ("a.jsonl", "b.jsonl")]
+    rejects = Rejects(tmp_path / "rows.jsonl")
+    for path in paths:
+        with rejects:
+            list(read_corpus(path, rejects=rejects))
+    assert rejects.count == len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
+
+
+def test_refused_rows_are_shown_whatever_bytes_they_hold(tmp_path):
+    with Rejects(tmp_path / "rows.jsonl") as rejects:
+        rejects.refuse("a\udce9", "bytes", b"th\xe9" + b"x" * 5000)
+    entry = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert entry["place"] == "a\udce9"
+    assert entry["row"].startswith("th\\xe9x")
+    assert len(entry["row"]) <= 2003

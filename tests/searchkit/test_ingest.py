@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from searchkit.engine import SearchEngine
+from searchkit.ingest import chunk_settings, to_passages
+from searchkit.models.embedder import Embedder
+from searchkit.records import Document
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"id": " ", "text": "tea"}, "the id is empty"),
+        ({"id": "1", "text": " \n"}, "neither text nor title"),
+        ({"id": "1", "text": "te\0a"}, "NUL byte"),
+        ({"id": "1", "text": "\ud800"}, "cannot be stored"),
+        ({"id": "1", "text": "tea", "metadata": {"set": {1}}}, "cannot be stored"),
+    ],
+)
+def test_a_document_that_cannot_be_stored_is_refused(
+    tmp_path: Path, embedder: Embedder, fields: dict[str, Any], reason: str
+) -> None:
+    refused = []
+    with SearchEngine.create(tmp_path / "i", model=embedder) as engine:
+        with pytest.raises(ValueError, match=reason):
+            engine.add([Document(**fields)])
+        engine.add([Document(**fields), Document("ok", "tea")], on_refused=lambda _, why: refused.append(why))
+        assert len(engine) == 1
+    assert reason in refused[0]
+
+
+def test_too_long_a_title_is_cut_and_not_the_text(embedder: Embedder) -> None:
+    document = Document("1", "bread rises because yeast makes gas " * 8, title="A title of words " * 30)
+    new, texts = to_passages(document, "", embedder, 32, 4)
+    assert new.title == document.title
+    assert all(len(ids) <= 32 + embedder.special_tokens + 1 for ids in embedder.tokenize(texts))
+    assert "".join(document.text[start:stop] for start, stop in new.spans).count("yeast") >= 8
+
+
+def test_passages_take_what_the_model_takes(embedder: Embedder) -> None:
+    room = embedder.max_length - embedder.special_tokens
+    assert chunk_settings(embedder, None, None) == {"chunk_tokens": room, "overlap": room // 8}
+    with pytest.raises(ValueError, match=f"8 to {room} for this model"):
+        chunk_settings(embedder, room + 1, None)

@@ -1,0 +1,399 @@
+"""The whole loop, on a model of two layers and thirty notes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adapting import config_in, lines, model_of, pairs_of
+from commands import call, write_lines
+from fake_llm import FakeLLM, echoing, phrase
+from safetensors.numpy import load_file
+from synthetic import grading
+from texts import TEXTS
+
+from searchkit.engine import SearchEngine
+from searchkit.indexer.files import locked
+from searchkit.models.embedder import Embedder
+from searchkit.ranking import SearchOptions
+from searchkit.readers.judgements import read_qrels
+from searchkit.records import Document, Judgements, Query
+from searchkit.training.adaptation.adapt import adapt
+from searchkit.training.adaptation.config import AdaptConfig
+from searchkit.training.adaptation.install import check
+from searchkit.training.adaptation.report import AdaptReport, Compared, read_report
+from searchkit.training.contamination import fingerprint
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+ALL = ["pairs", "mine", "general", "train", "export", "index", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def place(mistral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index, pairs for it, and what a finished run left. No test changes it."""
+    folder = tmp_path_factory.mktemp("adapt")
+    with SearchEngine.create(folder / "notes.index", model=mistral) as engine:
+        engine.add(Document(str(n), text.strip(), title=f"Note {n}") for n, text in enumerate(TEXTS))
+    write_lines(folder / "pairs.jsonl", pairs_of(TEXTS))
+    adapt(config_in(folder), install=False)
+    return folder
+
+
+@pytest.fixture
+def config(place: Path, tmp_path: Path) -> AdaptConfig:
+    """The same in a folder of its own; the finished run does not come along."""
+    for name in ("notes.index", "pairs.jsonl"):
+        (shutil.copytree if (place / name).is_dir() else shutil.copy)(place / name, tmp_path / name)
+    return config_in(tmp_path)
+
+
+class Told:
+    """Remembers which stages had something to do."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+
+    def __call__(self, stage: str, needed: bool) -> None:
+        self.did += [stage] if needed else []
+
+
+def as_lost(out: Path, *, gain: float = -0.1) -> None:
+    """Let the finished run have measured another difference."""
+    report = read_report(out / "report.json")
+    for both in report.modes.values():
+        both.after = {**both.before, "ndcg@10": both.before["ndcg@10"] + gain}
+    values = json.loads((out / "report.json").read_text())
+    values["modes"] = {mode: {**values["modes"][mode], "after": both.after} for mode, both in report.modes.items()}
+    (out / "report.json").write_text(json.dumps(values))
+
+
+# Stages
+
+
+def test_every_stage_leaves_a_file_to_look_at_and_the_report_says_what_judged(place: Path) -> None:
+    report = read_report(place / "out" / "report.json")
+    assert report.pairs == {"read": 90, "trained_on": 54, "held_out": 36, "set_aside": 0}
+    assert (report.judged_by, report.own_judgements, report.kept) == ("held-out pairs", False, False)
+    assert list(report.modes) == ["dense", "lexical", "hybrid"]
+    assert report.modes["lexical"].gain == 0
+    assert report.elsewhere is not None
+    there = {file.name for file in (place / "out").iterdir()}
+    assert {"pairs.kept.jsonl", "mined.jsonl", "general.jsonl", "model", "after.index", "changes.png"} <= there
+
+
+def test_no_held_out_document_and_no_held_out_query_is_trained_on(place: Path) -> None:
+    out = place / "out"
+    held = {document for row in read_qrels(out / "held-out.qrels.tsv").values() for document in row}
+    asked = {fingerprint(row["text"]) for row in lines(out / "held-out.queries.jsonl")}
+    texts = {fingerprint(f"Note {n} {TEXTS[int(n)]}") for n in held}
+    assert (len(held), len(asked)) == (12, 36)
+    mined = lines(out / "mined.jsonl")
+    assert sum(len(row.get("negatives", [])) for row in mined) > 54
+    for row in mined:
+        assert fingerprint(row["query"]) not in asked
+        assert not texts & set(map(fingerprint, [row["positive"], *row.get("negatives", [])]))
+
+
+def test_a_finished_run_does_nothing_again_and_a_change_redoes_what_depends_on_it(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    # The model's own folder is part of what an index is bound to, so this run stays where it was made.
+    told = Told()
+    adapt(config_in(place), install=False, on_stage=told)
+    assert told.did == []
+    told = Told()
+    adapt(replace(config_in(tmp_path), negatives=2), install=False, on_stage=told)
+    assert told.did == ["mine", "train", "export", "index", "evaluate"]
+
+
+def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(config: AdaptConfig, place: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(report: Any, planned: int) -> None:
+        if report.steps == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        adapt(config, install=False, on_step=stop)
+    seen: list[int] = []
+    told = Told()
+    adapt(config, install=False, on_stage=told, on_step=lambda report, planned: seen.append(report.steps))
+    assert told.did == ALL[3:]
+    assert seen == [5, 6, 7, 8]  # the last checkpoint was before the step that failed
+    one, other = (Embedder(folder / "out" / "model").encode_passages(TEXTS) for folder in (config.out.parent, place))
+    assert abs(one - other).max() < 1e-4
+
+
+def test_adapters_are_trained_and_merged_into_the_new_model(config: AdaptConfig, mistral: Path) -> None:
+    adapt(replace(config, lora_rank=2), install=False)
+    before, after = (load_file(folder / "model.safetensors") for folder in (mistral, config.out / "model"))
+    assert before.keys() == after.keys()
+    for name, weights in before.items():
+        rank = 0 if weights.ndim == 1 else np.linalg.matrix_rank(after[name] - weights, tol=1e-3)
+        assert rank == (2 if "_proj" in name else 0), name
+    assert not (config.out / "model" / "adapter_config.json").exists()
+    with SearchEngine.open(config.out / "after.index") as engine:
+        hits = engine.search(TEXTS[5], k=1, options=SearchOptions(mode="dense"))
+        query, text = Embedder(config.out / "model").encode_queries([TEXTS[5]]), f"{hits[0].title} {hits[0].text}"
+        assert hits[0].score == pytest.approx(float(engine.embedder.encode_passages([text])[0] @ query[0]), abs=1e-4)
+
+
+# What is kept
+
+
+def test_a_losing_model_is_not_kept_unless_forced(config: AdaptConfig) -> None:
+    before = model_of(config.index)
+    adapt(config, install=False)
+    as_lost(config.out)
+    assert not adapt(config).kept
+    assert model_of(config.index) == before
+    told = Told()
+    assert adapt(config, force=True, on_stage=told).kept
+    assert told.did == []
+    assert model_of(config.index) == str(config.out / "model")
+    assert model_of(config.out / "before.index") == before
+    with SearchEngine.open(config.index) as engine:
+        assert len(engine) == 30
+        assert engine.search("Bread rises because yeast makes gas.", k=3)
+    again = adapt(config)  # there is nothing left to do, and it says what was done
+    assert again.kept
+    assert not again.wins
+
+
+def test_a_winning_model_takes_the_index_over(config: AdaptConfig) -> None:
+    adapt(config, install=False)
+    as_lost(config.out, gain=0.1)
+    report = adapt(config)
+    assert report.wins
+    assert report.kept
+    assert model_of(config.index) == str(config.out / "model")
+
+
+def both(gain: float, p: float = 0.01) -> Compared:
+    return Compared({"ndcg@10": 0.5}, {"ndcg@10": 0.5 + gain}, p, {})
+
+
+@pytest.mark.parametrize(
+    ("dense", "hybrid", "wins"),
+    [
+        (both(0.1), both(0.1), True),
+        (both(0.1), both(-0.01, p=0.6), True),
+        (both(0.1), both(-0.01, p=0.02), False),  # surely worse in one way
+        (both(0.01), both(-0.02, p=0.6), False),
+        (both(0), both(0), False),
+    ],
+)
+def test_it_wins_when_it_finds_more_and_is_in_no_way_surely_worse(
+    dense: Compared, hybrid: Compared, wins: bool
+) -> None:
+    assert AdaptReport("x", True, {}, {"dense": dense, "hybrid": hybrid}).wins is wins
+
+
+def test_a_gain_that_may_be_chance_is_called_so() -> None:
+    assert AdaptReport("x", True, {}, {"dense": both(0.1, 0.01), "hybrid": both(0.1, 0.3)}).certain
+    assert not AdaptReport("x", True, {}, {"dense": both(0.1, 0.06), "hybrid": both(-0.1, 0.01)}).certain
+
+
+# What is refused
+
+
+def test_a_pair_that_asks_what_the_judgements_ask_is_set_aside(config: AdaptConfig) -> None:
+    leaking = pairs_of(TEXTS)[3]["query"]
+    judged = Judgements("mine", [Query("q", leaking.upper() + " ")], {"q": {"1": 1}})
+    report = adapt(config, judged, install=False)
+    assert report.own_judgements
+    assert report.pairs == {"read": 90, "trained_on": 89, "held_out": 0, "set_aside": 1}
+    (row,) = lines(config.out / "refused.jsonl")
+    assert (row["row"], "judge" in row["reason"]) == (leaking, True)
+    assert leaking not in {row["query"] for row in lines(config.out / "mined.jsonl")}
+
+
+def test_too_few_pairs_are_refused_with_what_became_of_them(config: AdaptConfig) -> None:
+    write_lines(config.pairs[0], [*pairs_of(TEXTS)[:40], {"query": "x", "positive_id": "nowhere"}, {"query": 3}])
+    with pytest.raises(ValueError, match=r"too few to tell better from worse; 10 documents .* Pairs set aside: 2, see"):
+        adapt(config)
+    reasons = [row["reason"] for row in lines(config.out / "refused.jsonl")]
+    assert 'no document "nowhere"' in reasons[0]
+    assert "query is a number" in reasons[1]
+    judged = Judgements("mine", [Query("q", "bread")], {"q": {"1": 1}})
+    with pytest.raises(ValueError, match=r"40 of 42 pairs are left to train on, and 50 are needed"):
+        adapt(config, judged)
+
+
+def test_a_folder_of_something_else_is_left_alone(config: AdaptConfig) -> None:
+    (config.out / "model").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds no such run; name another --out"):
+        adapt(config)
+    assert (config.out / "model").is_dir()
+
+
+@pytest.mark.parametrize("library", ["torch", "accelerate", "onnxscript", "scipy"])
+def test_a_missing_library_is_named_before_any_work(
+    config: AdaptConfig, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    told = Told()
+    with pytest.raises(ImportError, match=rf"adapting a model needs {library}: pip install 'searchkit\[train\]'"):
+        adapt(config, on_stage=told)
+    assert (told.did, config.out.exists()) == ([], False)
+
+
+def test_judgements_of_another_corpus_are_refused_before_any_work(config: AdaptConfig) -> None:
+    judged = Judgements("other", [Query("q", "bread")], {"q": {"nowhere": 1}})
+    told = Told()
+    with pytest.raises(ValueError, match="none of the 1 judged documents is in the index"):
+        adapt(config, judged, on_stage=told)
+    assert (told.did, config.out.exists()) == ([], False)
+
+
+def test_a_folder_from_where_the_index_cannot_be_moved_is_refused_before_any_work(config: AdaptConfig) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == config.index.stat().st_dev:
+        pytest.skip("there is one file system only")
+    elsewhere = replace(config, out=memory / f"searchkit-{config.out.parent.name}" / "out")
+    told = Told()
+    with pytest.raises(ValueError, match=r"are on different file systems, .* leave the index alone with --keep-index"):
+        adapt(elsewhere, on_stage=told)
+    assert (told.did, elsewhere.out.parent.exists()) == ([], False)
+    check(elsewhere, None, install=False)
+
+
+def test_a_damaged_report_is_made_anew_and_one_of_an_installed_model_is_named(config: AdaptConfig) -> None:
+    adapt(config, install=False)
+    report = config.out / "report.json"
+    before = read_report(report)
+    report.write_text("")
+    told = Told()
+    again = adapt(config, force=True, on_stage=told)
+    assert told.did == ["evaluate"]
+    assert again.modes == before.modes
+    report.write_text("{}")
+    with pytest.raises(ValueError, match=r"searches with .*/out/model already, but .* it is damaged"):
+        adapt(config)
+
+
+def test_two_runs_in_one_folder_are_refused(config: AdaptConfig) -> None:
+    config.out.mkdir()
+    (config.out / "stages.json").write_text("{}")
+    with locked(config.out), pytest.raises(ValueError, match="is being written by process"):
+        adapt(config)
+
+
+def test_an_index_with_an_adapter_is_refused(config: AdaptConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = SearchEngine.open
+
+    def with_adapter(*arguments: Any, **options: Any) -> SearchEngine:
+        engine = whole(*arguments, **options)
+        engine.settings["model"] = {**engine.settings["model"], "adapter": "my-adapter"}
+        return engine
+
+    monkeypatch.setattr(SearchEngine, "open", with_adapter)
+    with pytest.raises(ValueError, match="adapter my-adapter; index it with a folder that holds both merged"):
+        adapt(config)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"pairs": ()}, "no pairs"), ({"held_out": 1.0}, "held_out is 1.0"), ({"general_share": 1.0}, "general_share is")],
+)
+def test_settings_that_make_no_sense_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdaptConfig(**{"index": Path("i"), "pairs": (Path("p"),), "out": Path("o"), **changed})
+
+
+# The command
+
+
+def test_the_command_says_what_judged_what_changed_and_where_the_model_is(place: Path) -> None:
+    options = ["--held-out", 0.4, "--steps", 8, "--batch-size", 4, "--learning-rate", 3e-3, "--max-length", 200]
+    found = call("adapt", place / "notes.index", "--pairs", place / "pairs.jsonl", "--out", place / "out", *options,
+                 "--keep-index")  # fmt: skip
+    assert "training: done before" in found.stderr
+    assert "held-out pairs (pairs that were held out, not real queries)" in found.stdout
+    assert "54 of 90 pairs trained on, 36 held out" in found.stdout
+    assert f"{place / 'notes.index'} is as it was" in found.stdout
+
+
+@pytest.fixture
+def phrases(mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An index of notes that a language model can ask about."""
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    rng = random.Random(7)
+    with SearchEngine.create(tmp_path / "notes.index", model=mistral) as engine:
+        engine.add(Document(str(n), f"{phrase(rng, 30)} {TEXTS[n]}", title=f"Note {n}") for n in range(30))
+    return tmp_path / "notes.index"
+
+
+QUICK = ["--count", 90, "--steps", 2, "--held-out", 0.4, "--batch-size", 4]
+
+
+def test_a_language_model_writes_the_pairs_first_and_only_once(phrases: Path, tmp_path: Path) -> None:
+    with FakeLLM(echoing) as server:
+        arguments = ["adapt", phrases, "--writer", "m", "--base-url", server.url, *QUICK, "--force"]
+        done = call(*arguments)
+        asked, file = sum(server.asked.values()), tmp_path / "notes.adapted.pairs.jsonl"
+        before, written = file.read_bytes(), lines(file)
+        # By its new model, the index would be asked about otherwise.
+        assert "done before" in call(*arguments).stderr
+        assert (sum(server.asked.values()), file.read_bytes()) == (asked, before)
+    assert {row["positive_id"] for row in written} <= {str(n) for n in range(30)}
+    assert f"{len(written)} pairs written" in done.stderr
+    kept = {row["query"] for row in lines(tmp_path / "notes.adapted" / "pairs.kept.jsonl")}
+    assert kept
+    assert kept <= {row["query"] for row in written}
+
+
+def test_nothing_is_asked_where_the_run_cannot_be(phrases: Path, tmp_path: Path) -> None:
+    queries = write_lines(tmp_path / "q.jsonl", [{"_id": "q", "text": "bread"}])
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("x")
+    with FakeLLM(echoing) as server:
+        arguments = ["adapt", phrases, "--writer", "m", "--base-url", server.url, *QUICK]
+        assert "--qrels FILE" in call(*arguments, "--queries", queries, code=2).stderr
+        assert "holds no such run" in call(*arguments, "--out", other, code=1).stderr
+        assert not server.asked
+
+
+def test_what_is_spent_on_the_writing_and_how_is_for_the_user_to_say(
+    phrases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-0123456789")
+    samples = write_lines(tmp_path / "own.jsonl", [{"query": "how come bees dance", "positive": "Bees."}])
+    with FakeLLM(lambda *asked: replace(grading(*asked), delay=0.05)) as server:
+        arguments = ["adapt", phrases, "--writer", "m", "--base-url", server.url, "--key-variable", "MY_KEY"]
+        for limits in (["--max-tokens", 100], ["--max-cost", 0.01, "--price-in", 10, "--price-out", 10]):
+            told = call(*arguments, "--out", tmp_path / limits[0].strip("-"), *limits, code=1)
+            assert "the budget is used up" in told.stderr
+        assert not server.asked
+        told = call(*arguments, "--count", 6, "--samples", samples, "--judge", "--concurrency", 2, "--price-in", 5,
+                    code=1)  # fmt: skip
+        tokens = sum(usage["total_tokens"] for usage in server.delivered)
+        cost = sum(5 * usage["prompt_tokens"] for usage in server.delivered) / 1e6
+    assert (
+        f"6 pairs written ({len(server.bodies)} questions asked now; {tokens} tokens in all, {cost:.2f} by"
+        in told.stderr
+    )
+    assert "too few to tell better from worse" in told.stderr
+    assert (server.headers["authorization"], server.peak) == ("Bearer sk-0123456789", 2)
+    texts = [body["messages"][-1]["content"] for body in server.bodies]
+    assert any("- how come bees dance" in text for text in texts)
+    assert any("The query: " in text for text in texts)  # asked by the judge
+
+
+def test_misuse_of_the_command_is_explained(place: Path) -> None:
+    index, pairs = place / "notes.index", place / "pairs.jsonl"
+    assert "positive_id, the id of the" in " ".join(call("adapt", index, code=2).stderr.split())
+    judged = call("adapt", index, "--pairs", pairs, "--queries", pairs, code=2)
+    assert "as --queries FILE and --qrels FILE" in " ".join(judged.stderr.split())
+    told = call("adapt", index, "--pairs", pairs, "--instruction", "Find it", code=2)
+    assert "--instruction belongs to judgements" in told.stderr
+    told = call("adapt", index, "--pairs", pairs, "--max-cost", 2, code=2)
+    assert "--max-cost is about what a language model writes; name one with --writer" in told.stderr

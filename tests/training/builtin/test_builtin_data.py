@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from searchkit.readers.corpus import corpus_folder, read_corpus
+from searchkit.readers.judgements import read_beir_split
+from searchkit.training.builtin import data as builtin_data
+from searchkit.training.contamination import find_leaks
+from searchkit.training.dataset import Example, read_examples
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    return random.Random(0)
+
+
+def topics() -> list[builtin_data.Row]:
+    with (corpus_folder("kinds") / "topics.jsonl").open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def test_a_heading_goes_into_the_instruction_and_the_other_sections_are_wrong(rng: random.Random) -> None:
+    pairs = [
+        Example("Ada - Early life", "Born in London."),
+        Example("Ada - Work", "Notes."),
+        Example("Bob - Work", "x"),
+    ]
+    rows = list(builtin_data.sections(pairs, rng))
+    assert {(row["query"], row["positive"], *row["negatives"]) for row in rows} == {
+        ("Ada", "Born in London.", "Notes."),
+        ("Ada", "Notes.", "Born in London."),
+    }
+    assert all(("early life" in row["instruction"]) == (row["positive"] == "Born in London.") for row in rows)
+
+
+def test_what_is_asked_of_a_disease_goes_into_the_instruction(rng: random.Random) -> None:
+    pairs = [
+        Example("What causes Gout ?", "Uric acid."),
+        Example("Is Gout inherited ?", "In part."),
+        Example("Gout?", "x"),
+    ]
+    rows = list(builtin_data.conditions(pairs, rng))
+    assert sorted((row["query"], row["positive"], *row["negatives"]) for row in rows) == [
+        ("Gout", "In part.", "Uric acid."),
+        ("Gout", "Uric acid.", "In part."),
+    ]
+
+
+def test_one_query_has_two_right_answers_by_its_instruction(rng: random.Random) -> None:
+    abstract = "We study how tea leaves sink in a stirred cup of water. They gather. Nobody knew why."
+    asked = [Example("Why do they?", "They do."), Example("Who does?", "They do.")]
+    for rows in (builtin_data.openings([Example("Tea", abstract)], rng), builtin_data.questions(asked, rng)):
+        first, second = rows
+        assert first["query"] == second["query"]
+        assert first["instruction"] != second["instruction"]
+        assert (first["positive"], first["negatives"]) == (second["negatives"][0], [second["positive"]])
+
+
+def test_a_pair_brings_sentences_of_its_own_passage(rng: random.Random) -> None:
+    passage = "A first sentence that is long enough to be drawn. Short. Another one that is long enough to be drawn!"
+    (row,) = builtin_data.with_sentences([Example("q", passage)], rng)
+    assert len(row["negatives"]) == 2
+    assert all(text in passage and len(text) >= 40 for text in row["negatives"])
+
+
+def test_some_plain_pairs_get_an_instruction(tmp_path: Path, rng: random.Random) -> None:
+    rows = [{"query": f"q{n}", "positive": f"p{n}", "negatives": []} for n in range(500)]
+    found = list(builtin_data.plain(rows, 400, ["Find it", "Look it up"], rng))
+    assert len({row["query"] for row in found}) == 400
+    told = [row["instruction"] for row in found if "instruction" in row]
+    assert 0.45 * 400 < len(told) < 0.65 * 400
+    assert set(told) == {"Find it", "Look it up"}
+    with gzip.open(tmp_path / "squad_train.jsonl.gz", "wt") as out:
+        out.writelines(json.dumps({"query": f"Who is {n}?", "positive": f"{n} is so."}) + "\n" for n in range(30))
+    builtin_data.write(tmp_path, tmp_path / "out")
+    examples = list(read_examples(tmp_path / "out" / "plain.jsonl"))
+    assert len(examples) == 30
+    known = json.loads(builtin_data.INSTRUCTIONS.read_text())["squad_train"]
+    assert {example.instruction for example in examples} - {None} <= set(known)
+    assert None in {example.instruction for example in examples}
+
+
+def test_every_topic_gives_eight_examples_and_the_opposite_side_is_wrong(rng: random.Random) -> None:
+    whole = topics()
+    rows = list(builtin_data.kinds(whole, rng))
+    assert len(rows) == 8 * len(whole) == 2240
+    assert len({topic["topic"] for topic in whole}) == len(whole)
+    by_text = {topic[side]: topic for topic in whole for side in ("support", "refute")}
+    for row in rows:
+        assert row["positive"] not in row["negatives"]
+        assert len(row["negatives"]) == 3
+        if row["positive"] in by_text:
+            topic = by_text[row["positive"]]
+            assert {topic["support"], topic["refute"]} - {row["positive"]} <= set(row["negatives"])
+
+
+def test_the_training_topics_share_no_text_with_the_test_collection(tmp_path: Path, rng: random.Random) -> None:
+    file = tmp_path / "kinds.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in builtin_data.kinds(topics(), rng)))
+    folder = corpus_folder("intents")
+    for split in ("dev", "test"):
+        leaks = find_leaks(list(read_examples(file)), read_beir_split(folder, split)[0], read_corpus(folder))
+        assert (len(leaks.questions), len(leaks.documents)) == (0, 0)

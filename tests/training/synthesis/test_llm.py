@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_llm import FakeLLM, Reply, Script, written
+
+from searchkit.indexer.files import BusyError
+from searchkit.training.synthesis.answers import BadAnswer, read_answer, schema_of
+from searchkit.training.synthesis.journal import Journal
+from searchkit.training.synthesis.journal import Reply as Kept
+from searchkit.training.synthesis.llm import Client, Endpoint, Request, answer_of
+from searchkit.training.synthesis.pacing import Budget
+
+
+def request(n: int, text: str = "Say something") -> Request:
+    return Request("sts@1", "triple", ({"role": "user", "content": f"{text} {n}"},), n)
+
+
+ANSWER = {"S1": "one", "S2": "two", "S3": "three"}
+
+
+def ask(
+    server: FakeLLM, folder: Path, requests: list[Request], budget: Budget | None = None, **changes: Any
+) -> tuple[Client, dict[str, Kept | None]]:
+    """Ask, and give the client with what the journal holds for each question."""
+    endpoint = Endpoint(**{"model": "m", "base_url": server.url, "backoff": 0.01, "timeout": 5, **changes})
+
+    async def run() -> tuple[Client, dict[str, Kept | None]]:
+        with Journal(folder) as journal:
+            async with Client(endpoint, "sk-12345678", journal, budget or Budget(), lambda: None) as client:
+                await client.ask_all(requests)
+            return client, {one.messages[0]["content"]: journal.get(one.key(endpoint)) for one in requests}
+
+    return asyncio.run(run())
+
+
+def always(reply: Reply) -> Script:
+    return lambda asked, seen, headers: reply
+
+
+def test_no_more_questions_at_once_than_allowed(tmp_path: Path) -> None:
+    with FakeLLM(always(Reply(json.dumps(ANSWER), delay=0.03))) as server:
+        ask(server, tmp_path, [request(n) for n in range(40)], concurrency=7)
+    assert server.peak == 7
+    assert len(server.delivered) == 40
+
+
+def test_a_server_is_left_alone_for_as_long_as_it_asks(tmp_path: Path) -> None:
+    times: list[float] = []
+
+    def busy_once(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        times.append(time.monotonic())
+        if len(times) == 1:
+            return Reply("later", status=429, headers={"Retry-After": "1"})
+        return Reply(json.dumps(ANSWER), delay=0.1)
+
+    with FakeLLM(busy_once) as server:
+        client, found = ask(server, tmp_path, [request(n) for n in range(6)], concurrency=2)
+    assert all(found.values())
+    assert not [one for one in times if times[0] + 0.25 < one < times[0] + 1]  # one was on its way already
+    assert not client.failed
+
+
+def test_a_server_that_takes_few_at_once_is_asked_few_at_once(tmp_path: Path) -> None:
+    now = 0
+
+    def narrow(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        nonlocal now
+        now = server._now
+        if now > 3:
+            return Reply("too many", status=429, headers={"Retry-After-Ms": "60"})
+        return Reply(json.dumps(ANSWER), delay=0.02)
+
+    with FakeLLM(narrow) as server:
+        _, found = ask(server, tmp_path, [request(n) for n in range(50)], concurrency=16, retries=0)
+    assert all(found.values())
+    assert sum(server.asked.values()) < 200
+
+
+def test_a_question_is_given_up_in_the_end_and_the_reason_kept(tmp_path: Path) -> None:
+    def one_bad(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        return Reply("x", status=500) if asked["messages"][0]["content"].endswith(" 3") else Reply(json.dumps(ANSWER))
+
+    with FakeLLM(one_bad) as server:
+        client, found = ask(server, tmp_path, [request(n) for n in range(6)], retries=2)
+    assert [text for text, reply in found.items() if reply is None] == ["Say something 3"]
+    assert list(client.failed.values()) == ["given up after 3 tries: status 500"]
+    assert max(server.asked.values()) == 3
+
+
+def test_a_dead_server_ends_the_run(tmp_path: Path) -> None:
+    with FakeLLM() as server:
+        pass  # its port is closed now
+    client, found = ask(server, tmp_path, [request(0)], retries=1, concurrency=16)  # one question is enough
+    assert client.stopped.startswith("the server does not answer (given up after 2 tries: connection lost)")
+    assert not any(found.values())
+
+
+def test_a_model_that_never_gives_what_is_asked_for_ends_the_run(tmp_path: Path) -> None:
+    with FakeLLM(always(Reply("Sure! Here you go."))) as server:
+        client, _ = ask(server, tmp_path, [request(n) for n in range(100)], concurrency=4)
+    assert client.stopped == "none of the first 20 answers was of use: not JSON (20); try another model"
+    assert sum(server.asked.values()) < 30
+
+
+@pytest.mark.parametrize("takes", ["json_schema", "json_object", "nothing"])
+def test_servers_that_take_less_are_asked_for_less(tmp_path: Path, takes: str) -> None:
+    def picky(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        if asked.get("response_format", {}).get("type", "nothing") != takes:
+            return Reply("response_format is not supported", status=400)
+        return Reply(f"<think>Let me see {{}}</think>```json\n{json.dumps(ANSWER)}\n```")
+
+    with FakeLLM(picky) as server:
+        client, found = ask(server, tmp_path, [request(n) for n in range(20)])
+    assert not client.stopped
+    assert [answer_of(request(0), reply).model_dump() for reply in found.values() if reply] == [ANSWER] * 20
+
+
+def test_newer_models_get_the_names_they_want(tmp_path: Path) -> None:
+    def new(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        if "max_tokens" in asked:
+            return Reply("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'.", status=400)
+        if "temperature" in asked:
+            return Reply("Unsupported value: 'temperature' does not support 0.5", status=400)
+        return Reply(json.dumps(ANSWER))
+
+    with FakeLLM(new) as server:
+        _, found = ask(server, tmp_path, [request(n) for n in range(9)], temperature=0.5, max_output_tokens=77)
+    assert all(found.values())
+    assert server.bodies[-1]["max_completion_tokens"] == 77
+    assert server.bodies[-1]["response_format"]["type"] == "json_schema"
+
+
+def test_one_question_that_is_refused_stops_no_other(tmp_path: Path) -> None:
+    def filtered(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        bad = asked["messages"][0]["content"].endswith(" 0")
+        return Reply("content_filter: no", status=400) if bad else Reply(json.dumps(ANSWER))
+
+    with FakeLLM(filtered) as server:
+        _, found = ask(server, tmp_path, [request(n) for n in range(9)])
+    first, *others = (reply.status for reply in found.values() if reply)
+    assert first == "refused"
+    assert others == ["ok"] * 8
+
+
+def test_an_error_that_another_time_may_not_come_is_not_kept(tmp_path: Path) -> None:
+    reloading = True
+
+    def sometimes(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        last = int(asked["messages"][0]["content"].rpartition(" ")[2])
+        if last and last % 5 == 0 and reloading:
+            return Reply("the model is being reloaded, try later", status=400)
+        if last == 7:
+            return Reply("This model's maximum context length is 10 tokens", status=400)
+        return Reply(json.dumps(ANSWER))
+
+    with FakeLLM(sometimes) as server:
+        questions = [request(n) for n in range(11)]
+        client, found = ask(server, tmp_path, questions, concurrency=1)
+        assert list(client.failed.values()) == ["the server answered 400: the model is being reloaded, try later"] * 2
+        assert [text for text, reply in found.items() if reply is None] == ["Say something 5", "Say something 10"]
+        reloading = False
+        client, found = ask(server, tmp_path, questions)
+    assert [text for text, reply in found.items() if reply and reply.status != "ok"] == ["Say something 7"]
+    assert sorted(server.asked.values()) == [1] * 9 + [2, 2]
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_of_an_odd_shape_ends_nothing(tmp_path: Path, status: int) -> None:
+    odd = {"choices": [{"message": {"content": json.dumps(ANSWER)}, "finish_reason": ["stop"]}],
+           "usage": {"prompt_tokens": -1000, "completion_tokens": 10**30}}  # fmt: skip
+    if status == 400:
+        odd = {"error": {"message": "no \ud800 content_filter"}}
+
+    def once(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        if asked["messages"][0]["content"].endswith(" 3"):
+            return Reply(raw=json.dumps(odd).encode(), status=status)
+        return Reply(json.dumps(ANSWER))
+
+    with FakeLLM(once) as server:
+        client, found = ask(server, tmp_path, [request(n) for n in range(9)], concurrency=1)
+    assert not client.stopped
+    reply = found["Say something 3"]
+    assert reply is not None
+    assert reply.status == ("ok" if status == 200 else "refused")
+    assert reply.text == (json.dumps(ANSWER) if status == 200 else "no ? content_filter")
+    assert (reply.estimated, 0 < reply.tokens_in < 500) == ((True, True) if status == 200 else (False, False))
+
+
+def test_a_server_that_counts_no_tokens_cannot_overdraw_the_budget(tmp_path: Path) -> None:
+    body = {"choices": [{"message": {"content": json.dumps(ANSWER)}}],
+            "usage": {"prompt_tokens": -500, "completion_tokens": 1}}  # fmt: skip
+    with FakeLLM(always(Reply(raw=json.dumps(body).encode()))) as server:
+        limit = Budget(max_tokens=2000)
+        client, found = ask(server, tmp_path, [request(n) for n in range(200)], limit, max_output_tokens=40)
+    assert client.stopped == "the budget is used up"
+    assert 1000 < sum(reply.tokens_in + reply.tokens_out for reply in found.values() if reply) <= 2000
+
+
+def test_answers_are_there_again_and_questions_in_the_same_words_are_told_apart(tmp_path: Path) -> None:
+    with FakeLLM(lambda asked, seen, headers: Reply(json.dumps(written(asked) | {"S1": f"time {seen}"}))) as server:
+        same = [Request("p", "triple", request(0).messages, draw) for draw in range(3)]
+        ask(server, tmp_path, same, concurrency=1)
+        ask(server, tmp_path, same)
+    assert sum(server.asked.values()) == 3
+
+
+def test_a_budget_is_never_overdrawn(tmp_path: Path) -> None:
+    with FakeLLM(always(Reply(json.dumps(ANSWER), delay=0.01))) as server:
+        budget = Budget(max_tokens=900)
+        client, _ = ask(server, tmp_path, [request(n) for n in range(500)], budget, max_output_tokens=40)
+        spent = sum(usage["total_tokens"] for usage in server.delivered)
+    assert client.stopped == "the budget is used up"
+    assert 400 < spent <= 900
+
+
+def test_tokens_that_the_server_does_not_count_are_guessed_and_marked(tmp_path: Path) -> None:
+    with FakeLLM(always(Reply(json.dumps(ANSWER), usage=False))) as server:
+        _, found = ask(server, tmp_path, [request(1)])
+    (reply,) = found.values()
+    assert reply is not None
+    assert reply.estimated
+    assert 0 < reply.tokens_out < 30
+
+
+def test_one_process_writes_a_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path), pytest.raises(BusyError):
+        Journal(tmp_path)
+
+
+def test_an_answer_counts_once(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        for _ in range(2):
+            journal.put(b"key", "p", "m", Kept("ok", "text", 3, 4))
+            journal.count("timeout")
+        assert (journal.answers, journal.tokens_in, journal.tokens_out) == (1, 3, 4)
+    with Journal(tmp_path) as journal:
+        assert journal.get(b"key") == Kept("ok", "text", 3, 4)
+        assert (journal.answers, journal.totals()) == (1, {"timeout": 2})
+
+
+# What a model wrote is parsed as JSON and compared with a schema; nothing of it is ever run
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        ("  <think>hm</think> ", "empty"),
+        ("I'm sorry, but I can't help with that.", "refused by the model"),
+        ("{'S1': __import__('os').abort(), 'S2': 'b', 'S3': 'c'}", "not JSON"),
+        ('{"S1": NaN, "S2": "b", "S3": "c"}', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"S1":' * 100_000, "not JSON"),
+        ("1. one, two, three", "not JSON"),
+        ('{"S1": "a", "S2": "b", "S3": "c"', "not JSON"),
+        ('{"S1": "a", "S2": "b"}', "not of the schema"),
+        ('{"S1": "a", "S2": "b", "S3": "c", "S4": "d"}', "not of the schema"),
+        ('{"S1": "a", "S2": "b", "S3": 3}', "not of the schema"),
+        ('{"S1": "a", "S2": "b", "S3": "  "}', "not of the schema"),
+        ('{"S1": "a", "S2": "b", "S3": "\\ud800"}', "not of the schema"),
+        ('["S1", "S2", "S3"]', "not of the schema"),
+    ],
+)
+def test_what_is_no_answer_is_refused_with_a_reason(text: str, reason: str) -> None:
+    with pytest.raises(BadAnswer) as caught:
+        read_answer("triple", text)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", "\n\nHope this {helps}!"), ("Sure:\n", "\nAnything else?"), ("```json\n", "\n```"), ("", "{}"), ("[", "]")],
+)
+def test_prose_around_an_answer_is_passed_over(before: str, after: str) -> None:
+    assert read_answer("triple", before + json.dumps(ANSWER) + after).model_dump() == ANSWER
+
+
+def test_nothing_in_training_runs_text() -> None:
+    for file in (Path(__file__).parents[3] / "training").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            names = {node.id} if isinstance(node, ast.Name) else set()
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            assert not names & {"eval", "exec", "compile", "pickle", "dill", "marshal", "shelve", "yaml"}, file
+
+
+def test_schemas_are_strict() -> None:
+    schema = schema_of("queries")
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Asked"]["required"] == ["kind", "query"]

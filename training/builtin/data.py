@@ -1,0 +1,230 @@
+"""What the built-in model learns instructions and single sentences from, made of plain pairs and written topics."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from searchkit.readers.corpus import corpus_folder
+from searchkit.readers.lines import Rejects
+from searchkit.training.dataset import Example, read_examples
+
+Row = dict[str, Any]
+
+INSTRUCTIONS = Path(__file__).parent / "instructions.json"
+"""{name of a file of pairs: [instructions]}."""
+
+_ABOUT = (
+    "Given the name of a topic, find the passage about its {heading}",
+    "Given a topic, retrieve the text that deals with this: {heading}",
+    "Given a name, find what an encyclopedia says under the heading {heading}",
+    "Given a subject, retrieve passages on the following side of it: {heading}",
+    "Find the part on {heading}",
+)
+_MEDICAL = {
+    r"What is \(are\) (.+?)": ("describe what it is", "explain the condition in general", "define it"),
+    r"What are the symptoms of (.+?)": ("describe its symptoms", "say how it shows", "list the signs a patient has"),
+    r"What causes (.+?)": ("explain its causes", "say what brings it about", "tell where it comes from"),
+    r"What are the treatments for (.+?)": ("describe its treatment", "say how it is managed", "tell what doctors do"),
+    r"How many people are affected by (.+?)": ("say how common it is", "give its frequency", "report its prevalence"),
+    r"What are the genetic changes related to (.+?)": ("name the genes involved", "explain the mutations behind it"),
+    r"How to diagnose (.+?)": ("say how it is diagnosed", "describe the tests for it", "tell how doctors recognise it"),
+    r"What is the outlook for (.+?)": ("give its prognosis", "say what patients can expect", "describe how it ends"),
+    r"Who is at risk for (.+?)": ("say who is at risk of it", "list risk factors"),
+    r"How to prevent (.+?)": ("say how to prevent it", "describe what protects against it"),
+    r"Is (.+?) inherited": ("say how it is inherited", "explain whether it runs in families"),
+}
+_TITLE = ("find the title of the paper", "retrieve a headline for it", "find a title that would suit the text")
+_REST = ("find how the abstract goes on", "retrieve the rest of the summary", "find the text that it begins")
+_SAME_PASSAGE = ("find another question about the same subject", "retrieve a related question", "find other questions")
+_ANSWERED = (
+    "find passages that answer it",
+    "retrieve the paragraph with the answer",
+    "find text, not questions, on it",
+)
+_CLAIM = {
+    "support": (
+        "Given a claim, find documents that support the claim",
+        "Given a statement, retrieve evidence in favour of it",
+        "Given an opinion, find arguments for it",
+    ),
+    "refute": (
+        "Given a claim, find documents that refute the claim",
+        "Given a statement, retrieve evidence against it",
+        "Given an opinion, find counterarguments",
+    ),
+}
+_TERM = (
+    "Given a term or a statement, find the passage that explains what its central term means",
+    "Given a term, find its definition",
+    "Given a text, retrieve an explanation of what it is about, without taking sides",
+)
+_QUESTION = {
+    "duplicate": (
+        "Given a question, find the same question asked in other words",
+        "Given a question, retrieve questions that are semantically equivalent to the given question",
+        "Given a question, find forum posts that ask the same",
+    ),
+    "answer": (
+        "Given a question, find passages that answer it",
+        "Given a question, retrieve relevant documents that best answer the question",
+        "Given a question, find helpful replies",
+    ),
+}
+
+
+def with_sentences(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
+    """Pairs with two sentences of the passage beside them: short texts for the student to learn the vectors of."""
+    for example in examples:
+        sentences = [text for text in _sentences(example.positive) if 40 <= len(text) <= 250]
+        drawn = rng.sample(sentences, min(2, len(sentences)))
+        drawn = [text for text in drawn if text not in (example.query, example.positive)]
+        yield {"query": example.query, "positive": example.positive, "negatives": drawn}
+
+
+def plain(rows: Sequence[Row], count: int, told: Sequence[str], rng: random.Random) -> Iterator[Row]:
+    """Some of the pairs, of which 55 % get an instruction that changes nothing: so it is learnt as such."""
+    for row in rng.sample(rows, min(count, len(rows))):
+        yield {**row, "instruction": rng.choice(told)} if rng.random() < 0.55 else row
+
+
+def sections(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
+    """A title as the query and a heading in the instruction; the title's other sections are wrong."""
+    of_title: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for example in examples:
+        title, _, heading = example.query.partition(" - ")
+        of_title[title].append((heading, example.positive))
+    for title, found in of_title.items():
+        if len({heading for heading, _ in found}) < 2:
+            continue
+        for heading, text in rng.sample(found, min(2, len(found))):
+            others = [other for name, other in found if name != heading]
+            told = rng.choice(_ABOUT).format(heading=heading[:1].lower() + heading[1:])
+            yield _row(title, told, text, others, rng)
+
+
+def conditions(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
+    """A disease as the query and what is asked of it in the instruction; other answers on it are wrong."""
+    of_name: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
+    for example in examples:
+        for pattern, wanted in _MEDICAL.items():
+            if found := re.fullmatch(pattern + r"\s*\??", example.query):
+                of_name[found[1].strip()].append((wanted, example.positive))
+    for name, answers in of_name.items():
+        for wanted, text in answers:
+            others = [other for asked, other in answers if asked != wanted]
+            if others:
+                yield _row(name, f"Given a disease, find passages that {rng.choice(wanted)}", text, others, rng)
+
+
+def openings(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
+    """The first sentence of an abstract as the query; its title and the rest of it are each right once."""
+    for example in examples:
+        first, *rest = _sentences(example.positive)
+        if not rest or len(first) < 40:
+            continue
+        title, following = example.query, " ".join(rest)
+        yield _row(first, f"Given the beginning of an abstract, {rng.choice(_TITLE)}", title, [following], rng)
+        yield _row(first, f"Given the beginning of an abstract, {rng.choice(_REST)}", following, [title], rng)
+
+
+def questions(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
+    """A question with its paragraph and another question on that; each is right once."""
+    of_passage: dict[str, list[str]] = defaultdict(list)
+    for example in examples:
+        of_passage[example.positive].append(example.query)
+    for passage, asked in of_passage.items():
+        if len(asked) > 1:
+            first, second = rng.sample(asked, 2)
+            yield _row(first, f"Given a question, {rng.choice(_SAME_PASSAGE)}", second, [passage], rng)
+            yield _row(first, f"Given a question, {rng.choice(_ANSWERED)}", passage, [second], rng)
+
+
+def kinds(topics: Iterable[Row], rng: random.Random) -> Iterator[Row]:
+    """Topics written for the purpose: one query text, and for each instruction another right answer."""
+    for topic in topics:
+        passages = {name: topic[name] for name in ("support", "refute", "define", "duplicate", "answer")}
+        passages |= {f"aspect {n}": aspect["text"] for n, aspect in enumerate(topic["aspects"])}
+
+        def row(query: str, told: str, right: str, passages: dict[str, str] = passages) -> Row:
+            others = [text for name, text in passages.items() if name != right]
+            # The opposite side is the hardest to tell apart, so it is always among the wrong ones.
+            opposite = [passages[{"support": "refute", "refute": "support"}[right]]] if right in _CLAIM else []
+            return {**_row(query, told, passages[right], others, rng), "negatives": _first(opposite, others, rng)}
+
+        for right, told in _CLAIM.items():
+            yield row(topic["claim"], rng.choice(told), right)
+        for right, told in _QUESTION.items():
+            yield row(topic["question"], rng.choice(told), right)
+        yield row(rng.choice((topic["term"], topic["claim"])), rng.choice(_TERM), "define")
+        for n, aspect in enumerate(topic["aspects"]):
+            yield row(topic[rng.choice(("term", "claim", "question"))], aspect["instruction"], f"aspect {n}")
+
+
+def _row(query: str, told: str, positive: str, negatives: list[str], rng: random.Random) -> Row:
+    drawn = rng.sample(negatives, min(3, len(negatives)))
+    return {"query": query, "instruction": told, "positive": positive, "negatives": drawn}
+
+
+def _first(always: list[str], others: list[str], rng: random.Random) -> list[str]:
+    rest = [text for text in others if text not in always]
+    return always + rng.sample(rest, min(3 - len(always), len(rest)))
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in re.split(r"(?<=[.!?])\s+(?=[A-Z])", text.strip()) if part]
+
+
+_PLAIN = {
+    "arxiv_title_abstract": 2600, "medquad": 1000, "scitldr": 1600, "squad_train": 2600, "wikipedia_en_section": 1500,
+    "wikipedia_en_title_intro": 1000,
+}  # fmt: skip
+
+_FROM_PAIRS = {
+    "sections": ("wikipedia_en_section", sections),
+    "conditions": ("medquad", conditions),
+    "openings": ("arxiv_title_abstract", openings),
+    "questions": ("squad_train", questions),
+}
+
+
+def write(pairs: Path, out: Path, *, seed: int = 0) -> None:
+    """Write the sources of `searchkit.training.builtin.make`, JSON lines of examples.
+
+    Args:
+        pairs: Folder with arxiv_title_abstract, medquad, squad_train, wikipedia_en_section and others as .jsonl.gz of
+            query and positive; what is missing there is left out.
+        out: Folder for a file of each with sentences beside, those made of them, and plain.jsonl, some pairs of each.
+        seed: Of what is drawn.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    told = json.loads(INSTRUCTIONS.read_text(encoding="utf-8"))
+    some: list[Row] = []
+    with Rejects(out / "rejects.jsonl") as rejects:
+        for file in sorted(pairs.glob("*.jsonl.gz")):
+            name = file.name.removesuffix(".jsonl.gz")
+            examples = read_examples(file, rejects=rejects)
+            rows = _write(out / f"{name}.jsonl", with_sentences(examples, random.Random(seed)))
+            if name in _PLAIN:
+                some += plain(rows, _PLAIN[name], told[name], random.Random(seed))
+        _write(out / "plain.jsonl", some)
+        for name, (source, make) in _FROM_PAIRS.items():
+            if (file := pairs / f"{source}.jsonl.gz").is_file():
+                examples = read_examples(file, rejects=rejects)
+                _write(out / f"{name}.jsonl", make(examples, random.Random(seed)))
+    with (corpus_folder("kinds") / "topics.jsonl").open(encoding="utf-8") as stream:
+        _write(out / "kinds.jsonl", kinds(map(json.loads, stream), random.Random(seed)))
+
+
+def _write(file: Path, rows: Iterable[Row]) -> list[Row]:
+    """Write the rows in an order of their own, so that a share of the file is a sample of it."""
+    found = [row for row in rows if all(row["positive"] != text for text in (row["query"], *row["negatives"]))]
+    random.Random(0).shuffle(found)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
+    print(f"{file}: {len(found)} rows")
+    return found

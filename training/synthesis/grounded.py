@@ -1,0 +1,296 @@
+"""Queries for the passages of an index: which passages, which kinds of query, which instructions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from searchkit.engine import SearchEngine
+from searchkit.indexer.documents import StoredPassage
+from searchkit.indexer.vectors import segments
+from searchkit.records import join_title
+from searchkit.training.contamination import fingerprint
+from searchkit.training.synthesis.answers import Answer
+from searchkit.training.synthesis.from_nothing import Asker
+from searchkit.training.synthesis.llm import Request
+from searchkit.training.synthesis.prompting import Kind, load_prompt
+from searchkit.training.synthesis.quality import Candidate, Languages, Seen, words
+
+_CLUSTERED = 20_000  # passages that are clustered; of a larger collection those drawn first
+_SHOWN = 6000  # characters of a passage that the model is shown
+_GLIMPSES = 8  # passages that the model is shown when it thinks of instructions
+_GLIMPSE = 700  # characters of each of them
+_PASSES = 3  # times that a passage is asked about, with other kinds and readers, where passages run out
+_BATCH = 64
+
+
+class Grounded:
+    """Asks for queries passage by passage, those first that are least alike.
+
+    Args:
+        engine: The index.
+        names: Language code -> name in English.
+        count: Examples wanted.
+        seed: Of everything drawn.
+        per_passage: Queries asked for in one call.
+        kinds: Names of the kinds of query; empty takes all of the prompt.
+        instruction: For all examples; None lets the model write some that fit the collection.
+        samples: Real queries of the collection, of which each call shows three for their tone.
+        min_words: Shorter passages are left out.
+        tries: Rounds of asking.
+        folder: The user's own prompts, which go before those that ship.
+    """
+
+    def __init__(
+        self,
+        engine: SearchEngine,
+        names: dict[str, str],
+        *,
+        count: int,
+        seed: int = 0,
+        per_passage: int = 3,
+        kinds: Sequence[str] = (),
+        instruction: str | None = None,
+        samples: Sequence[str] = (),
+        min_words: int = 15,
+        tries: int = 4,
+        folder: Path | None = None,
+    ) -> None:
+        self._engine, self._names, self._count, self._seed = engine, names, count, seed
+        self._prompt = load_prompt("queries", folder)
+        self._brainstorm = load_prompt("corpus-tasks", folder)
+        known = {kind.name: kind for kind in self._prompt.kinds}
+        if unknown := [name for name in kinds if name not in known]:
+            raise ValueError(f'no kind of query is called "{unknown[0]}"; there are: {", ".join(known) or "none"}')
+        self._kinds = [known[name] for name in kinds or known]
+        if not self._kinds:
+            raise ValueError(f"prompt {self._prompt.name} has no [kinds]; see the one that ships")
+        self._per_passage = min(per_passage, len(self._kinds))
+        self._instruction = instruction
+        self._instructions: dict[str, list[str]] = {}
+        self._samples, self._min_words, self._tries = list(samples), min_words, tries
+        self._order = diverse_rows(engine, seed=seed)
+        self._read = 0  # of the order
+        self._asker: Asker
+        self._chosen: list[tuple[int, str]] = []  # row, mark
+        self._seen = Seen()
+        self._languages = Languages()
+        self._round = (0, 0)
+        self._accepted = 0
+
+    async def prepare(self, asker: Asker) -> None:
+        """Have the model write instructions that fit the collection, and choose the first passages.
+
+        Those of an earlier run stay what they are, though the index has changed, so that the same is asked again.
+
+        Raises:
+            ValueError: No passage is long enough to ask about.
+        """
+        self._asker = asker
+        again = self._choose_again(asker)
+        self._choose(_GLIMPSES)
+        if not self._chosen:
+            raise ValueError(
+                f"the index has no passage of {self._min_words} words or more to ask about; "
+                "see --min-words, or add documents"
+            )
+        if self._instruction is not None:
+            return
+        name = f"instructions of {self._brainstorm.label} for {', '.join(kind.name for kind in self._kinds)}"
+        name = f"{name}, seed {self._seed}"
+        if again and (kept := asker.settled(name)) is not None:
+            self._instructions = kept
+            return
+        passages = self._passages([row for row, _ in self._chosen[:_GLIMPSES]])
+        texts = [f"<passage>\n{_text(one)[:_GLIMPSE]}\n</passage>" for one in passages]
+        values = {
+            "count": str(len(texts)),
+            "passages": "\n\n".join(texts),
+            "kinds": "\n".join(f"- {kind.name}: {kind.description}" for kind in self._kinds),
+        }
+        messages = self._brainstorm.messages(values)
+        for draw in range(self._tries):
+            request = Request(self._brainstorm.label, self._brainstorm.answer, messages, draw)
+            for answer in await asker.ask([request]):
+                for task in getattr(answer, "tasks", ()):
+                    if task.kind in {kind.name for kind in self._kinds}:
+                        self._instructions.setdefault(task.kind, []).append(task.instruction)
+            if self._instructions:
+                break
+        asker.settle(name, self._instructions)
+
+    def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]:
+        """For each round what to ask in it, over and over the same, until there are enough examples."""
+        asked = 0
+        for number in range(2 * self._tries):
+            missing = self._count - self._accepted
+            if missing <= 0:
+                return
+            if number == 2 and not self._accepted:
+                return  # whatever is wrong, asking on would only cost
+            share = self._accepted / (asked * self._per_passage) if asked else 1.0
+            more = ceil(missing / (self._per_passage * max(share, 0.25)))
+            self._choose(asked + more)
+            more = min(more, _PASSES * len(self._chosen) - asked)
+            if more <= 0:
+                return
+            self._round = (asked, asked + more)
+            asked += more
+            yield self._requests
+
+    def candidates(self, request: Request, answer: Answer) -> list[Candidate]:
+        """The queries in an answer, those of a kind that was asked for."""
+        passage, language, kinds = request.about
+        instructions = {kind.name: instruction for kind, instruction in kinds}
+        return [
+            Candidate(
+                asked.query,
+                _text(passage),
+                instructions[asked.kind],
+                "grounded",
+                language,
+                request.prompt,
+                kind=asked.kind,
+                positive_id=passage.id,
+            )
+            for asked in getattr(answer, "queries", ())
+            if asked.kind in instructions
+        ]
+
+    def accept(self, one: Candidate) -> bool:
+        """Take an example; False when there are enough."""
+        if self._accepted >= self._count:
+            return False
+        self._accepted += 1
+        return True
+
+    def described(self, request: Request) -> dict[str, Any]:
+        """What to say of a question that came to nothing."""
+        if request.about is None:
+            return {"group": "grounded"}
+        passage, language, _ = request.about
+        return {"group": "grounded", "language": language, "positive_id": passage.id}
+
+    def _requests(self) -> Iterator[Request]:
+        first, last = self._round
+        for start in range(first, last, _BATCH):
+            numbers = range(start, min(start + _BATCH, last))
+            rows = [self._chosen[number % len(self._chosen)][0] for number in numbers]
+            there = {passage.row: passage for passage in self._passages(rows)}
+            for number, row in zip(numbers, rows, strict=True):
+                if row in there:  # another process may have deleted it, and compacted the index
+                    yield self._request(there[row], number // len(self._chosen))
+
+    def _request(self, passage: StoredPassage, draw: int) -> Request:
+        rng = random.Random(f"{self._seed}/{passage.row}/{draw}")
+        text = _text(passage)
+        code = self._languages.of(text[:_SHOWN])
+        kinds = [(kind, self._instruction_for(kind, rng)) for kind in _drawn(rng, self._kinds, self._per_passage)]
+        samples = rng.sample(self._samples, min(3, len(self._samples)))
+        shown = "\n".join(f"- {kind.name}: {kind.description} (the search: {said})" for kind, said in kinds)
+        values = self._prompt.draw(rng) | {
+            "passage": text[:_SHOWN],
+            "kinds": shown,
+            "language": self._names.get(code, "the language of the passage"),
+            "examples": "\nQueries of real users, for their tone alone:\n"
+            + "\n".join(f"- {one}" for one in samples)
+            + "\n"
+            if samples
+            else "",
+        }
+        about = (passage, code if code in self._names else "", kinds)
+        return Request(self._prompt.label, self._prompt.answer, self._prompt.messages(values), draw, about)
+
+    def _instruction_for(self, kind: Kind, rng: random.Random) -> str:
+        if self._instruction is not None:
+            return self._instruction
+        return rng.choice(self._instructions.get(kind.name) or [kind.instruction])
+
+    def _choose_again(self, asker: Asker) -> bool:
+        """Choose what an earlier run has chosen and the index still holds; False when that is nothing."""
+        kept = asker.settled(f"passages, seed {self._seed}") or []
+        living = set(self._order.tolist()) if kept else set()
+        for start in range(0, len(kept), _BATCH):
+            marks = {row: mark for row, mark in kept[start : start + _BATCH] if row in living}
+            self._take(one for one in self._passages(list(marks)) if _mark(one) == marks[one.row])
+        return bool(self._chosen)
+
+    def _choose(self, count: int) -> None:
+        """Go on in the order until so many passages are chosen, and remember them."""
+        while len(self._chosen) < count and self._read < len(self._order):
+            rows = self._order[self._read : self._read + _BATCH].tolist()
+            self._read += len(rows)
+            self._take(self._passages(rows))
+        self._asker.settle(f"passages, seed {self._seed}", self._chosen)
+
+    def _take(self, passages: Iterable[StoredPassage]) -> None:
+        """Choose those that are long enough and no near-duplicates of chosen ones."""
+        for passage in passages:
+            text = _text(passage)
+            if len(words(text)) >= self._min_words and not self._seen.match(text):
+                self._seen.add(text)
+                self._chosen.append((passage.row, _mark(passage)))
+
+    def _passages(self, rows: Sequence[int]) -> list[StoredPassage]:
+        found = self._engine.store.passages(rows)
+        return [found[row] for row in rows if row in found]
+
+
+def diverse_rows(engine: SearchEngine, *, seed: int = 0, most: int = _CLUSTERED) -> np.ndarray:
+    """The rows of all living passages, (n,) int64, in an order that goes round the clusters of their vectors.
+
+    So any first part of them is as varied as the index allows. Of more than `most` passages that many are clustered,
+    and the others follow at random.
+    """
+    snapshot = engine.store.snapshot()
+    parts = snapshot.segments
+    if not parts:
+        return np.empty(0, dtype=np.int64)
+    rows = np.setdiff1d(segments.all_rows(parts), snapshot.dead)
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(rows)
+    drawn, rest = rows[:most], rows[most:]
+    if len(drawn) < 4:
+        return rows
+    import faiss
+
+    vectors = np.empty((len(drawn), engine.settings["model"]["dim"]), dtype=np.float32)
+    owners = segments.owners(parts, drawn)
+    for number in np.unique(owners):
+        mine = owners == number
+        vectors[mine] = parts[number].vectors(parts[number].positions(drawn[mine]))
+    clusters = min(256, int(len(drawn) ** 0.5))
+    # min_points silences a warning about small clusters, which are as welcome here as large ones.
+    means = faiss.Kmeans(
+        vectors.shape[1], clusters, niter=10, seed=seed, spherical=True, min_points_per_centroid=1,
+        max_points_per_centroid=max(1, len(drawn) // clusters + 1),
+    )  # fmt: skip
+    means.train(vectors)
+    cluster = means.index.search(vectors, 1)[1][:, 0]
+    # The how-manieth of its cluster each is: the first ones of all clusters come first, in random order.
+    order = np.argsort(cluster, kind="stable")
+    starts = np.searchsorted(cluster[order], np.arange(clusters))
+    turn = np.empty(len(drawn), dtype=np.int64)
+    turn[order] = np.arange(len(drawn)) - starts[cluster[order]]
+    return np.concatenate([drawn[np.lexsort((rng.permutation(len(drawn)), turn))], rest])
+
+
+def _drawn(rng: random.Random, kinds: Sequence[Kind], count: int) -> list[Kind]:
+    """Some kinds, no two the same, the likelier the higher their weight; in the order of the prompt."""
+    # Efraimidis and Spirakis, 2006: the largest of u ** (1 / weight).
+    places = sorted(range(len(kinds)), key=lambda place: rng.random() ** (1 / kinds[place].weight), reverse=True)
+    return [kinds[place] for place in sorted(places[:count])]
+
+
+def _text(passage: StoredPassage) -> str:
+    return join_title(passage.title, passage.text)
+
+
+def _mark(passage: StoredPassage) -> str:
+    """Tells a passage from one that another index has in the same row."""
+    return fingerprint(_text(passage)).hex()

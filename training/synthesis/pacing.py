@@ -1,0 +1,129 @@
+"""How fast and how far a model is asked: what may be spent, how many questions at once, and when to wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from searchkit.training.synthesis.journal import Journal
+
+
+@dataclass
+class Budget:
+    """What may be spent, counted together with what earlier runs of the same output spent.
+
+    No question is asked unless its longest possible answer fits, so the limits hold for everything that was answered.
+
+    Args:
+        max_tokens: Of questions and answers together.
+        max_cost: In the currency of the prices.
+        price_in: Of a million tokens asked.
+        price_out: Of a million tokens answered.
+    """
+
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+    _flying: list[int] = field(default_factory=lambda: [0, 0], init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_cost is not None and not (self.price_in > 0 or self.price_out > 0):
+            raise ValueError("a highest cost came without prices; give the prices of a million tokens too")
+
+    def cost(self, tokens_in: int, tokens_out: int) -> float:
+        """What so many tokens cost."""
+        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+
+    def reserve(self, journal: Journal, tokens_in: int, tokens_out: int) -> bool:
+        """Set aside what one question may take at most; False when it does not fit now."""
+        whole_in = journal.tokens_in + self._flying[0] + tokens_in
+        whole_out = journal.tokens_out + self._flying[1] + tokens_out
+        if self.max_tokens is not None and whole_in + whole_out > self.max_tokens:
+            return False
+        if self.max_cost is not None and self.cost(whole_in, whole_out) > self.max_cost:
+            return False
+        self.release(-tokens_in, -tokens_out)
+        return True
+
+    def release(self, tokens_in: int, tokens_out: int) -> None:
+        """Give back what was set aside."""
+        self._flying[0] -= tokens_in
+        self._flying[1] -= tokens_out
+
+
+class Gate:
+    """How many questions are with the server: fewer after each "too many requests", slowly more again.
+
+    Args:
+        most: Questions at once.
+        pause: Waits so many seconds, or less when the run is being stopped.
+    """
+
+    def __init__(self, most: int, pause: Callable[[float], Awaitable[None]]) -> None:
+        self._most, self._limit = most, float(most)
+        self._pause = pause
+        self._inside = 0
+        self._until = 0.0
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[None]:
+        async with self._changed:
+            while True:
+                pause = self._until - time.monotonic()
+                if pause <= 0 and self._inside < max(1, int(self._limit)):
+                    break
+                if pause <= 0:
+                    await self._changed.wait()
+                    continue
+                self._changed.release()
+                try:
+                    await self._pause(pause)
+                finally:
+                    await self._changed.acquire()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._inside -= 1
+                self._changed.notify(2)
+
+    def open(self) -> None:
+        """Let those in that wait for a pause to end."""
+        self._until = 0.0
+
+    def slow_down(self, seconds: float) -> None:
+        """Let nobody in for some seconds, and half as many from then on."""
+        now = time.monotonic()
+        if now >= self._until:  # those that were refused together count once
+            self._limit = max(1.0, self._limit / 2)
+        self._until = max(self._until, now + seconds)
+
+    def speed_up(self) -> None:
+        """An answer came."""
+        self._limit = min(float(self._most), self._limit + 0.5)
+
+
+def retry_after(headers: Any) -> float | None:
+    """Seconds that a server asks to wait, at most an hour."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            return min(3600.0, max(0.0, float(value) / unit))
+        except ValueError:
+            pass
+        try:
+            return min(3600.0, max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()))
+        except (ValueError, TypeError):
+            continue
+    return None

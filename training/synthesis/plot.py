@@ -1,0 +1,120 @@
+"""What was written, in one figure: task groups, languages, and how long queries and passages are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from searchkit.reports.style import DARK, FONT, LIGHT, Style, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from searchkit.training.synthesis.settings import SynthesisReport
+
+_MOST = 14  # bars of a panel; what is left shares the last
+
+
+def synthesis_chart(file: Path, report: SynthesisReport, *, dark: bool = False) -> list[Path]:
+    """Draw a report, and write FILE.png and FILE.svg.
+
+    Args:
+        file: Where to, without an ending.
+        report: Of a run that wrote something.
+        dark: For a dark page.
+
+    Returns:
+        The two files.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: There is nothing to draw.
+    """
+    return write_figure(figure_of(report, dark=dark), file)
+
+
+def figure_of(report: SynthesisReport, *, dark: bool = False) -> Figure:
+    """The figure that `synthesis_chart` writes."""
+    if not report.examples:
+        raise ValueError("nothing to draw: no example was written")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
+    style = DARK if dark else LIGHT
+    figure = Figure(figsize=(9.6, 6.4), dpi=160, facecolor=style.paper, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1), height_ratios=(1, 1), wspace=0.06, hspace=0.08)
+    parts = ("kinds of query", report.kinds) if report.kinds else ("task groups", report.groups)
+    panels = (
+        (grid[0, 0], *parts, 0),
+        (grid[:, 1], "languages", report.languages, 1),
+    )
+    for place, name, counts, color in panels:
+        _bars(figure.add_subplot(place), f"{name}, % of the examples", _shares(counts), style, style.lines[color])
+    _lengths(figure.add_subplot(grid[1, 0]), report, style)
+    title = f"{report.examples:,} examples by {report.model}"
+    figure.suptitle(title, x=0.012, ha="left", color=style.ink, fontsize=12, fontweight="bold", fontfamily=FONT)
+    return figure
+
+
+def _shares(counts: dict[str, int]) -> list[tuple[str, float]]:
+    """Names and per cents, the largest first; beyond the room there is, all others together."""
+    total = sum(counts.values())
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    if len(most) > _MOST + 1:
+        rest = sum(count for _, count in most[_MOST:])
+        most = [*most[:_MOST], (f"{len(most) - _MOST} others", rest)]
+    return [(name, 100 * count / total) for name, count in most]
+
+
+def _bars(axes: Axes, name: str, shares: Sequence[tuple[str, float]], style: Style, color: str) -> None:
+    places = range(len(shares))
+    axes.barh(places, [share for _, share in shares], color=color, height=0.66, zorder=2)
+    for place, (_, share) in enumerate(shares):
+        axes.annotate(
+            f"{share:.1f}", (share, place), xytext=(4, 0), textcoords="offset points", va="center",
+            color=style.quiet, fontsize=8.5, fontfamily=FONT,
+        )  # fmt: skip
+    axes.set_yticks(list(places), [label for label, _ in shares])
+    axes.invert_yaxis()
+    axes.set_xticks([])
+    axes.margins(x=0.14)
+    _furnish(axes, name, style)
+
+
+def _lengths(axes: Axes, report: SynthesisReport, style: Style) -> None:
+    """Two histograms side by side, over ranges that double."""
+    lows = [int(one.partition("-")[0]) for counts in report.words.values() for one in counts]
+    steps = range(min(lows).bit_length() - 1, max(lows).bit_length())
+    ranges = ["1" if step == 0 else f"{1 << step}-{(2 << step) - 1}" for step in steps]  # the empty ones between too
+    for turn, (name, counts) in enumerate(report.words.items()):
+        places = [place + (turn - 0.5) * 0.4 for place in range(len(ranges))]
+        heights = [100 * counts.get(one, 0) / report.examples for one in ranges]
+        axes.bar(places, heights, width=0.38, color=style.lines[turn + 2], label=name, zorder=2)
+        for place, height in zip(places, heights, strict=True):
+            if height:
+                axes.annotate(
+                    f"{height:.0f}", (place, height), xytext=(0, 2), textcoords="offset points", ha="center",
+                    color=style.quiet, fontsize=8.5, fontfamily=FONT,
+                )  # fmt: skip
+    axes.set_xticks(range(len(ranges)), ranges, rotation=30, ha="right")
+    axes.set_yticks([])
+    axes.margins(y=0.1)
+    # Above the bars, which may be anywhere.
+    axes.legend(
+        frameon=False, labelcolor=style.quiet, prop={"family": FONT, "size": 9}, ncols=2, loc="lower right",
+        bbox_to_anchor=(1.02, 0.98),
+    )  # fmt: skip
+    _furnish(axes, "words a text, % of them", style)
+
+
+def _furnish(axes: Axes, name: str, style: Style) -> None:
+    axes.set_facecolor(style.paper)
+    axes.set_title(name, loc="left", color=style.quiet, fontsize=10, fontfamily=FONT)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0, pad=5, labelsize=9, labelcolor=style.quiet, labelfontfamily=FONT)

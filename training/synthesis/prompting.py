@@ -1,0 +1,180 @@
+"""Prompts as data: what a model is asked, what is drawn for each call, and how often which task and language come."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "prompts"
+_PLACE = re.compile(r"\{([a-z_]+)\}")
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of query that a grounded prompt asks for."""
+
+    name: str
+    weight: float
+    description: str
+    instruction: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of the folder.
+
+    Args:
+        name: Its file's.
+        label: Name, version and a digest of the file, such as "sts@1-5f0c2a9e"; goes with every example.
+        answer: Which answer it asks for (see :mod:`searchkit.training.synthesis.answers`).
+        texts: Role -> text with {placeholders}.
+        choices: Placeholder -> the values one is drawn of.
+        instruction: Of all its examples, where they share one.
+        kinds: Of queries, for grounded prompts.
+    """
+
+    name: str
+    label: str
+    answer: str
+    texts: Mapping[str, str]
+    choices: Mapping[str, tuple[str, ...]]
+    instruction: str = ""
+    kinds: tuple[Kind, ...] = ()
+
+    def draw(self, rng: random.Random) -> dict[str, str]:
+        """One value for every placeholder that has choices."""
+        return {name: rng.choice(values) for name, values in self.choices.items()}
+
+    def messages(self, values: Mapping[str, str]) -> tuple[Message, ...]:
+        """The chat messages; what is put in for a placeholder is not searched for further ones.
+
+        Raises:
+            ValueError: A placeholder has no value.
+        """
+
+        def value(match: re.Match[str]) -> str:
+            if match[1] not in values:
+                known = ", ".join(sorted(values)) or "none"
+                raise ValueError(f"prompt {self.name} has a placeholder {match[0]}, but values only for: {known}")
+            return values[match[1]]
+
+        return tuple({"role": role, "content": _PLACE.sub(value, text).strip()} for role, text in self.texts.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How often which task group and language come.
+
+    Args:
+        groups: Name -> weight.
+        languages: Code -> weight.
+        names: Code -> name in English.
+    """
+
+    groups: Mapping[str, float]
+    languages: Mapping[str, float]
+    names: Mapping[str, str] = field(repr=False)
+
+    def only(self, groups: Mapping[str, float] | None = None, languages: Mapping[str, float] | None = None) -> Mix:
+        """The same with a user's own weights for the groups, the languages, or both."""
+        for what, given, known in (("task group", groups, self.groups), ("language", languages, self.names)):
+            for name, weight in (given or {}).items():
+                if name not in known:
+                    raise ValueError(f'no {what} is called "{name}"; there are: {", ".join(known)}')
+                if not 0 < weight < float("inf"):
+                    raise ValueError(f"the {what} {name} has weight {weight:g}; it must be a number above 0")
+        return Mix(dict(groups or self.groups), dict(languages or self.languages), self.names)
+
+
+def load_prompt(name: str, folder: Path | None = None) -> Prompt:
+    """Read one prompt: the user's own if their folder has one of that name, else the one that ships.
+
+    Raises:
+        ValueError: The file cannot be read as a prompt.
+    """
+    file, values = _read(name, folder)
+    content = file.read_text("utf-8").replace("\r\n", "\n")
+    try:
+        prompt = Prompt(
+            name,
+            f"{name}@{int(values['version'])}-{hashlib.sha256(content.encode()).hexdigest()[:8]}",
+            str(values["answer"]),
+            {role: str(text) for role, text in values["messages"].items()},
+            {place: tuple(map(str, drawn)) for place, drawn in values.get("choices", {}).items()},
+            str(values.get("instruction", "")),
+            tuple(
+                Kind(kind, float(says["weight"]), str(says["is"]), str(says["instruction"]))
+                for kind, says in values.get("kinds", {}).items()
+            ),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: {error!r}; a prompt has version, answer and [messages] (see the prompts that ship)"
+        ) from None
+    for kind in prompt.kinds:
+        if not 0 < kind.weight < float("inf"):
+            raise ValueError(f"{file}: the kind {kind.name} has weight {kind.weight:g}; it must be a number above 0")
+    return prompt
+
+
+def load_mix(folder: Path | None = None) -> Mix:
+    """Read the proportions of groups and languages: the user's own mix.toml if there is one, else the paper's."""
+    file, values = _read("mix", folder)
+    try:
+        names = {str(code): str(name) for code, name in values["languages"].items()}
+        weights = {str(code): float(weight) for code, weight in values["weights"].items()}
+        groups = {str(group): float(weight) for group, weight in values["groups"].items()}
+        others = [code for code in names if code not in weights]
+        share = float(values.get("others", 0))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: {error!r}; it has [groups], [weights] and [languages] as the one that ships"
+        ) from None
+    for name, weight in [*groups.items(), *weights.items(), ("others", share)]:
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"{file}: {name} has weight {weight:g}; it must be a number, and not negative")
+    groups = {group: weight for group, weight in groups.items() if weight > 0}
+    if unnamed := weights.keys() - names.keys():
+        raise ValueError(f"{file}: no name for {', '.join(sorted(unnamed))}; add them to [languages]")
+    if share > 0:
+        weights |= dict.fromkeys(others, share / max(1, len(others)))
+    return Mix(groups, {code: weight for code, weight in weights.items() if weight > 0}, names)
+
+
+def quota(weights: Mapping[str, float], rng: random.Random) -> Iterator[str]:
+    """Names without end, each as often as its weight says, in every stretch of them and not on average alone.
+
+    Of the first n, a name has its share of n, give or take one; where it begins is drawn, so that rare names come in
+    short stretches too, as often as they should. The sequence does not depend on how much of it is read.
+    """
+    if not weights:
+        raise ValueError("no weights came; give at least one name a weight above 0")
+    total = sum(weights.values())
+    places = [(rng.random() * total / weight, name) for name, weight in weights.items()]
+    heapq.heapify(places)
+    while True:
+        place, name = places[0]
+        yield name
+        heapq.heapreplace(places, (place + total / weights[name], name))
+
+
+def _read(name: str, folder: Path | None) -> tuple[Path, dict[str, Any]]:
+    file = FOLDER / f"{name}.toml"
+    if folder is not None:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; it should hold prompts such as queries.toml")
+        if (folder / file.name).is_file():
+            file = folder / file.name
+    try:
+        return file, tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as TOML: {error}") from error
