@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from searchkit.cli.options import FILE, INDEX, instruction_options, model_options, note, readable_bytes
+from searchkit.errors import InputError
 
 if TYPE_CHECKING:
     from searchkit.compression.choice import Limits
@@ -221,7 +222,7 @@ def _sweep(
     else:
         _print_table(found, best, chosen)
     if chosen is None:
-        raise ValueError(problem)
+        raise InputError(problem)
     if do_apply:
         _apply(engine, chosen, drop_vectors, options["seed"])
     elif output == "table":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from searchkit.cli.options import FILE, F, note
+from searchkit.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
@@ -49,7 +50,7 @@ def check(options: dict[str, Any]) -> None:
             import matplotlib  # noqa: F401
             import scipy  # noqa: F401
         except ModuleNotFoundError as error:
-            raise ImportError(f"--diagnose needs {error.name}: pip install 'searchkit[eval]'") from error
+            raise MissingExtraError(f"--diagnose needs {error.name}: pip install 'searchkit[eval]'") from error
 
 
 def diagnose_evaluation(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from searchkit.cli.options import corpus_options, format_option, model_options, note
+from searchkit.errors import CorpusError
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
@@ -79,7 +80,7 @@ def add_corpus(
         update: Replace documents whose content has changed.
         made: The index is new, and of no use when nothing comes into it.
     """
-    from searchkit.readers.corpus import CorpusError, Fields, Rejects, estimate_documents, read_corpus
+    from searchkit.readers.corpus import Fields, Rejects, estimate_documents, read_corpus
 
     folder, skip = engine.store.folder, options["on_error"] == "skip"
     fields = Fields(

@@ -19,6 +19,7 @@ from searchkit.cli.options import (
     open_engine,
     readable_bytes,
 )
+from searchkit.errors import InputError
 
 
 @click.command()
@@ -64,7 +65,7 @@ def latency(index: Path, output: str, **options: Any) -> None:
     settings = SearchOptions(mode=as_mode(options["mode"]))
     with open_engine(index, **how) as engine:
         if not len(engine):
-            raise ValueError(f"{index} holds no document; there is nothing to search for")
+            raise InputError(f"{index} holds no document; there is nothing to search for")
         given = options["queries"]
         queries = read_queries(given) if given else made_queries(engine)
         common: dict[str, Any] = {"seconds": options["seconds"]}

@@ -14,7 +14,8 @@ from threading import RLock
 from typing import Any
 from zlib import crc32
 
-from searchkit.indexer.files import BusyError, StoreError, take_lock
+from searchkit.indexer.errors import BusyError, StoreError
+from searchkit.indexer.files import take_lock
 
 FORMAT = 3
 """Of what is written; that of 2 differs in the kind of checksums alone, and is read."""

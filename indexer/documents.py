@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from searchkit.indexer.database import NAME, Database
-from searchkit.indexer.files import StoreError
+from searchkit.indexer.errors import StoreError
 
 _JSON = json.JSONEncoder(ensure_ascii=False)  # made once, which takes as long as to use it
 

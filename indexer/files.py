@@ -14,19 +14,13 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_128
 
+from searchkit.indexer.errors import BusyError, StoreError
+
 LOCK = "write.lock"
 _HERE = -100  # AT_FDCWD; both paths are absolute
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 _BLOCK = 1 << 20
 _SHA256 = 64  # digits
-
-
-class StoreError(ValueError):
-    """The index folder is missing, of another kind, damaged, or held by another writer."""
-
-
-class BusyError(StoreError):
-    """Another writer is at work on the index."""
 
 
 class Stamp(NamedTuple):

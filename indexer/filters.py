@@ -36,6 +36,8 @@ from functools import partial
 from itertools import chain
 from typing import Any, NoReturn
 
+from searchkit.indexer.errors import FilterError, InputError
+
 MAX_DEPTH = 50  # of $and, $or, $nor and $not in each other, for Python's stack; _check_size asks SQLite for its own
 MAX_PARTS = 8  # of one key, between its dots
 
@@ -44,10 +46,6 @@ ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 OPERATORS = ("$eq", "$ne", *ORDER, "$in", "$nin", "$exists", "$not")
 COLUMNS = {"_id": "id", "_title": "title"}
 EXAMPLE = '{"year": {"$gte": 2015}, "lang": "en"}'
-
-
-class FilterError(ValueError):
-    """A filter that cannot be compiled; the message says what came, what is expected and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +310,7 @@ def _instant(what: str, text: object) -> str:
     match = _DATE.fullmatch(text) if isinstance(text, str) else None
     try:
         if match is None:
-            raise ValueError("it is not of the form below")
+            raise InputError("it is not of the form below")
         day, clock, second, fraction, zone = match.groups()
         moment = datetime.fromisoformat(f"{day}T{clock or '00:00'}{second or ''}{zone or '+00:00'}")
     except ValueError as error:
@@ -397,4 +395,4 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+    raise InputError(f"{name} is not a JSON number")

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import tantivy
 
+from searchkit.indexer.errors import InputError
+
 LANGUAGES = (
     "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian",
     "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish",
@@ -32,7 +34,7 @@ def make_analyzer(language: str) -> tantivy.TextAnalyzer:
     if language == "none":
         return builder.build()
     if language not in LANGUAGES:
-        raise ValueError(f"no stemmer for language {language!r}; known: {', '.join(LANGUAGES)}, or none")
+        raise InputError(f"no stemmer for language {language!r}; known: {', '.join(LANGUAGES)}, or none")
     if language not in _NO_STOP_WORDS:
         builder = builder.filter(tantivy.Filter.stopword(language))
     return builder.filter(tantivy.Filter.stemmer(language)).build()

@@ -21,7 +21,8 @@ import numpy as np
 
 from searchkit.indexer.database import NAME, make_database
 from searchkit.indexer.documents import Documents, NewDocument, tombstones
-from searchkit.indexer.files import Stamp, StoreError, folder_size, next_number, stamp, verify
+from searchkit.indexer.errors import InputError, StoreError
+from searchkit.indexer.files import Stamp, folder_size, next_number, stamp, verify
 from searchkit.indexer.filters import Condition
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
@@ -192,7 +193,7 @@ class Store(Documents):
         """
         total = sum(len(document.spans) for document in documents)
         if total != len(vectors):
-            raise ValueError(f"{len(vectors)} vectors came for {total} passages; expected one each")
+            raise InputError(f"{len(vectors)} vectors came for {total} passages; expected one each")
         self.check_writable()
         row, doc = int(self.setting("next_row")), int(self.setting("next_doc"))
         entry = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from searchkit.indexer.files import StoreError
+from searchkit.errors import StoreError
 from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import Embedder
 

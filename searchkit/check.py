@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.errors import StoreError
 from searchkit.indexer import repair as mending
 from searchkit.indexer.database import LAST
-from searchkit.indexer.files import StoreError, verify
+from searchkit.indexer.files import verify
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.repair import Examined
 from searchkit.indexer.store import Store

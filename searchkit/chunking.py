@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from searchkit.errors import InputError
+
 _SENTENCE_END = re.compile(r"[.!?\u2026]['\")\]\u201d\u2019]*\s+|[\u3002\uff01\uff1f]\s*|\n\s*")
 
 
@@ -28,7 +30,7 @@ def chunk(
         ValueError: The overlap is not smaller than three quarters of a passage.
     """
     if tokens < 1 or not 0 <= overlap < tokens * 3 / 4:
-        raise ValueError(f"passages of {tokens} tokens with an overlap of {overlap}: the overlap must be under 3/4")
+        raise InputError(f"passages of {tokens} tokens with an overlap of {overlap}: the overlap must be under 3/4")
     if not text.strip():
         return []
     places = offsets(text)

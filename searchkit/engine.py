@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from searchkit.binding import ModelChoice, check_model
+from searchkit.errors import InputError, StoreError
 from searchkit.indexer.documents import NewDocument, StoredPassage
-from searchkit.indexer.files import StoreError
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.lexical import make_analyzer
 from searchkit.indexer.store import Store
@@ -266,7 +266,7 @@ class SearchEngine:
         snapshot = self._store.snapshot()
         chosen = plan(recipe, self._ranker.plan.dim, max(1, snapshot.passages))
         if not all(segment.keeps_vectors for segment in snapshot.segments):
-            raise ValueError(
+            raise InputError(
                 f"{self._store.folder} keeps no vectors beside its {self._ranker.plan.spelling} codes, and codes made "
                 "of codes would be worse without a word; index the corpus again"
             )
@@ -429,20 +429,20 @@ class SearchEngine:
         chosen = options or SearchOptions()
         if task is not None:
             if instruction is not None:
-                raise ValueError("both a task and an instruction came; give one of them")
+                raise InputError("both a task and an instruction came; give one of them")
             instruction = get_task(task).instruction
         if k < 1:
-            raise ValueError(f"k is {k}; expected 1 or more")
+            raise InputError(f"k is {k}; expected 1 or more")
         asked = [Query("", query) if isinstance(query, str) else query for query in queries]
         for query in asked:
             if not query.text.strip():
-                raise ValueError("a query is empty; write what to search for")
+                raise InputError("a query is empty; write what to search for")
         if chosen.where is not None:
             compile_filter(chosen.where)  # what is wrong with it is said even where there is nothing to find
         if not asked or self._ranker.passages == 0:
             return lambda ranker: [[] for _ in asked]
         if vectors is not None and vectors.shape != (len(asked), self._ranker.plan.dim):
-            raise ValueError(
+            raise InputError(
                 f"vectors are {vectors.shape}; expected {(len(asked), self._ranker.plan.dim)}, a row a query"
             )
         if chosen.mode != "lexical" and vectors is None:

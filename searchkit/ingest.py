@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from searchkit.chunking import chunk
+from searchkit.errors import InputError
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.store import Store
 from searchkit.models.embedder import Embedder
@@ -68,7 +69,7 @@ def new_documents(
                     fault = f"id {document.id!r} is in the index with other content; to replace it: searchkit update"
             if fault is not None:
                 if on_refused is None:
-                    raise ValueError(f"{document.place}: {fault}" if document.place else fault)
+                    raise InputError(f"{document.place}: {fault}" if document.place else fault)
                 report.refused += 1
                 on_refused(document, fault)
 
@@ -124,8 +125,8 @@ def chunk_settings(embedder: Embedder, chunk_tokens: int | None, overlap: int | 
     room = embedder.max_length - embedder.special_tokens
     tokens = min(room, LONGEST_PASSAGE) if chunk_tokens is None else chunk_tokens
     if tokens != 0 and not 8 <= tokens <= room:
-        raise ValueError(f"chunk_tokens is {tokens}; expected 0 (whole documents) or 8 to {room} for this model")
+        raise InputError(f"chunk_tokens is {tokens}; expected 0 (whole documents) or 8 to {room} for this model")
     overlap = tokens // 8 if overlap is None else overlap
     if not 0 <= overlap <= tokens // 2:
-        raise ValueError(f"overlap is {overlap}; expected 0 to {tokens // 2}, half of a passage of {tokens} tokens")
+        raise InputError(f"overlap is {overlap}; expected 0 to {tokens // 2}, half of a passage of {tokens} tokens")
     return {"chunk_tokens": tokens, "overlap": overlap}

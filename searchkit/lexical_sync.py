@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from threading import RLock
 
-from searchkit.indexer.files import BusyError, StoreError
+from searchkit.errors import BusyError, StoreError
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.records import join_title

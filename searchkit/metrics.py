@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from searchkit.errors import InputError
 from searchkit.records import Qrels, Run
 
 METRICS = ("ndcg@10", "recall@100", "map@100", "mrr@10")
@@ -25,7 +26,7 @@ def score_queries(run: Run, qrels: Qrels) -> dict[str, dict[str, float]]:
     import pytrec_eval
 
     if not qrels:
-        raise ValueError("there are no judgements; give at least one judged query")
+        raise InputError("there are no judgements; give at least one judged query")
     run = {query: found for query, found in run.items() if query in qrels and found}
     measures = {"ndcg_cut.10", "recall.100", "map_cut.100", "recip_rank"}
     found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run) if run else {}

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from searchkit.errors import InputError
 from searchkit.indexer import fusion
 from searchkit.indexer.filters import Condition, compile_filter
 from searchkit.indexer.lexical import LexicalIndex
@@ -30,7 +31,7 @@ def as_mode(name: str) -> Mode:
     for mode in MODES:
         if mode == name:
             return mode
-    raise ValueError(f"mode is {name!r}; expected one of {', '.join(MODES)}")
+    raise InputError(f"mode is {name!r}; expected one of {', '.join(MODES)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,11 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ValueError(f"mode is {self.mode!r}; expected one of {', '.join(MODES)}")
+            raise InputError(f"mode is {self.mode!r}; expected one of {', '.join(MODES)}")
         if self.fusion not in fusion.FUSIONS:
-            raise ValueError(f"fusion is {self.fusion!r}; expected one of {', '.join(fusion.FUSIONS)}")
+            raise InputError(f"fusion is {self.fusion!r}; expected one of {', '.join(fusion.FUSIONS)}")
         if not 0 <= self.dense_weight <= 1:
-            raise ValueError(f"dense_weight is {self.dense_weight}; expected 0 to 1")
+            raise InputError(f"dense_weight is {self.dense_weight}; expected 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)

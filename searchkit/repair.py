@@ -24,9 +24,9 @@ from searchkit.check import (
     row_ranges,
 )
 from searchkit.engine import COMMIT_EVERY, SearchEngine
+from searchkit.errors import StoreError
 from searchkit.indexer import repair as mending
 from searchkit.indexer.database import LAST
-from searchkit.indexer.files import StoreError
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_index as dense

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.errors import InputError, MissingExtraError
+
 FLIPS = 20_000
 """Random sign patterns that a randomisation test draws, when it cannot try them all."""
 
@@ -58,7 +60,7 @@ def compare_paired(
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 1 or not len(before):
-        raise ValueError(f"values are {before.shape} and {after.shape}; expected two of (n,) with n of 1 or more")
+        raise InputError(f"values are {before.shape} and {after.shape}; expected two of (n,) with n of 1 or more")
     differences = after - before
     differences[np.abs(differences) <= tie] = 0.0
     low, high = confidence_interval(differences)
@@ -93,7 +95,7 @@ def randomisation_test(differences: np.ndarray, *, flips: int = FLIPS, seed: int
         ValueError: `flips` is less than 1.
     """
     if flips < 1:
-        raise ValueError(f"flips is {flips}; expected 1 or more, such as {FLIPS}")
+        raise InputError(f"flips is {flips}; expected 1 or more, such as {FLIPS}")
     differences = np.asarray(differences, dtype=np.float64)
     differing = differences[np.any(differences != 0, axis=1)]
     count = len(differing)
@@ -119,7 +121,9 @@ def _student() -> Any:
     try:
         from scipy.stats import t
     except ModuleNotFoundError as error:
-        raise ImportError(f"paired tests need {error.name}: pip install 'searchkit[eval]'", name=error.name) from error
+        raise MissingExtraError(
+            f"paired tests need {error.name}: pip install 'searchkit[eval]'", name=error.name
+        ) from error
     return t
 
 
@@ -162,10 +166,10 @@ def holm(p_values: Sequence[float], *, tests: int | None = None) -> list[float]:
         ValueError: A p value is outside 0 to 1, or there are more of them than `tests`.
     """
     if any(p < 0 or p > 1 for p in p_values):
-        raise ValueError(f"p values are {list(p_values)}; expected 0 to 1")
+        raise InputError(f"p values are {list(p_values)}; expected 0 to 1")
     tests = len(p_values) if tests is None else tests
     if tests < len(p_values):
-        raise ValueError(f"there are {len(p_values)} p values of {tests} tests; expected at most one each")
+        raise InputError(f"there are {len(p_values)} p values of {tests} tests; expected at most one each")
     order = sorted((p, place) for place, p in enumerate(p_values) if not np.isnan(p))
     adjusted = [float("nan")] * len(p_values)
     most = 0.0

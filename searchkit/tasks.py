@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from searchkit.errors import InputError
+
 E5_TEMPLATE = "Instruct: {instruction}\nQuery: {query}"
 """How the paper writes an instructed query; documents stay as they are."""
 
@@ -101,7 +103,7 @@ def get_task(name: str) -> Task:
     task = find_task(name)
     if task is None:
         known = ", ".join(task.name for task in TASKS)
-        raise ValueError(f"no task is called {name!r}; known tasks: {known} (or write your own with --instruction)")
+        raise InputError(f"no task is called {name!r}; known tasks: {known} (or write your own with --instruction)")
     return task
 
 

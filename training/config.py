@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from searchkit.errors import InputError
 from searchkit.training.dataset import Source
 
 _LEAST = {
@@ -101,27 +102,27 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise ValueError("no sources: give at least one file of examples")
+            raise InputError("no sources: give at least one file of examples")
         for name, least in _LEAST.items():
             if not least <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+                raise InputError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         for name in ("temperature", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.query_repeats is not None and self.query_repeats < 1:
-            raise ValueError(f"query_repeats is {self.query_repeats}; it must be 1 or more")
+            raise InputError(f"query_repeats is {self.query_repeats}; it must be 1 or more")
         if not all(width >= 1 for width in self.matryoshka):
-            raise ValueError(f"matryoshka is {self.matryoshka}; widths must be 1 or more")
+            raise InputError(f"matryoshka is {self.matryoshka}; widths must be 1 or more")
         if self.contrast == 0 and self.teacher is None:
-            raise ValueError("the contrastive loss is off and there is no teacher, so there is nothing to learn from")
+            raise InputError("the contrastive loss is off and there is no teacher, so there is nothing to learn from")
         if self.teacher is None and any(Source.parse(source).kept for source in self.sources):
-            raise ValueError("a source is to be kept as the teacher has it, and there is no teacher; name one")
+            raise InputError("a source is to be kept as the teacher has it, and there is no teacher; name one")
         if not 0 <= self.instructed <= 1:
-            raise ValueError(f"instructed is {self.instructed}; it is a share, 0 to 1")
+            raise InputError(f"instructed is {self.instructed}; it is a share, 0 to 1")
         if self.attention not in (None, "causal", "bidirectional"):
-            raise ValueError(f"attention is {self.attention!r}; expected causal, bidirectional or None")
+            raise InputError(f"attention is {self.attention!r}; expected causal, bidirectional or None")
         if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"precision is {self.precision!r}; expected auto, float32 or bfloat16")
+            raise InputError(f"precision is {self.precision!r}; expected auto, float32 or bfloat16")
 
     def save(self, file: Path) -> None:
         """Write the record as JSON."""
@@ -133,7 +134,7 @@ class TrainConfig:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         unknown = {name: values.pop(name) for name in values.keys() - {field.name for field in fields(cls)}}
         if used := sorted(name for name, value in unknown.items() if value):
-            raise ValueError(
+            raise InputError(
                 f"{file} has settings that this version does not know ({', '.join(used)}); name another --out"
             )
         values["sources"], values["matryoshka"] = tuple(values["sources"]), tuple(values["matryoshka"])

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from searchkit.errors import InputError
 from searchkit.records import Document, Query, join_title
 from searchkit.training.dataset import Example
 
@@ -90,7 +91,7 @@ class Leaks:
             if count - 1 not in leaking:
                 yield example
         if count != self.examined:
-            raise ValueError(
+            raise InputError(
                 f"{count} examples came but {self.examined} were examined, so positions may not fit; examine these"
             )
 

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import BadRow, CorpusError, InputError
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.lines import (
-    BadRow,
-    CorpusError,
     Lines,
     Rejects,
     check_storable,
@@ -272,7 +271,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.ratio) and self.ratio > 0):
-            raise ValueError(f"{self.path}: the sample ratio is {self.ratio:g}; it must be above 0, such as 0.5 or 2")
+            raise InputError(f"{self.path}: the sample ratio is {self.ratio:g}; it must be above 0, such as 0.5 or 2")
 
     @classmethod
     def parse(cls, text: str) -> Source:
@@ -291,7 +290,7 @@ class Source:
         except ValueError:
             path, share, flags = text, 1.0, set()
         if not path:
-            raise ValueError(f'"{text}" names no file; write FILE, FILE@0.5, FILE@mixed, FILE@kept or FILE@0.5,mixed')
+            raise InputError(f'"{text}" names no file; write FILE, FILE@0.5, FILE@mixed, FILE@kept or FILE@0.5,mixed')
         return cls(Path(path), share, mixed="mixed" in flags, kept="kept" in flags)
 
 
@@ -365,13 +364,13 @@ class Batches:
         smallest_batch: int = 2,
     ) -> None:
         if batch_size < 2:
-            raise ValueError(f"batch_size is {batch_size}; a batch takes 2 examples or more, or there are no negatives")
+            raise InputError(f"batch_size is {batch_size}; a batch takes 2 examples or more, or there are no negatives")
         if not 2 <= smallest_batch <= batch_size:
-            raise ValueError(f"smallest_batch is {smallest_batch}; it must be between 2 and batch_size, {batch_size}")
+            raise InputError(f"smallest_batch is {smallest_batch}; it must be between 2 and batch_size, {batch_size}")
         if negatives_per_query < 0:
-            raise ValueError(f"negatives_per_query is {negatives_per_query}; it must be 0 or more")
+            raise InputError(f"negatives_per_query is {negatives_per_query}; it must be 0 or more")
         if seed < 0:
-            raise ValueError(f"seed is {seed}; it must be 0 or more")
+            raise InputError(f"seed is {seed}; it must be 0 or more")
         self.batch_size = batch_size
         self.seed = seed
         self.negatives_per_query = negatives_per_query
@@ -402,7 +401,7 @@ class Batches:
         self._texts = len(texts)
         self._lengths = np.array([len(example.positive) for example in self._examples], dtype=np.int64)
         if not self._examples:
-            raise ValueError(f"{len(sources)} sources with no examples in them; there is nothing to make batches of")
+            raise InputError(f"{len(sources)} sources with no examples in them; there is nothing to make batches of")
 
     def __len__(self) -> int:
         """How many examples there are, before sampling."""
@@ -415,20 +414,20 @@ class Batches:
             ValueError: The epoch has no batch at all, or fewer than are to be skipped.
         """
         if number < 0 or skip < 0:
-            raise ValueError(f"epoch {number} and skip {skip} must be 0 or more")
+            raise InputError(f"epoch {number} and skip {skip} must be 0 or more")
         rng = np.random.default_rng([self.seed, number, 0])
         rows = rng.permutation(np.concatenate([_sample(rng, *sample) for sample in self._samples]))
         rows = self._like_lengths(rows)
         batches, dropped = self._pack([int(row) for row in rows])
         if not batches:
-            raise ValueError(
+            raise InputError(
                 f"epoch {number} has no batch: {len(self)} examples came, {len(rows)} were drawn, and no "
                 f"{self.smallest_batch} of them share source and instruction but neither query nor positive"
             )
         if dropped:
             logger.info("epoch %d: %d of %d examples are dropped, too few share a batch", number, dropped, len(rows))
         if skip > len(batches):
-            raise ValueError(
+            raise InputError(
                 f"epoch {number} has {len(batches)} batches but {skip} are to be skipped; resume with the sources, "
                 "ratios, batch size and seed that the run began with"
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from searchkit.errors import InputError
 from searchkit.models.conventions import SETTINGS
 from searchkit.models.embedder import Embedder
 from searchkit.models.onnx_runtime import MODEL_FILE
@@ -48,9 +49,9 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
         ValueError: The dtype is unknown, `out` is not empty, or the model is an exported one.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; name a new folder")
+        raise InputError(f"{out} is not empty; name a new folder")
     import onnx
 
     embedder = Embedder(model, device="cpu", dtype="float32")
@@ -150,7 +151,7 @@ def _trace(model: Any, pooling: str) -> Any:
             opset_version=21,
         )
     if program is None:
-        raise ValueError("torch could not export the model")
+        raise InputError("torch could not export the model")
     return program.model_proto
 
 

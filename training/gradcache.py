@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from searchkit.errors import InputError
 from searchkit.training.loss import full
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ def cached_backward(
         The loss on the joined batch, detached.
     """
     if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; at least one input has to be embedded at once")
+        raise InputError(f"chunk is {chunk}; at least one input has to be embedded at once")
     counts = _counts_by_process(groups)  # asked before any work, so that all processes fail together
     orders = [_order(group, size) for group in groups]
     chunks: list[Sequence[T]] = [
@@ -111,7 +112,7 @@ def cached_backward(
             _set_random_state(states[n])
             again = _rows(encode, inputs)
             if not again.requires_grad:
-                raise ValueError(
+                raise InputError(
                     "encode gives rows without a graph, so nothing would be trained; let parameters require a "
                     "gradient, run no part of it under no_grad, and with gradient checkpointing over a frozen model "
                     'call enable_input_require_grads() and checkpoint with {"use_reentrant": False}'
@@ -144,16 +145,16 @@ def _counts_by_process(groups: Sequence[Sequence[T]]) -> list[list[int]]:
     """How many inputs each process has in each group."""
     counts = gather_list([[len(group) for group in groups]])
     if not all(map(sum, counts)):
-        raise ValueError(f"inputs by process and group are {counts}; each process has to have at least one")
+        raise InputError(f"inputs by process and group are {counts}; each process has to have at least one")
     if len({len(of_rank) for of_rank in counts}) > 1:
-        raise ValueError(f"inputs by process and group are {counts}; all processes have to have the same groups")
+        raise InputError(f"inputs by process and group are {counts}; all processes have to have the same groups")
     return counts
 
 
 def _rows(encode: Callable[[Sequence[T]], Tensor], inputs: Sequence[T]) -> Tensor:
     rows = full(encode(inputs))
     if rows.ndim != 2 or len(rows) != len(inputs):
-        raise ValueError(f"encode gives {tuple(rows.shape)} for {len(inputs)} inputs; expected a row for each")
+        raise InputError(f"encode gives {tuple(rows.shape)} for {len(inputs)} inputs; expected a row for each")
     return rows
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from searchkit.errors import InputError
+
 
 def info_nce(
     queries: Tensor,
@@ -37,12 +39,12 @@ def info_nce(
     check_temperature(temperature)
     count, width = len(queries), len(passages)
     if queries.ndim != 2 or passages.ndim != 2 or not 0 < count <= width or queries.shape[1] != passages.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"queries are {tuple(queries.shape)} and passages {tuple(passages.shape)}; expected (q, dim) and (p, dim) "
             "with 1 <= q <= p: the positives in the order of their queries, then the hard negatives"
         )
     if duplicates is not None and (duplicates.shape != (count, width) or duplicates.dtype != torch.bool):
-        raise ValueError(
+        raise InputError(
             f"duplicates is {duplicates.dtype} {tuple(duplicates.shape)}; expected torch.bool {(count, width)}, "
             "a row for each query and a column for each passage"
         )
@@ -80,12 +82,12 @@ def distillation(
     """
     check_temperature(temperature)
     if student.ndim != 2 or teacher.ndim != 2 or not 0 < len(student) == len(teacher):
-        raise ValueError(
+        raise InputError(
             f"student is {tuple(student.shape)} and teacher {tuple(teacher.shape)}; "
             "expected both to have a row for each text"
         )
     if weight and student.shape != teacher.shape:
-        raise ValueError(
+        raise InputError(
             f"the student is {student.shape[1]} wide and the teacher {teacher.shape[1]}; "
             "rows of two widths have no cosine: give the teacher's rows at the student's width, or weight=0"
         )
@@ -115,10 +117,10 @@ def matryoshka(
     """
     widest = min(tensor.shape[1] for tensor in rows)
     if not dims or not all(1 <= dim <= widest for dim in dims):
-        raise ValueError(f"dims are {list(dims)}; expected widths from 1 to the rows' own {widest}")
+        raise InputError(f"dims are {list(dims)}; expected widths from 1 to the rows' own {widest}")
     weights = [1.0] * len(dims) if weights is None else weights
     if len(weights) != len(dims):
-        raise ValueError(f"{len(weights)} weights for {len(dims)} dims; give one for each")
+        raise InputError(f"{len(weights)} weights for {len(dims)} dims; give one for each")
     parts = [
         weight * loss(*(F.normalize(full(tensor[:, :dim]), dim=1) for tensor in rows))
         for dim, weight in zip(dims, weights, strict=True)
@@ -133,7 +135,7 @@ def full(rows: Tensor) -> Tensor:
 
 def check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it divides the cosines and has to be above 0")
+        raise InputError(f"temperature is {temperature}; it divides the cosines and has to be above 0")
 
 
 def _others(square: Tensor) -> Tensor:

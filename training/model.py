@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from searchkit.errors import InputError
 from searchkit.models.conventions import conventions_of
 from searchkit.models.embedder import Embedder, find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
@@ -71,7 +72,7 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
         folder = work / "base"
     embedder = Embedder(folder, dtype="float32", device=device, conventions=conventions)
     if config.attention and sees_ahead(torch_model(embedder)) != (config.attention == "bidirectional"):
-        raise ValueError(
+        raise InputError(
             f"{type(torch_model(embedder)).__name__} does not become {config.attention} in this version of "
             "transformers; leave its attention as it is, or take another base"
         )
@@ -101,13 +102,13 @@ def attach_lora(model: Any, rank: int, alpha: int | None) -> Any:
     names = sorted({name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
     names = [name for name in names if not name.startswith("pooler.")]
     if not names:
-        raise ValueError(f"{type(model).__name__} has no linear layers to put adapters on; train all weights: --rank 0")
+        raise InputError(f"{type(model).__name__} has no linear layers to put adapters on; train all weights: --rank 0")
     adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=names))
     # A name that peft did not find would stay as it was without a word.
     expected = rank * _widths(adapted)
     found = trainable(adapted)
     if found != expected:
-        raise ValueError(f"adapters have {found} weights, expected {expected}; some layers were not adapted")
+        raise InputError(f"adapters have {found} weights, expected {expected}; some layers were not adapted")
     return adapted
 
 
@@ -125,7 +126,7 @@ def _widths(adapted: Any) -> int:
 def torch_model(embedder: Embedder) -> Any:
     """The transformers model behind an embedder; raises ValueError when it is an exported one."""
     if not isinstance(embedder.runtime, TorchRuntime):
-        raise ValueError(f"{embedder.name} is an exported model; use the model it was exported from")
+        raise InputError(f"{embedder.name} is an exported model; use the model it was exported from")
     return embedder.runtime.model
 
 

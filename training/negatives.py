@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.indexer.documents import StoredPassage
 from searchkit.ranking import SearchOptions
 from searchkit.records import Query, join_title
@@ -58,11 +59,11 @@ def mine(
         ValueError: Too little depth for so many negatives, or a margin that is no share.
     """
     if count < 1 or depth < count:
-        raise ValueError(
+        raise InputError(
             f"{count} negatives of the first {depth} hits are asked for; take 1 or more, of at least as many"
         )
     if not 0 < margin < float("inf"):
-        raise ValueError(f"margin is {margin}; expected a share of the positive's similarity, such as 0.95")
+        raise InputError(f"margin is {margin}; expected a share of the positive's similarity, such as 0.95")
     stream = iter(examples)
     while batch := list(islice(stream, _BATCH)):
         queries = [Query("", example.query, example.instruction) for example in batch]

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import Embedder, find_model
 from searchkit.models.torch_runtime import choose_dtype
@@ -103,7 +104,7 @@ def train(
             config.teacher, device=str(accelerator.device), max_length=config.max_length, follows=config.teacher_follows
         )
         if config.teacher_weight and teacher.dim != embedder.dim:
-            raise ValueError(
+            raise InputError(
                 f"the teacher {config.teacher} gives vectors of {teacher.dim} dimensions and {config.base} of "
                 f"{embedder.dim}, which have no cosine; take another, or learn its neighbours alone: --teacher-weight 0"
             )
@@ -168,8 +169,11 @@ def train(
 
 def _accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs, set_seed
 
+    # accelerate keeps the settings of a process's first run; the next run may train in another precision.
+    AcceleratorState._reset_state()
     set_seed(config.seed)
     on_cpu = not torch.cuda.is_available()
     precision = choose_dtype("cpu" if on_cpu else "cuda") if config.precision == "auto" else config.precision
@@ -311,7 +315,7 @@ def _read(config: TrainConfig, rejects: Rejects, report: TrainReport) -> list[tu
 def _refuse_leaks(config: TrainConfig, report: TrainReport, allow_leaks: bool) -> None:
     for leaking in report.leaks:
         if leaking.questions and not allow_leaks:
-            raise ValueError(
+            raise InputError(
                 f"{leaking.source} shares {leaking.questions} queries with {config.dev}, so a score there would "
                 f"mean nothing; such as {leaking.sample!r}. Take them out, or go on with --allow-leaks"
             )
@@ -327,7 +331,7 @@ def _digest(examples: list[Example]) -> str:
 def _refuse_other_data(config: TrainConfig, digests: list[str], before: list[str]) -> None:
     for source, now, then in zip(config.sources, digests, before, strict=True):
         if now != then:
-            raise ValueError(
+            raise InputError(
                 f"the examples of {source} have changed since the checkpoint in {config.out} was written; put them "
                 "back (with their --corpus and --instructions), or name another --out"
             )
@@ -339,7 +343,7 @@ def _instructions(file: str | None) -> dict[str, list[str]]:
     values = json.loads(Path(file).read_text(encoding="utf-8"))
     lists = values.values() if isinstance(values, dict) else [None]
     if not all(isinstance(some, list) and some and all(isinstance(one, str) for one in some) for some in lists):
-        raise ValueError(f'{file} is not {{"source name": ["an instruction", ...], ...}}; write it so')
+        raise InputError(f'{file} is not {{"source name": ["an instruction", ...], ...}}; write it so')
     return dict(values)
 
 
@@ -383,7 +387,7 @@ def _with_room(
             kept.append((source, [example for example in found if example.instruction not in faults]))
             if not kept[-1][1]:
                 told = found[0].instruction or ""
-                raise ValueError(f'{source.path}: no example is left, of "{shorten(told, 80)}" {faults[told]}')
+                raise InputError(f'{source.path}: no example is left, of "{shorten(told, 80)}" {faults[told]}')
     return kept
 
 
@@ -474,11 +478,11 @@ def _check_out(out: Path, config: TrainConfig) -> Path | None:
     if saved.is_file():
         made_steps = resumable is not None or (log.is_file() and log.stat().st_size > 0)
         if made_steps and replace(TrainConfig.load(saved), out=config.out) != config:
-            raise ValueError(f"{out} holds a run with other settings (training.json); name another --out")
+            raise InputError(f"{out} holds a run with other settings (training.json); name another --out")
     elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no training run; name another --out")
+        raise InputError(f"{out} is not empty and holds no training run; name another --out")
     if (out / "modules.json").is_file():
-        raise ValueError(f"{out} holds a finished run; name another --out")
+        raise InputError(f"{out} holds a finished run; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     config.save(saved)
     return resumable

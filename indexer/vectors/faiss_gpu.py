@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.indexer.errors import InputError
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors.recipes import RECIPES, Plan
 
@@ -63,7 +64,7 @@ def device_numbers(device: str | None) -> list[int]:
     if not device or not device.startswith("cuda"):
         return []
     if not (found := re.fullmatch(r"cuda(?::(\d+(?:,\d+)*))?", device)):
-        raise ValueError(f"device is {device!r}; expected cuda, cuda:1 or cuda:0,1")
+        raise InputError(f"device is {device!r}; expected cuda, cuda:1 or cuda:0,1")
     there = int(getattr(dense.faiss_module(), "get_num_gpus", int)())
     wanted = list(dict.fromkeys(int(one) for one in found[1].split(","))) if found[1] else list(range(there))
     if not there:
@@ -275,7 +276,7 @@ def gpu_knn(device: int = 0) -> Knn:
 
     def knn(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if k > MAX_K:
-            raise ValueError(f"k is {k}; FAISS selects up to {MAX_K} rows on a GPU")
+            raise InputError(f"k is {k}; FAISS selects up to {MAX_K} rows on a GPU")
         # FAISS wants both sides of one type, and halving queries loses less than doubling vectors costs.
         asked = np.ascontiguousarray(queries, dtype=vectors.dtype)
         scores, rows = faiss.knn_gpu(resources, asked, vectors, k, metric=faiss.METRIC_INNER_PRODUCT, device=device)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from searchkit.indexer.errors import InputError, MissingExtraError
 from searchkit.indexer.files import NewFile, Stamp
 from searchkit.indexer.vectors import faiss_filtered as filtered
 from searchkit.indexer.vectors.recipes import RECIPES, Plan
@@ -36,7 +37,7 @@ def faiss_module() -> Any:
     try:
         import faiss
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingExtraError(
             "vector search needs faiss: pip install 'searchkit[cpu]' or 'searchkit[gpu]'", name="faiss"
         ) from error
     # A damaged count must not make FAISS ask for all memory there is.
@@ -95,7 +96,7 @@ def train(plan: Plan, sample: np.ndarray) -> Any:
         ValueError: The sample is too small for the recipe.
     """
     if len(sample) < plan.needed:
-        raise ValueError(
+        raise InputError(
             f"recipe {plan.spelling} learns from {plan.needed} vectors or more (it wants {plan.wanted}), and "
             f"{len(sample)} came; add documents first, or take flat, fp16, int8, rabitq or binary"
         )
@@ -344,7 +345,7 @@ def search(
         return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     if queries.shape[1] != plan.dim:
-        raise ValueError(
+        raise InputError(
             f"queries are {queries.shape[1]} wide but the index holds rows of {plan.dim}; "
             "embed them with the model that the index was built with"
         )

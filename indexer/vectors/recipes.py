@@ -9,6 +9,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from searchkit.indexer.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -135,23 +137,23 @@ def plan(text: str, dim: int, count: int) -> Plan:
     found = _SPELLING.fullmatch(text.strip().lower())
     name = found[2] if found else ""
     if name not in RECIPES:
-        raise ValueError(f"recipe is {text!r}; expected one of {', '.join(RECIPES)}, some with bytes, such as pq:64")
+        raise InputError(f"recipe is {text!r}; expected one of {', '.join(RECIPES)}, some with bytes, such as pq:64")
     recipe = RECIPES[name]
     asked = int(found[3]) if found and found[3] else None
     width = int(found[1]) if found and found[1] else 0
     if found and found[1] and (name not in SHRUNK or not 1 <= width < dim):
-        raise ValueError(
+        raise InputError(
             f"{text}: pca goes before {', '.join(SHRUNK)}, with fewer components than the {dim} dimensions, such as "
             f"pca{max(1, dim // 4)}-pq"
         )
     coded = width or dim
     if "{m}" not in recipe.factory:
         if asked is not None:
-            raise ValueError(f"recipe {name} has no bytes to choose; write {name} alone")
+            raise InputError(f"recipe {name} has no bytes to choose; write {name} alone")
         return Plan(name, dim, 0, _cells(count) if "{cells}" in recipe.factory else 0, width)
     if asked is not None and (not 1 <= asked <= coded or coded % asked):
         near = min(codes(coded), key=lambda size: (abs(size - asked), size))
-        raise ValueError(f"{text}: {asked} bytes do not divide a width of {coded}; the nearest that do: {name}:{near}")
+        raise InputError(f"{text}: {asked} bytes do not divide a width of {coded}; the nearest that do: {name}:{near}")
     code = asked or min(codes(coded), key=lambda size: (abs(size - coded / 8), size))
     return Plan(name, dim, code, _cells(count) if "{cells}" in recipe.factory else 0, width)
 
@@ -160,7 +162,7 @@ def recipe_of(spelling: str) -> Recipe:
     """The recipe of a spelling that `Plan.spelling` gave, without its numbers: "pca512-pq:64" is pq."""
     found = _SPELLING.fullmatch(spelling)
     if not found or found[2] not in RECIPES:
-        raise ValueError(f"recipe is {spelling!r}; expected one of {', '.join(RECIPES)}")
+        raise InputError(f"recipe is {spelling!r}; expected one of {', '.join(RECIPES)}")
     return RECIPES[found[2]]
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.indexer.files import NewFile, Stamp, StoreError, next_number, stamp, sync_folder, verify
+from searchkit.indexer.errors import StoreError
+from searchkit.indexer.files import NewFile, Stamp, next_number, stamp, sync_folder, verify
 from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors.recipes import RECIPES, Plan

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from searchkit.compression.measure import Candidate
+from searchkit.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
         ValueError: None does; the message says which limit is in the way, and what comes nearest to it.
     """
     if not candidates:
-        raise ValueError("no recipe was measured; nothing can be chosen")
+        raise InputError("no recipe was measured; nothing can be chosen")
     tests = _tests(limits)
     fits = [one for one in candidates if all(test.kept(one) for test in tests)]
     if fits:
@@ -50,7 +51,7 @@ def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
     for test in tests:
         if not any(test.kept(one) for one in candidates):
             nearest = min(candidates, key=test.distance)
-            raise ValueError(f"no recipe has {test.wanted}; the nearest is {nearest.name} with {test.value(nearest)}")
+            raise InputError(f"no recipe has {test.wanted}; the nearest is {nearest.name} with {test.value(nearest)}")
     tries = []
     for test in tests:
         others = [one for one in candidates if all(other.kept(one) for other in tests if other is not test)]
@@ -59,7 +60,7 @@ def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
             tries.append(f"with all but {test.wanted} the nearest is {nearest.name} with {test.value(nearest)}")
     wanted = " and ".join(test.wanted for test in tests)
     detail = "; ".join(tries) or "each limit alone is kept by some recipe"
-    raise ValueError(f"no recipe has {wanted} at once: {detail}")
+    raise InputError(f"no recipe has {wanted} at once: {detail}")
 
 
 def front(candidates: Sequence[Candidate]) -> list[Candidate]:

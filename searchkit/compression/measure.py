@@ -12,6 +12,7 @@ import numpy as np
 
 from searchkit.compression.sample import InMemory, Judged, Sample, drawn, queries_of
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors.recipes import RECIPES, Plan, codes, plan
@@ -121,7 +122,7 @@ def measure(
         ValueError: There is no such recipe, too little to measure, or vectors were dropped before.
     """
     if not 0 < recall <= 1:
-        raise ValueError(f"recall is {recall}; expected more than 0 and at most 1, such as 0.95")
+        raise InputError(f"recall is {recall}; expected more than 0 and at most 1, such as 0.95")
     snapshot = engine.store.snapshot()
     _check_keeps_vectors(engine, snapshot.segments, snapshot.storage["plan"])
     dim = int(snapshot.storage["plan"]["dim"])
@@ -177,7 +178,7 @@ def parse(name: str, dim: int, count: int) -> tuple[Plan, bool]:
     rerank = name.strip().endswith(RERANK)
     one = plan(name.strip().removesuffix(RERANK), dim, max(1, count))
     if rerank and RECIPES[one.recipe].faithful:
-        raise ValueError(f"{name}: {one.recipe} holds the vectors themselves; write {one.recipe}")
+        raise InputError(f"{name}: {one.recipe} holds the vectors themselves; write {one.recipe}")
     return one, rerank
 
 
@@ -198,7 +199,7 @@ def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool =
     name = choice if isinstance(choice, str) else choice.name
     one, rerank = parse(name, dim, total)
     if rerank and drop_vectors:
-        raise ValueError(
+        raise InputError(
             f"{name} is re-ranked by the vectors that are to be dropped; "
             f"take {one.spelling} without re-ranking, or keep the vectors"
         )
@@ -213,7 +214,7 @@ def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool =
 
 def _check_keeps_vectors(engine: SearchEngine, parts: Sequence[DiskSegment], stored: dict[str, Any]) -> None:
     if not all(part.keeps_vectors for part in parts):
-        raise ValueError(
+        raise InputError(
             f"{engine.store.folder} keeps no vectors beside its {Plan(**stored).spelling} codes, so that there is "
             "nothing to measure other recipes by; index the corpus again"
         )

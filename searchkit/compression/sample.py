@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
 from searchkit.records import Qrels, Query
@@ -95,13 +96,13 @@ def queries_of(
     """
     if queries is None:
         if qrels:
-            raise ValueError("judgements came without queries; give both, or neither")
+            raise InputError("judgements came without queries; give both, or neither")
         return [], None
     if not queries:
-        raise ValueError("there are no queries; give at least one, or none at all to take passages instead")
+        raise InputError("there are no queries; give at least one, or none at all to take passages instead")
     asked = [query for query in queries if not qrels or query.id in qrels]
     if not asked:
-        raise ValueError("none of the queries has a judgement; queries and judgements are of different sets")
+        raise InputError("none of the queries has a judgement; queries and judgements are of different sets")
     if len(asked) > QUERIES:
         asked = [asked[n] for n in np.sort(rng.permutation(len(asked))[:QUERIES])]
     if not qrels:
@@ -122,14 +123,14 @@ def drawn(
     parts = snapshot.segments
     living = np.flatnonzero(~np.isin(segments.all_rows(parts), snapshot.dead)) if parts else np.empty(0, np.int64)
     if len(living) < 2:
-        raise ValueError(f"{engine.store.folder} holds {len(living)} passages; nothing can be measured with so few")
+        raise InputError(f"{engine.store.folder} holds {len(living)} passages; nothing can be measured with so few")
     docs = np.concatenate([part.docs for part in parts])[living]
     order = rng.permutation(len(living))
     if judged:
         ids = {document for gains in judged.qrels.values() for document in gains}
         known = np.array(engine.store.positions_of(sorted(ids)), dtype=np.int64)
         if not len(known):
-            raise ValueError(
+            raise InputError(
                 f"none of the {len(ids)} judged documents is in the index; "
                 "judgements and index are of different corpora"
             )

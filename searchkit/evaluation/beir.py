@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import CorpusError
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
-from searchkit.readers.corpus import CorpusError, read_corpus
+from searchkit.readers.corpus import read_corpus
 from searchkit.readers.download import PART
 from searchkit.readers.judgements import read_beir_split
 from searchkit.readers.lines import quoted

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from searchkit.errors import BadRow, CorpusError
 from searchkit.models.embedder import Embedder
-from searchkit.readers.lines import BadRow, CorpusError, existing, json_object, plain_lines, quoted, typename
+from searchkit.readers.lines import existing, json_object, plain_lines, quoted, typename
 
 METRICS = ("accuracy", "f1", "precision", "recall")
 _SENTENCES = ("sentence1", "sentence2")

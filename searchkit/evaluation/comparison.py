@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.errors import InputError
 from searchkit.metrics import METRICS, means, score_queries, top
 from searchkit.readers.judgements import read_run
 from searchkit.readers.lines import quoted
@@ -154,16 +155,16 @@ def compare(
     """
     by_name = {one.name: one for one in systems}
     if len(systems) < 2:
-        raise ValueError(f"{len(systems)} system came; a comparison takes two or more")
+        raise InputError(f"{len(systems)} system came; a comparison takes two or more")
     if len(by_name) < len(systems):
         names = [one.name for one in systems]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"several systems are called {quoted(twice)}; give each a name of its own: NAME=FILE")
+        raise InputError(f"several systems are called {quoted(twice)}; give each a name of its own: NAME=FILE")
     chosen = _checked(metrics, systems)
     queries = list(systems[0].per_query[chosen[0]])
     for one in systems[1:]:
         if differing := queries_apart(one, set(queries), chosen):
-            raise ValueError(
+            raise InputError(
                 f"{systems[0].name} and {one.name} were judged on different queries, such as {quoted(differing[:3])}; "
                 "only answers to the same queries can be compared"
             )
@@ -171,7 +172,7 @@ def compare(
     base = by_name.get(systems[0].name if against is None else against)
     if base is None:
         if against != BEST:
-            raise ValueError(f"no system is called {against!r}; there are {quoted(by_name)}, and {BEST!r}")
+            raise InputError(f"no system is called {against!r}; there are {quoted(by_name)}, and {BEST!r}")
         base = max(systems, key=lambda one: means(one.per_query)[chosen[0]])
         pairs = len(systems) * (len(systems) - 1) // 2
     others = [one for one in systems if one is not base]
@@ -221,9 +222,9 @@ def read_systems(path: Path, qrels: Qrels | None, *, name: str | None = None, dr
         return _read_report(path, name)
     run = read_run(path)
     if qrels is None:
-        raise ValueError(f"{path} is a run, which is judged first: give --beir SET, or --qrels FILE")
+        raise InputError(f"{path} is a run, which is judged first: give --beir SET, or --qrels FILE")
     if not run.keys() & qrels.keys():
-        raise ValueError(
+        raise InputError(
             f"{path}: none of its {len(run)} queries, such as {quoted(sorted(run)[:3])}, has a judgement; "
             "run and judgements are of different sets"
         )
@@ -259,7 +260,7 @@ def _read_report(path: Path, name: str) -> list[System]:
                 )
             )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is no report of `searchkit evaluate --report` ({type(error).__name__}: {error}); "
             "give such a report, or a TREC run"
         ) from None
@@ -271,11 +272,11 @@ def _checked(metrics: Sequence[str], systems: Sequence[System]) -> list[str]:
     chosen = list(dict.fromkeys(metrics))
     for one in systems:
         if missing := [name for name in chosen if name not in one.per_query]:
-            raise ValueError(
+            raise InputError(
                 f"{one.name} has no values of {quoted(missing)} query by query; it has {quoted(one.per_query)}"
             )
     if not chosen:
-        raise ValueError(f"no metric came; expected some of {', '.join(systems[0].per_query)}")
+        raise InputError(f"no metric came; expected some of {', '.join(systems[0].per_query)}")
     return chosen
 
 

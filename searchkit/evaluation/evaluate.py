@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.indexer.lexical import make_analyzer
 from searchkit.metrics import DEPTH, means, score_queries, top
 from searchkit.ranking import SearchOptions, as_mode
@@ -78,7 +79,7 @@ def evaluate(
     """
     unknown = [mode for mode in modes if mode not in EVALUATION_MODES]
     if unknown or not modes:
-        raise ValueError(f"modes are {', '.join(unknown) or 'none'}; expected some of {', '.join(EVALUATION_MODES)}")
+        raise InputError(f"modes are {', '.join(unknown) or 'none'}; expected some of {', '.join(EVALUATION_MODES)}")
     asked = judged_queries(engine, queries, qrels)
     bytes_per_document = mode_bytes(engine)
     evaluations = []
@@ -102,12 +103,12 @@ def judged_queries(engine: SearchEngine, queries: Sequence[Query], qrels: Qrels)
     """The queries that have judgements; ValueError where index, queries and judgements do not belong together."""
     judged = {document for judgements in qrels.values() for document in judgements}
     if not engine.store.known_ids(sorted(judged)):
-        raise ValueError(
+        raise InputError(
             f"none of the {len(judged)} judged documents is in the index; judgements and index are of different corpora"
         )
     asked = [query for query in queries if query.id in qrels]
     if not asked:
-        raise ValueError("none of the queries has a judgement; queries and judgements are of different sets")
+        raise InputError("none of the queries has a judgement; queries and judgements are of different sets")
     return asked
 
 
@@ -182,7 +183,7 @@ def write_run(file: Path, evaluation: Evaluation) -> None:
             for rank, (document, value) in enumerate(top(documents, DEPTH).items(), start=1):
                 for name in (query_id, document):
                     if any(character.isspace() for character in name):
-                        raise ValueError(f"id {name!r} has white space, which a TREC run file cannot hold")
+                        raise InputError(f"id {name!r} has white space, which a TREC run file cannot hold")
                 # Nine digits keep every 32-bit score apart, so that trec_eval ranks the file as it was.
                 score = f"{np.float32(value):.9g}"
                 stream.write(f"{query_id} Q0 {document} {rank} {score} searchkit-{evaluation.mode}\n")

@@ -19,6 +19,7 @@ import numpy as np
 
 from searchkit.compression.sample import phrases
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.indexer.vectors import segments
 from searchkit.ranking import SearchOptions
 from searchkit.records import Document, Query
@@ -224,7 +225,7 @@ def time_starts(index: Path, query: str, arguments: Sequence[str] = (), *, secon
         done = subprocess.run([sys.executable, "-c", _LAUNCHER, *command], capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout))
         if found[-1]["code"]:
-            raise ValueError(f"a search in a process of its own failed: {found[-1]['error'].strip()}")
+            raise InputError(f"a search in a process of its own failed: {found[-1]['error'].strip()}")
     counted = found[1:]
     return Starts(Times(tuple(one["seconds"] for one in counted)), max(one["peak"] for one in counted))
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from searchkit.compression import measure as compress
 from searchkit.engine import COMMIT_EVERY, SearchEngine
+from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import mode_bytes
 from searchkit.indexer.vectors.faiss_index import Tuning
 from searchkit.indexer.vectors.recipes import Plan
@@ -183,7 +184,7 @@ class MtebSearch:
         if refused:
             logger.warning("%s: %d documents are left out: %s", folder.name, len(refused), refused[0])
         if len(engine) != report.documents + report.unchanged:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds {len(engine)} documents, and the corpus has {report.documents + report.unchanged}: "
                 "they are of different collections; remove the index, or name another folder"
             )
@@ -217,7 +218,7 @@ class MtebSearch:
             {query id: {document id: score}}; a query that finds nothing has none, which mteb counts as zero.
         """
         if self._engine is None:
-            raise ValueError("there is no index to search; call index() first")
+            raise InputError("there is no index to search; call index() first")
         asked = _queries(queries, task_metadata)
         sentence = _instruction(self.embedder, self.instruction, task_metadata, None)
         known = find_task(task_metadata.name)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from searchkit.errors import BadRow, CorpusError, InputError, MissingExtraError
 from searchkit.evaluation.mteb_adapter import MtebEncoder, MtebSearch
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions, as_mode
 from searchkit.readers.judgements import read_beir_split
-from searchkit.readers.lines import BadRow, CorpusError, checked_id, json_object, plain_lines
+from searchkit.readers.lines import checked_id, json_object, plain_lines
 from searchkit.tasks import find_task
 
 _SHOWN = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100", "map@100": "map_at_100", "mrr@10": "mrr_at_10"}
@@ -50,7 +51,9 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
     try:
         import mteb
     except ModuleNotFoundError as error:
-        raise ImportError(f"mteb's tasks need {error.name}: pip install 'searchkit[mteb]'", name=error.name) from error
+        raise MissingExtraError(
+            f"mteb's tasks need {error.name}: pip install 'searchkit[mteb]'", name=error.name
+        ) from error
     tasks = []
     for name in names:
         if Path(name).is_dir():
@@ -59,7 +62,7 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
         try:
             tasks.append(mteb.get_task(name))
         except KeyError as error:
-            raise ValueError(
+            raise InputError(
                 f"no folder and no task of mteb is called {name!r} ({str(error.args[0]).removeprefix('KeyError: ')}); "
                 "give a task's name as mteb writes it, or a folder in BEIR form"
             ) from None
@@ -214,9 +217,9 @@ def _run(task: Any, model: MtebEncoder | MtebSearch, results: Path, mode: str) -
             model, task, cache=cache, overwrite_strategy=strategy, co2_tracker=False, show_progress_bar=False
         )
     except (ConnectionError, DatasetNotFoundError) as error:
-        raise ValueError(_unreachable(name, str(error))) from error
+        raise InputError(_unreachable(name, str(error))) from error
     if found.exceptions:
-        raise ValueError(_unreachable(name, found.exceptions[0].exception))
+        raise InputError(_unreachable(name, found.exceptions[0].exception))
     # A task that is made of others keeps their average alone: theirs have the rest.
     parts = [
         cache.load_task_result(one.metadata.name, meta)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.errors import InputError
 from searchkit.ingest import chunk_settings, to_passages
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document
@@ -127,7 +128,7 @@ def default_lengths(embedder: Embedder, *, seed: int = 0) -> list[int]:
     """
     longest, shortest = embedder.max_length, shortest_length(embedder, seed=seed)
     if longest < shortest:
-        raise ValueError(
+        raise InputError(
             f"{embedder.name} takes {longest} tokens, but a passkey alone takes {shortest} of them; "
             "there is nothing to measure with this model"
         )
@@ -166,7 +167,7 @@ def measure_passkeys(
     chunks = chunk_settings(embedder, chunk_tokens, overlap)
     wanted = sorted(set(default_lengths(embedder, seed=seed) if lengths is None else lengths))
     if not wanted:
-        raise ValueError("no lengths came; give one at least, in tokens")
+        raise InputError("no lengths came; give one at least, in tokens")
     _check_length(embedder, wanted[0], seed)
     asked = _questions(embedder, instruction, seed)
     results = []
@@ -204,7 +205,7 @@ def _questions(embedder: Embedder, instruction: str | None, seed: int) -> np.nda
     rows = embedder.encode_queries([person.question() for person in people(seed)[:QUESTIONS]], instruction)
     cut = embedder.stats.truncated - cut
     if cut:
-        raise ValueError(
+        raise InputError(
             f"{cut} of {QUESTIONS} questions are longer than the {embedder.max_length} tokens that {embedder.name} "
             'takes; shorten the instruction, or measure without one (instruction "")'
         )
@@ -240,7 +241,7 @@ def _first(scores: np.ndarray) -> list[bool]:
 def _check_length(embedder: Embedder, length: int, seed: int) -> None:
     shortest = shortest_length(embedder, seed=seed)
     if length < shortest:
-        raise ValueError(
+        raise InputError(
             f"length is {length}, but a passkey alone takes {shortest} tokens of {embedder.name}; "
             f"ask for {shortest} or more"
         )

@@ -16,6 +16,7 @@ import numpy as np
 
 from searchkit.compression.measure import apply, measure, parse
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.evaluation.comparison import System, system_of
 from searchkit.evaluation.evaluate import drop_own, evaluate, judged_queries
 from searchkit.indexer.files import locked
@@ -111,7 +112,7 @@ def _stored_as(engine: SearchEngine, recipe: str) -> Iterator[SearchEngine]:
 
 
 def _refuse(recipe: str, why: str) -> None:
-    raise ValueError(f"{recipe} does not fit this index: {why}")
+    raise InputError(f"{recipe} does not fit this index: {why}")
 
 
 def _cut(
@@ -129,11 +130,11 @@ def _cut(
     snapshot = engine.store.snapshot()
     full = int(snapshot.storage["plan"]["dim"])
     if wrong := [dim for dim in dims if not 1 <= dim <= full]:
-        raise ValueError(
+        raise InputError(
             f"widths are {', '.join(map(str, wrong))}; the index's vectors are {full} wide, so 1 to {full}"
         )
     if not all(part.keeps_vectors for part in snapshot.segments):
-        raise ValueError(
+        raise InputError(
             f"{engine.store.folder} keeps no vectors beside its codes, and codes cannot be cut; index the corpus again"
         )
     engine.embedder.encode_queries(["warm up"])  # loading the model is not searching

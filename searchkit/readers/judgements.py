@@ -6,9 +6,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from searchkit.errors import BadRow, CorpusError
 from searchkit.readers.lines import (
-    BadRow,
-    CorpusError,
     check_storable,
     checked_id,
     existing,

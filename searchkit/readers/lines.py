@@ -15,18 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn, TextIO
 
-from searchkit.readers.extract import Unreadable, decode
+from searchkit.errors import BadRow, CorpusError, InputError, Unreadable
+from searchkit.readers.extract import decode
 
 LONGEST_LINE = 2**26  # bytes; a longer line is not a row but a file of another kind
 _SHOWN = 2000  # characters of a refused row that are kept
-
-
-class CorpusError(ValueError):
-    """What is wrong with a corpus, its queries or its judgements; the message names the file and the line."""
-
-
-class BadRow(ValueError):
-    """Why one row cannot become a document."""
 
 
 @dataclass
@@ -166,7 +159,7 @@ def json_object(line: str, what: str = "the row") -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+    raise InputError(f"{name} is not a JSON number")
 
 
 _JSON = json.JSONDecoder(parse_constant=_no_constant)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from searchkit.errors import InputError, MissingExtraError
 from searchkit.evaluation.comparison import System
 from searchkit.metrics import means
 from searchkit.reports.style import DARK, FONT, LIGHT, clear, headline, legend, mark, write_figure
@@ -48,12 +49,12 @@ def figure_of(systems: Sequence[System], metric: str, *, title: str, dark: bool 
     ]
     panels = [(name, values) for name, values in costs if any(values)]
     if not panels:
-        raise ValueError("nothing to draw: no system has a known time or size; compare indexes or their reports")
+        raise InputError("nothing to draw: no system has a known time or size; compare indexes or their reports")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ImportError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
+        raise MissingExtraError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
     style = DARK if dark else LIGHT
     quality = [means(one.per_query)[metric] for one in systems]
     figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=160, facecolor=style.paper, layout="constrained")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from searchkit.compression.choice import front
 from searchkit.compression.measure import Candidate
+from searchkit.errors import InputError, MissingExtraError
 from searchkit.indexer.vectors.recipes import recipe_of
 from searchkit.reports.style import DARK, FONT, LIGHT, MARKERS, Style, clear, write_figure
 
@@ -28,7 +29,7 @@ def check() -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ImportError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
+        raise MissingExtraError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
 
 
 def pareto_chart(file: Path, candidates: Sequence[Candidate], *, title: str, dark: bool = False) -> list[Path]:
@@ -53,7 +54,7 @@ def pareto_chart(file: Path, candidates: Sequence[Candidate], *, title: str, dar
 def figure_of(candidates: Sequence[Candidate], *, title: str, dark: bool = False) -> Figure:
     """The figure that `pareto_chart` writes."""
     if not candidates:
-        raise ValueError(f"nothing to draw in {title!r}: no recipe was measured")
+        raise InputError(f"nothing to draw in {title!r}: no recipe was measured")
     check()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from searchkit.errors import InputError, MissingExtraError
 from searchkit.evaluation.diagnosis import Diagnosis, Group
 from searchkit.reports.style import DARK, FONT, LIGHT, Panel, clear, headline, legend, mark, write_figure
 from searchkit.reports.style import figure_of as lines_of
@@ -82,12 +83,12 @@ def groups_figure(groups: Sequence[Group], *, title: str, x_label: str, dark: bo
         ValueError: There is no group.
     """
     if not groups:
-        raise ValueError(f"nothing to draw in {title!r}: there is no group of queries")
+        raise InputError(f"nothing to draw in {title!r}: there is no group of queries")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ImportError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
+        raise MissingExtraError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
     style = DARK if dark else LIGHT
     figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=160, facecolor=style.paper, layout="constrained")
     FigureCanvasAgg(figure)

@@ -10,6 +10,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from searchkit.errors import InputError, MissingExtraError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -112,14 +114,14 @@ def figure_of(panels: Sequence[Panel], *, title: str, x_label: str, log_x: bool 
     """The figure that `panels_chart` writes, laid out; no window and no pyplot knows of it."""
     drawn = [_finite(panel.series) for panel in panels]
     if not drawn or not all(drawn):
-        raise ValueError(f"nothing to draw in {title!r}: a panel has no series with a point")
+        raise InputError(f"nothing to draw in {title!r}: a panel has no series with a point")
     if log_x and min(x for series in drawn for points in series.values() for x, _ in points) <= 0:
-        raise ValueError(f"{title!r} has an x of 0 or less, for which a logarithmic axis has no place")
+        raise InputError(f"{title!r} has an x of 0 or less, for which a logarithmic axis has no place")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ImportError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
+        raise MissingExtraError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
     style = DARK if dark else LIGHT
     size = (_WIDTH, _HEIGHT + 2.2 * (len(panels) - 1))
     figure = Figure(figsize=size, dpi=160, facecolor=style.paper, layout="constrained")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from xxhash import xxh3_128_hexdigest
 
-from searchkit.indexer.files import NewFile, Stamp, StoreError, exchange, stamp, verify
+from searchkit.errors import StoreError
+from searchkit.indexer.files import NewFile, Stamp, exchange, stamp, verify
 
 
 @pytest.fixture

@@ -14,15 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchkit.errors import FilterError
 from searchkit.indexer.documents import NewDocument
-from searchkit.indexer.filters import (
-    LOGICAL,
-    MAX_DEPTH,
-    OPERATORS,
-    FilterError,
-    compile_filter,
-    parse_filter,
-)
+from searchkit.indexer.filters import LOGICAL, MAX_DEPTH, OPERATORS, compile_filter, parse_filter
 from searchkit.indexer.store import Store
 
 Found = Callable[..., list[bool]]

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from searchkit.errors import StoreError
 from searchkit.indexer import repair as mending
 from searchkit.indexer.database import LAST, settings_seal
 from searchkit.indexer.documents import NewDocument
-from searchkit.indexer.files import StoreError
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.indexer.vectors import faiss_index as dense

@@ -15,9 +15,9 @@ from texts import SENTENCES, TEXTS
 
 from searchkit.check import check
 from searchkit.engine import SearchEngine
+from searchkit.errors import StoreError
 from searchkit.indexer import repair as mending
 from searchkit.indexer.database import settings_seal
-from searchkit.indexer.files import StoreError
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.recipes import RECIPES
 from searchkit.indexer.vectors.segments import all_rows, write_segment

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from searchkit.readers.lines import CorpusError, Rejects
+from searchkit.errors import CorpusError
+from searchkit.readers.lines import Rejects
 from searchkit.tasks import get_task
 from searchkit.training.dataset import Batch, Batches, Example, Source, read_examples
 

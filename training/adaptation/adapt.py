@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.indexer.files import locked
 from searchkit.indexer.vectors.faiss_index import Tuning
@@ -153,13 +154,13 @@ class _Run:
                     rejects.refuse(example.source, "its query or its document is among those held out", example.query)
             refused = rejects.count
         if given is None and len({example.positive_id for example in held}) < FEWEST_HELD:
-            raise ValueError(
+            raise InputError(
                 f"{len(held)} pairs on {len({example.positive_id for example in held})} documents are left to judge "
                 f"the result, too few to tell better from worse; {FEWEST_HELD} documents are needed. Give more pairs, "
                 f"or judgements of your own. Pairs set aside: {refused}, see {self.out / REFUSED}"
             )
         if len(found) < FEWEST_PAIRS:
-            raise ValueError(
+            raise InputError(
                 f"{len(found)} of {read} pairs are left to train on, and {FEWEST_PAIRS} are needed. Set aside: "
                 f"{refused}, see {self.out / REFUSED}"
             )

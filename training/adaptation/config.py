@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from searchkit.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptConfig:
@@ -49,8 +51,8 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         if not self.pairs:
-            raise ValueError("no pairs: give at least one file of queries with their documents")
+            raise InputError("no pairs: give at least one file of queries with their documents")
         if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; it is a share, above 0 and below 1")
+            raise InputError(f"held_out is {self.held_out}; it is a share, above 0 and below 1")
         if not 0 <= self.general_share < 1:
-            raise ValueError(f"general_share is {self.general_share}; it is a share, 0 or more and below 1")
+            raise InputError(f"general_share is {self.general_share}; it is a share, 0 or more and below 1")

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError, MissingExtraError
 from searchkit.evaluation.evaluate import judged_queries
 from searchkit.indexer.files import LOCK, exchange
 from searchkit.training.adaptation.report import AdaptReport, read_report, write_report
@@ -38,15 +39,15 @@ def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) 
             model and the judgements do not go together.
     """
     if missing := next((name for name in _NEEDED if find_spec(name) is None), None):
-        raise ImportError(f"adapting a model needs {missing}: pip install 'searchkit[train]'", name=missing)
+        raise MissingExtraError(f"adapting a model needs {missing}: pip install 'searchkit[train]'", name=missing)
     out = config.out.resolve()
     there = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or (there and STAGES not in there):
-        raise ValueError(f"{out} is there and holds no such run; name another --out")
+        raise InputError(f"{out} is there and holds no such run; name another --out")
     with SearchEngine.open(config.index) as engine:
         model = engine.settings["model"]
         if model["adapter"]:
-            raise ValueError(
+            raise InputError(
                 f"{config.index} was built with {model['model']} and the adapter {model['adapter']}; index it with a "
                 "folder that holds both merged (searchkit train writes one), and adapt that"
             )
@@ -60,7 +61,7 @@ def _check_place(index: Path, out: Path) -> None:
     """Raise unless a folder in `out` can change places with the index."""
     there = next(folder for folder in (out, *out.parents) if folder.exists())
     if len({folder.stat().st_dev for folder in (there, index, index.parent)}) > 1:
-        raise ValueError(
+        raise InputError(
             f"{out} and {index} are on different file systems, and the new index takes the old one's place by a "
             "change of names; name an --out on that of the index, or leave the index alone with --keep-index"
         )
@@ -77,7 +78,7 @@ def adapted(config: AdaptConfig) -> AdaptReport | None:
     try:
         report = read_report(out / REPORT)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"{config.index} searches with {out / MODEL} already, but its report is lost: {error}; "
             "for another round, name another --out"
         ) from error
@@ -100,7 +101,7 @@ def install(index: Path, out: Path, documents: str) -> None:
     remove(out / BEFORE)
     with SearchEngine.open(index, writable=True) as engine:
         if engine.store.checksum() != documents:
-            raise ValueError(
+            raise InputError(
                 f"{index} has been changed since its documents were indexed with the new model; run the same command "
                 "again"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import Evaluation
 from searchkit.metrics import score
 from searchkit.models.embedder import Embedder
@@ -121,7 +122,7 @@ def read_report(file: Path) -> AdaptReport:
         known = {each.name: values[each.name] for each in fields(AdaptReport)}
         modes = {mode: Compared(**compared) for mode, compared in values["modes"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no report of searchkit adapt, or it is damaged") from error
+        raise InputError(f"{file} is no report of searchkit adapt, or it is damaged") from error
     return AdaptReport(**{**known, "modes": modes})
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from searchkit.errors import InputError
 from searchkit.models.conventions import SETTINGS
 from searchkit.readers.lines import plain_lines
 from searchkit.training.builtin import data as builtin_data
@@ -108,7 +109,7 @@ def make(pairs: Path, out: Path, *, base: str = "minilm", max_steps: int | None 
     """
     given = sorted(pairs.glob("*.jsonl.gz"))
     if not {file.name for file in given} & {f"{name}.jsonl.gz" for name in _FIRST}:
-        raise ValueError(
+        raise InputError(
             f"{pairs} holds none of {', '.join(f'{name}.jsonl.gz' for name in _FIRST)}; give the pairs' folder"
         )
     stages, data, built = Stages(out), out / "data", out / "builtin"
@@ -170,7 +171,7 @@ def mean(first: Path, second: Path, out: Path) -> None:
     shutil.copytree(second, out, ignore=shutil.ignore_patterns("model.safetensors", "README.md", "log*", "training.*"))
     one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
     if {name: weights.shape for name, weights in one.items()} != {name: w.shape for name, w in other.items()}:
-        raise ValueError(
+        raise InputError(
             f"{first} and {second} have weights of other names or shapes; only models of one shape have a mean"
         )
     save_file({name: (one[name] + other[name]) / 2 for name in one}, out / "model.safetensors", {"format": "pt"})

@@ -7,29 +7,23 @@ import re
 from functools import cache
 from typing import Annotated, Any
 
+from searchkit.errors import BadAnswer, InputError, MissingExtraError
+
 try:
     from pydantic import AfterValidator, BaseModel, ConfigDict, StrictInt, StrictStr, ValidationError
 except ModuleNotFoundError as error:
-    raise ImportError(
+    raise MissingExtraError(
         f"writing training data needs {error.name}: pip install 'searchkit[train]'", name=error.name
     ) from error
 
 
-class BadAnswer(ValueError):
-    """Why an answer cannot be used: `reason` in a few words that are counted, the rest in the message."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 def _written(text: str) -> str:
     if not text.strip():
-        raise ValueError("the text is blank")
+        raise InputError("the text is blank")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("a lone surrogate, which UTF-8 cannot store") from None
+        raise InputError("a lone surrogate, which UTF-8 cannot store") from None
     return text.strip()
 
 
@@ -152,7 +146,7 @@ _REFUSAL = re.compile(
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    raise InputError(f"{name} is not a JSON number")
 
 
 _JSON = json.JSONDecoder(parse_constant=_no_constant)

@@ -8,6 +8,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from searchkit.errors import InputError
 from searchkit.training.dataset import folded
 from searchkit.training.synthesis.answers import Answer
 from searchkit.training.synthesis.llm import Request
@@ -107,7 +108,7 @@ class FromNothing:
             group: load_prompt(f"tasks-{group}", folder) for group in mix.groups if group in BRAINSTORMED
         }
         if unknown := [prompt.name for prompt in self._prompts.values() if prompt.answer not in _FIELDS]:
-            raise ValueError(
+            raise InputError(
                 f"prompt {unknown[0]} asks for an answer that is no example; one of {', '.join(_FIELDS)} is"
             )
         self._tasks: dict[str, list[str]] = {}
@@ -142,7 +143,7 @@ class FromNothing:
                 if len(tasks) >= count:
                     break
             if not tasks and not asker.stopped:
-                raise ValueError(
+                raise InputError(
                     f"the model thought of no task for the group {group}, so no example of it can be asked for "
                     f"({asker.trouble})"
                 )
@@ -205,7 +206,7 @@ class FromNothing:
                 rng = random.Random(f"{self._seed}/targets/{number}")
                 yield code, rng.choices(list(others), list(others.values()))[0]
             else:
-                raise ValueError("bitext needs two languages or more; name another one, or leave the group out")
+                raise InputError("bitext needs two languages or more; name another one, or leave the group out")
 
     def _requests(self) -> Iterator[Request]:
         for slot in self._slots():  # without tasks, in a run that was stopped, nothing of the group can be there

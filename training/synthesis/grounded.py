@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.indexer.documents import StoredPassage
 from searchkit.indexer.vectors import segments
 from searchkit.records import join_title
@@ -66,10 +67,10 @@ class Grounded:
         self._brainstorm = load_prompt("corpus-tasks", folder)
         known = {kind.name: kind for kind in self._prompt.kinds}
         if unknown := [name for name in kinds if name not in known]:
-            raise ValueError(f'no kind of query is called "{unknown[0]}"; there are: {", ".join(known) or "none"}')
+            raise InputError(f'no kind of query is called "{unknown[0]}"; there are: {", ".join(known) or "none"}')
         self._kinds = [known[name] for name in kinds or known]
         if not self._kinds:
-            raise ValueError(f"prompt {self._prompt.name} has no [kinds]; see the one that ships")
+            raise InputError(f"prompt {self._prompt.name} has no [kinds]; see the one that ships")
         self._per_passage = min(per_passage, len(self._kinds))
         self._instruction = instruction
         self._instructions: dict[str, list[str]] = {}
@@ -95,7 +96,7 @@ class Grounded:
         again = self._choose_again(asker)
         self._choose(_GLIMPSES)
         if not self._chosen:
-            raise ValueError(
+            raise InputError(
                 f"the index has no passage of {self._min_words} words or more to ask about; "
                 "see --min-words, or add documents"
             )

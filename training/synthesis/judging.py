@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import BadAnswer
 from searchkit.records import Hit, Query, join_title
 from searchkit.training.dataset import folded
-from searchkit.training.synthesis.answers import Answer, BadAnswer
+from searchkit.training.synthesis.answers import Answer
 from searchkit.training.synthesis.llm import Request
 from searchkit.training.synthesis.prompting import load_prompt
 from searchkit.training.synthesis.quality import Candidate

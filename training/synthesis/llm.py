@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
-from searchkit.training.synthesis.answers import Answer, BadAnswer, read_answer, schema_of
+from searchkit.errors import BadAnswer, MissingExtraError
+from searchkit.training.synthesis.answers import Answer, read_answer, schema_of
 from searchkit.training.synthesis.journal import Journal, Reply
 from searchkit.training.synthesis.pacing import Budget, Gate, retry_after
 from searchkit.training.synthesis.prompting import Message
@@ -104,7 +105,7 @@ class Client:
         try:
             from openai import AsyncOpenAI
         except ModuleNotFoundError as error:
-            raise ImportError(
+            raise MissingExtraError(
                 f"asking a model needs {error.name}: pip install 'searchkit[train]'", name=error.name
             ) from error
         # Tries are counted here, so the library makes none by itself.

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from searchkit.errors import InputError
 from searchkit.training.synthesis.journal import Journal
 
 
@@ -35,7 +36,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.max_cost is not None and not (self.price_in > 0 or self.price_out > 0):
-            raise ValueError("a highest cost came without prices; give the prices of a million tokens too")
+            raise InputError("a highest cost came without prices; give the prices of a million tokens too")
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         """What so many tokens cost."""

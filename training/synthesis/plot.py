@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from searchkit.errors import InputError, MissingExtraError
 from searchkit.reports.style import DARK, FONT, LIGHT, Style, write_figure
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ def synthesis_chart(file: Path, report: SynthesisReport, *, dark: bool = False) 
 def figure_of(report: SynthesisReport, *, dark: bool = False) -> Figure:
     """The figure that `synthesis_chart` writes."""
     if not report.examples:
-        raise ValueError("nothing to draw: no example was written")
+        raise InputError("nothing to draw: no example was written")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ImportError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
+        raise MissingExtraError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
     style = DARK if dark else LIGHT
     figure = Figure(figsize=(9.6, 6.4), dpi=160, facecolor=style.paper, layout="constrained")
     FigureCanvasAgg(figure)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from searchkit.errors import InputError
+
 FOLDER = Path(__file__).parent / "prompts"
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 
@@ -64,7 +66,7 @@ class Prompt:
         def value(match: re.Match[str]) -> str:
             if match[1] not in values:
                 known = ", ".join(sorted(values)) or "none"
-                raise ValueError(f"prompt {self.name} has a placeholder {match[0]}, but values only for: {known}")
+                raise InputError(f"prompt {self.name} has a placeholder {match[0]}, but values only for: {known}")
             return values[match[1]]
 
         return tuple({"role": role, "content": _PLACE.sub(value, text).strip()} for role, text in self.texts.items())
@@ -89,9 +91,9 @@ class Mix:
         for what, given, known in (("task group", groups, self.groups), ("language", languages, self.names)):
             for name, weight in (given or {}).items():
                 if name not in known:
-                    raise ValueError(f'no {what} is called "{name}"; there are: {", ".join(known)}')
+                    raise InputError(f'no {what} is called "{name}"; there are: {", ".join(known)}')
                 if not 0 < weight < float("inf"):
-                    raise ValueError(f"the {what} {name} has weight {weight:g}; it must be a number above 0")
+                    raise InputError(f"the {what} {name} has weight {weight:g}; it must be a number above 0")
         return Mix(dict(groups or self.groups), dict(languages or self.languages), self.names)
 
 
@@ -117,12 +119,12 @@ def load_prompt(name: str, folder: Path | None = None) -> Prompt:
             ),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{file}: {error!r}; a prompt has version, answer and [messages] (see the prompts that ship)"
         ) from None
     for kind in prompt.kinds:
         if not 0 < kind.weight < float("inf"):
-            raise ValueError(f"{file}: the kind {kind.name} has weight {kind.weight:g}; it must be a number above 0")
+            raise InputError(f"{file}: the kind {kind.name} has weight {kind.weight:g}; it must be a number above 0")
     return prompt
 
 
@@ -136,15 +138,15 @@ def load_mix(folder: Path | None = None) -> Mix:
         others = [code for code in names if code not in weights]
         share = float(values.get("others", 0))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{file}: {error!r}; it has [groups], [weights] and [languages] as the one that ships"
         ) from None
     for name, weight in [*groups.items(), *weights.items(), ("others", share)]:
         if not 0 <= weight < float("inf"):
-            raise ValueError(f"{file}: {name} has weight {weight:g}; it must be a number, and not negative")
+            raise InputError(f"{file}: {name} has weight {weight:g}; it must be a number, and not negative")
     groups = {group: weight for group, weight in groups.items() if weight > 0}
     if unnamed := weights.keys() - names.keys():
-        raise ValueError(f"{file}: no name for {', '.join(sorted(unnamed))}; add them to [languages]")
+        raise InputError(f"{file}: no name for {', '.join(sorted(unnamed))}; add them to [languages]")
     if share > 0:
         weights |= dict.fromkeys(others, share / max(1, len(others)))
     return Mix(groups, {code: weight for code, weight in weights.items() if weight > 0}, names)
@@ -157,7 +159,7 @@ def quota(weights: Mapping[str, float], rng: random.Random) -> Iterator[str]:
     short stretches too, as often as they should. The sequence does not depend on how much of it is read.
     """
     if not weights:
-        raise ValueError("no weights came; give at least one name a weight above 0")
+        raise InputError("no weights came; give at least one name a weight above 0")
     total = sum(weights.values())
     places = [(rng.random() * total / weight, name) for name, weight in weights.items()]
     heapq.heapify(places)
@@ -171,10 +173,10 @@ def _read(name: str, folder: Path | None) -> tuple[Path, dict[str, Any]]:
     file = FOLDER / f"{name}.toml"
     if folder is not None:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder; it should hold prompts such as queries.toml")
+            raise InputError(f"{folder} is no folder; it should hold prompts such as queries.toml")
         if (folder / file.name).is_file():
             file = folder / file.name
     try:
         return file, tomllib.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as TOML: {error}") from error
+        raise InputError(f"{file} cannot be read as TOML: {error}") from error

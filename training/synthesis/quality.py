@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError, MissingExtraError
 from searchkit.records import Query
 from searchkit.training.contamination import fingerprint
 from searchkit.training.dataset import folded
@@ -139,7 +140,7 @@ class Seen:
 
     def __init__(self, likeness: float = 0.8) -> None:
         if not 0 < likeness <= 1:
-            raise ValueError(f"likeness is {likeness:g}; it is a share above 0, and 1 for exact copies alone")
+            raise InputError(f"likeness is {likeness:g}; it is a share above 0, and 1 for exact copies alone")
         self._likeness = likeness
         if likeness < 1:
             _signature("")  # a missing library is said now, not when answers have been paid for
@@ -188,7 +189,7 @@ def _signature(text: str) -> np.ndarray:
     try:
         from rensa import RMinHash
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"finding near-duplicates needs {error.name}: pip install 'searchkit[train]'", name=error.name
         ) from error
     plain = f" {' '.join(text.casefold().split())} "
@@ -213,7 +214,7 @@ class Languages:
         try:
             import py3langid  # noqa: F401
         except ModuleNotFoundError as error:
-            raise ImportError(
+            raise MissingExtraError(
                 f"telling languages apart needs {error.name}: pip install 'searchkit[train]'", name=error.name
             ) from error
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from searchkit.errors import InputError
 from searchkit.training.synthesis.quality import Candidate
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -110,27 +111,27 @@ class SynthesizeConfig:
             "tries",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+                raise InputError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         for name in (
             "temperature", "top_p", "retries", "round_trip", "min_words", "price_in", "price_out", "poll", "backoff"
         ):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number, and not negative")
+                raise InputError(f"{name} is {getattr(self, name)}; it must be a number, and not negative")
         for name in ("timeout", "max_tokens", "max_cost"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} is {value}; it must be a number above 0")
+                raise InputError(f"{name} is {value}; it must be a number above 0")
         if not self.model:
-            raise ValueError("the model has no name; give the one that its server knows it by")
+            raise InputError("the model has no name; give the one that its server knows it by")
         if self.base_url is not None:
             check_url(self.base_url)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):  # maybe the key, so it is not shown
-            raise ValueError(
+            raise InputError(
                 "key_variable is no name of an environment variable; put the key into one, such as OPENAI_API_KEY, "
                 "and give its name"
             )
         if self.out.endswith(".gz"):
-            raise ValueError(f"{self.out}: examples are written as plain JSON lines; name a file such as pairs.jsonl")
+            raise InputError(f"{self.out}: examples are written as plain JSON lines; name a file such as pairs.jsonl")
 
     def check_use(self, *, of_an_index: bool) -> None:
         """Refuse what would be ignored.
@@ -143,7 +144,7 @@ class SynthesizeConfig:
         if given:
             way = "examples from nothing" if of_an_index else "queries about an index"
             advice = "leave the index out" if of_an_index else "name one"
-            raise ValueError(f"{', '.join(given)}: for {way} only; leave it out, or {advice}")
+            raise InputError(f"{', '.join(given)}: for {way} only; leave it out, or {advice}")
 
     def beside(self, ending: str) -> Path:
         """A file beside the output: pairs.jsonl -> pairs.report.json."""
@@ -268,7 +269,7 @@ def check_url(url: str) -> None:
     if not good or parts.query:
         shown = url.rpartition("@")[2].partition("?")[0]
         what = "has a query, which cannot be sent" if good else "is no address of a server"
-        raise ValueError(f'base_url "{shown}" {what}; give such as http://localhost:8000/v1')
+        raise InputError(f'base_url "{shown}" {what}; give such as http://localhost:8000/v1')
 
 
 def length_range(text: str) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import BadAnswer, BadRow, CorpusError, InputError
 from searchkit.readers.judgements import read_beir_split, read_queries
-from searchkit.readers.lines import BadRow, CorpusError, existing, json_object, plain_lines, quoted
+from searchkit.readers.lines import existing, json_object, plain_lines, quoted
 from searchkit.tasks import find_task
-from searchkit.training.synthesis.answers import Answer, BadAnswer
+from searchkit.training.synthesis.answers import Answer
 from searchkit.training.synthesis.batch import ask_in_batches
 from searchkit.training.synthesis.from_nothing import Asker, FromNothing
 from searchkit.training.synthesis.grounded import Grounded
@@ -78,7 +79,7 @@ def synthesize(
     out = Path(config.out)
     work = config.beside(".work")
     if out.exists() and not work.is_dir():
-        raise ValueError(f"{out} is there and was not written by synthesize; name another file")
+        raise InputError(f"{out} is there and was not written by synthesize; name another file")
     config.check_use(of_an_index=engine is not None)
     key = _key(config)
     source = _source(config, engine)
@@ -98,7 +99,7 @@ def _key(config: SynthesizeConfig) -> str:
     if key or (config.base_url is not None and name == KEY_VARIABLE):
         return key
     shown = name if name.isupper() else "that key_variable names"  # it may be the key itself, given by mistake
-    raise ValueError(
+    raise InputError(
         f"no key in the environment variable {shown}; set it, or name a server that needs none with --base-url"
     )
 
@@ -361,7 +362,7 @@ class _Run:
         if not report.examples:
             refused = ", ".join(f"{reason} ({count})" for reason, count in report.refused.items())
             refused = refused and f"{refused}; the last: {self.trouble}"
-            raise ValueError(f"nothing was written: {stopped or refused or 'the model gave no answer'}")
+            raise InputError(f"nothing was written: {stopped or refused or 'the model gave no answer'}")
         report.save(self._config.beside(".report.json"))
 
 

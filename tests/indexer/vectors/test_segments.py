@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stored import again, in_segments
 
-from searchkit.indexer.files import StoreError
+from searchkit.errors import StoreError
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.recipes import Plan

@@ -12,11 +12,11 @@ from tiny_models import build_model
 
 from searchkit.cli.main import main
 from searchkit.engine import SearchEngine
+from searchkit.errors import CorpusError
 from searchkit.evaluation.beir import BeirSet, averages, find_sets, language_of, measure_set, published
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import Embedder
 from searchkit.readers.judgements import read_beir_split
-from searchkit.readers.lines import CorpusError
 from searchkit.tasks import get_task
 
 MODES = ["dense", "lexical"]

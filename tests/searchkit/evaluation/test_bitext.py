@@ -14,9 +14,9 @@ from texts import TEXTS
 from tiny_models import build_model
 
 from searchkit.cli.main import main
+from searchkit.errors import CorpusError
 from searchkit.evaluation.bitext import METRICS, Bitext, average, mine, nearest, read_bitexts, score
 from searchkit.models.embedder import Embedder
-from searchkit.readers.lines import CorpusError
 from searchkit.tasks import get_task
 
 PAIRS = [(text, text.upper()) for text in TEXTS[:10]]

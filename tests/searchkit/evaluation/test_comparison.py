@@ -12,10 +12,10 @@ import pytrec_eval
 from click.testing import CliRunner, Result
 
 from searchkit.cli.main import main
+from searchkit.errors import CorpusError
 from searchkit.evaluation.comparison import System, compare, read_systems, system_of
 from searchkit.evaluation.evaluate import Evaluation, write_report, write_run
 from searchkit.metrics import means, score_queries
-from searchkit.readers.lines import CorpusError
 from searchkit.records import Qrels, Run
 
 QUERIES = [f"q{n}" for n in range(20)]

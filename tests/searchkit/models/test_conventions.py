@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import searchkit
 from searchkit.models import conventions as module
 from searchkit.models.conventions import FAMILIES, Conventions, conventions_of, fingerprint
 from searchkit.tasks import WEB_SEARCH
@@ -249,7 +250,7 @@ def test_an_adapter_has_a_fingerprint_too(tmp_path: Path) -> None:
 
 
 def test_an_exported_model_s_weights_are_in_its_fingerprint(tmp_path: Path) -> None:
-    shutil.copytree(Path(module.__file__).parent / "builtin", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(Path(searchkit.__file__).parent / "builtin", tmp_path, dirs_exist_ok=True)
     before, weights = fingerprint(tmp_path), tmp_path / "model.onnx"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     assert fingerprint(tmp_path) != before

@@ -168,7 +168,7 @@ def test_dim_is_refused_for_models_not_trained_for_it_unless_forced(mistral: Pat
 def test_out_of_memory_halves_the_budget_and_loses_nothing(
     mistral: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    small = Embedder(mistral, device="cpu", token_budget=4096)
+    small = Embedder(mistral, device="cpu", dtype="float32", token_budget=4096)
     whole = small.runtime.model.forward
 
     def limited(input_ids: torch.Tensor, **inputs: Any) -> Any:

@@ -13,7 +13,7 @@ from texts import TEXTS
 from tiny_models import build_model
 
 from searchkit.binding import check_model
-from searchkit.indexer.files import StoreError
+from searchkit.errors import StoreError
 from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import Embedder
 from searchkit.models.torch_runtime import TorchRuntime

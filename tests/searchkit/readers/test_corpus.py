@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from searchkit.readers.corpus import CorpusError, Fields, Rejects, estimate_documents, kind_of, read_corpus
+from searchkit.errors import CorpusError
+from searchkit.readers.corpus import Fields, Rejects, estimate_documents, kind_of, read_corpus
 from searchkit.records import Document
 
 TEA = Document(id="1", title="Tea", text="Steep for three minutes.", metadata={"year": 2015})

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from searchkit.errors import CorpusError
 from searchkit.readers.judgements import read_beir_split, read_qrels, read_queries
-from searchkit.readers.lines import CorpusError
 from searchkit.records import Query
 
 

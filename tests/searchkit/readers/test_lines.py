@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from searchkit.errors import CorpusError
 from searchkit.readers.corpus import read_corpus
-from searchkit.readers.lines import CorpusError, Rejects
+from searchkit.readers.lines import Rejects
 
 GOOD = '{"id": "good", "text": "tea"}\n'
 

@@ -12,7 +12,7 @@ from texts import SENTENCES
 from tiny_models import build_model
 
 from searchkit.models.embedder import Embedder
-from searchkit.training.builtin.make import make as builtin
+from searchkit.training.builtin import make as builtin
 from searchkit.training.config import TrainConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

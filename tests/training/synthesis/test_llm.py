@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from fake_llm import FakeLLM, Reply, Script, written
 
-from searchkit.indexer.files import BusyError
-from searchkit.training.synthesis.answers import BadAnswer, read_answer, schema_of
+from searchkit.errors import BadAnswer, BusyError
+from searchkit.training.synthesis.answers import read_answer, schema_of
 from searchkit.training.synthesis.journal import Journal
 from searchkit.training.synthesis.journal import Reply as Kept
 from searchkit.training.synthesis.llm import Client, Endpoint, Request, answer_of
