@@ -1,10 +1,10 @@
-"""The errors a caller can catch, all under `SearchkitError`."""
+"""The exceptions a caller can catch, all derived from `SearchkitError`."""
 
 from __future__ import annotations
 
 
 class SearchkitError(Exception):
-    """What searchkit raises on purpose: the message says what came, what was expected and what to do."""
+    """Base of every error raised on purpose: the message says what came, what was expected and what to do."""
 
 
 class InputError(SearchkitError, ValueError):
@@ -12,7 +12,7 @@ class InputError(SearchkitError, ValueError):
 
 
 class FilterError(InputError):
-    """A filter on metadata cannot be understood."""
+    """A metadata filter cannot be parsed."""
 
 
 class StoreError(SearchkitError, ValueError):
@@ -20,12 +20,12 @@ class StoreError(SearchkitError, ValueError):
 
 
 class DamagedError(StoreError):
-    """A part of an index differs from its checksum, is missing, or contradicts another part."""
+    """Part of an index is missing, differs from its checksum, or contradicts another part."""
 
 
 class BusyError(StoreError):
-    """Another process holds the index."""
+    """Another process is writing to the index."""
 
 
 class MissingExtraError(SearchkitError, ImportError):
-    """An optional library is not installed; the message names the extra that brings it."""
+    """An optional library is not installed; the message names the extra that installs it."""

@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
+    from searchkit.errors import SearchkitError
     from searchkit.models.embedder import Embedder
     from searchkit.records import Document, Hit
 
 __version__ = "0.1.0"
-__all__ = ["Document", "Embedder", "Hit", "SearchEngine", "__version__"]
+__all__ = ["Document", "Embedder", "Hit", "SearchEngine", "SearchkitError", "__version__"]
 
 # In a checkout indexer/, training/ and cli/ stand beside this folder; a wheel holds them inside it.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
 
-_HOMES = {"SearchEngine": "engine", "Embedder": "embedder", "Document": "records", "Hit": "records"}
+_HOMES = {
+    "SearchEngine": "engine",
+    "Embedder": "models.embedder",
+    "Document": "records",
+    "Hit": "records",
+    "SearchkitError": "errors",
+}
 
 
 def __getattr__(name: str) -> object:

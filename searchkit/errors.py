@@ -1,4 +1,4 @@
-"""The errors a caller can catch, all under `SearchkitError`."""
+"""The exceptions a caller can catch, all derived from `SearchkitError`."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from searchkit.indexer.errors import (
 )
 
 __all__ = [
-    "BadAnswer",
-    "BadRow",
+    "AnswerError",
     "BusyError",
     "CorpusError",
     "DamagedError",
+    "ExtractionError",
     "FilterError",
     "InputError",
     "MissingExtraError",
+    "RowError",
     "SearchkitError",
     "StoreError",
-    "Unreadable",
 ]
 
 
 class CorpusError(InputError):
-    """A corpus, queries or judgements cannot be read; the message names file and line."""
+    """A corpus, a file of queries or a file of judgements cannot be read; the message names file and line."""
 
 
-class BadRow(InputError):
-    """One row cannot be used; the reader adds where it stands."""
+class RowError(InputError):
+    """A single row cannot be used; the reader that catches it adds file and line."""
 
 
-class Unreadable(InputError):
-    """No text can be taken out of a file."""
+class ExtractionError(InputError):
+    """No text can be extracted from a file."""
 
 
-class BadAnswer(InputError):
-    """What a language model wrote cannot be used.
+class AnswerError(InputError):
+    """A language model's answer cannot be used.
 
     Args:
-        reason: In a few words, by which such answers are counted.
+        reason: A few words; rejected answers are counted by it.
         detail: The message.
     """
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from searchkit.engine import SearchEngine
-from searchkit.errors import BadRow, CorpusError, InputError
+from searchkit.errors import CorpusError, InputError, RowError
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.lines import (
     Lines,
@@ -109,7 +109,7 @@ def _read_examples(
         rows += 1
         try:
             if fault:
-                raise BadRow(fault)
+                raise RowError(fault)
             values = json_object(line)
             if documents is None and (ids := _ids(values)):
                 raise CorpusError(
@@ -117,7 +117,7 @@ def _read_examples(
                     "give the corpus that the ids belong to"
                 )
             example = _example(values, source, texts, corpus)
-        except BadRow as error:
+        except RowError as error:
             first = first or f"{place}: {error}"
             rejects.refuse(place, str(error), line)
         else:
@@ -155,7 +155,7 @@ def _wanted(path: Path) -> set[str]:
     for _, line, fault in _rows(path):
         try:
             values = {} if fault else json_object(line)
-        except BadRow:
+        except RowError:
             continue  # reported when the rows themselves are read
         wanted.update(str(id) for id in _ids(values) if isinstance(id, str | int))
     return wanted
@@ -173,7 +173,7 @@ def _texts(documents: Iterator[Document], wanted: Collection[str], rejects: Reje
 
 def _example(values: dict[str, Any], source: str, texts: Mapping[str, str], corpus: str) -> Example:
     if values.get("query") is None:
-        raise BadRow(f'no "query" among {quoted(values)}')
+        raise RowError(f'no "query" among {quoted(values)}')
     query = _text("query", values["query"])
     positive_id = None
     if values.get("positive") is not None:
@@ -182,12 +182,12 @@ def _example(values: dict[str, Any], source: str, texts: Mapping[str, str], corp
         positive = _looked_up("positive_id", values["positive_id"], texts, corpus)
         positive_id = str(values["positive_id"])
     else:
-        raise BadRow(f'no "positive" and no "positive_id" among {quoted(values)}')
+        raise RowError(f'no "positive" and no "positive_id" among {quoted(values)}')
     negatives = tuple(dict.fromkeys(_negatives(values, texts, corpus)))
     if folded(query) == folded(positive):
-        raise BadRow("the query is its own positive; there is nothing to learn from it")
+        raise RowError("the query is its own positive; there is nothing to learn from it")
     if negatives and folded(positive) in map(folded, negatives):
-        raise BadRow("a negative is the positive itself; one of the two is wrong")
+        raise RowError("a negative is the positive itself; one of the two is wrong")
     source = _text("source", values.get("source") or source)
     return Example(query, positive, negatives, _instruction(values), source, positive_id)
 
@@ -195,7 +195,7 @@ def _example(values: dict[str, Any], source: str, texts: Mapping[str, str], corp
 def _negatives(values: dict[str, Any], texts: Mapping[str, str], corpus: str) -> list[str]:
     given = {name: values[name] for name in ("negatives", "negative") if values.get(name) is not None}
     if len(given) == 2:
-        raise BadRow('both "negatives" and "negative"; give one of them')
+        raise RowError('both "negatives" and "negative"; give one of them')
     if "negative" in given:
         return [_text("negative", given["negative"])]
     name = "negatives" if given else "negative_ids"
@@ -203,7 +203,7 @@ def _negatives(values: dict[str, Any], texts: Mapping[str, str], corpus: str) ->
     if many is None:
         return []
     if not isinstance(many, list):
-        raise BadRow(f"{name} is {typename(many)}; it must be a list")
+        raise RowError(f"{name} is {typename(many)}; it must be a list")
     if given:
         return [_text("a negative", one) for one in many]
     return [_looked_up(name, one, texts, corpus) for one in many]
@@ -216,27 +216,27 @@ def _instruction(values: dict[str, Any]) -> str | None:
     if task is None:
         return None
     if (known := find_task(_text("task", task))) is None:
-        raise BadRow(f'no task is called "{task}"; write its sentence as "instruction"')
+        raise RowError(f'no task is called "{task}"; write its sentence as "instruction"')
     return known.instruction
 
 
 def _text(name: str, value: object, *, blank: bool = False) -> str:
     if not isinstance(value, str):
-        raise BadRow(f"{name} is {typename(value)}; it must be a string")
+        raise RowError(f"{name} is {typename(value)}; it must be a string")
     check_storable(name, value)
     text = value.strip()
     if not text and not blank:
-        raise BadRow(f"{name} is blank")
+        raise RowError(f"{name} is blank")
     return text
 
 
 def _looked_up(name: str, value: object, texts: Mapping[str, str], corpus: str) -> str:
     try:
         id = checked_id(value)
-    except BadRow as error:
-        raise BadRow(f"{name}: {error}") from None
+    except RowError as error:
+        raise RowError(f"{name}: {error}") from None
     if id not in texts:
-        raise BadRow(f'{name}: no document "{id}" in {corpus}')
+        raise RowError(f'{name}: no document "{id}" in {corpus}')
     return _text(f'document "{id}"', texts[id])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from searchkit.errors import BadRow, CorpusError
+from searchkit.errors import CorpusError, RowError
 from searchkit.models.embedder import Embedder
 from searchkit.readers.lines import existing, json_object, plain_lines, quoted, typename
 
@@ -101,7 +101,7 @@ def _read_rows(file: Path, *, tabs: bool) -> Bitext:
     for place, line in plain_lines(file):
         try:
             pairs.append(_tab_pair(line) if tabs else _json_pair(line))
-        except BadRow as error:
+        except RowError as error:
             raise CorpusError(f"{place}: {error}") from None
     first, second = zip(*pairs, strict=True) if pairs else ((), ())
     return _checked(Bitext(_stem(file), first, second), file)
@@ -110,18 +110,18 @@ def _read_rows(file: Path, *, tabs: bool) -> Bitext:
 def _tab_pair(line: str) -> tuple[str, str]:
     cells = [cell.strip() for cell in line.split("\t")]
     if len(cells) != 2 or not all(cells):
-        raise BadRow(f"{len(cells)} columns; expected a sentence, a tab and its translation")
+        raise RowError(f"{len(cells)} columns; expected a sentence, a tab and its translation")
     return cells[0], cells[1]
 
 
 def _json_pair(line: str) -> tuple[str, str]:
     values = json_object(line)
     if missing := [name for name in _SENTENCES if name not in values]:
-        raise BadRow(f"{quoted(missing)} is missing; expected {quoted(_SENTENCES)}; the keys are {quoted(values)}")
+        raise RowError(f"{quoted(missing)} is missing; expected {quoted(_SENTENCES)}; the keys are {quoted(values)}")
     first, second = (values[name] for name in _SENTENCES)
     for name, value in zip(_SENTENCES, (first, second), strict=True):
         if not isinstance(value, str) or not value.strip():
-            raise BadRow(f"{name} is {'blank' if isinstance(value, str) else typename(value)}; expected a sentence")
+            raise RowError(f"{name} is {'blank' if isinstance(value, str) else typename(value)}; expected a sentence")
     return first.strip(), second.strip()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from searchkit.errors import BadRow, CorpusError, InputError, MissingExtraError
+from searchkit.errors import CorpusError, InputError, MissingExtraError, RowError
 from searchkit.evaluation.mteb_adapter import MtebEncoder, MtebSearch
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions, as_mode
@@ -132,7 +132,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
             rows.append(
                 {"id": checked_id(values.get("_id")), "title": values.get("title") or "", "text": values["text"]}
             )
-        except BadRow as error:
+        except RowError as error:
             raise CorpusError(f"{place}: {error}") from None
         except KeyError:
             raise CorpusError(f'{place}: no "text"; a BEIR corpus has "_id", "title" and "text"') from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import searchkit
-from searchkit.errors import BadRow, CorpusError, InputError, MissingExtraError, Unreadable
+from searchkit.errors import CorpusError, ExtractionError, InputError, MissingExtraError, RowError
 from searchkit.readers.extract import READABLE, extract
 from searchkit.readers.lines import (
     LONGEST_LINE,
@@ -47,7 +47,7 @@ _SUFFIXES = {
 _LINES = ("jsonl", "csv", "tsv")  # kinds read line by line, so also gzipped and from stdin
 
 
-class _BlankRow(BadRow):
+class _BlankRow(RowError):
     """Text and title are both blank."""
 
 
@@ -189,11 +189,11 @@ def _documents(rows: Iterable[_Row], fields: Fields, rejects: Rejects, *, publis
     for row in rows:
         try:
             if row.fault:
-                raise BadRow(row.fault)
+                raise RowError(row.fault)
             document = _document(row, fields)
         except _BlankRow as error:
             (rejects.set_aside if published else rejects.refuse)(row.place, str(error), row.raw)
-        except BadRow as error:
+        except RowError as error:
             rejects.refuse(row.place, str(error), row.raw)
         else:
             yield document
@@ -204,23 +204,23 @@ def _document(row: _Row, fields: Fields) -> Document:
     id_key = _id_key(values, fields)
     for option, key in (("id", id_key), ("text", fields.text)):
         if key not in values:
-            raise BadRow(f'no "{key}" among {quoted(values)}; name the one to use with --{option}-field')
+            raise RowError(f'no "{key}" among {quoted(values)}; name the one to use with --{option}-field')
     # null is how tables write an empty cell
     title, text = ("" if values.get(key) is None else values[key] for key in (fields.title, fields.text))
     for name, value in (("title", title), ("text", text)):
         if not isinstance(value, str):
-            raise BadRow(f"{name} is {typename(value)}; it must be a string")
+            raise RowError(f"{name} is {typename(value)}; it must be a string")
     id = checked_id(values[id_key])
     if not text.strip() and not title.strip():
         raise _BlankRow("empty text: text and title are both blank")
     for name, value in (("id", id), ("title", title), ("text", text)):
         if "\0" in value:
-            raise BadRow(f"{name} holds a NUL byte at character {value.index(chr(0))}; take it out")
+            raise RowError(f"{name} holds a NUL byte at character {value.index(chr(0))}; take it out")
         check_storable(name, value)
 
     merged = values.get("metadata")
     if merged is not None and not isinstance(merged, dict):
-        raise BadRow(f"metadata is {typename(merged)}; it must be an object")
+        raise RowError(f"metadata is {typename(merged)}; it must be an object")
     if fields.metadata is None:
         used = (id_key, fields.title, fields.text, "metadata")
         metadata = {**(merged or {}), **{key: value for key, value in values.items() if key not in used}}
@@ -230,9 +230,9 @@ def _document(row: _Row, fields: Fields) -> Document:
     try:
         stored = json.dumps(metadata, ensure_ascii=False, allow_nan=False) if metadata else ""
     except ValueError:
-        raise BadRow("metadata holds NaN or Infinity, which JSON has no word for") from None
+        raise RowError("metadata holds NaN or Infinity, which JSON has no word for") from None
     except RecursionError:
-        raise BadRow("metadata is nested too deeply to store") from None
+        raise RowError("metadata is nested too deeply to store") from None
     check_storable("metadata", stored)
     return Document(id=id, text=text, title=title, metadata=metadata, place=row.place)
 
@@ -253,7 +253,7 @@ def _jsonl_rows(path: Path, encoding: str, fields: Fields) -> Iterator[_Row]:
                     )
                 try:
                     values, fault = ({}, lines.fault) if lines.fault else (json_object(line), "")
-                except BadRow as error:
+                except RowError as error:
                     values, fault = {}, str(error)
                 wanted["id"] |= bool(fault) or _id_key(values, fields) in values
                 wanted["text"] |= bool(fault) or fields.text in values
@@ -335,7 +335,7 @@ def _table_row(place: str, values: dict[str, Any], raw: object, fault: str) -> _
             values = {name: _plain(value, f'column "{name}"') for name, value in values.items()}
             if isinstance(cell := values.get("metadata"), str):
                 values["metadata"] = json_object(cell, "metadata") if cell.strip() else None
-        except BadRow as error:
+        except RowError as error:
             values, fault = {}, str(error)
     return _Row(place, values, raw, fault)
 
@@ -352,7 +352,7 @@ def _plain(value: Any, where: str) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal | uuid.UUID):
         return str(value)
-    raise BadRow(
+    raise RowError(
         f"{where} holds {typename(value)}, which JSON cannot; "
         "convert it, or name the metadata columns to keep with --metadata-field"
     )
@@ -385,13 +385,13 @@ def _read_files(root: Path, encoding: str, rejects: Rejects) -> Iterator[Documen
         id = path.name if path == root else path.relative_to(root).as_posix()
         try:
             if not path.is_file():  # a pipe would block, a broken link has nothing
-                raise BadRow("not a regular file")
+                raise RowError("not a regular file")
             title, text = extract(path, encoding=encoding)
             modified = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat()
             # Not the path: spelled otherwise on the next run, it would make every document look changed.
             values = {"id": id, "title": title, "text": text, "modified": modified}
             document = _document(_Row(str(path), values, ""), Fields())
-        except (BadRow, Unreadable) as error:
+        except (RowError, ExtractionError) as error:
             rejects.refuse(str(path), str(error))
         else:
             yield document

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from searchkit.errors import MissingExtraError, Unreadable
+from searchkit.errors import ExtractionError, MissingExtraError
 
 READABLE = (".txt", ".md", ".html", ".htm", ".pdf")
 
@@ -35,7 +35,7 @@ def extract(path: Path, *, encoding: str = "utf-8") -> tuple[str, str]:
         encoding: Of text and Markdown, and of HTML that does not declare one.
 
     Raises:
-        Unreadable: The file is damaged, locked, wrongly encoded or holds no text.
+        ExtractionError: The file is damaged, locked, wrongly encoded or holds no text.
         ImportError: The library for this suffix is not installed.
     """
     suffix = path.suffix.lower()
@@ -48,10 +48,10 @@ def extract(path: Path, *, encoding: str = "utf-8") -> tuple[str, str]:
             text = decode(path.read_bytes(), encoding).replace("\r\n", "\n")
             title = _heading(text) if suffix == ".md" else ""
     except OSError as error:
-        raise Unreadable(f"cannot be opened: {error.strerror or error}") from error
+        raise ExtractionError(f"cannot be opened: {error.strerror or error}") from error
     if not text.strip():
         scanned = "; scanned pages need character recognition (OCR) first" if suffix == ".pdf" else ""
-        raise Unreadable(f"empty text: no text in the file{scanned}")
+        raise ExtractionError(f"empty text: no text in the file{scanned}")
     return title or path.stem, text
 
 
@@ -60,7 +60,7 @@ def decode(data: bytes, encoding: str, unit: str = "file") -> str:
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise Unreadable(
+        raise ExtractionError(
             f"not {encoding}: {error.reason} 0x{data[error.start]:02x} at byte {error.start} of the {unit}; "
             "name its encoding with --encoding"
         ) from error
@@ -89,7 +89,9 @@ def _html(data: bytes, encoding: str) -> tuple[str, str]:
     declared = EncodingDetector.find_declared_encoding(data, is_html=True)
     decoded = UnicodeDammit(data, user_encodings=[declared or encoding, "utf-8"], is_html=True)
     if decoded.unicode_markup is None or decoded.contains_replacement_characters:
-        raise Unreadable(f"not {declared or encoding}, and no other encoding fits; declare one by <meta charset=...>")
+        raise ExtractionError(
+            f"not {declared or encoding}, and no other encoding fits; declare one by <meta charset=...>"
+        )
     with warnings.catch_warnings():
         # bs4 warns when a page looks like XML, a file name or an address; an .html file is HTML all the same.
         warnings.simplefilter("ignore")
@@ -130,14 +132,14 @@ def _pdf(path: Path) -> tuple[str, str]:
         with _silenced("pypdf"), PdfReader(path) as reader:
             # Many files are encrypted only against editing and open with the empty password.
             if reader.is_encrypted and not reader.decrypt(""):
-                raise Unreadable("encrypted: it opens only with a password; save a copy without one")
+                raise ExtractionError("encrypted: it opens only with a password; save a copy without one")
             title = str((reader.metadata and reader.metadata.title) or "")
             text = "\n\n".join(page.extract_text() for page in reader.pages)
-    except (Unreadable, OSError):
+    except (ExtractionError, OSError):
         raise
     # Broken PDFs make pypdf raise nearly anything: KeyError, RecursionError, struct.error ...
     except Exception as error:
-        raise Unreadable(f"cannot be read as PDF: {type(error).__name__}: {error}") from error
+        raise ExtractionError(f"cannot be read as PDF: {type(error).__name__}: {error}") from error
     title = _SPACE.sub(" ", _clean(title)).strip()
     usable = len(title) <= 300 and re.search(r"\w", title) and not _NO_TITLE.fullmatch(title)
     return title if usable else "", _clean(text)

@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from searchkit.errors import BadRow, CorpusError
+from searchkit.errors import CorpusError, RowError
 from searchkit.readers.lines import (
     check_storable,
     checked_id,
@@ -30,7 +30,7 @@ def read_queries(path: Path | str) -> list[Query]:
     for place, line in plain_lines(path):
         try:
             query = _tsv_query(line) if tabs else _json_query(json_object(line))
-        except BadRow as error:
+        except RowError as error:
             raise CorpusError(f"{place}: {error}") from None
         if tabs and not queries and query.id.lower() in _QUERY_ID_NAMES and query.text.lower() in ("text", "query"):
             continue  # a header
@@ -121,7 +121,7 @@ def read_beir_split(folder: Path | str, split: str) -> tuple[list[Query], Qrels]
 def _tsv_query(line: str) -> Query:
     id, _, text = (part.strip() for part in line.partition("\t"))
     if not id or not text:
-        raise BadRow("expected an id, a tab and the query's text")
+        raise RowError("expected an id, a tab and the query's text")
     return Query(id, text)
 
 
@@ -130,13 +130,13 @@ def _json_query(values: dict[str, Any]) -> Query:
     text = next((values[key] for key in ("text", "query") if key in values), None)
     instruction = values.get("instruction")
     if id is None or text is None:
-        raise BadRow(f'expected "_id" or "id", and "text" or "query"; the keys are {quoted(values)}')
+        raise RowError(f'expected "_id" or "id", and "text" or "query"; the keys are {quoted(values)}')
     if not isinstance(text, str) or not text.strip():
-        raise BadRow(
+        raise RowError(
             "the query's text is blank" if isinstance(text, str) else f"text is {typename(text)}, not a string"
         )
     if instruction is not None and not isinstance(instruction, str):
-        raise BadRow(f"instruction is {typename(instruction)}; it must be a string")
+        raise RowError(f"instruction is {typename(instruction)}; it must be a string")
     for name, value in (("id", id := checked_id(id)), ("text", text), ("instruction", instruction or "")):
         check_storable(name, value)
     return Query(id, text, instruction)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn, TextIO
 
-from searchkit.errors import BadRow, CorpusError, InputError, Unreadable
+from searchkit.errors import CorpusError, ExtractionError, InputError, RowError
 from searchkit.readers.extract import decode
 
 LONGEST_LINE = 2**26  # bytes; a longer line is not a row but a file of another kind
@@ -107,7 +107,7 @@ class Lines:
             raise CorpusError(f"{place}: a line longer than {LONGEST_LINE >> 20} MiB; is it a file of another kind?")
         try:
             text = decode(line, self._encoding, unit="line")
-        except Unreadable as error:
+        except ExtractionError as error:
             self.fault = self.fault or str(error)
             text = line.decode(self._encoding, "backslashreplace")
         if len(self.raw) < _SHOWN:
@@ -146,15 +146,15 @@ def existing(path: Path | str) -> Path:
 
 
 def json_object(line: str, what: str = "the row") -> dict[str, Any]:
-    """Return the JSON object a text holds, or raise BadRow; ``what`` names the text in the message."""
+    """Return the JSON object a text holds, or raise RowError; ``what`` names the text in the message."""
     try:
         value = _JSON.decode(line)
     except json.JSONDecodeError as error:
-        raise BadRow(f"{what} is not JSON: {error.msg} at column {error.colno}") from None
+        raise RowError(f"{what} is not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # NaN, a number of 5,000 digits, brackets 10,000 deep
-        raise BadRow(f"{what} is not JSON: {error}") from None
+        raise RowError(f"{what} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise BadRow(f"{what} is {typename(value)}; it must be a JSON object")
+        raise RowError(f"{what} is {typename(value)}; it must be a JSON object")
     return value
 
 
@@ -166,21 +166,21 @@ _JSON = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def checked_id(value: object) -> str:
-    """Return an id as a string, or raise BadRow."""
+    """Return an id as a string, or raise RowError."""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise BadRow(f"id is {typename(value)}; it must be a string or an integer")
+        raise RowError(f"id is {typename(value)}; it must be a string or an integer")
     if not str(value).strip():
-        raise BadRow("empty id")
+        raise RowError("empty id")
     return str(value)
 
 
 def check_storable(name: str, value: str) -> None:
-    """Raise BadRow where UTF-8 cannot store the value."""
+    """Raise RowError where UTF-8 cannot store the value."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
         code = f"\\u{ord(value[error.start]):04x}"
-        raise BadRow(f"{name} holds the lone surrogate {code}, which UTF-8 cannot store; take it out") from None
+        raise RowError(f"{name} holds the lone surrogate {code}, which UTF-8 cannot store; take it out") from None
 
 
 def is_integer(text: str) -> bool:

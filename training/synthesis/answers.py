@@ -7,7 +7,7 @@ import re
 from functools import cache
 from typing import Annotated, Any
 
-from searchkit.errors import BadAnswer, InputError, MissingExtraError
+from searchkit.errors import AnswerError, InputError, MissingExtraError
 
 try:
     from pydantic import AfterValidator, BaseModel, ConfigDict, StrictInt, StrictStr, ValidationError
@@ -162,24 +162,24 @@ def read_answer(name: str, text: str) -> Answer:
     """Return what a model wrote, validated.
 
     Raises:
-        BadAnswer: It is empty, a refusal, no JSON, or not of the schema.
+        AnswerError: It is empty, a refusal, no JSON, or not of the schema.
     """
     text = _THOUGHTS.sub("", text).strip()
     if not text:
-        raise BadAnswer("empty", "the answer is empty")
+        raise AnswerError("empty", "the answer is empty")
     try:
         start = text.find("{")
         values = _JSON.decode(text) if start < 0 else _JSON.raw_decode(text, start)[0]  # with prose on either side
     except (ValueError, RecursionError) as error:
         if _REFUSAL.search(text[:300]):
-            raise BadAnswer("refused by the model", text[:200]) from None
-        raise BadAnswer("not JSON", f"{error}: {text[:200]}") from None
+            raise AnswerError("refused by the model", text[:200]) from None
+        raise AnswerError("not JSON", f"{error}: {text[:200]}") from None
     try:
         return ANSWERS[name].model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the answer"
-        raise BadAnswer("not of the schema", f"{place}: {first['msg']}") from None
+        raise AnswerError("not of the schema", f"{place}: {first['msg']}") from None
 
 
 def refuses(text: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from searchkit.engine import SearchEngine
-from searchkit.errors import BadAnswer
+from searchkit.errors import AnswerError
 from searchkit.records import Hit, Query, join_title
 from searchkit.training.dataset import folded
 from searchkit.training.synthesis.answers import Answer
@@ -71,18 +71,18 @@ class Judge:
         """The example after a look at the grades.
 
         Raises:
-            BadAnswer: A passage has no grade, or none of them answers the query.
+            AnswerError: A passage has no grade, or none of them answers the query.
         """
         one: Candidate = request.about[0]
         shown: list[Shown] = request.about[1]
         order: list[int] = request.about[2]
         given = {entry.passage: entry.grade for entry in getattr(answer, "grades", ())}
         if missing := [number for number in range(1, len(order) + 1) if given.get(number) not in (0, 1, 2, 3)]:
-            raise BadAnswer("not of the schema", f"no grade from 0 to 3 for passage {missing[0]}")
+            raise AnswerError("not of the schema", f"no grade from 0 to 3 for passage {missing[0]}")
         grades = {place: given[number] for number, place in enumerate(order, start=1)}
         best = max(grades.values())
         if best < _ANSWERS:
-            raise BadAnswer("no passage answers it", f"best grade {best}")
+            raise AnswerError("no passage answers it", f"best grade {best}")
         place = min(
             (place for place in grades if grades[place] == best), key=lambda place: (not shown[place].own, place)
         )

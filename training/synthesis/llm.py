@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
-from searchkit.errors import BadAnswer, MissingExtraError
+from searchkit.errors import AnswerError, MissingExtraError
 from searchkit.training.synthesis.answers import Answer, read_answer, schema_of
 from searchkit.training.synthesis.journal import Journal, Reply
 from searchkit.training.synthesis.pacing import Budget, Gate, retry_after
@@ -364,7 +364,7 @@ class Client:
         try:
             self.examples += _examples_in(answer_of(request, reply))
             self._usable += 1
-        except BadAnswer as error:
+        except AnswerError as error:
             self.refused += 1
             self._why[error.reason] = self._why.get(error.reason, 0) + 1
             if not self._usable and self.refused >= _HOPELESS:
@@ -407,19 +407,19 @@ def answer_of(request: Request, reply: Reply) -> Answer:
     """The answer that a reply holds.
 
     Raises:
-        BadAnswer: It holds none.
+        AnswerError: It holds none.
     """
     if reply.status == "cut":
-        raise BadAnswer("cut at the most tokens", f"after {reply.tokens_out} tokens: {reply.text[-100:]}")
+        raise AnswerError("cut at the most tokens", f"after {reply.tokens_out} tokens: {reply.text[-100:]}")
     if reply.status != "ok":
-        raise BadAnswer("refused by the model", reply.text[:200])
+        raise AnswerError("refused by the model", reply.text[:200])
     return read_answer(request.answer, reply.text)
 
 
 def _examples_of(request: Request, reply: Reply) -> int:
     try:
         return _examples_in(answer_of(request, reply))
-    except BadAnswer:
+    except AnswerError:
         return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from searchkit.engine import SearchEngine
-from searchkit.errors import BadAnswer, BadRow, CorpusError, InputError
+from searchkit.errors import AnswerError, CorpusError, InputError, RowError
 from searchkit.readers.judgements import read_beir_split, read_queries
 from searchkit.readers.lines import existing, json_object, plain_lines, quoted
 from searchkit.tasks import find_task
@@ -222,7 +222,7 @@ class _Run:
                     continue
                 try:
                     self._accept(judge.judged(request, answer))
-                except BadAnswer as error:
+                except AnswerError as error:
                     self._refuse(error.reason, str(error), one.row(self._config.model))
             self._tell()
 
@@ -257,7 +257,7 @@ class _Run:
             return None
         try:
             return answer_of(request, reply)
-        except BadAnswer as error:
+        except AnswerError as error:
             self._refuse(error.reason, str(error), described)
             return None
 
@@ -372,7 +372,7 @@ def _samples(file: Path) -> list[str]:
     for place, line in plain_lines(existing(file)):
         try:
             values = json_object(line)
-        except BadRow as error:
+        except RowError as error:
             raise CorpusError(f"{place}: {error}") from None
         text = values.get("query") or values.get("text")
         if not isinstance(text, str) or not text.strip():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_llm import FakeLLM, Reply, Script, written
 
-from searchkit.errors import BadAnswer, BusyError
+from searchkit.errors import AnswerError, BusyError
 from searchkit.training.synthesis.answers import read_answer, schema_of
 from searchkit.training.synthesis.journal import Journal
 from searchkit.training.synthesis.journal import Reply as Kept
@@ -269,7 +269,7 @@ def test_an_answer_counts_once(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_answer_is_refused_with_a_reason(text: str, reason: str) -> None:
-    with pytest.raises(BadAnswer) as caught:
+    with pytest.raises(AnswerError) as caught:
         read_answer("triple", text)
     assert caught.value.reason == reason
 
