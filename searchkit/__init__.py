@@ -10,27 +10,39 @@ if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
     from searchkit.errors import SearchkitError
     from searchkit.models.embedder import Embedder
-    from searchkit.records import Document, Hit
+    from searchkit.ranking import SearchOptions
+    from searchkit.records import Document, Hit, Query
 
 __version__ = "0.1.0"
-__all__ = ["Document", "Embedder", "Hit", "SearchEngine", "SearchkitError", "__version__"]
+__all__ = [
+    "Document",
+    "Embedder",
+    "Hit",
+    "Query",
+    "SearchEngine",
+    "SearchOptions",
+    "SearchkitError",
+    "__version__",
+]
 
-# In a checkout indexer/, training/ and cli/ stand beside this folder; a wheel holds them inside it.
+# In a checkout, indexer/, training/ and cli/ sit beside this folder; a wheel holds them inside it.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
 
-_HOMES = {
-    "SearchEngine": "engine",
-    "Embedder": "models.embedder",
+_MODULES = {
     "Document": "records",
+    "Embedder": "models.embedder",
     "Hit": "records",
+    "Query": "records",
+    "SearchEngine": "engine",
+    "SearchOptions": "ranking",
     "SearchkitError": "errors",
 }
 
 
 def __getattr__(name: str) -> object:
-    # Loaded on first use, so that `import searchkit` stays quick and needs no extra.
-    if name in _HOMES:
-        return getattr(import_module(f"searchkit.{_HOMES[name]}"), name)
+    # Loaded on first use, so that `import searchkit` stays fast and needs no extra.
+    if name in _MODULES:
+        return getattr(import_module(f"searchkit.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'searchkit' has no attribute {name!r}")
