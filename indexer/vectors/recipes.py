@@ -118,7 +118,9 @@ class Plan:
     @property
     def needed(self) -> int:
         """Training vectors below which FAISS refuses, or makes a code of no use."""
-        return max(256 if self.code else 0, self.cells, self.width, 1 if RECIPES[self.recipe].per_centroid else 0)
+        # With fewer vectors than dimensions, FAISS's OPQMatrix writes past its memory and takes the process down.
+        rotated = self.dim if self.recipe == "opq" else 0
+        return max(256 if self.code else 0, self.cells, self.width, rotated, bool(RECIPES[self.recipe].per_centroid))
 
 
 def plan(text: str, dim: int, count: int) -> Plan:

@@ -261,6 +261,7 @@ def test_principal_components_keep_the_inner_products() -> None:
         ("pq", 384, 10, "pq:48", "IVF1,PQ48np", 256),
         (" PQ:32 ", 384, 10, "pq:32", "IVF1,PQ32np", 256),
         ("opq", 100, 10, "opq:10", "OPQ10,IVF1,PQ10np", 256),
+        ("opq:24", 384, 10, "opq:24", "OPQ24,IVF1,PQ24np", 384),
         ("ivf-pq:8", 64, 10_000, "ivf-pq:8", "IVF256,PQ8np", 256),
         ("ivf-int8", 64, 10_000, "ivf-int8", "IVF256,SQ8", 256),
         ("ivf-int8", 64, 1_000_000, "ivf-int8", "IVF4000,SQ8", 4000),
