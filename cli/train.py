@@ -61,6 +61,10 @@ if TYPE_CHECKING:
     "--pooling", type=click.Choice(["last", "mean", "weighted-mean", "cls", "max"]), help="Instead of the base's."
 )
 @click.option(
+    "--eos/--no-eos", "append_eos", default=None,
+    help="End every text with EOS. [default: yes for a decoder that pools at the last token]",
+)  # fmt: skip
+@click.option(
     "--attention",
     type=click.Choice(["causal", "bidirectional"]),
     help="Make an encoder a decoder, or let a decoder's tokens see the whole text. [default: the base's own]",

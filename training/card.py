@@ -11,7 +11,11 @@ from searchkit.models.conventions import SETTINGS
 from searchkit.training.config import TrainConfig
 from searchkit.training.log import TrainReport
 
-_FLAGS = {"lora_rank": "--rank", "lora_alpha": "--alpha"}  # of settings that `searchkit train` calls otherwise
+_FLAGS = {
+    "lora_rank": "--rank",
+    "lora_alpha": "--alpha",
+    "append_eos": "--eos",
+}  # of settings that `searchkit train` calls otherwise
 _NO_FLAG = ("teacher_neighbours", "teacher_follows")
 
 _ATTENTION_NOTES = {
@@ -78,8 +82,9 @@ def _command(config: TrainConfig, report: TrainReport) -> str:
             continue
         if name in _NO_FLAG:
             return "."
-        words.append(_FLAGS.get(name, "--" + name.replace("_", "-")))
-        if value is not True:
+        flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+        words.append(flag.replace("--", "--no-") if value is False else flag)
+        if not isinstance(value, bool):
             words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
     if any(leaking.questions for leaking in report.leaks):
         words.append("--allow-leaks")

@@ -52,6 +52,8 @@ class TrainConfig:
         lora_rank: Of the adapters on all linear layers; 0 trains every weight but the token embeddings.
         lora_alpha: Scales the adapters; None is twice the rank.
         pooling: Instead of the base's own.
+        append_eos: End every query and passage with EOS. None does so for a decoder that pools at the last token, as in
+            the paper, and otherwise keeps the base's own way; False leaves it to the tokenizer.
         attention: "causal" makes a decoder of an encoder, "bidirectional" lets the tokens of a decoder see the whole
             text (within its sliding window, to both sides); None keeps the base's own. Pooling stays as it is.
         query_repeats: How often a query is written after its instruction, instead of as often as with the base: read
@@ -90,6 +92,7 @@ class TrainConfig:
     lora_rank: int = 16
     lora_alpha: int | None = None
     pooling: str | None = None
+    append_eos: bool | None = None
     attention: str | None = None
     query_repeats: int | None = None
     max_length: int = 512

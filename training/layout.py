@@ -47,6 +47,8 @@ def write_layout(
     settings: dict[str, Any] = {"prompts": {"query": query, "document": conventions.document_prefix}}
     if conventions.instructed != Conventions().instructed and not default_instruction:
         settings["instructed"] = conventions.instructed  # no prompt shows it
+    if conventions.append_eos or conventions.pooling == "last":  # whatever the folder's name says of its family
+        settings["append_eos"] = conventions.append_eos
     if conventions.query_repeats > 1:
         settings["query_repeats"] = conventions.query_repeats
     if dims is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from searchkit.errors import InputError
-from searchkit.models.conventions import conventions_of
+from searchkit.models.conventions import conventions_of, is_embedder
 from searchkit.models.embedder import Embedder, find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.models.torch_runtime import BASE_CONFIG, TorchRuntime, is_decoder, sees_ahead
@@ -67,7 +67,14 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
         folder = work / "unpacked"
     # Known by the base's name, not the copy's; and another attention brings no other pooling along.
     known_as = Path(name).name if Path(name).is_absolute() else name
-    conventions = conventions_of(folder, known_as, decoder=is_decoder(AutoConfig.from_pretrained(folder)))
+    decoder = is_decoder(AutoConfig.from_pretrained(folder))
+    conventions = conventions_of(folder, known_as, decoder=decoder)
+    conventions = replace(conventions, pooling=config.pooling or conventions.pooling)
+    # A language model's tokenizer ends no text with EOS, and without it the last token is any word. An embedder that is
+    # trained further keeps what it was trained with.
+    by_default = decoder and conventions.pooling == "last" and not is_embedder(folder, known_as)
+    append_eos = (by_default or conventions.append_eos) if config.append_eos is None else config.append_eos
+    conventions = replace(conventions, append_eos=append_eos)
     if config.attention:
         folder = work / "base"
     embedder = Embedder(folder, dtype="float32", device=device, conventions=conventions)
@@ -78,7 +85,6 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
         )
     embedder.conventions = replace(
         conventions,
-        pooling=config.pooling or conventions.pooling,
         query_repeats=config.query_repeats or conventions.query_repeats,
         max_length=min(config.max_length, embedder.runtime.longest or config.max_length),
     )

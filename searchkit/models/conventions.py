@@ -100,9 +100,17 @@ def conventions_of(folder: Path, name: str, *, decoder: bool) -> Conventions:
     Raises:
         ValueError: The folder describes a pipeline that this project cannot reproduce.
     """
-    known = next((c for pattern, c in FAMILIES.items() if re.search(pattern, name.lower())), None)
-    conventions = known or Conventions(pooling="last" if decoder else "mean")
+    conventions = _family(name) or Conventions(pooling="last" if decoder else "mean")
     return _from_sentence_transformers(folder, conventions)
+
+
+def is_embedder(folder: Path, name: str) -> bool:
+    """Whether the model is known to be trained to embed: by its folder's layout, or by the table of families."""
+    return (folder / MODULES).is_file() or _family(name) is not None
+
+
+def _family(name: str) -> Conventions | None:
+    return next((c for pattern, c in FAMILIES.items() if re.search(pattern, name.lower())), None)
 
 
 _SENTENCE_TRANSFORMERS_POOLING = {
@@ -142,6 +150,10 @@ def _from_sentence_transformers(folder: Path, conventions: Conventions) -> Conve
     if not isinstance(repeats, int) or repeats < 1:
         raise InputError(f"{folder / SETTINGS} has query_repeats {repeats!r}; expected a whole number, 1 or more")
     conventions = replace(conventions, query_repeats=repeats)
+    if "append_eos" in settings:
+        if not isinstance(settings["append_eos"], bool):
+            raise InputError(f"{folder / SETTINGS} has append_eos {settings['append_eos']!r}; expected true or false")
+        conventions = replace(conventions, append_eos=settings["append_eos"])
     if settings.get("matryoshka_dims"):
         conventions = replace(conventions, smallest_dim=min(settings["matryoshka_dims"]))
     return conventions

@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from searchkit.errors import InputError, MissingExtraError
-from searchkit.models.conventions import MODULES, Conventions, conventions_of, fingerprint
+from searchkit.models.conventions import MODULES, Conventions, conventions_of, fingerprint, is_embedder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -102,9 +103,10 @@ class Embedder:
         self.runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype, threads)
         # An adapter that `searchkit train` wrote says how it wants to be used, which may differ from the base.
         self.settings_folder = adapter_folder if adapter_folder and (adapter_folder / MODULES).is_file() else folder
-        self.conventions = conventions or conventions_of(
-            self.settings_folder, _known_as(self.name), decoder=self.runtime.decoder
-        )
+        known_as = _known_as(self.name)
+        if self.runtime.decoder and not (conventions or adapter or is_embedder(self.settings_folder, known_as)):
+            _warn_untrained(self.name)
+        self.conventions = conventions or conventions_of(self.settings_folder, known_as, decoder=self.runtime.decoder)
         self._set_frame()
         self._set_length(max_length)
         self._set_dim(dim, force_dim)
@@ -405,6 +407,16 @@ def find_model(model: str) -> tuple[Path, str]:
 def _known_as(name: str) -> str:
     """What a family is recognised by: a hub id whole, of a local folder its own name and not its parents'."""
     return Path(name).name if Path(name).is_absolute() else name
+
+
+@cache
+def _warn_untrained(name: str) -> None:
+    """Once for each model."""
+    logger.warning(
+        "%s is a language model that was not trained to embed, so its vectors search poorly. "
+        "Train it first: searchkit train PAIRS --base %s --out OUT",
+        name, name,
+    )  # fmt: skip
 
 
 def _find_adapter(adapter: str) -> Path:

@@ -110,8 +110,9 @@ def test_padding_sides_and_company_make_no_difference(changed: tuple[Path, Embed
 
 
 def test_attention_is_all_that_changes(changed: tuple[Path, Embedder, str]) -> None:
-    base, embedder, _ = changed
-    assert embedder.conventions == replace(Embedder(base, device="cpu").conventions, max_length=64)
+    base, embedder, attention = changed
+    eos = attention == "bidirectional"  # as with every decoder that is trained
+    assert embedder.conventions == replace(Embedder(base, device="cpu").conventions, max_length=64, append_eos=eos)
 
 
 def test_an_adapter_brings_its_attention_to_the_base(mistral: Path, tmp_path: Path) -> None:

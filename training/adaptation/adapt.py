@@ -246,7 +246,7 @@ class _Run:
             warmup_steps=steps // 10,
             weight_decay=0.01, temperature=0.05, negatives_per_query=1, teacher=self.base,
             teacher_weight=config.teacher_weight, teacher_neighbours=0, teacher_follows=True, lora_rank=rank,
-            query_repeats=self.identity.get("query_repeats", 1),
+            query_repeats=self.identity.get("query_repeats", 1), append_eos=self.identity["append_eos"],
             max_length=min(config.max_length, self.identity["max_length"]), matryoshka=(dim,) if dim < width else (),
             checkpoint_every=max(1, steps // 8), seed=config.seed,
         )  # fmt: skip
