@@ -173,8 +173,9 @@ def _searched(
 ) -> list[System]:
     """One index, searched as the options say."""
     from searchkit.cli.evaluate import set_rules
-    from searchkit.evaluation.sweep import sweep
+    from searchkit.evaluation.sweep import Variants, sweep
     from searchkit.ranking import SearchOptions
+    from searchkit.records import Judgements
 
     how = {name: options[name] for name in ("model", "adapter", "device", "dtype", "threads")}
     dims, recipes = _widths(options["dims"]), _names(options["recipes"])
@@ -185,16 +186,11 @@ def _searched(
         if not labels:
             rules = {"task": None, "instruction": None, "drop_self": drop_self}
             instruction, _ = set_rules(task, rules, engine)
+        modes = _names(options["modes"]) or ([] if dims or recipes else ["hybrid"])
         return sweep(
             engine,
-            list(queries.values()),
-            qrels,
-            modes=_names(options["modes"]) or ([] if dims or recipes else ["hybrid"]),
-            instruction=instruction,
-            instructions=labels or None,
-            dims=dims,
-            recipes=recipes,
-            drop_self=drop_self,
+            Judgements(task, list(queries.values()), qrels, instruction, drop_self),
+            Variants(modes, labels or None, dims, recipes),
             options=fusion,
             on_system=lambda name: note(f"searching {name} ..."),
         )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from searchkit.compression.choice import Limits
     from searchkit.compression.measure import Candidate
     from searchkit.engine import SearchEngine
-    from searchkit.records import Query
+    from searchkit.records import Judgements
 
 _UNITS = {"": 1.0, "b": 1.0, **{f"{letter}b": 10.0 ** (3 * n) for n, letter in enumerate("kmgt", 1)}}
 _UNITS |= {f"{letter}ib": 2.0 ** (10 * n) for n, letter in enumerate("kmgt", 1)}
@@ -110,7 +110,7 @@ def check_recipe(engine: SearchEngine, recipe: str) -> None:
 def store_by(engine: SearchEngine, recipe: str) -> None:
     """What `searchkit index --recipe` does at its end: store by a recipe, or say why flat is kept."""
     from searchkit.compression.choice import Limits, choose
-    from searchkit.compression.measure import measure, parse, quick_recipes
+    from searchkit.compression.measure import MeasureOptions, measure, parse, quick_recipes
     from searchkit.indexer.vectors.recipes import Plan
 
     stored = Plan(**engine.store.setting("storage")["plan"])
@@ -121,7 +121,7 @@ def store_by(engine: SearchEngine, recipe: str) -> None:
         if passages < _FEW:
             note(f"{passages} passages are too few to choose a recipe by (at least {_FEW}); flat is kept")
             return
-        found = measure(engine, recipes=quick_recipes(stored.dim), sample=20_000)
+        found = measure(engine, options=MeasureOptions(recipes=quick_recipes(stored.dim), sample=20_000))
         _apply(engine, choose(found, Limits()), drop_vectors=False, seed=0)
         return
     wanted, _ = parse(recipe, stored.dim, passages)
@@ -162,9 +162,9 @@ def _sweep(
     engine: SearchEngine, index: Path, do_apply: bool, drop_vectors: bool, output: str, options: dict[str, Any]
 ) -> None:
     from searchkit.compression.choice import Limits, choose, front
-    from searchkit.compression.measure import RERANK, SAMPLE_BYTES, measure
+    from searchkit.compression.measure import RERANK, SAMPLE_BYTES, MeasureOptions, measure
 
-    queries, rules = _queries(options, engine)
+    judgements = _queries(options, engine)
     recall = options["recall"] or 0.95
     limits = Limits(recall, options["max_bytes"], options["max_memory"], options["latency"])
     if options["plot"]:
@@ -174,24 +174,20 @@ def _sweep(
     names = [name.strip() for name in options["recipes"].split(",") if name.strip()] if options["recipes"] else None
     found = measure(
         engine,
-        recipes=names,
-        queries=queries,
-        recall=recall,
-        sample=options["sample"],
-        seed=options["seed"],
+        judgements,
+        options=MeasureOptions(names, recall, sample=options["sample"], seed=options["seed"]),
         on_recipe=lambda name, number, total: note(
             f"[{number}/{total}] {name}" + (": learning its rotation takes long" if name.startswith("opq") else "")
         ),
         on_skipped=lambda name, reason: note(f"{name} is left out: {reason}"),
-        **rules,
     )
     first = found[0]
-    if first.sample + (0 if queries else first.queries) < first.total:
+    if first.sample + (0 if judgements else first.queries) < first.total:
         note(
             f"measured on {first.sample:,} of {first.total:,} vectors (--sample, at most {SAMPLE_BYTES >> 20} MiB of "
             "them): sizes and times of one query are for the whole, recall is the sample's and falls somewhat with more"
         )
-    if queries is None:
+    if judgements is None:
         note(
             f"phrases of {first.queries} passages held out stand in for queries; real ones may find less, most of all "
             "in cells and graphs: --queries or --beir measure them"
@@ -229,19 +225,20 @@ def _sweep(
         note(f"the smallest that keeps to the limits is {chosen.name}; the same command with --apply stores by it")
 
 
-def _queries(options: dict[str, Any], engine: SearchEngine) -> tuple[list[Query] | None, dict[str, Any]]:
-    """The queries, if any were given, and how they are asked and judged."""
+def _queries(options: dict[str, Any], engine: SearchEngine) -> Judgements | None:
+    """The queries, if any were given, and how they are judged."""
     from searchkit.cli.evaluate import read_judged, set_rules
     from searchkit.readers.judgements import read_queries
+    from searchkit.records import Judgements
 
     if options["beir"] or options["qrels"]:
         queries, qrels, task = read_judged(options)
         instruction, drop_self = set_rules(task, options, engine)
-        return queries, {"qrels": qrels, "instruction": instruction, "drop_self": drop_self}
+        return Judgements(task, queries, qrels, instruction, drop_self)
     if options["queries"]:
         instruction, _ = set_rules("", options, engine)
-        return read_queries(options["queries"]), {"instruction": instruction}
-    return None, {}
+        return Judgements("", read_queries(options["queries"]), {}, instruction)
+    return None
 
 
 def _content(

@@ -31,7 +31,7 @@ def demo(folder: Path) -> None:
     from searchkit.evaluation.evaluate import EVALUATION_MODES, evaluate
     from searchkit.ranking import SearchOptions
     from searchkit.readers.corpus import corpus_folder, read_corpus
-    from searchkit.readers.judgements import read_beir_split
+    from searchkit.readers.judgements import read_judgements
     from searchkit.records import Query
 
     corpus = corpus_folder("intents")
@@ -46,9 +46,9 @@ def demo(folder: Path) -> None:
             hits = engine.search(_QUESTION, instruction=instruction, k=2, options=SearchOptions(mode="dense"))
             print_hits(Query("1", _QUESTION), hits)
             click.echo()
-        queries, qrels = read_beir_split(corpus, "test")
-        click.echo(f"{len(queries)} queries with judgements, each with its own instruction:")
-        print_table(evaluate(engine, queries, qrels, modes=EVALUATION_MODES))
+        judgements = read_judgements(corpus, split="test")
+        click.echo(f"{len(judgements.queries)} queries with judgements, each with its own instruction:")
+        print_table(evaluate(engine, judgements, modes=EVALUATION_MODES))
     click.echo(f"""
 The index is {folder.resolve()}. Try next:
   searchkit search {folder} "does an afternoon nap help" -k 3

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
     from searchkit.evaluation.diagnosis import Diagnosis, Group, Interval, Lengths
     from searchkit.evaluation.evaluate import Evaluation
-    from searchkit.records import Qrels, Query
+    from searchkit.records import Judgements, Query
 
 _RANKS = (1, 10, 100, 1000)
 _WORST = 5  # queries that are named
@@ -55,8 +55,7 @@ def check(options: dict[str, Any]) -> None:
 
 def diagnose_evaluation(
     engine: SearchEngine,
-    queries: Sequence[Query],
-    qrels: Qrels,
+    judgements: Judgements,
     evaluations: list[Evaluation],
     about: dict[str, Any],
     options: dict[str, Any],
@@ -68,15 +67,12 @@ def diagnose_evaluation(
 
     found = diagnose(
         engine,
-        queries,
-        qrels,
+        judgements,
         evaluations,
-        instruction=about["instruction"],
-        drop_self=about["drop_self"],
         options=settings,
         on_step=lambda step: note(f"{step} ..."),
     )
-    leaks = [_leaks(file, engine, queries, evaluations) for file in options["pairs"]]
+    leaks = [_leaks(file, engine, judgements.queries, evaluations) for file in options["pairs"]]
     folder: Path = options["diagnose"]
     folder.mkdir(parents=True, exist_ok=True)
     content = {**about, **found.summary(), "pairs": leaks}

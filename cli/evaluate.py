@@ -83,6 +83,7 @@ def evaluate(
     from searchkit.evaluation.evaluate import evaluate as measure
     from searchkit.evaluation.evaluate import write_report, write_run
     from searchkit.ranking import SearchOptions
+    from searchkit.records import Judgements
 
     queries, qrels, task_name = read_judged(options)
     settings = SearchOptions(fusion=options["fusion"], dense_weight=options["dense_weight"], rrf_k=options["rrf_k"])
@@ -93,13 +94,11 @@ def evaluate(
         lost = _unknown_documents(engine, qrels)
         if lost:
             note(f"judged documents that are not in the index, and count as not found: {lost}")
+        judgements = Judgements(str(options["beir"] or options["qrels"]), queries, qrels, instruction, drop_self)
         evaluations = measure(
             engine,
-            queries,
-            qrels,
+            judgements,
             modes=modes,
-            instruction=instruction,
-            drop_self=drop_self,
             options=settings,
             on_mode=lambda mode: note(f"searching {mode} ..."),
         )
@@ -114,7 +113,7 @@ def evaluate(
         }
         found = None
         if options["diagnose"]:
-            found = diagnose_evaluation(engine, queries, qrels, evaluations, about, options, settings)
+            found = diagnose_evaluation(engine, judgements, evaluations, about, options, settings)
     if runs:
         for item in evaluations:
             write_run(runs / f"{item.mode}.trec", item)

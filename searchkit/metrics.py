@@ -1,6 +1,8 @@
-"""What a ranking is worth by judgements: trec_eval's metrics, of every query."""
+"""Quality of a ranking by relevance judgements: trec_eval's metrics for every query."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,38 +11,45 @@ from searchkit.records import Qrels, Run
 
 METRICS = ("ndcg@10", "recall@100", "map@100", "mrr@10")
 DEPTH = 100
-"""Documents a query that are judged; deeper ranks count in none of the metrics."""
+"""Documents of a query that are judged; lower ranks count in none of the metrics."""
 
 _MEASURES = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Raise InputError unless there is at least one name and all are in :data:`METRICS`."""
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        raise InputError(f"metrics are {', '.join(unknown) or 'none'}; expected some of {', '.join(METRICS)}")
 
 
 def score_queries(run: Run, qrels: Qrels) -> dict[str, dict[str, float]]:
     """Every metric of every judged query by trec_eval's definitions, {metric: {query id: value}}.
 
-    A judged query that found nothing is worth zero. Ties in score are broken by document id, descending, as trec_eval
-    does. Only the first 100 documents count.
+    A judged query without hits scores zero. Ties are broken by document id, descending, as trec_eval does. Only the
+    first 100 documents count.
 
     Raises:
-        ValueError: There are no judgements.
+        InputError: There are no judgements.
     """
     import pytrec_eval
 
     if not qrels:
         raise InputError("there are no judgements; give at least one judged query")
-    run = {query: found for query, found in run.items() if query in qrels and found}
+    run = {query: ranking for query, ranking in run.items() if query in qrels and ranking}
     measures = {"ndcg_cut.10", "recall.100", "map_cut.100", "recip_rank"}
-    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run) if run else {}
+    results = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run) if run else {}
     values = {
-        name: {query: float(found.get(query, {}).get(key, 0.0)) for query in qrels} for name, key in _MEASURES.items()
+        name: {query: float(results.get(query, {}).get(key, 0.0)) for query in qrels} for name, key in _MEASURES.items()
     }
-    # trec_eval knows no cut of the reciprocal rank: that of the eleventh is 1/11.
-    firsts = {query: float(found.get(query, {}).get("recip_rank", 0.0)) for query in qrels}
-    values["mrr@10"] = {query: value if value > 1 / 10.5 else 0.0 for query, value in firsts.items()}
+    # trec_eval has no cutoff for the reciprocal rank; rank 11 gives 1/11.
+    reciprocal = {query: float(results.get(query, {}).get("recip_rank", 0.0)) for query in qrels}
+    values["mrr@10"] = {query: value if value > 1 / 10.5 else 0.0 for query, value in reciprocal.items()}
     return values
 
 
 def means(per_query: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The mean of every metric over all judged queries: averaging over the answered alone would reward silence."""
+    """The mean of every metric over all judged queries; over the answered ones alone it would reward silence."""
     return {name: sum(values.values()) / len(values) for name, values in per_query.items()}
 
 
@@ -55,3 +64,8 @@ def top(documents: dict[str, float], k: int) -> dict[str, float]:
     # trec_eval compares scores as 32-bit floats, then ids as bytes.
     order = sorted(documents, key=lambda document: (np.float32(documents[document]), document.encode()), reverse=True)
     return {document: documents[document] for document in order[:k]}
+
+
+def drop_own(run: Run) -> Run:
+    """The run without the documents whose id is their query's."""
+    return {query: {id: value for id, value in ranking.items() if id != query} for query, ranking in run.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Qrels = dict[str, dict[str, int]]
@@ -93,14 +93,14 @@ def join_title(title: str, text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Judgements:
-    """What judges the result.
+    """Queries with their relevant documents, and how they are to be searched.
 
     Args:
-        name: As the report calls it.
-        queries: Asked before and after.
-        qrels: Their right answers.
-        instruction: For queries without their own; None takes the model's default, "" none.
-        drop_self: Leave out the document whose id is the query's.
+        name: Name shown in reports.
+        queries: The queries; those without an entry in `qrels` are not searched by an evaluation.
+        qrels: Relevance judgements; empty where only the queries matter.
+        instruction: For queries without their own; None uses the model's default, "" none.
+        drop_self: Leave out the document whose id is the query's, where queries are documents themselves.
     """
 
     name: str
@@ -108,3 +108,7 @@ class Judgements:
     qrels: Qrels
     instruction: str | None = None
     drop_self: bool = False
+
+    def for_model(self, default_instruction: str | None) -> Judgements:
+        """Without the instruction if the model has none by default, because it was trained without instructions."""
+        return self if default_instruction is not None else replace(self, instruction=None)

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from tiny_models import build_model
 
-from searchkit.compression.measure import measure
+from searchkit.compression.measure import MeasureOptions, measure
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import Embedder
-from searchkit.readers.judgements import read_beir_split
-from searchkit.records import Document
+from searchkit.readers.judgements import read_beir_split, read_judgements
+from searchkit.records import Document, Judgements
 from searchkit.tasks import get_task
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
@@ -90,8 +90,8 @@ def test_recipes_are_tuned_without_the_judged_queries(
     index = judged / "set.index"
     found = script["measured"](judged, index, str(mistral), ["int8", "binary+rerank"], 0.9)
     with SearchEngine.open(index, model=embedder) as engine:
-        wanted = {one.mode: one for one in evaluate(engine, *read_beir_split(judged, "test"), modes=["dense"])}
-        tuned = measure(engine, recipes=["int8", "binary+rerank"], recall=0.9)
+        wanted = {one.mode: one for one in evaluate(engine, read_judgements(judged), modes=["dense"])}
+        tuned = measure(engine, options=MeasureOptions(["int8", "binary+rerank"], 0.9))
     assert found[0].ndcg_10 == pytest.approx(wanted["dense"].metrics["ndcg@10"])
     assert [one.tuning for one in found] == [one.tuning for one in tuned]
     assert (found[0].queries, found[0].sample) == (3, 30)
@@ -113,7 +113,7 @@ def test_a_reduced_split_is_scored_as_an_evaluation_is(
         engine.add(documents)
         for name, said in (("plain", ""), ("told", get_task("scifact").instruction)):
             asked = [replace(query, instruction=said) for query in queries]
-            for one in evaluate(engine, asked, qrels, modes=["dense", "hybrid"]):
+            for one in evaluate(engine, Judgements("", asked, qrels), modes=["dense", "hybrid"]):
                 assert found["ndcg@10"][f"{name}, {one.mode}"] == pytest.approx(one.metrics["ndcg@10"])
 
 
@@ -124,7 +124,7 @@ def test_the_default_fusion_scores_as_the_engine_does(
     with SearchEngine.create(judged / "index", model=embedder) as engine:
         engine.add(documents)
         found = fused(engine, judged, "test")
-        wanted = evaluate(engine, *read_beir_split(judged, "test"))
+        wanted = evaluate(engine, read_judgements(judged))
     wanted_by_mode = {evaluation.mode: evaluation.metrics["ndcg@10"] for evaluation in wanted}
     assert found["dense alone"] == wanted_by_mode["dense"]
     assert found["BM25 alone"] == wanted_by_mode["lexical"]

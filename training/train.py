@@ -32,10 +32,10 @@ from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import Embedder, find_model
 from searchkit.models.torch_runtime import choose_dtype
-from searchkit.ranking import SearchOptions
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.judgements import read_beir_split
 from searchkit.readers.lines import Rejects
+from searchkit.records import Judgements
 from searchkit.tasks import find_task
 from searchkit.training.card import model_card
 from searchkit.training.config import TrainConfig
@@ -443,14 +443,13 @@ def _evaluate(embedder: Embedder, config: TrainConfig, report: TrainReport) -> N
     runtime: Any = embedder.runtime
     runtime.model.eval()
     embedder.forget_identity()
-    queries, qrels = read_beir_split(folder, split)
+    judgements = Judgements("dev", *read_beir_split(folder, split), _dev_instruction(config))
     with (
         tempfile.TemporaryDirectory() as place,
         SearchEngine.create(Path(place) / "index", model=embedder, chunk_tokens=0) as engine,
     ):
         engine.add(read_corpus(folder, rejects=Rejects(Path(place) / "rejects.jsonl")))
-        told = _dev_instruction(config)
-        found = evaluate(engine, queries, qrels, modes=["dense"], instruction=told, options=SearchOptions())
+        found = evaluate(engine, judgements, modes=["dense"])
     report.dev.append((report.steps, found[0].metrics["ndcg@10"]))
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from searchkit.compression.sample import InMemory, Judged, Sample, drawn, queries_of
+from searchkit.compression.sample import InMemory, Sample, drawn, queries_of
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors.recipes import RECIPES, Plan, codes, plan
 from searchkit.indexer.vectors.segments import DiskSegment
-from searchkit.metrics import score
+from searchkit.metrics import drop_own, score
 from searchkit.ranking import Ranker, SearchOptions
-from searchkit.records import Qrels, Query
+from searchkit.records import Judgements
 
 SAMPLE = 100_000
 """Vectors that are measured at most; fewer where they are so wide that they would take more than SAMPLE_BYTES."""
@@ -85,51 +85,59 @@ class Candidate:
     queries: int
 
 
+@dataclass(frozen=True, slots=True)
+class MeasureOptions:
+    """What `measure` tries, and how.
+
+    Args:
+        recipes: Names such as "pq:48+rerank"; None takes `default_recipes`. "flat", the reference, is always measured.
+        recall: The k-NN recall@10 that IVF lists, graphs and re-ranking are tuned to reach.
+        tunings: Search effort by recipe name, where it was tuned before and should not be tuned on these queries.
+        sample: Most vectors to measure.
+        seed: Seed of everything drawn at random.
+    """
+
+    recipes: Sequence[str] | None = None
+    recall: float = 0.95
+    tunings: Mapping[str, dense.Tuning] = field(default_factory=dict)
+    sample: int = SAMPLE
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.recall <= 1:
+            raise InputError(f"recall is {self.recall}; expected more than 0 and at most 1, such as 0.95")
+
+
 def measure(
     engine: SearchEngine,
+    judgements: Judgements | None = None,
     *,
-    recipes: Sequence[str] | None = None,
-    queries: Sequence[Query] | None = None,
-    qrels: Qrels | None = None,
-    drop_self: bool = False,
-    instruction: str | None = None,
-    recall: float = 0.95,
-    tunings: Mapping[str, dense.Tuning] | None = None,
-    sample: int = SAMPLE,
-    seed: int = 0,
+    options: MeasureOptions | None = None,
     on_recipe: Callable[[str, int, int], None] | None = None,
     on_skipped: Callable[[str, str], None] | None = None,
 ) -> list[Candidate]:
-    """Store the vectors, or a sample of them, by many recipes, and measure each; the index stays as it is.
+    """Store the vectors, or a sample of them, by many recipes, and measure each; the index is not changed.
 
     Args:
-        engine: The index; it keeps vectors in float32 or half precision.
-        recipes: Names such as "pq:48+rerank"; None takes `default_recipes`. "flat", the measure of all, always comes.
-            On an engine that works on GPUs, what they can do is measured there.
-        queries: What to search for; None holds out passages, which are then neither stored nor learnt from, and asks
-            for a few words of each.
-        qrels: Judgements of the queries, for nDCG@10.
-        drop_self: With judgements: leave out the document whose id is the query's.
-        instruction: For queries without their own; None takes the model's default.
-        recall: The k-NN recall@10 that cells, graphs and re-ranking are tuned to reach.
-        tunings: How hard to search, by name, where that was found before and is not to be tuned by these queries.
-        sample: Most vectors to measure.
-        seed: Of everything that is drawn.
-        on_recipe: Told (name, number, of how many) before each recipe.
-        on_skipped: Told (name, why) of a recipe that does not fit.
+        engine: The index; it keeps vectors in float32 or half precision. If it works on GPUs, recipes that can run
+            there are measured there.
+        judgements: Queries to search for, with qrels for nDCG@10 or without. None holds out passages, which are then
+            neither stored nor trained on, and searches for a few words of each.
+        options: Recipes and settings.
+        on_recipe: Called with (name, number, total) before each recipe.
+        on_skipped: Called with (name, reason) for a recipe that does not fit.
 
     Raises:
-        ValueError: There is no such recipe, too little to measure, or vectors were dropped before.
+        InputError: There is no such recipe, too little to measure, or the vectors were dropped before.
     """
-    if not 0 < recall <= 1:
-        raise InputError(f"recall is {recall}; expected more than 0 and at most 1, such as 0.95")
+    options = options or MeasureOptions()
     snapshot = engine.store.snapshot()
     _check_keeps_vectors(engine, snapshot.segments, snapshot.storage["plan"])
     dim = int(snapshot.storage["plan"]["dim"])
-    rng = np.random.default_rng(seed)
-    asked, judged = queries_of(queries, qrels, drop_self, rng)
-    data = drawn(engine, asked, judged, instruction, max(1, min(sample, SAMPLE_BYTES // (4 * dim))), rng)
-    names = list(recipes) if recipes is not None else default_recipes(dim, engine.store.devices)
+    rng = np.random.default_rng(options.seed)
+    judged = queries_of(judgements, rng) if judgements else None
+    data = drawn(engine, judged, max(1, min(options.sample, SAMPLE_BYTES // (4 * dim))), rng)
+    names = default_recipes(dim, engine.store.devices) if options.recipes is None else options.recipes
     plans: dict[Plan, list[bool]] = {plan("flat", dim, 1): [False]}
     for name in names:
         one, rerank = parse(name, dim, len(data.vectors))
@@ -145,7 +153,7 @@ def measure(
         if on_recipe:
             on_recipe(" and ".join(_name(one, rerank) for rerank in variants), number, len(plans))
         exact = candidates[0].ndcg_10 if candidates else None
-        candidates += _measured(engine, one, variants, data, judged, recall, tunings or {}, exact, rng)
+        candidates += _measured(engine, one, variants, data, judged, options.recall, options.tunings, exact, rng)
     return candidates
 
 
@@ -225,7 +233,7 @@ def _measured(
     one: Plan,
     variants: Sequence[bool],
     data: Sample,
-    judged: Judged | None,
+    judged: Judgements | None,
     goal: float,
     tunings: Mapping[str, dense.Tuning],
     exact: float | None,
@@ -254,7 +262,7 @@ def _measured(
         tuning = tunings.get(_name(one, rerank)) or _tuned(one, rerank, segment, data, goal)
         tenth, hundredth = (_search(segment, data.queries, k, one, tuning) for k in (10, 100))
         alone, together = _speeds(segment, data.queries, one, tuning)
-        ndcg = None if judged is None else _ndcg(engine, one, tuning, segment, data.queries, judged)
+        ndcg = None if judged is None or not judged.qrels else _ndcg(engine, one, tuning, segment, data.queries, judged)
         before = ndcg if exact is None else exact
         # A scan takes as long as what it goes through; a graph hardly grows with the number of vectors.
         larger = 1.0 if kind.graph else data.total / count
@@ -355,7 +363,7 @@ def _speeds(segment: InMemory, queries: np.ndarray, one: Plan, tuning: dense.Tun
 
 
 def _ndcg(
-    engine: SearchEngine, one: Plan, tuning: dense.Tuning, segment: InMemory, vectors: np.ndarray, judged: Judged
+    engine: SearchEngine, one: Plan, tuning: dense.Tuning, segment: InMemory, vectors: np.ndarray, judged: Judgements
 ) -> float:
     """nDCG@10 of the documents that the engine would rank, if this segment were its vectors."""
     snapshot = engine.store.snapshot()._replace(
@@ -373,10 +381,7 @@ def _ndcg(
         query.id: {ids[item.doc]: item.score for item in ranking}
         for query, ranking in zip(judged.queries, rankings, strict=True)
     }
-    if judged.drop_self:
-        for query_id, documents in run.items():
-            documents.pop(query_id, None)
-    return score(run, judged.qrels)[0]["ndcg@10"]
+    return score(drop_own(run) if judged.drop_self else run, judged.qrels)[0]["ndcg@10"]
 
 
 def _no_words() -> Any:

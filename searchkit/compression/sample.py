@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
-from searchkit.records import Qrels, Query
+from searchkit.records import Judgements, Query
 
 QUERIES = 1000
 """Queries that are asked at most."""
@@ -21,15 +21,6 @@ _HELD_OUT = 200
 _PHRASE = (1, 12)
 """Words of a phrase that stands in for a query, as those of search are."""
 _TIE = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Queries with their judgements, and whether the document with a query's id is to be left out."""
-
-    queries: list[Query]
-    qrels: Qrels
-    drop_self: bool
 
 
 @dataclass
@@ -86,39 +77,28 @@ class InMemory:
         return rows
 
 
-def queries_of(
-    queries: Sequence[Query] | None, qrels: Qrels | None, drop_self: bool, rng: np.random.Generator
-) -> tuple[list[Query], Judged | None]:
-    """The queries to ask, at most QUERIES of them, all judged where there are judgements; none where none came.
+def queries_of(judgements: Judgements, rng: np.random.Generator) -> Judgements:
+    """At most QUERIES of the queries with their qrels; if there are qrels, judged queries only.
 
     Raises:
-        ValueError: There is nothing to ask for, or judgements are of other queries.
+        InputError: There are no queries, or none of them is judged.
     """
-    if queries is None:
-        if qrels:
-            raise InputError("judgements came without queries; give both, or neither")
-        return [], None
+    qrels = judgements.qrels
+    if not judgements.queries:
+        raise InputError("there are no queries; give at least one, or omit them to search for phrases of passages")
+    queries = [query for query in judgements.queries if not qrels or query.id in qrels]
     if not queries:
-        raise InputError("there are no queries; give at least one, or none at all to take passages instead")
-    asked = [query for query in queries if not qrels or query.id in qrels]
-    if not asked:
         raise InputError("none of the queries has a judgement; queries and judgements are of different sets")
-    if len(asked) > QUERIES:
-        asked = [asked[n] for n in np.sort(rng.permutation(len(asked))[:QUERIES])]
-    if not qrels:
-        return asked, None
-    return asked, Judged(asked, {query.id: qrels[query.id] for query in asked}, drop_self)
+    if len(queries) > QUERIES:
+        queries = [queries[n] for n in np.sort(rng.permutation(len(queries))[:QUERIES])]
+    return replace(judgements, queries=queries, qrels={query.id: qrels[query.id] for query in queries} if qrels else {})
 
 
-def drawn(
-    engine: SearchEngine,
-    asked: list[Query],
-    judged: Judged | None,
-    instruction: str | None,
-    most: int,
-    rng: np.random.Generator,
-) -> Sample:
-    """The sample, with all passages of judged documents, and vectors of queries, or of phrases held out for them."""
+def drawn(engine: SearchEngine, judged: Judgements | None, most: int, rng: np.random.Generator) -> Sample:
+    """A sample of at most `most` vectors with the vectors of the queries, or of phrases of held-out passages.
+
+    All passages of judged documents come first, whatever the size of the sample.
+    """
     snapshot = engine.store.snapshot()
     parts = snapshot.segments
     living = np.flatnonzero(~np.isin(segments.all_rows(parts), snapshot.dead)) if parts else np.empty(0, np.int64)
@@ -126,7 +106,7 @@ def drawn(
         raise InputError(f"{engine.store.folder} holds {len(living)} passages; nothing can be measured with so few")
     docs = np.concatenate([part.docs for part in parts])[living]
     order = rng.permutation(len(living))
-    if judged:
+    if judged and judged.qrels:
         ids = {document for gains in judged.qrels.values() for document in gains}
         known = np.array(engine.store.positions_of(sorted(ids)), dtype=np.int64)
         if not len(known):
@@ -135,13 +115,14 @@ def drawn(
                 "judgements and index are of different corpora"
             )
         order = order[np.argsort(~np.isin(docs[order], known), kind="stable")]  # these come whatever the sample's size
-    held = 0 if asked else min(_HELD_OUT, max(1, len(living) // 10))
+    held = 0 if judged else min(_HELD_OUT, max(1, len(living) // 10))
     taken = np.sort(order[held : held + most])
     vectors = segments.vectors_at(parts, living[taken])
-    if not asked:
+    if judged:
+        queries = engine.embed(judged.queries, judged.instruction)
+    else:
         rows = segments.all_rows(parts)[living[np.sort(order[:held])]]
-        asked = phrases([found.text for found in engine.store.passages(rows.tolist()).values()], rng)
-    queries = engine.embed(asked, instruction)
+        queries = engine.embed(phrases([stored.text for stored in engine.store.passages(rows.tolist()).values()], rng))
     return Sample(vectors, docs[taken], np.ascontiguousarray(queries, dtype=np.float32), len(living))
 
 

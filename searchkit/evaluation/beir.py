@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from searchkit.engine import SearchEngine
@@ -14,7 +14,7 @@ from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.download import PART
-from searchkit.readers.judgements import read_beir_split
+from searchkit.readers.judgements import read_judgements
 from searchkit.readers.lines import quoted
 from searchkit.tasks import Task, find_task
 
@@ -145,25 +145,22 @@ def measure_set(
         ValueError: An index there is of another model, or a file is not as it should be.
     """
     told = on_step or (lambda step: None)
-    task = one.rules
-    if instruction is None and task and embedder.conventions.default_instruction is not None:
-        instruction = task.instruction
     indexes.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, dict[str, float]]] = []
     for part in one.parts:
         name = one.name if part.name == one.name else f"{one.name}-{part.name}"
-        queries, qrels = read_beir_split(part, split or (task.split if task else "test"))
+        judgements = read_judgements(part, split=split, task=one.rules)
+        judgements = judgements.for_model(embedder.conventions.default_instruction)
+        if instruction is not None:
+            judgements = replace(judgements, instruction=instruction)
         place, language = indexes / f"{name}.index", language_of(part.name)
         with SearchEngine.create(place, model=embedder, chunk_tokens=0, language=language, exist_ok=True) as engine:
             told(f"{name}: indexing")
             engine.add(read_corpus(part, kind="beir"))
             evaluations = evaluate(
                 engine,
-                queries,
-                qrels,
+                judgements,
                 modes=modes,
-                instruction=instruction,
-                drop_self=bool(task and task.drop_self),
                 options=options,
                 on_mode=lambda mode, name=name: told(f"{name}: searching {mode}"),  # type: ignore[misc]
             )

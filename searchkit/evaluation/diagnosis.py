@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from searchkit.engine import SearchEngine
-from searchkit.evaluation.evaluate import Evaluation, drop_own, judged_queries, way_to_rank
+from searchkit.evaluation.evaluate import Evaluation, judged_queries, make_ranker
 from searchkit.metrics import top
 from searchkit.ranking import SearchOptions
-from searchkit.records import Qrels, Query, Run, join_title
+from searchkit.records import Judgements, Qrels, Query, Run, join_title
 from searchkit.significance import confidence_interval
 
 T = TypeVar("T")
@@ -146,12 +146,9 @@ class Diagnosis:
 
 def diagnose(
     engine: SearchEngine,
-    queries: Sequence[Query],
-    qrels: Qrels,
+    judgements: Judgements,
     evaluations: Sequence[Evaluation],
     *,
-    instruction: str | None = None,
-    drop_self: bool = False,
     options: SearchOptions | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Diagnosis:
@@ -161,12 +158,9 @@ def diagnose(
 
     Args:
         engine: The index that was evaluated.
-        queries: As it was evaluated.
-        qrels: Likewise.
+        judgements: What it was evaluated by.
         evaluations: What `searchkit.evaluation.evaluate.evaluate` returned.
-        instruction: As it was evaluated.
-        drop_self: Likewise.
-        options: Likewise.
+        options: The options of the evaluation.
         on_step: Told what is being done.
 
     Raises:
@@ -174,24 +168,21 @@ def diagnose(
         ImportError: scipy is missing.
     """
     told = on_step or (lambda step: None)
-    asked = judged_queries(engine, queries, qrels)
+    asked, qrels = judged_queries(engine, judgements), judgements.qrels
     scores = {item.mode: item.per_query[METRIC] for item in evaluations}
     groups = Grouping(scores)  # first: a library that is missing is said before anything is searched
     recall, first = {}, {}
     for mode in scores:
         told(f"searching {mode} for {min(DEEPEST, len(engine))} documents a query")
-        rank = way_to_rank(engine, mode, instruction, options)
+        ranker = make_ranker(engine, mode, judgements, options)
         curve = RecallCurve(qrels, min(DEEPEST, max(1, len(engine))))
         for batch in _batches(asked, _BATCH):
-            run = rank(batch, curve.depth + drop_self)
-            if drop_self:
-                drop_own(run)
-            curve.add(run)
+            curve.add(ranker.run(batch, curve.depth))
         recall[mode], first[mode] = curve.values(), curve.first
     told("counting tokens")
     relevant = relevant_documents(qrels)
     documents, long = _document_lengths(engine, set().union(*relevant.values()))
-    lengths, long_queries = _query_lengths(engine, asked, instruction)
+    lengths, long_queries = _query_lengths(engine, asked, judgements.instruction)
     cut = engine.settings["chunk_tokens"] == 0
     return Diagnosis(
         recall=recall,

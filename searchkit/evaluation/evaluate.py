@@ -1,4 +1,4 @@
-"""Measure an index against judgements."""
+"""Measure an index against relevance judgements."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import numpy as np
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.indexer.lexical import make_analyzer
-from searchkit.metrics import DEPTH, means, score_queries, top
+from searchkit.metrics import DEPTH, drop_own, means, score_queries, top
 from searchkit.ranking import SearchOptions, as_mode
-from searchkit.records import Qrels, Query, Run, join_title
+from searchkit.records import Judgements, Query, Run, join_title
 
 EVALUATION_MODES = ("dense", "lexical", "hybrid", "rank-bm25")
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One way of searching, measured.
+    """One search mode, measured.
 
     Args:
         mode: One of :data:`EVALUATION_MODES`.
         metrics: Means over all judged queries, by name: nDCG@10, recall@100, MRR@10, MAP@100.
         per_query: Every metric of every judged query, {metric: {query id: value}}.
-        run: What was returned.
+        run: The ranking of every query.
         seconds_per_query: Embedding and search, all queries in one batch.
-        bytes_per_document: What this mode needs on disk for ranking, a document; None for a baseline in memory.
+        bytes_per_document: Disk space this mode needs for ranking; None for a baseline in memory.
     """
 
     mode: str
@@ -42,7 +42,7 @@ class Evaluation:
     bytes_per_document: float | None
 
     def summary(self) -> dict[str, float | int | None]:
-        """The metrics with what they cost."""
+        """The metrics and their cost."""
         return {
             **self.metrics,
             "queries": len(self.per_query["ndcg@10"]),
@@ -53,122 +53,129 @@ class Evaluation:
 
 def evaluate(
     engine: SearchEngine,
-    queries: Sequence[Query],
-    qrels: Qrels,
+    judgements: Judgements,
     *,
     modes: Sequence[str] = ("dense", "lexical", "hybrid"),
-    instruction: str | None = None,
-    drop_self: bool = False,
     options: SearchOptions | None = None,
     on_mode: Callable[[str], None] | None = None,
 ) -> list[Evaluation]:
-    """Search for every judged query in each mode, and score what comes back.
+    """Search for every judged query in each mode, and score the rankings.
 
     Args:
         engine: The index.
-        queries: Those with judgements are asked; a query's own instruction comes before `instruction`.
-        qrels: The judgements. A judged query that is not asked, or finds nothing, counts as zero.
+        judgements: Queries and qrels. A judged query that is missing from the queries, or has no hits, scores zero.
         modes: Some of :data:`EVALUATION_MODES`.
-        instruction: For queries without their own; None takes the model's default, "" none.
-        drop_self: Leave out the document whose id is the query's, where queries are documents themselves.
-        options: Fusion settings; the mode in them is not used.
-        on_mode: Told each mode before it begins.
+        options: Fusion settings; their mode is ignored.
+        on_mode: Called with each mode before it is searched.
 
     Raises:
-        ValueError: A mode is unknown, or no judged document is in the index.
+        InputError: A mode is unknown, or no judged document is in the index.
     """
-    unknown = [mode for mode in modes if mode not in EVALUATION_MODES]
-    if unknown or not modes:
-        raise InputError(f"modes are {', '.join(unknown) or 'none'}; expected some of {', '.join(EVALUATION_MODES)}")
-    asked = judged_queries(engine, queries, qrels)
-    bytes_per_document = mode_bytes(engine)
+    check_modes(modes)
+    queries = judged_queries(engine, judgements)
+    sizes = mode_bytes(engine)
     evaluations = []
     for mode in modes:
         if on_mode:
             on_mode(mode)
-        rank = way_to_rank(engine, mode, instruction, options)
+        ranker = make_ranker(engine, mode, judgements, options)
         began = time.perf_counter()
-        run = rank(asked, DEPTH + drop_self)
-        seconds = (time.perf_counter() - began) / len(asked)
-        if drop_self:
-            drop_own(run)
-        run = {id: top(found, DEPTH) if len(found) > DEPTH else found for id, found in run.items()}
-        per_query = score_queries(run, qrels)
-        size = bytes_per_document.get(mode)
-        evaluations.append(Evaluation(mode, means(per_query), per_query, run, seconds, size))
+        run = ranker.run(queries, DEPTH)
+        seconds = (time.perf_counter() - began) / len(queries)
+        run = {query: top(ranking, DEPTH) if len(ranking) > DEPTH else ranking for query, ranking in run.items()}
+        per_query = score_queries(run, judgements.qrels)
+        evaluations.append(Evaluation(mode, means(per_query), per_query, run, seconds, sizes.get(mode)))
     return evaluations
 
 
-def judged_queries(engine: SearchEngine, queries: Sequence[Query], qrels: Qrels) -> list[Query]:
-    """The queries that have judgements; ValueError where index, queries and judgements do not belong together."""
-    judged = {document for judgements in qrels.values() for document in judgements}
-    if not engine.store.known_ids(sorted(judged)):
+def check_modes(modes: Sequence[str]) -> None:
+    """Raise InputError unless there is at least one mode and all are in :data:`EVALUATION_MODES`."""
+    unknown = [mode for mode in modes if mode not in EVALUATION_MODES]
+    if unknown or not modes:
+        raise InputError(f"modes are {', '.join(unknown) or 'none'}; expected some of {', '.join(EVALUATION_MODES)}")
+
+
+def judged_queries(engine: SearchEngine, judgements: Judgements) -> list[Query]:
+    """The queries that have judgements.
+
+    Raises:
+        InputError: The index holds no judged document, or no query is judged.
+    """
+    qrels = judgements.qrels
+    documents = {document for gains in qrels.values() for document in gains}
+    if not engine.store.known_ids(sorted(documents)):
         raise InputError(
-            f"none of the {len(judged)} judged documents is in the index; judgements and index are of different corpora"
+            f"none of the {len(documents)} judged documents is in the index; "
+            "judgements and index are of different corpora"
         )
-    asked = [query for query in queries if query.id in qrels]
-    if not asked:
+    queries = [query for query in judgements.queries if query.id in qrels]
+    if not queries:
         raise InputError("none of the queries has a judgement; queries and judgements are of different sets")
-    return asked
+    return queries
 
 
-Rank = Callable[[list[Query], int], Run]
-"""(queries, documents wanted of each) -> what is found."""
+def make_ranker(
+    engine: SearchEngine, mode: str, judgements: Judgements, options: SearchOptions | None
+) -> EngineRanker | Bm25Ranker:
+    """The ranker of a mode of :data:`EVALUATION_MODES`, warmed up so that its first run can be timed."""
+    if mode == "rank-bm25":
+        return Bm25Ranker(engine, judgements)
+    return EngineRanker(engine, judgements, replace(options or SearchOptions(), mode=as_mode(mode)))
 
 
-def way_to_rank(engine: SearchEngine, mode: str, instruction: str | None, options: SearchOptions | None) -> Rank:
-    """How a mode of :data:`EVALUATION_MODES` answers, made ready: nothing is loaded when it is first asked."""
-    return _rank_bm25(engine) if mode == "rank-bm25" else _rank_engine(engine, mode, instruction, options)
+class EngineRanker:
+    """Ranks queries as the index itself does."""
 
+    def __init__(self, engine: SearchEngine, judgements: Judgements, options: SearchOptions) -> None:
+        self._engine, self._options = engine, options
+        self._instruction, self._drop_self = judgements.instruction, judgements.drop_self
+        if options.mode != "lexical":
+            engine.embedder.encode_queries(["warm up"])  # loading the model must not count as search time
 
-def drop_own(run: Run) -> None:
-    """Take out of every query's documents the one whose id is the query's."""
-    for query_id, found in run.items():
-        found.pop(query_id, None)
-
-
-def _rank_engine(engine: SearchEngine, mode: str, instruction: str | None, options: SearchOptions | None) -> Rank:
-    settings = replace(options or SearchOptions(), mode=as_mode(mode))
-
-    def rank(queries: list[Query], k: int) -> Run:
-        # trec_eval breaks ties by id, so all that tie at the cut must be there.
-        rankings = engine.rank(queries, instruction=instruction, k=k, options=settings, ties=True)
-        ids = engine.ids_of(rankings)
-        return {
+    def run(self, queries: Sequence[Query], k: int) -> Run:
+        """The k best documents of every query, and all that tie with the k-th."""
+        # trec_eval breaks ties by id, so it has to see every document that ties at the cut.
+        rankings = self._engine.rank(
+            queries, instruction=self._instruction, k=k + self._drop_self, options=self._options, ties=True
+        )
+        ids = self._engine.ids_of(rankings)
+        run = {
             query.id: {ids[item.doc]: item.score for item in ranking}
             for query, ranking in zip(queries, rankings, strict=True)
         }
-
-    if settings.mode != "lexical":
-        engine.embedder.encode_queries(["warm up"])  # loading the model is not searching
-    return rank
+        return drop_own(run) if self._drop_self else run
 
 
-def _rank_bm25(engine: SearchEngine) -> Rank:
-    """The classical baseline: rank-bm25 over the same words, every document scored for every query."""
-    from rank_bm25 import BM25Okapi
+class Bm25Ranker:
+    """The classical baseline: rank-bm25 over the words of the lexical index, scoring every document for every query."""
 
-    analyzer = make_analyzer(engine.settings["language"])
-    ids, words = [], []
-    for document_id, title, text in engine.store.documents():
-        ids.append(document_id)
-        words.append(analyzer.analyze(join_title(title, text)))
-    scorer = BM25Okapi(words) if any(words) else None  # rank-bm25 divides by the number of words
+    def __init__(self, engine: SearchEngine, judgements: Judgements) -> None:
+        from rank_bm25 import BM25Okapi
 
-    def rank(queries: list[Query], k: int) -> Run:
+        self._analyzer = make_analyzer(engine.settings["language"])
+        self._drop_self = judgements.drop_self
+        self._ids: list[str] = []
+        words: list[list[str]] = []
+        for document_id, title, text in engine.store.documents():
+            self._ids.append(document_id)
+            words.append(self._analyzer.analyze(join_title(title, text)))
+        self._scorer = BM25Okapi(words) if any(words) else None  # rank-bm25 divides by the number of words
+
+    def run(self, queries: Sequence[Query], k: int) -> Run:
+        """The k best documents of every query, and all that tie with the k-th."""
+        if self._scorer is None:
+            return {}
         run: Run = {}
-        if scorer is None:
-            return run
         for query in queries:
-            scores = scorer.get_scores(analyzer.analyze(query.text))
-            least = np.sort(scores)[-k] if len(scores) > k else 0.0
-            run[query.id] = {ids[i]: float(scores[i]) for i in np.flatnonzero((scores >= least) & (scores > 0))}
-        return run
-
-    return rank
+            scores = self._scorer.get_scores(self._analyzer.analyze(query.text))
+            depth = k + self._drop_self
+            least = np.sort(scores)[-depth] if len(scores) > depth else 0.0
+            run[query.id] = {self._ids[n]: float(scores[n]) for n in np.flatnonzero((scores >= least) & (scores > 0))}
+        return drop_own(run) if self._drop_self else run
 
 
 def mode_bytes(engine: SearchEngine) -> dict[str, float]:
+    """Bytes a document that dense, lexical and hybrid search need on disk."""
     sizes = engine.store.sizes()
     documents = max(1, len(engine))
     dense, lexical = sizes["segments"] / documents, sizes["lexical"] / documents
@@ -176,7 +183,7 @@ def mode_bytes(engine: SearchEngine) -> dict[str, float]:
 
 
 def write_run(file: Path, evaluation: Evaluation) -> None:
-    """Write a run as TREC does: query Q0 document rank score system, best first."""
+    """Write a run in TREC's format: query Q0 document rank score system, best first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8") as stream:
         for query_id, documents in evaluation.run.items():
@@ -184,20 +191,20 @@ def write_run(file: Path, evaluation: Evaluation) -> None:
                 for name in (query_id, document):
                     if any(character.isspace() for character in name):
                         raise InputError(f"id {name!r} has white space, which a TREC run file cannot hold")
-                # Nine digits keep every 32-bit score apart, so that trec_eval ranks the file as it was.
+                # Nine digits tell all 32-bit scores apart, so that trec_eval ranks the file as we did.
                 score = f"{np.float32(value):.9g}"
                 stream.write(f"{query_id} Q0 {document} {rank} {score} searchkit-{evaluation.mode}\n")
 
 
-def write_report(file: Path, evaluations: Iterable[Evaluation], about: dict[str, Any]) -> None:
-    """Write everything measured as JSON, with `about` (what was evaluated, and how) at its head."""
+def write_report(file: Path, evaluations: Iterable[Evaluation], header: dict[str, Any]) -> None:
+    """Write all measurements as JSON, after `header` (what was evaluated, and how)."""
     modes = {
         item.mode: {
             **item.summary(),
             **{f"per_query_{name}": values for name, values in item.per_query.items()},
-            "top10": {query: list(top(found, 10)) for query, found in item.run.items()},
+            "top10": {query: list(top(ranking, 10)) for query, ranking in item.run.items()},
         }
         for item in evaluations
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**about, "modes": modes}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json.dumps({**header, "modes": modes}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

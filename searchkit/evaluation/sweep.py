@@ -7,40 +7,84 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from searchkit.compression.measure import apply, measure, parse
+from searchkit.compression.measure import MeasureOptions, apply, measure, parse
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.evaluation.comparison import System, system_of
-from searchkit.evaluation.evaluate import drop_own, evaluate, judged_queries
+from searchkit.evaluation.evaluate import check_modes, evaluate, judged_queries
 from searchkit.indexer.files import locked
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.segments import DiskSegment
-from searchkit.metrics import DEPTH
+from searchkit.metrics import DEPTH, drop_own
 from searchkit.ranking import SearchOptions
-from searchkit.records import Qrels, Query, Run
+from searchkit.records import Judgements, Run
 
 _BY_VECTORS = ("dense", "hybrid")
 _BLOCK = 8192  # passages whose vectors are in memory at a time
 
 
+@dataclass(frozen=True, slots=True)
+class Variants:
+    """Ways to search one index.
+
+    Args:
+        modes: Some of `EVALUATION_MODES`; those that ignore instructions are searched once.
+        instructions: Label -> instruction, each for all queries, in place of their own; None keeps that of the
+            judgements and of the queries.
+        dims: Widths: the first dimensions of the vectors, normalised again and searched exactly.
+        recipes: Names such as "pq:48+rerank"; a copy of the index is stored so, tuned as `searchkit compress` does,
+            with no vectors beside the codes but for re-ranking. It is searched in those of the modes that use vectors,
+            or in dense mode.
+    """
+
+    modes: Sequence[str] = ("hybrid",)
+    instructions: Mapping[str, str | None] | None = None
+    dims: Sequence[int] = ()
+    recipes: Sequence[str] = ()
+
+    def check(self, dim: int) -> None:
+        """Raise InputError if a mode, a width or a recipe is impossible for vectors of `dim` dimensions."""
+        if self.modes or not (self.dims or self.recipes):
+            check_modes(self.modes)
+        if wrong := [width for width in self.dims if not 1 <= width <= dim]:
+            raise InputError(
+                f"widths are {', '.join(map(str, wrong))}; the index's vectors are {dim} wide, so 1 to {dim}"
+            )
+        for recipe in self.recipes:
+            parse(recipe, dim, 1)
+
+    def names(self) -> list[str]:
+        """The names of the systems, in the order in which `sweep` returns them."""
+        labels = list(self.instructions or [""])
+        names = [
+            name
+            for label in labels
+            for name in (
+                *(_name(mode, label if mode in _BY_VECTORS else "") for mode in self.modes),
+                *(_name(f"dense {dim}", label) for dim in self.dims),
+            )
+        ]
+        names += [
+            _name(mode, recipe, label) for recipe in self.recipes for label in labels for mode in self.recipe_modes()
+        ]
+        return list(dict.fromkeys(names))
+
+    def recipe_modes(self) -> list[str]:
+        """The modes in which recipes are searched."""
+        return [mode for mode in self.modes if mode in _BY_VECTORS] or ["dense"]
+
+
 def sweep(
     engine: SearchEngine,
-    queries: Sequence[Query],
-    qrels: Qrels,
+    judgements: Judgements,
+    variants: Variants,
     *,
-    modes: Sequence[str] = ("hybrid",),
-    instruction: str | None = None,
-    instructions: Mapping[str, str | None] | None = None,
-    dims: Sequence[int] = (),
-    recipes: Sequence[str] = (),
-    drop_self: bool = False,
     options: SearchOptions | None = None,
     on_system: Callable[[str], None] | None = None,
 ) -> list[System]:
@@ -48,67 +92,77 @@ def sweep(
 
     Args:
         engine: The index.
-        queries: Those with judgements are asked.
-        qrels: The judgements.
-        modes: Some of `EVALUATION_MODES`; those that know no instruction are asked once.
-        instruction: For queries without their own, where none is swept; None takes the model's default, "" none.
-        instructions: Label -> instruction, each for all queries, in the place of their own; None sweeps none.
-        dims: Widths: the vectors' first dimensions, made unit length again and searched exactly.
-        recipes: Names such as "pq:48+rerank"; a copy of the index is stored so, tuned as `searchkit compress` does,
-            with no vectors beside the codes but for re-ranking. It is searched in those of the modes that use vectors,
-            or in dense mode.
-        drop_self: Leave out the document whose id is the query's.
-        options: Fusion settings; the mode in them is not used.
-        on_system: Told each system's name before it is measured.
+        judgements: Queries and qrels.
+        variants: What to search with.
+        options: Fusion settings; their mode is ignored.
+        on_system: Called with each system's name before it is measured.
 
     Returns:
         Systems named by mode, width or recipe, and label, such as "dense", "dense 64", "hybrid B", "hybrid int8 B".
 
     Raises:
-        ValueError: A mode, a width or a recipe is impossible, or judgements and index do not belong together.
+        InputError: A mode, a width or a recipe is impossible, or judgements and index do not belong together.
     """
-    told = on_system or (lambda name: None)
-    snapshot = engine.store.snapshot()
-    for recipe in recipes:  # what is wrong is said before anything is searched
-        parse(recipe, int(snapshot.storage["plan"]["dim"]), snapshot.passages)
-    systems: list[System] = []
-    sentences = {"": instruction} if instructions is None else instructions
-    asked = list(queries) if instructions is None else [replace(query, instruction=None) for query in queries]
+    variants.check(int(engine.store.snapshot().storage["plan"]["dim"]))
+    announce = on_system or (lambda name: None)
+    judged_by = _by_label(judgements, variants.instructions)
+    systems: dict[str, System] = {}
+    for label, judged in judged_by.items():
+        for mode in variants.modes:
+            name = _name(mode, label if mode in _BY_VECTORS else "")
+            if name not in systems:
+                announce(name)
+                systems[name] = _searched(engine, judged, mode, name, options)
+        if variants.dims:
+            systems |= _cut(engine, judged, label, variants.dims, announce)
+    for recipe in dict.fromkeys(variants.recipes):
+        with _stored_as(engine, recipe) as copy:
+            for label, judged in judged_by.items():
+                for mode in variants.recipe_modes():
+                    name = _name(mode, recipe, label)
+                    announce(name)
+                    systems[name] = _searched(copy, judged, mode, name, options)
+    return list(systems.values())
 
-    def search(one: SearchEngine, mode: str, name: str, sentence: str | None) -> None:
-        told(name)
-        how: dict[str, Any] = {"instruction": sentence, "drop_self": drop_self, "options": options}
-        (found,) = evaluate(one, asked, qrels, modes=[mode], **how)
-        size = found.bytes_per_document
-        systems.append(system_of(name, found.run, qrels, seconds=found.seconds_per_query, size=size))
 
-    for label, sentence in sentences.items():
-        for mode in modes:
-            name = f"{mode} {label}".strip() if mode in _BY_VECTORS else mode
-            if all(system.name != name for system in systems):
-                search(engine, mode, name, sentence)
-        if dims:
-            systems += _cut(engine, asked, qrels, label, sentence, dims, drop_self, told)
-    by_vectors = [mode for mode in modes if mode in _BY_VECTORS] or ["dense"]
-    for recipe in dict.fromkeys(recipes):
-        with _stored_as(engine, recipe) as one:
-            for label, sentence in sentences.items():
-                for mode in by_vectors:
-                    search(one, mode, f"{mode} {recipe} {label}".strip(), sentence)
-    return systems
+def _name(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def _by_label(judgements: Judgements, instructions: Mapping[str, str | None] | None) -> dict[str, Judgements]:
+    if instructions is None:
+        return {"": judgements}
+    queries = [replace(query, instruction=None) for query in judgements.queries]
+    return {
+        label: replace(judgements, queries=queries, instruction=instruction)
+        for label, instruction in instructions.items()
+    }
+
+
+def _searched(
+    engine: SearchEngine, judgements: Judgements, mode: str, name: str, options: SearchOptions | None
+) -> System:
+    (evaluation,) = evaluate(engine, judgements, modes=[mode], options=options)
+    return system_of(
+        name,
+        evaluation.run,
+        judgements.qrels,
+        seconds=evaluation.seconds_per_query,
+        size=evaluation.bytes_per_document,
+    )
 
 
 @contextmanager
 def _stored_as(engine: SearchEngine, recipe: str) -> Iterator[SearchEngine]:
-    """A copy of an index whose vectors are stored by a recipe, tuned by phrases of its own documents."""
-    with tempfile.TemporaryDirectory(prefix="searchkit-") as place:
-        copy = Path(place) / "index"
+    """A copy of an index whose vectors are stored by a recipe, tuned on phrases of its own documents."""
+    with tempfile.TemporaryDirectory(prefix="searchkit-") as temporary:
+        folder = Path(temporary) / "index"
         with locked(engine.store.folder):
-            shutil.copytree(engine.store.folder, copy)
-        with SearchEngine.open(copy, model=engine.embedder, writable=True) as one:
-            found = measure(one, recipes=[recipe], on_skipped=_refuse)[-1]
-            apply(one, found, drop_vectors=not found.tuning.rerank)
-            yield one
+            shutil.copytree(engine.store.folder, folder)
+        with SearchEngine.open(folder, model=engine.embedder, writable=True) as copy:
+            candidate = measure(copy, options=MeasureOptions(recipes=[recipe]), on_skipped=_refuse)[-1]
+            apply(copy, candidate, drop_vectors=not candidate.tuning.rerank)
+            yield copy
 
 
 def _refuse(recipe: str, why: str) -> None:
@@ -116,46 +170,38 @@ def _refuse(recipe: str, why: str) -> None:
 
 
 def _cut(
-    engine: SearchEngine,
-    queries: Sequence[Query],
-    qrels: Qrels,
-    label: str,
-    instruction: str | None,
-    dims: Sequence[int],
-    drop_self: bool,
-    told: Callable[[str], None],
-) -> list[System]:
-    """One system a width."""
-    asked = judged_queries(engine, queries, qrels)
+    engine: SearchEngine, judgements: Judgements, label: str, dims: Sequence[int], announce: Callable[[str], None]
+) -> dict[str, System]:
+    """A system for each width, by name."""
+    queries = judged_queries(engine, judgements)
     snapshot = engine.store.snapshot()
-    full = int(snapshot.storage["plan"]["dim"])
-    if wrong := [dim for dim in dims if not 1 <= dim <= full]:
-        raise InputError(
-            f"widths are {', '.join(map(str, wrong))}; the index's vectors are {full} wide, so 1 to {full}"
-        )
     if not all(part.keeps_vectors for part in snapshot.segments):
         raise InputError(
             f"{engine.store.folder} keeps no vectors beside its codes, and codes cannot be cut; index the corpus again"
         )
-    engine.embedder.encode_queries(["warm up"])  # loading the model is not searching
+    engine.embedder.encode_queries(["warm up"])  # loading the model must not count as search time
     began = time.perf_counter()
-    vectors = engine.embed(asked, instruction)
+    vectors = engine.embed(queries, judgements.instruction)
     embedding = time.perf_counter() - began
-    systems = []
+    systems = {}
     for dim in dict.fromkeys(dims):
-        name = f"dense {dim} {label}".strip()
-        told(name)
+        name = _name(f"dense {dim}", label)
+        announce(name)
         docs, scores, seconds = search_exactly(
-            snapshot.segments, snapshot.dead, unit(vectors[:, :dim]), DEPTH + drop_self
+            snapshot.segments, snapshot.dead, unit(vectors[:, :dim]), DEPTH + judgements.drop_self
         )
         ids = engine.store.ids_of(set(docs.ravel().tolist()))
-        run: Run = {}
-        for query, found, values in zip(asked, docs.tolist(), scores.tolist(), strict=True):
-            run[query.id] = {ids[doc]: value for doc, value in zip(found, values, strict=True)}
-        if drop_self:
-            drop_own(run)
-        size = 4 * dim * snapshot.passages / max(1, snapshot.documents)
-        systems.append(system_of(name, run, qrels, seconds=(embedding + seconds) / len(asked), size=size))
+        run: Run = {
+            query.id: {ids[doc]: value for doc, value in zip(row, values, strict=True)}
+            for query, row, values in zip(queries, docs.tolist(), scores.tolist(), strict=True)
+        }
+        systems[name] = system_of(
+            name,
+            drop_own(run) if judgements.drop_self else run,
+            judgements.qrels,
+            seconds=(embedding + seconds) / len(queries),
+            size=4 * dim * snapshot.passages / max(1, snapshot.documents),
+        )
     return systems
 
 

@@ -17,7 +17,8 @@ from searchkit.readers.lines import (
     quoted,
     typename,
 )
-from searchkit.records import Qrels, Query, Run
+from searchkit.records import Judgements, Qrels, Query, Run
+from searchkit.tasks import Task, find_task
 
 _QUERY_ID_NAMES = ("id", "_id", "qid", "query-id", "query_id", "queryid")
 
@@ -116,6 +117,23 @@ def read_beir_split(folder: Path | str, split: str) -> tuple[list[Query], Qrels]
             f"such as {quoted(lost[:3])}; the two files do not belong together"
         )
     return queries, qrels
+
+
+def read_judgements(folder: Path | str, *, split: str | None = None, task: Task | None = None) -> Judgements:
+    """Read a split of a BEIR folder with the rules its published figures follow: split, instruction and drop_self.
+
+    Args:
+        folder: Holds queries.jsonl and qrels/.
+        split: Another split than the published one, which is "test" for an unknown set.
+        task: The rules; None looks them up by the folder's name.
+    """
+    task = task or find_task(Path(folder).resolve().name)
+    split = split or (task.split if task else "test")
+    queries, qrels = read_beir_split(folder, split)
+    name = f"{folder}, {split}"
+    return (
+        Judgements(name, queries, qrels, task.instruction, task.drop_self) if task else Judgements(name, queries, qrels)
+    )
 
 
 def _tsv_query(line: str) -> Query:

@@ -24,7 +24,7 @@ from searchkit.evaluation.evaluate import evaluate
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import Ranker
-from searchkit.records import Document, Qrels, Query
+from searchkit.records import Document, Judgements, Query
 
 WORDS = 6
 """Of a query; some 18 tokens."""
@@ -61,7 +61,7 @@ def measure(folder: Path, passages: int, queries: int, modes: list[str]) -> Iter
     written = build(folder, passages, model)
     asked = [Query(f"q{n}", " ".join(text.split()[:WORDS])) for n, text in enumerate(written[:queries])]
     rng = np.random.default_rng(0)
-    qrels: Qrels = {
+    qrels = {
         query.id: {f"doc-{n}": 1, **{f"doc-{other}": 1 for other in rng.integers(0, passages, 2)}}
         for n, query in enumerate(asked)
     }
@@ -69,12 +69,12 @@ def measure(folder: Path, passages: int, queries: int, modes: list[str]) -> Iter
     for mode in modes:
         spent = {"embedding": 0.0, "search": 0.0}
         with SearchEngine.open(folder, model=model) as engine:
-            evaluate(engine, asked[:1], {asked[0].id: qrels[asked[0].id]}, modes=[mode])  # reads and checks files
+            evaluate(engine, Judgements("", asked[:1], qrels), modes=[mode])  # reads and checks files
             encode = model.encode_queries
             model.encode_queries = timed(encode, spent, "embedding")  # type: ignore[method-assign]
             Ranker.rank = timed(rank, spent, "search")  # type: ignore[method-assign]
             began = time.process_time()
-            evaluate(engine, asked, qrels, modes=[mode])
+            evaluate(engine, Judgements("", asked, qrels), modes=[mode])
             whole = time.process_time() - began
             model.encode_queries, Ranker.rank = encode, rank  # type: ignore[method-assign]
         rest = whole - sum(spent.values())

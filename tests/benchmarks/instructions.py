@@ -19,7 +19,7 @@ from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import DEFAULT_MODEL
 from searchkit.readers.corpus import corpus_folder, read_corpus
 from searchkit.readers.judgements import read_beir_split
-from searchkit.records import Query
+from searchkit.records import Judgements, Query
 
 
 def wrong(queries: list[Query]) -> list[Query]:
@@ -55,7 +55,7 @@ def main() -> None:
     ):
         engine.add(read_corpus(corpus))
         found = {
-            name: evaluate(engine, asked, qrels, modes=[arguments.mode])[0].metrics["ndcg@10"]
+            name: evaluate(engine, Judgements(name, asked, qrels), modes=[arguments.mode])[0].metrics["ndcg@10"]
             for name, asked in variants.items()
         }
     print(json.dumps({"model": arguments.model, "mode": arguments.mode, "split": arguments.split, "ndcg@10": found}))

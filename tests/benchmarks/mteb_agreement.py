@@ -24,8 +24,7 @@ from searchkit.evaluation.mteb_adapter import MtebEncoder, MtebSearch, index_nam
 from searchkit.evaluation.mteb_tasks import beir_task
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import MODES, SearchOptions
-from searchkit.readers.judgements import read_beir_split
-from searchkit.tasks import find_task
+from searchkit.readers.judgements import read_judgements
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,7 @@ def compared(folder: Path, embedder: Embedder, indexes: Path) -> Iterator[Row]:
     data = task.dataset["default"][split]
     where = {"task_metadata": task.metadata, "hf_split": split, "hf_subset": "default"}
     how = {**where, "encode_kwargs": {"batch_size": 32, "show_progress_bar": False}, "num_proc": None}
-    known = find_task(folder.resolve().name)
-    queries, qrels = read_beir_split(folder, split)
-    instructed = embedder.conventions.default_instruction is not None
-    rules = {
-        "instruction": known.instruction if known and instructed else None,
-        "drop_self": bool(known and known.drop_self),
-    }
+    judgements = read_judgements(folder, split=split).for_model(embedder.conventions.default_instruction)
     ours = {}
     for mode in MODES:
         model = MtebSearch(embedder, indexes=indexes, options=SearchOptions(mode=mode))
@@ -69,13 +62,13 @@ def compared(folder: Path, embedder: Embedder, indexes: Path) -> Iterator[Row]:
         run = model.search(data["queries"], top_k=1000, **how)
         place = indexes / index_name(task.metadata.name, "default", split)
         with SearchEngine.open(place, model=embedder) as engine:
-            (found,) = evaluate(engine, queries, qrels, modes=[mode], **rules)
+            (found,) = evaluate(engine, judgements, modes=[mode])
         ours[mode] = found.metrics
-        yield Row(task.metadata.name, "search", mode, len(qrels), ours[mode], judged(task, data, run))
+        yield Row(task.metadata.name, "search", mode, len(judgements.qrels), ours[mode], judged(task, data, run))
     wrapped = SearchEncoderWrapper(MtebEncoder(embedder))
     wrapped.index(data["corpus"], **how)
     run = wrapped.search(data["queries"], top_k=1000, **how)
-    yield Row(task.metadata.name, "encoder", "dense", len(qrels), ours["dense"], judged(task, data, run))
+    yield Row(task.metadata.name, "encoder", "dense", len(judgements.qrels), ours["dense"], judged(task, data, run))
 
 
 def judged(task: Any, data: Any, run: dict[str, dict[str, float]]) -> dict[str, float]:

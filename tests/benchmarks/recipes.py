@@ -13,36 +13,26 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from searchkit.compression.measure import Candidate, measure
+from searchkit.compression.measure import Candidate, MeasureOptions, measure
 from searchkit.engine import SearchEngine
 from searchkit.indexer.vectors.recipes import recipe_of
 from searchkit.readers.corpus import read_corpus
-from searchkit.readers.judgements import read_beir_split
-from searchkit.tasks import find_task
+from searchkit.readers.judgements import read_judgements
 
 
 def measured(set_folder: Path, index: Path, model: str, names: list[str] | None, recall: float) -> list[Candidate]:
     """Every recipe on one set, indexed first."""
     with SearchEngine.create(index, model=model, chunk_tokens=0, exist_ok=True) as engine:
         engine.add(read_corpus(set_folder))
-    known = find_task(set_folder.resolve().name)
-    queries, qrels = read_beir_split(set_folder, known.split if known else "test")
     with SearchEngine.open(index) as engine:
-        instructed = engine.settings["model"]["default_instruction"] is not None
-        tuned = measure(engine, recipes=names, recall=recall, on_recipe=_progress)
-        return measure(
-            engine,
-            recipes=names,
-            queries=queries,
-            qrels=qrels,
-            drop_self=bool(known and known.drop_self),
-            instruction=known.instruction if known and instructed else None,
-            tunings={one.name: one.tuning for one in tuned},
-            on_recipe=_progress,
-        )
+        judgements = read_judgements(set_folder).for_model(engine.settings["model"]["default_instruction"])
+        options = MeasureOptions(names, recall)
+        tuned = measure(engine, options=options, on_recipe=_progress)
+        options = replace(options, tunings={one.name: one.tuning for one in tuned})
+        return measure(engine, judgements, options=options, on_recipe=_progress)
 
 
 def _progress(name: str, number: int, total: int) -> None:

@@ -21,6 +21,7 @@ from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.judgements import read_beir_split
+from searchkit.records import Judgements
 from searchkit.tasks import get_task
 
 
@@ -59,7 +60,8 @@ def main() -> None:
         found = {}
         for name, said in (("plain", ""), ("told", task.instruction)):
             asked = [replace(query, instruction=said) for query in queries]
-            for report in evaluate(engine, asked, qrels, modes=["dense", "hybrid"], drop_self=task.drop_self):
+            judgements = Judgements(name, asked, qrels, drop_self=task.drop_self)
+            for report in evaluate(engine, judgements, modes=["dense", "hybrid"]):
                 found[f"{name}, {report.mode}"] = report.metrics["ndcg@10"]
     repeats = embedder.conventions.query_repeats
     print(json.dumps({"model": arguments.model, "query_repeats": repeats, "queries": len(queries), "ndcg@10": found}))

@@ -16,6 +16,7 @@ from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import Embedder
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.judgements import read_beir_split
+from searchkit.records import Judgements
 from searchkit.tasks import WEB_SEARCH
 from searchkit.training.config import TrainConfig
 from searchkit.training.train import train
@@ -55,7 +56,7 @@ def test_the_dev_score_of_a_run_is_that_of_the_folder_it_writes(config: TrainCon
         engine.add(read_corpus(dev))
         queries, qrels = read_beir_split(dev, "dev")
         found, bare = (
-            evaluate(engine, queries, qrels, modes=["dense"], instruction=told)[0].metrics["ndcg@10"]
+            evaluate(engine, Judgements("dev", queries, qrels, told), modes=["dense"])[0].metrics["ndcg@10"]
             for told in (None, "")
         )
     assert found != bare  # or the next line would say nothing

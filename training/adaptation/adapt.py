@@ -306,10 +306,9 @@ class _Run:
 
         def work() -> None:
             report = AdaptReport(judged.name, self.given is not None, counts)
-            how: dict[str, Any] = {"instruction": judged.instruction, "drop_self": judged.drop_self, "modes": MODES}
-            old = evaluate(self.engine, judged.queries, judged.qrels, **how)
+            old = evaluate(self.engine, judged, modes=MODES)
             with SearchEngine.open(self.out / AFTER) as new:
-                found = evaluate(new, judged.queries, judged.qrels, **how)
+                found = evaluate(new, judged, modes=MODES)
                 report.elsewhere = elsewhere(self.engine.embedder), elsewhere(new.embedder)
             report.modes = compare(old, found)
             write_report(self.out / REPORT, report)

@@ -52,7 +52,7 @@ def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) 
                 "folder that holds both merged (searchkit train writes one), and adapt that"
             )
         if judgements:
-            judged_queries(engine, judgements.queries, judgements.qrels)
+            judged_queries(engine, judgements)
     if install:
         _check_place(config.index.resolve(), out)
 

@@ -12,13 +12,13 @@ from commands import call
 
 from searchkit.compression import measure as compress
 from searchkit.compression.choice import Limits, choose, front
-from searchkit.compression.measure import Candidate, measure
+from searchkit.compression.measure import Candidate, MeasureOptions, measure
 from searchkit.engine import SearchEngine
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.vectors.faiss_index import Tuning
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
-from searchkit.records import Query
+from searchkit.records import Judgements, Query
 
 __all__ = ["one_thread"]  # a fixture
 
@@ -70,7 +70,7 @@ def writable(tmp_path: Path, embedder: Embedder, rows: np.ndarray) -> SearchEngi
 def found(folder: Path) -> list[Candidate]:
     names = ["fp16", "int8", "hnsw", "ivf-int8", "rabitq", "rabitq+rerank", "binary", "pq:16", "pq:16+rerank"]
     with SearchEngine.open(folder) as engine:
-        return measure(engine, recipes=names)
+        return measure(engine, options=MeasureOptions(names))
 
 
 def named(found: list[Candidate], name: str) -> Candidate:
@@ -105,7 +105,7 @@ def test_re_ranking_brings_recall_up_and_takes_disk(found: list[Candidate]) -> N
 
 def test_cells_and_graphs_are_tuned_to_the_recall_asked_for(folder: Path) -> None:
     with SearchEngine.open(folder) as engine:
-        loose, strict = (measure(engine, recipes=["ivf-int8", "hnsw"], recall=goal) for goal in (0.5, 0.97))
+        loose, strict = (measure(engine, options=MeasureOptions(["ivf-int8", "hnsw"], goal)) for goal in (0.5, 0.97))
     for low, high, goal in zip(loose[1:], strict[1:], (0.97, 0.97), strict=True):
         assert low.recall_10 >= 0.5
         assert high.recall_10 >= goal
@@ -116,7 +116,8 @@ def test_recall_is_that_of_brute_force(folder: Path, rows: np.ndarray, monkeypat
     queries = clustered(50, seed=7)
     monkeypatch.setattr(SearchEngine, "embed", lambda self, asked, instruction=None: queries[: len(asked)])
     with SearchEngine.open(folder) as engine:
-        one = measure(engine, recipes=["int8"], queries=[Query(str(n), "x") for n in range(50)])[1]
+        judgements = Judgements("", [Query(str(n), "x") for n in range(50)], {})
+        one = measure(engine, judgements, options=MeasureOptions(["int8"]))[1]
         # The oracle: FAISS's 8 bits by hand, from the extremes of the vectors that it learnt from.
         assert (one.queries, one.sample) == (50, COUNT)
         learnt = one.recall_10
@@ -131,7 +132,7 @@ def test_recall_is_that_of_brute_force(folder: Path, rows: np.ndarray, monkeypat
 def test_equal_vectors_are_as_good_as_each_other(writable: SearchEngine, rows: np.ndarray) -> None:
     with writable as engine:
         fill(engine, np.repeat(rows[:1], 40, axis=0), COUNT)
-        assert named(measure(engine, recipes=["fp16"]), "fp16").recall_10 > 0.99
+        assert named(measure(engine, options=MeasureOptions(["fp16"])), "fp16").recall_10 > 0.99
 
 
 def test_ndcg_is_that_of_the_index_stored_so(writable: SearchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +146,11 @@ def test_ndcg_is_that_of_the_index_stored_so(writable: SearchEngine, monkeypatch
     with writable as engine:
         best = engine.rank(queries, k=3, options=SearchOptions(mode="dense"))
         qrels = {query.id: {str(item.doc): 1 for item in found} for query, found in zip(queries, best, strict=True)}
-        measured = measure(engine, recipes=["pq:8"], queries=queries, qrels=qrels)
+        measured = measure(engine, Judgements("", queries, qrels), options=MeasureOptions(["pq:8"]))
         assert measured[0].ndcg_10 == 1
         assert measured[0].ndcg_change == 0
         engine.store_as("pq:8", tuning=Tuning())
-        (stored,) = evaluate(engine, queries, qrels, modes=["dense"])
+        (stored,) = evaluate(engine, Judgements("", queries, qrels), modes=["dense"])
         # Both learn from all vectors there are, in another order.
         assert measured[1].ndcg_10 == pytest.approx(stored.metrics["ndcg@10"], abs=0.03)
         assert measured[1].ndcg_change == pytest.approx(measured[1].ndcg_10 - 1)
@@ -158,7 +159,7 @@ def test_ndcg_is_that_of_the_index_stored_so(writable: SearchEngine, monkeypatch
 
 def test_a_sample_is_brought_up_to_the_whole(folder: Path) -> None:
     with SearchEngine.open(folder) as engine:
-        one = measure(engine, recipes=["fp16"], sample=300)[1]
+        one = measure(engine, options=MeasureOptions(["fp16"], sample=300))[1]
     assert (one.sample, one.total) == (300, COUNT)
     assert one.latency == pytest.approx(COUNT / 300 / one.per_second)
     assert one.memory == pytest.approx(COUNT * 2 * DIM, rel=0.01)
@@ -167,19 +168,19 @@ def test_a_sample_is_brought_up_to_the_whole(folder: Path) -> None:
 def test_what_cannot_be_measured_says_why(tmp_path: Path, folder: Path, embedder: Embedder) -> None:
     with SearchEngine.open(folder) as engine:
         with pytest.raises(ValueError, match=r"recipe is 'zip'; expected one of flat"):
-            measure(engine, recipes=["zip"])
+            measure(engine, options=MeasureOptions(["zip"]))
         with pytest.raises(ValueError, match="flat holds the vectors themselves; write flat"):
-            measure(engine, recipes=["flat+rerank"])
+            measure(engine, options=MeasureOptions(["flat+rerank"]))
         with pytest.raises(ValueError, match="at most 1"):
-            measure(engine, recall=95)
-        with pytest.raises(ValueError, match="without queries"):
-            measure(engine, qrels={"1": {"1": 1}})
+            measure(engine, options=MeasureOptions(recall=95))
         with pytest.raises(ValueError, match="no queries"):
-            measure(engine, queries=[])
+            measure(engine, Judgements("", [], {"1": {"1": 1}}))
+        with pytest.raises(ValueError, match="no queries"):
+            measure(engine, Judgements("", [], {}))
         with pytest.raises(ValueError, match="different sets"):
-            measure(engine, queries=[Query("1", "x")], qrels={"2": {"1": 1}})
+            measure(engine, Judgements("", [Query("1", "x")], {"2": {"1": 1}}))
         with pytest.raises(ValueError, match="different corpora"):
-            measure(engine, queries=[Query("1", "x")], qrels={"1": {"nowhere": 1}})
+            measure(engine, Judgements("", [Query("1", "x")], {"1": {"nowhere": 1}}))
     with SearchEngine.create(tmp_path / "x.index", model=embedder) as engine:
         with pytest.raises(ValueError, match="0 passages; nothing can be measured"):
             measure(engine)
@@ -255,7 +256,7 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
 
 def test_what_was_chosen_is_stored_and_searched_as_it_was_measured(writable: SearchEngine) -> None:
     with writable as engine:
-        found = measure(engine, recipes=["ivf-pq:16+rerank"])
+        found = measure(engine, options=MeasureOptions(["ivf-pq:16+rerank"]))
         compress.apply(engine, found[1])
         storage = engine.store.setting("storage")
         assert storage["plan"]["recipe"] == "ivf-pq"
@@ -263,7 +264,7 @@ def test_what_was_chosen_is_stored_and_searched_as_it_was_measured(writable: Sea
         assert storage["tuning"]["probes"] >= found[1].tuning.probes
         # Two codebooks, one of them in the segment: what was foretold is what is there.
         assert engine.store.sizes()["segments"] == pytest.approx(found[1].disk, rel=0.02)
-        again = measure(engine, recipes=["int8"])  # the vectors are there still
+        again = measure(engine, options=MeasureOptions(["int8"]))  # the vectors are there still
         assert again[1].recall_10 > 0.95
         queries = clustered(20, seed=3)
         hits = engine._ranker.rank([""] * 20, queries, 10, SearchOptions(mode="dense"))

@@ -17,6 +17,7 @@ from searchkit.evaluation.beir import BeirSet, averages, find_sets, language_of,
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import Embedder
 from searchkit.readers.judgements import read_beir_split
+from searchkit.records import Judgements
 from searchkit.tasks import get_task
 
 MODES = ["dense", "lexical"]
@@ -65,7 +66,7 @@ def by_hand(
     instruction = get_task(task).instruction if task else None
     with SearchEngine.create(place, model=embedder, chunk_tokens=0) as engine:
         engine.add(read_corpus(folder))
-        found = evaluate(engine, queries, qrels, modes=MODES, instruction=instruction, drop_self=drop_self)
+        found = evaluate(engine, Judgements("", queries, qrels, instruction, drop_self), modes=MODES)
     return {item.mode: item.metrics for item in found}
 
 
@@ -128,7 +129,7 @@ def test_languages_are_stemmed_as_their_names_say(sets: Path, tmp_path: Path, in
             assert engine.settings["language"] == language
             queries, qrels = read_beir_split(folder / one.name, "dev")
             said = get_task("miracl").instruction
-            expected = evaluate(engine, queries, qrels, modes=MODES, instruction=said)
+            expected = evaluate(engine, Judgements("", queries, qrels, said), modes=MODES)
         assert found == {item.mode: item.metrics for item in expected}
 
 

@@ -28,11 +28,12 @@ from searchkit.evaluation.diagnosis import (
 )
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import Embedder
-from searchkit.records import Document, Qrels, Query, Run
+from searchkit.records import Document, Judgements, Qrels, Query, Run
 from searchkit.reports.diagnosis_plot import groups_figure
 
 QUERIES = [Query("q1", "yeast and bread"), Query("q2", "the sun"), Query("q3", "xylophone " * 40), Query("q4", "oboe")]
 QRELS: Qrels = {"q1": {"1": 2, "11": 1, "0": 0}, "q2": {"2": 1, "9": 1}, "q3": {"4": 1, "gone": 1}, "q4": {"4": 0}}
+JUDGEMENTS = Judgements("notes", QUERIES, QRELS)
 LONG = {"1", "2", "9"}
 
 
@@ -133,8 +134,8 @@ def test_intervals_are_student_s() -> None:
 
 
 def test_what_the_model_does_not_read_is_counted(engine: SearchEngine) -> None:
-    evaluations = evaluate(engine, QUERIES, QRELS, modes=["lexical"])
-    found = diagnose(engine, QUERIES, QRELS, evaluations)
+    evaluations = evaluate(engine, JUDGEMENTS, modes=["lexical"])
+    found = diagnose(engine, JUDGEMENTS, evaluations)
     tokenizer = engine.embedder.runtime.tokenizer
     counts = {document.id: len(tokenizer.encode(document.text.strip()).ids) for document in engine.documents()}
     long = {id for id, count in counts.items() if count > 48}
@@ -163,7 +164,7 @@ def test_counting_is_not_cutting(engine: SearchEngine) -> None:
 def test_documents_in_several_passages_are_split_and_not_cut(tmp_path: Path, embedder: Embedder) -> None:
     with SearchEngine.create(tmp_path / "x", model=embedder, chunk_tokens=24) as engine:
         engine.add(Document(str(n), text * (9 if str(n) in LONG else 1)) for n, text in enumerate(TEXTS))
-        found = diagnose(engine, QUERIES, QRELS, evaluate(engine, QUERIES, QRELS, modes=["lexical"]))
+        found = diagnose(engine, JUDGEMENTS, evaluate(engine, JUDGEMENTS, modes=["lexical"]))
         assert not found.cut
         assert found.documents.room == 24 + embedder.special_tokens
         passages = engine.store.snapshot().passages
@@ -174,8 +175,8 @@ def test_documents_in_several_passages_are_split_and_not_cut(tmp_path: Path, emb
 def test_the_deep_search_drops_a_query_s_own_document(engine: SearchEngine) -> None:
     queries, qrels = [Query("1", TEXTS[1])], {"1": {"1": 1, "11": 1}}
     for drop, first in ((False, 1), (True, None)):
-        evaluations = evaluate(engine, queries, qrels, modes=["lexical"], drop_self=drop)
-        found = diagnose(engine, queries, qrels, evaluations, drop_self=drop)
+        judgements = Judgements("notes", queries, qrels, drop_self=drop)
+        found = diagnose(engine, judgements, evaluate(engine, judgements, modes=["lexical"]))
         assert len(found.recall["lexical"]) == 30
         assert found.recall["lexical"][-1] == (0.5 if drop else 1)
         assert (found.first["lexical"]["1"] == first) is not drop

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from searchkit.metrics import means, score, score_queries
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
 from searchkit.readers.judgements import read_run
-from searchkit.records import Document, Qrels, Query, Run
+from searchkit.records import Document, Judgements, Qrels, Query, Run
 
 QUERIES = [Query("q1", "yeast and bread"), Query("q2", "the sun"), Query("q3", "xylophone")]
 QRELS: Qrels = {"q1": {"1": 2, "11": 1}, "q2": {"2": 1, "9": 1, "0": 0}, "q3": {"4": 1}}
+JUDGEMENTS = Judgements("notes", QUERIES, QRELS)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,8 @@ def test_ties_past_the_last_rank_are_broken_by_id_too(tmp_path: Path, embedder: 
     with SearchEngine.create(tmp_path / "copies.index", model=embedder) as engine:
         engine.add(Document(f"d{n:03}", "Bread rises." if n < 150 else "Tea cools.") for n in range(400))
         for document, recall in (("d049", 0.0), ("d050", 1.0), ("d149", 1.0)):
-            for found in evaluate(engine, [Query("q", "Bread rises.")], {"q": {document: 1}}, modes=WHOLE):
+            judgements = Judgements("copies", [Query("q", "Bread rises.")], {"q": {document: 1}})
+            for found in evaluate(engine, judgements, modes=WHOLE):
                 assert found.metrics["recall@100"] == recall
 
 
@@ -119,7 +122,7 @@ def test_scores_apart_only_in_64_bits_are_ties_as_for_trec_eval() -> None:
 
 
 def test_every_mode_is_measured_by_what_search_returns(engine: SearchEngine) -> None:
-    for item in evaluate(engine, QUERIES, QRELS):
+    for item in evaluate(engine, JUDGEMENTS):
         options = SearchOptions(mode=item.mode)  # type: ignore[arg-type]
         for query in QUERIES:
             hits = engine.search(query.text, k=100, options=options)
@@ -130,7 +133,7 @@ def test_every_mode_is_measured_by_what_search_returns(engine: SearchEngine) -> 
 
 
 def test_lexical_finds_what_it_should_and_nothing_else(engine: SearchEngine) -> None:
-    (item,) = evaluate(engine, QUERIES, QRELS, modes=["lexical"])
+    (item,) = evaluate(engine, JUDGEMENTS, modes=["lexical"])
     assert item.run["q3"] == {}
     assert item.metrics["recall@100"] == pytest.approx(2 / 3)
     assert item.per_query["ndcg@10"]["q3"] == 0
@@ -138,36 +141,40 @@ def test_lexical_finds_what_it_should_and_nothing_else(engine: SearchEngine) -> 
 
 @pytest.mark.parametrize("mode", EVALUATION_MODES)
 def test_one_query_is_enough(engine: SearchEngine, mode: str) -> None:
-    (item,) = evaluate(engine, QUERIES[:1], {"q1": QRELS["q1"]}, modes=[mode])
+    (item,) = evaluate(engine, Judgements("one", QUERIES[:1], {"q1": QRELS["q1"]}), modes=[mode])
     assert item.summary()["queries"] == 1
     assert 0 < item.metrics["ndcg@10"] <= 1
 
 
 def test_queries_without_judgements_are_not_asked(engine: SearchEngine) -> None:
-    (item,) = evaluate(engine, QUERIES, {"q2": QRELS["q2"]}, modes=["lexical"])
+    (item,) = evaluate(engine, replace(JUDGEMENTS, qrels={"q2": QRELS["q2"]}), modes=["lexical"])
     assert list(item.run) == ["q2"]
 
 
 def test_judged_queries_that_are_not_asked_count_as_zero(engine: SearchEngine) -> None:
-    (alone,) = evaluate(engine, QUERIES[:1], {"q1": QRELS["q1"]}, modes=["lexical"])
-    (item,) = evaluate(engine, QUERIES[:1], {"q1": QRELS["q1"], "q2": QRELS["q2"]}, modes=["lexical"])
+    (alone,) = evaluate(engine, Judgements("one", QUERIES[:1], {"q1": QRELS["q1"]}), modes=["lexical"])
+    (item,) = evaluate(
+        engine,
+        replace(JUDGEMENTS, queries=QUERIES[:1], qrels={"q1": QRELS["q1"], "q2": QRELS["q2"]}),
+        modes=["lexical"],
+    )
     assert item.metrics["ndcg@10"] == pytest.approx(alone.metrics["ndcg@10"] / 2)
 
 
 def test_an_own_instruction_comes_before_the_common_one(engine: SearchEngine) -> None:
     common, own = [Query("q2", "the sun")], [Query("q2", "the sun", "Find the opposite")]
     qrels = {"q2": QRELS["q2"]}
-    (told,) = evaluate(engine, common, qrels, modes=["dense"], instruction="Find the opposite")
-    (kept,) = evaluate(engine, own, qrels, modes=["dense"], instruction="Find notes")
-    (plain,) = evaluate(engine, common, qrels, modes=["dense"])
+    (told,) = evaluate(engine, Judgements("", common, qrels, "Find the opposite"), modes=["dense"])
+    (kept,) = evaluate(engine, Judgements("", own, qrels, "Find notes"), modes=["dense"])
+    (plain,) = evaluate(engine, Judgements("", common, qrels), modes=["dense"])
     assert kept.run == told.run != plain.run
 
 
 @pytest.mark.parametrize("mode", EVALUATION_MODES)
 def test_drop_self_leaves_out_the_query_s_own_document_alone(engine: SearchEngine, mode: str) -> None:
     queries, qrels = [Query("1", TEXTS[1])], {"1": {"11": 1}}
-    (kept,) = evaluate(engine, queries, qrels, modes=[mode])
-    (dropped,) = evaluate(engine, queries, qrels, modes=[mode], drop_self=True)
+    (kept,) = evaluate(engine, Judgements("", queries, qrels), modes=[mode])
+    (dropped,) = evaluate(engine, Judgements("", queries, qrels, drop_self=True), modes=[mode])
     assert kept.run["1"].keys() - dropped.run["1"].keys() == {"1"}
     assert dropped.metrics["mrr@10"] >= kept.metrics["mrr@10"]
 
@@ -176,30 +183,30 @@ def test_drop_self_leaves_out_the_query_s_own_document_alone(engine: SearchEngin
 def test_drop_self_still_judges_a_hundred(tmp_path: Path, embedder: Embedder, mode: str) -> None:
     with SearchEngine.create(tmp_path / "x", model=embedder) as engine:
         engine.add([*(Document(str(n), "bread") for n in range(102)), *(Document(f"o{n}", "tea") for n in range(200))])
-        (item,) = evaluate(engine, [Query("0", "bread")], {"0": {"1": 1}}, modes=[mode], drop_self=True)
+        (item,) = evaluate(engine, Judgements("", [Query("0", "bread")], {"0": {"1": 1}}, drop_self=True), modes=[mode])
     assert "0" not in item.run["0"]
     assert len(item.run["0"]) == 100
 
 
 def test_judged_documents_that_are_not_in_the_index_count_as_not_found(engine: SearchEngine) -> None:
     qrels = {"q1": {"1": 1, "gone": 1}}
-    (item,) = evaluate(engine, QUERIES, qrels, modes=["dense"])
+    (item,) = evaluate(engine, replace(JUDGEMENTS, qrels=qrels), modes=["dense"])
     assert item.metrics["recall@100"] == 0.5
 
 
 def test_judgements_of_another_corpus_are_refused(engine: SearchEngine, tmp_path: Path, embedder: Embedder) -> None:
     with pytest.raises(ValueError, match="none of the 2 judged documents is in the index; judgements and index are of"):
-        evaluate(engine, QUERIES, {"q1": {"doc-1": 1, "doc-2": 1}})
+        evaluate(engine, replace(JUDGEMENTS, qrels={"q1": {"doc-1": 1, "doc-2": 1}}))
     with (
         SearchEngine.create(tmp_path / "empty", model=embedder) as empty,
         pytest.raises(ValueError, match="none of the 6 judged documents is in the index"),
     ):
-        evaluate(empty, QUERIES, QRELS)
+        evaluate(empty, JUDGEMENTS)
 
 
 def test_queries_of_another_set_are_refused(engine: SearchEngine) -> None:
     with pytest.raises(ValueError, match="none of the queries has a judgement"):
-        evaluate(engine, [Query("x", "tea")], QRELS)
+        evaluate(engine, replace(JUDGEMENTS, queries=[Query("x", "tea")]))
 
 
 @pytest.mark.parametrize("modes", [["sparse"], ["dense", "bm25"], []])
@@ -207,7 +214,7 @@ def test_unknown_modes_are_refused_before_any_search(engine: SearchEngine, modes
     with pytest.raises(
         ValueError, match=r"modes are (sparse|bm25|none); expected some of dense, lexical, hybrid, rank-"
     ):
-        evaluate(engine, QUERIES, QRELS, modes=modes, on_mode=lambda mode: pytest.fail("it searched"))
+        evaluate(engine, JUDGEMENTS, modes=modes, on_mode=lambda mode: pytest.fail("it searched"))
 
 
 def test_rank_bm25_equals_the_library_over_the_same_words(engine: SearchEngine) -> None:
@@ -215,7 +222,7 @@ def test_rank_bm25_equals_the_library_over_the_same_words(engine: SearchEngine) 
 
     analyze = make_analyzer("english").analyze
     oracle = BM25Okapi([analyze(text) for text in TEXTS])
-    (item,) = evaluate(engine, QUERIES, QRELS, modes=["rank-bm25"])
+    (item,) = evaluate(engine, JUDGEMENTS, modes=["rank-bm25"])
     for query in QUERIES:
         scores = oracle.get_scores(analyze(query.text))
         expected = {str(n): score for n, score in enumerate(scores) if score > 0}
@@ -224,7 +231,7 @@ def test_rank_bm25_equals_the_library_over_the_same_words(engine: SearchEngine) 
 
 
 def test_bytes_a_document_are_those_on_the_disk(engine: SearchEngine) -> None:
-    sizes = {item.mode: item.bytes_per_document for item in evaluate(engine, QUERIES, QRELS)}
+    sizes = {item.mode: item.bytes_per_document for item in evaluate(engine, JUDGEMENTS)}
     on_disk = sum(file.stat().st_size for file in engine.store.folder.glob("segments/*/*"))
     assert sizes["dense"] == pytest.approx(on_disk / 30)
     assert sizes["dense"] > 4 * 64  # the vector itself
@@ -248,7 +255,7 @@ def test_a_run_file_read_by_trec_eval_gives_the_reported_metrics(tmp_path: Path)
 
 
 def test_a_run_file_has_trec_s_six_columns_best_first(engine: SearchEngine, tmp_path: Path) -> None:
-    (item,) = evaluate(engine, QUERIES, QRELS, modes=["lexical"])
+    (item,) = evaluate(engine, JUDGEMENTS, modes=["lexical"])
     write_run(tmp_path / "lexical.trec", item)
     lines = [line.split() for line in (tmp_path / "lexical.trec").read_text().splitlines()]
     assert {(len(line), line[1], line[5]) for line in lines} == {(6, "Q0", "searchkit-lexical")}
@@ -264,7 +271,7 @@ def test_an_id_with_white_space_is_refused_in_a_run_file(tmp_path: Path) -> None
 
 
 def test_a_report_holds_all_that_was_measured(engine: SearchEngine, tmp_path: Path) -> None:
-    evaluations = evaluate(engine, QUERIES, QRELS, modes=["dense", "rank-bm25"])
+    evaluations = evaluate(engine, JUDGEMENTS, modes=["dense", "rank-bm25"])
     write_report(tmp_path / "new" / "report.json", evaluations, {"index": "notes.index", "of": "Ö"})
     report = json.loads((tmp_path / "new" / "report.json").read_text("utf-8"))
     assert (report["index"], report["of"]) == ("notes.index", "Ö")

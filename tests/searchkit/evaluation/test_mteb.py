@@ -23,7 +23,8 @@ from searchkit.evaluation.mteb_tasks import beir_task, find_tasks, measure_task
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
 from searchkit.readers.corpus import read_corpus
-from searchkit.readers.judgements import read_beir_split
+from searchkit.readers.judgements import read_beir_split, read_judgements
+from searchkit.records import Judgements
 from searchkit.tasks import get_task
 
 pytest.importorskip("mteb", reason="mteb's tasks need mteb")
@@ -84,7 +85,7 @@ def test_both_protocols_score_as_our_own_evaluation(name: str, tmp_path: Path, e
     queries, qrels = read_beir_split(folder, "test")
     with SearchEngine.create(tmp_path / "x.index", model=embedder, chunk_tokens=0) as engine:
         engine.add(read_corpus(folder))
-        found = evaluate(engine, queries, qrels, drop_self=name == "quora")
+        found = evaluate(engine, Judgements(name, queries, qrels, drop_self=name == "quora"))
     assert [one.metrics for one in found] == [row.ours for row in rows[:3]]
 
 
@@ -92,7 +93,7 @@ def test_mteb_s_files_hold_the_same_numbers_rounded(tmp_path: Path, embedder: Em
     folder = write_beir(tmp_path / "notes")
     (score,) = measure_task(beir_task(folder), embedder, results=tmp_path, indexes=tmp_path, modes=["hybrid"])
     with SearchEngine.open(tmp_path / "notes-test.index", model=embedder) as engine:
-        (found,) = evaluate(engine, *read_beir_split(folder, "test"), modes=["hybrid"])
+        (found,) = evaluate(engine, read_judgements(folder), modes=["hybrid"])
     assert score.metrics == pytest.approx(found.metrics, abs=6e-6)
     assert score.seconds_per_query is not None
     assert json.loads(score.file.read_text())["scores"]["test"][0]["ndcg_at_10"] == score.metrics["ndcg@10"]

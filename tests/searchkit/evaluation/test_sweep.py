@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,15 @@ from searchkit.engine import SearchEngine
 from searchkit.evaluation import sweep as sweeping
 from searchkit.evaluation.comparison import System, compare
 from searchkit.evaluation.evaluate import evaluate
-from searchkit.evaluation.sweep import search_exactly, sweep, unit
+from searchkit.evaluation.sweep import Variants, search_exactly, sweep, unit
 from searchkit.metrics import score_queries
 from searchkit.models.embedder import Embedder
-from searchkit.records import Document, Qrels, Query
+from searchkit.records import Document, Judgements, Qrels, Query
 from searchkit.reports.comparison_page import content, html
 
 QUERIES = [Query("q1", "yeast and bread"), Query("q2", "the sun"), Query("q3", "xylophone", "Find the opposite")]
 QRELS: Qrels = {"q1": {"1": 2, "11": 1}, "q2": {"2": 1, "9": 1, "0": 0}, "q3": {"4": 1}}
+JUDGEMENTS = Judgements("notes", QUERIES, QRELS)
 LONG = " ".join(TEXTS)  # several passages
 
 
@@ -80,41 +82,46 @@ def test_exact_search_equals_brute_force_by_best_passage(
 
 
 def test_the_full_width_is_dense_search(engine: SearchEngine) -> None:
-    (full,) = sweep(engine, QUERIES, QRELS, modes=[], dims=[64])
-    (dense,) = evaluate(engine, QUERIES, QRELS, modes=["dense"])
+    (full,) = sweep(engine, JUDGEMENTS, Variants([], dims=[64]))
+    (dense,) = evaluate(engine, JUDGEMENTS, modes=["dense"])
     assert full.name == "dense 64"
     assert full.per_query == dense.per_query
     assert full.bytes_per_document == pytest.approx(4 * 64 * engine.store.snapshot().passages / 31)
 
 
 def test_fewer_dimensions_take_fewer_bytes_and_give_other_answers(engine: SearchEngine) -> None:
-    wide, narrow = sweep(engine, QUERIES, QRELS, modes=[], dims=[64, 4])
+    wide, narrow = sweep(engine, JUDGEMENTS, Variants([], dims=[64, 4]))
     assert narrow.bytes_per_document == wide.bytes_per_document / 16  # type: ignore[operator]
     assert narrow.top != wide.top
 
 
 def test_each_instruction_is_what_evaluate_measures_with_it(engine: SearchEngine) -> None:
-    plain = [Query(query.id, query.text) for query in QUERIES]
+    plain = replace(JUDGEMENTS, queries=[Query(query.id, query.text) for query in QUERIES])
     labels = {"A": "", "B": "Find notes on baking"}
-    found = sweep(engine, QUERIES, QRELS, modes=["dense", "lexical"], instructions=labels)
-    assert [one.name for one in found] == ["dense A", "lexical", "dense B"]  # words know no instruction
+    variants = Variants(["dense", "lexical"], labels)
+    found = sweep(engine, JUDGEMENTS, variants)
+    # Lexical search ignores instructions.
+    assert [one.name for one in found] == ["dense A", "lexical", "dense B"] == variants.names()
     for one, instruction in zip((found[0], found[2]), labels.values(), strict=True):
-        (expected,) = evaluate(engine, plain, QRELS, modes=["dense"], instruction=instruction)
+        (expected,) = evaluate(engine, replace(plain, instruction=instruction), modes=["dense"])
         assert one.per_query == expected.per_query
     assert found[0].top != found[2].top
 
 
 def test_without_a_sweep_the_queries_keep_their_own_instruction(engine: SearchEngine) -> None:
-    (mine,) = sweep(engine, QUERIES, QRELS, modes=["dense"], instruction="Find notes")
-    (expected,) = evaluate(engine, QUERIES, QRELS, modes=["dense"], instruction="Find notes")
+    judgements = replace(JUDGEMENTS, instruction="Find notes")
+    (mine,) = sweep(engine, judgements, Variants(["dense"]))
+    (expected,) = evaluate(engine, judgements, modes=["dense"])
     assert mine.per_query == expected.per_query == score_queries(expected.run, QRELS)
 
 
 def test_recipes_are_searched_in_copies_and_lose_what_compress_says(engine: SearchEngine, folder: Path) -> None:
     before = {file: file.read_bytes() for file in (folder / "notes.index" / "segments").rglob("*") if file.is_file()}
     names = ["flat", "fp16", "int8"]
-    systems = sweep(engine, QUERIES, QRELS, modes=["lexical", "hybrid"], recipes=names)
-    assert [system.name for system in systems] == ["lexical", "hybrid", *(f"hybrid {name}" for name in names)]
+    variants = Variants(["lexical", "hybrid"], recipes=names)
+    systems = sweep(engine, JUDGEMENTS, variants)
+    expected = ["lexical", "hybrid", *(f"hybrid {name}" for name in names)]
+    assert [system.name for system in systems] == expected == variants.names()
     exact, flat, half, bytes_ = systems[1:]
     assert (flat.top, flat.per_query) == (exact.top, exact.per_query)
     sizes = [system.bytes_per_document or 0.0 for system in (flat, half, bytes_)]
@@ -127,16 +134,16 @@ def test_recipes_are_searched_in_copies_and_lose_what_compress_says(engine: Sear
 def test_a_recipe_that_is_none_or_does_not_fit_is_refused(engine: SearchEngine) -> None:
     asked: list[str] = []
     with pytest.raises(ValueError, match="int9"):
-        sweep(engine, QUERIES, QRELS, modes=["lexical"], recipes=["int8", "int9"], on_system=asked.append)
+        sweep(engine, JUDGEMENTS, Variants(["lexical"], recipes=["int8", "int9"]), on_system=asked.append)
     assert not asked
     with pytest.raises(ValueError, match="pq:8 does not fit this index: it learns from"):
-        sweep(engine, QUERIES, QRELS, modes=[], recipes=["pq:8"])
+        sweep(engine, JUDGEMENTS, Variants([], recipes=["pq:8"]))
 
 
 @pytest.mark.parametrize("dims", [[0], [65], [32, 100]])
 def test_impossible_widths_are_refused(engine: SearchEngine, dims: list[int]) -> None:
     with pytest.raises(ValueError, match=r"the index's vectors are 64 wide, so 1 to 64"):
-        sweep(engine, QUERIES, QRELS, dims=dims)
+        sweep(engine, JUDGEMENTS, Variants(dims=dims))
 
 
 def test_one_command_sweeps_tests_draws_and_writes_a_page(folder: Path, tmp_path: Path) -> None:
