@@ -10,7 +10,8 @@ from typing import Any
 
 from searchkit.errors import InputError
 from searchkit.models.conventions import conventions_of, is_embedder
-from searchkit.models.embedder import Embedder, find_model
+from searchkit.models.embedder import Embedder
+from searchkit.models.location import family_name, find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.models.torch_runtime import BASE_CONFIG, TorchRuntime, is_decoder, sees_ahead
 from searchkit.training.config import TrainConfig
@@ -65,14 +66,13 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
     folder, name = find_model(config.base)
     if (folder / MODEL_FILE).is_file():
         folder = work / "unpacked"
-    # Known by the base's name, not the copy's; and another attention brings no other pooling along.
-    known_as = Path(name).name if Path(name).is_absolute() else name
+    family = family_name(name)  # the base's, not the copy's; another attention does not change the pooling
     decoder = is_decoder(AutoConfig.from_pretrained(folder))
-    conventions = conventions_of(folder, known_as, decoder=decoder)
+    conventions = conventions_of(folder, family, decoder=decoder)
     conventions = replace(conventions, pooling=config.pooling or conventions.pooling)
     # A language model's tokenizer ends no text with EOS, and without it the last token is any word. An embedder that is
     # trained further keeps what it was trained with.
-    by_default = decoder and conventions.pooling == "last" and not is_embedder(folder, known_as)
+    by_default = decoder and conventions.pooling == "last" and not is_embedder(folder, family)
     append_eos = (by_default or conventions.append_eos) if config.append_eos is None else config.append_eos
     conventions = replace(conventions, append_eos=append_eos)
     if config.attention:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from searchkit.models.embedder import Embedder, find_model
+from searchkit.models.embedder import Embedder
+from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.training.dataset import Batch
 from searchkit.training.gradcache import gather_list
@@ -32,7 +33,7 @@ class Teacher:
         exported = (find_model(model)[0] / MODEL_FILE).is_file()
         self._embedder = Embedder(model) if exported else Embedder(model, dtype="float32", device=device)
         if max_length < self._embedder.max_length:
-            self._embedder.limit(max_length)
+            self._embedder.set_max_length(max_length)
         self._follows = follows
         self._rows: dict[tuple[str | None, str], np.ndarray] = {}
 

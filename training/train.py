@@ -30,7 +30,8 @@ from torch import Tensor
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import evaluate
-from searchkit.models.embedder import Embedder, find_model
+from searchkit.models.embedder import Embedder
+from searchkit.models.location import find_model
 from searchkit.models.torch_runtime import choose_dtype
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.judgements import read_beir_split

@@ -157,7 +157,7 @@ def mine(
     for number, sentences in enumerate((bitext.first, bitext.second), 1):
         if on_side:
             on_side(f"{bitext.name}: embedding side {number}")
-        sides.append(embedder.encode_alike(sentences, instruction))
+        sides.append(embedder.encode_symmetric(sentences, instruction))
     return Mined(
         name=bitext.name,
         forward=score(nearest(sides[0], sides[1])),

@@ -120,7 +120,7 @@ class MtebEncoder:
 
     def _asker(self, task_metadata: Any, prompt_type: Any) -> Callable[[list[str]], np.ndarray]:
         instruction = _instruction(self.embedder, self.instruction, task_metadata, prompt_type)
-        encode = self.embedder.encode_alike if prompt_type is None else self.embedder.encode_queries
+        encode = self.embedder.encode_symmetric if prompt_type is None else self.embedder.encode_queries
         return lambda texts: encode(texts, instruction)
 
 

@@ -1,7 +1,7 @@
-"""How a model wants to be used: pooling, templates, EOS, lengths; read from its folder or from the table of families.
+"""How a model is to be used: pooling, templates, EOS, lengths; read from its folder or from the table of families.
 
-What a model folder says itself (the sentence-transformers layout) comes before the table, because it was saved with
-the weights; the table fills in for folders that hold a bare transformers model.
+What the folder itself says (in the sentence-transformers layout) takes precedence, because it was saved with the
+weights; the table fills in for folders that hold a bare transformers model.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from searchkit.errors import InputError
 from searchkit.tasks import E5_TEMPLATE, WEB_SEARCH, format_query
 
 MODULES = "modules.json"
-"""What a folder in the layout of sentence-transformers is known by."""
+"""The file that marks a folder as one in the sentence-transformers layout."""
 
 SETTINGS = "config_sentence_transformers.json"
-"""Prompts, and what else such a folder says of itself."""
+"""Prompts and further settings of such a folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    """What must be done to a text before and after the model so that its vectors mean what they were trained to mean.
+    """What happens to a text before and after the model, as in its training.
 
     Args:
         pooling: A key of :data:`searchkit.models.pooling.POOLINGS`.
         instructed: Query template with ``{instruction}`` and ``{query}``.
-        default_instruction: Used when a search names none; None leaves such a query to `query_prefix`.
-        query_prefix: Put before a query that has no instruction.
-        query_repeats: How often a query is written after its instruction or prefix; the second time, a causal model
-            has seen all of it. A long query is written as often as there is room for, and once at least.
-        document_prefix: Put before every document; empty for instruction-trained models.
-        append_eos: The model pools at EOS, so every text ends with it whatever the tokenizer does.
-        padding_side: "right" or "left". The vectors are the same to rounding.
-        max_length: Most tokens of one input, special tokens counted.
-        smallest_dim: Least width that Matryoshka training covers; None when it had none.
+        default_instruction: Used when a search gives none; with None such a query gets `query_prefix`.
+        query_prefix: Goes before a query that has no instruction.
+        query_repeats: How often the query is repeated after its instruction or prefix; the second time, a causal model
+            has already seen all of it. A long query is repeated as often as it fits, and appears at least once.
+        document_prefix: Goes before every document; empty for instruction-trained models.
+        append_eos: The model pools at EOS, so every text must end with it, whatever the tokenizer does.
+        padding_side: "right" or "left"; the vectors are the same up to rounding.
+        max_length: Most tokens of one input, special tokens included.
+        smallest_dim: Smallest width that Matryoshka training covered; None without such training.
     """
 
     pooling: str = "mean"
@@ -53,20 +53,20 @@ class Conventions:
     max_length: int = 512
     smallest_dim: int | None = None
 
-    def asked(self, query: str, instruction: str, repeats: int | None = None) -> str:
+    def prompt(self, query: str, instruction: str, repeats: int | None = None) -> str:
         """A query as the model reads it.
 
         Args:
-            query: Without its instruction.
+            query: The query alone.
             instruction: One sentence that says what to find; "" is none.
-            repeats: Instead of `query_repeats`.
+            repeats: Overrides `query_repeats`.
         """
         query = " ".join([query] * (repeats or self.query_repeats))
         return format_query(self.instructed, query, instruction) if instruction else self.query_prefix + query
 
 
 FAMILIES: dict[str, Conventions] = {
-    # pattern searched in the model's name, lower case -> conventions published with the model
+    # pattern searched for in the lower-case model name -> conventions published with the model
     r"e5-mistral": Conventions(
         pooling="last", default_instruction=WEB_SEARCH, append_eos=True, padding_side="right", max_length=4096
     ),
@@ -90,15 +90,15 @@ FAMILIES: dict[str, Conventions] = {
 
 
 def conventions_of(folder: Path, name: str, *, decoder: bool) -> Conventions:
-    """The conventions of the model in `folder`, known to its users as `name`.
+    """The conventions of the model in `folder`.
 
     Args:
         folder: Local folder with the model's files.
         name: Hub id or folder name, matched against :data:`FAMILIES`.
-        decoder: Whether attention is causal; decides the pooling when nothing else does.
+        decoder: Whether attention is causal; decides the pooling if nothing else does.
 
     Raises:
-        ValueError: The folder describes a pipeline that this project cannot reproduce.
+        InputError: The folder describes a pipeline that this project cannot reproduce.
     """
     conventions = _family(name) or Conventions(pooling="last" if decoder else "mean")
     return _from_sentence_transformers(folder, conventions)
@@ -148,7 +148,7 @@ def _from_sentence_transformers(folder: Path, conventions: Conventions) -> Conve
         conventions = replace(conventions, instructed=settings["instructed"])
     repeats = settings.get("query_repeats", 1)
     if not isinstance(repeats, int) or repeats < 1:
-        raise InputError(f"{folder / SETTINGS} has query_repeats {repeats!r}; expected a whole number, 1 or more")
+        raise InputError(f"{folder / SETTINGS} has query_repeats {repeats!r}; expected an integer, 1 or more")
     conventions = replace(conventions, query_repeats=repeats)
     if "append_eos" in settings:
         if not isinstance(settings["append_eos"], bool):
@@ -169,7 +169,10 @@ def _max_length(folder: Path) -> int | None:
 def _pooling(file: Path) -> str:
     config = _read_json(file) or {}
     if config.get("include_prompt") is False:
-        raise InputError(f"{file} leaves the prompt out of pooling (include_prompt: false), which is not supported")
+        raise InputError(
+            f"{file} leaves the prompt out of pooling (include_prompt: false), which is not supported; "
+            "use another model"
+        )
     modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on]
     if config.get("pooling_mode"):
         named = config["pooling_mode"]
@@ -201,10 +204,10 @@ _SAMPLED_BYTES = 256 << 20
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256, as hex, of what decides a model's vectors: weights, tokenizer and config files, not their place.
+    """SHA-256, as hex, of what decides a model's vectors: weights, tokenizer and config files, not their path.
 
     Weight files above 256 MiB are sampled (every tensor's first and last 32 KiB), so that opening an index of a 7B
-    model does not read 14 GB; training touches every tensor it changes almost everywhere.
+    model does not read 14 GB; training changes a tensor almost everywhere.
     """
     digest = hashlib.sha256()
     for file in sorted(_model_files(folder), key=lambda file: file.name):
@@ -222,7 +225,7 @@ def _model_files(folder: Path) -> Iterator[Path]:
         "config.json", "tokenizer.json", "adapter_config.json", "base_config.json", "vocab.txt", "tokenizer.model",
     }  # fmt: skip
     weights = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".onnx")]
-    if not weights:  # older models carry a pickle, which transformers reads with weights_only
+    if not weights:  # older models ship a pickle, which transformers loads with weights_only
         weights = [file for file in folder.iterdir() if file.suffix == ".bin"]
     yield from weights
     yield from (file for file in folder.iterdir() if file.name in names)

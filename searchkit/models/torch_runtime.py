@@ -1,4 +1,4 @@
-"""Any Hugging Face decoder or encoder on torch, on a CPU or a GPU."""
+"""Any Hugging Face decoder or encoder on torch, on CPU or GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-BASE_CONFIG = "base_config.json"  # beside an adapter: what its base's config.json has to say otherwise
+BASE_CONFIG = "base_config.json"  # beside an adapter: overrides for its base's config.json
 
 
 class TorchRuntime:
@@ -33,9 +33,12 @@ class TorchRuntime:
     Args:
         folder: Local folder of a transformers model.
         adapter: Local folder of a PEFT adapter trained on it, or None.
-        device: "cpu", "cuda", "cuda:1", "mps", or None for the best one there is.
-        dtype: One of :data:`DTYPES`; "auto" takes bfloat16 where the hardware is fast at it.
-        threads: Processor threads of torch, and so of every model in the process; None leaves them as they are.
+        device: "cpu", "cuda", "cuda:1", "mps", or None for the best available.
+        dtype: One of :data:`DTYPES`; "auto" picks bfloat16 where the hardware is fast at it.
+        threads: CPU threads of torch, and so of every model in the process; None leaves them unchanged.
+
+    Raises:
+        InputError: The folder, the adapter or the device cannot be used; the message says what to change.
     """
 
     def __init__(
@@ -46,9 +49,9 @@ class TorchRuntime:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.device = _device((device or best_device()).partition(",")[0])  # FAISS may take several
+        self.device = _device((device or best_device()).partition(",")[0])  # FAISS may use several
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
-        # Padded tokens of a batch: a GPU wants many, a CPU as many as stay in its caches.
+        # A GPU wants large batches; on a CPU they should stay in its caches.
         self.token_budget = 65536 if self.device.type == "cuda" else 4096
         config = AutoConfig.from_pretrained(folder)
         if adapter is not None and (adapter / BASE_CONFIG).is_file():
@@ -57,16 +60,16 @@ class TorchRuntime:
         self.hidden_size = int(config.get_text_config().hidden_size)
         positions = getattr(config, "max_position_embeddings", None)
         self.longest = int(positions) if positions else None
-        words = adapter if adapter is not None and (adapter / MODULES).is_file() else folder
-        tokenizer = AutoTokenizer.from_pretrained(words, config=config)
+        tokenizer_folder = adapter if adapter is not None and (adapter / MODULES).is_file() else folder
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, config=config)
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
                 f"{folder} has no tokenizer.json; save one with AutoTokenizer.from_pretrained(..., use_fast=True)"
                 ".save_pretrained(folder)"
             )
         self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
-        # Asked of the file: transformers 5 drops the flag where tokenizer.json does not carry it out.
-        settings = words / "tokenizer_config.json"
+        # From the file: transformers 5 drops the flag if tokenizer.json does not implement it.
+        settings = tokenizer_folder / "tokenizer_config.json"
         wants_bos = settings.is_file() and json.loads(settings.read_text("utf-8")).get("add_bos_token")
         self.bos_id: int | None = tokenizer.bos_token_id if wants_bos else None
         self.eos_id: int | None = tokenizer.eos_token_id
@@ -79,8 +82,8 @@ class TorchRuntime:
         missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler."))
         if missing:
             raise InputError(
-                f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them; "
-                "left random they would make its vectors meaningless. Download or save the model again"
+                f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}; "
+                "initialised at random, they would make its vectors meaningless. Download or save the model again"
             )
         if adapter is not None:
             self.model = _attach(self.model, adapter)
@@ -89,9 +92,9 @@ class TorchRuntime:
         parameters = inspect.signature(base.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_cache = "use_cache" in parameters
-        # RoBERTa and its kin number positions from the pad tokens; given position ids would be off by their offset.
+        # RoBERTa and its relatives number positions from the pad tokens on; ids passed in would be off by that offset.
         embeddings = getattr(base, "embeddings", None)
-        self._counts_by_itself = hasattr(embeddings, "create_position_ids_from_input_ids")
+        self._numbers_positions = hasattr(embeddings, "create_position_ids_from_input_ids")
         if getattr(config, "is_causal", None) is False and not sees_ahead(self.model):
             raise InputError(
                 f"{folder / 'config.json'} says is_causal: false, but this version of transformers leaves "
@@ -117,12 +120,12 @@ class TorchRuntime:
             raise
 
     def pooled(self, batch: list[list[int]], conventions: Conventions) -> torch.Tensor:
-        """Like `forward`, but a tensor on the device, with a graph behind it where gradients are on."""
+        """Like `forward`, but a tensor on the device, with a graph if gradients are enabled."""
         ids, mask = self._pad(batch, conventions.padding_side)
         inputs: dict[str, Any] = {"input_ids": ids}
         if not bool(mask.all()):
             inputs["attention_mask"] = mask
-            if conventions.padding_side == "left" and self._takes_positions and not self._counts_by_itself:
+            if conventions.padding_side == "left" and self._takes_positions and not self._numbers_positions:
                 inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         if self._takes_cache:
             inputs["use_cache"] = False
@@ -136,15 +139,15 @@ class TorchRuntime:
         ids = np.zeros((len(batch), longest), dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, tokens in enumerate(batch):
-            place = slice(0, len(tokens)) if side == "right" else slice(longest - len(tokens), longest)
-            ids[row, place] = tokens
-            mask[row, place] = 1
+            columns = slice(0, len(tokens)) if side == "right" else slice(longest - len(tokens), longest)
+            ids[row, columns] = tokens
+            mask[row, columns] = 1
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and load reports; what matters of them is checked here."""
+    """Silence transformers' progress bars and load reports; what matters in them is checked here."""
     from transformers.utils import logging
 
     bars: Any = logging  # has no types
@@ -160,7 +163,7 @@ def _quiet() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory; any other RuntimeError is a real fault and must not shrink a batch."""
+    """Whether torch ran out of memory; any other RuntimeError is a real fault and must not shrink the batch."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):
@@ -173,7 +176,7 @@ def _device(name: str) -> torch.device:
 
     try:
         torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch has both, for names and for hardware it lacks
+    except (RuntimeError, AssertionError) as error:  # torch raises both, for bad names and for missing hardware
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used here ({reason}); try --device {best_device()}") from None
     return torch.device(name)
@@ -221,10 +224,10 @@ def _is_causal_type(config: Any) -> bool:
 
 
 def sees_ahead(model: Any) -> bool:
-    """Whether tokens attend to those after them, measured on the model itself and not read from its config.
+    """Whether tokens attend to later ones, measured on the model itself and not read from its config.
 
     Raises:
-        ValueError: They do in a padded batch alone, or in one without padding alone.
+        InputError: They do so only with padding, or only without.
     """
     import torch
 
@@ -234,37 +237,37 @@ def sees_ahead(model: Any) -> bool:
     padded = torch.nn.functional.pad(torch.stack([ids, other]), (0, 8))
     mask = torch.ones_like(padded)
     mask[:, 32:] = 0
-    found = []
+    differs = []
     with torch.inference_mode():
         for inputs in ({"input_ids": padded[:, :32]}, {"input_ids": padded, "attention_mask": mask}):
             first, second = model(**inputs).last_hidden_state[:, :8].float()
-            found.append(bool((first - second).norm() > 0.01 * first.norm()))
-    if found[0] != found[1]:
+            differs.append(bool((first - second).norm() > 0.01 * first.norm()))
+    if differs[0] != differs[1]:
         raise InputError(
-            f"{type(model).__name__} attends to later tokens {'without' if found[0] else 'with'} padding only, so a "
-            "text's vector would depend on its company; this version of transformers does not support the attention "
-            "that its config asks for"
+            f"{type(model).__name__} attends to later tokens {'without' if differs[0] else 'with'} padding only, so a "
+            "text's vector would depend on its batch; this version of transformers does not support the attention "
+            "that its config requests. Use another version, or another model"
         )
-    return found[0]
+    return differs[0]
 
 
 def _attach(model: Any, adapter: Path) -> Any:
-    """Put a PEFT adapter on; an adapter whose weights did not land would leave the model as it was, silently."""
+    """Apply a PEFT adapter, and make sure that it has an effect: peft ignores weights that fit nowhere."""
     import torch
     from peft import PeftModel
 
-    # 32 in-vocabulary ids: any text will do to see a difference.
+    # Any ids in the vocabulary will do to see a difference.
     probe = torch.arange(1, 33).unsqueeze(0) % model.config.get_text_config().vocab_size
     model.eval()
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers telling each other of old names
+        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers warn about each other's old names
         before = model(input_ids=probe).last_hidden_state
         adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
         after = adapted(input_ids=probe).last_hidden_state
     if torch.equal(before, after):
         rank = json.loads((adapter / "adapter_config.json").read_text()).get("r")
         raise InputError(
-            f"adapter {adapter} (rank {rank}) changes nothing in this model; expected one trained on it. "
-            "Check base_model_name_or_path in its adapter_config.json, and that it was trained"
+            f"adapter {adapter} (rank {rank}) changes nothing in this model; expected an adapter trained on it. "
+            "Check base_model_name_or_path in its adapter_config.json, and that training has run"
         )
     return adapted

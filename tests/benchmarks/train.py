@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from searchkit.models.embedder import find_model
+from searchkit.models.location import find_model
 from searchkit.readers.corpus import corpus_folder, read_corpus
 from searchkit.training.config import TrainConfig
 from searchkit.training.dataset import Batches, Example, Source, read_examples

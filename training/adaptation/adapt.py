@@ -19,7 +19,8 @@ from searchkit.evaluation.evaluate import evaluate
 from searchkit.indexer.files import locked
 from searchkit.indexer.vectors.faiss_index import Tuning
 from searchkit.models.conventions import Conventions
-from searchkit.models.embedder import Embedder, find_model
+from searchkit.models.embedder import Embedder
+from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.readers.corpus import corpus_folder
 from searchkit.readers.judgements import read_qrels, read_queries

@@ -42,9 +42,9 @@ def repeating(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def test_the_query_is_repeated_and_neither_its_instruction_nor_a_passage() -> None:
     conventions = Conventions(query_prefix="query: ", query_repeats=3)
-    assert conventions.asked("{query} tea", "") == "query: {query} tea {query} tea {query} tea"
-    assert conventions.asked("tea", "Find {query}") == "Instruct: Find {query}\nQuery: tea tea tea"
-    assert conventions.asked("tea", "Find it", 1) == "Instruct: Find it\nQuery: tea"
+    assert conventions.prompt("{query} tea", "") == "query: {query} tea {query} tea {query} tea"
+    assert conventions.prompt("tea", "Find {query}") == "Instruct: Find {query}\nQuery: tea tea tea"
+    assert conventions.prompt("tea", "Find it", 1) == "Instruct: Find it\nQuery: tea"
 
 
 def test_vectors_are_those_of_the_text_written_so(repeating: Embedder) -> None:
@@ -161,7 +161,7 @@ def test_a_number_of_times_that_is_none_is_refused(wrong: object, embedder: Embe
     save_plain(embedder, tmp_path / "model")
     file = tmp_path / "model" / "config_sentence_transformers.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "query_repeats": wrong}))
-    with pytest.raises(ValueError, match=r"query_repeats .*; expected a whole number, 1 or more"):
+    with pytest.raises(ValueError, match=r"query_repeats .*; expected an integer, 1 or more"):
         Embedder(tmp_path / "model", device="cpu")
     if isinstance(wrong, int):
         with pytest.raises(ValueError, match="query_repeats is"):
@@ -188,7 +188,7 @@ def test_a_tokenizer_that_makes_no_tokens_is_refused(tmp_path: Path) -> None:
     file = base / "tokenizer.json"
     dropping = {"type": "Replace", "pattern": {"Regex": "[ab ]"}, "content": ""}
     file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": dropping}))
-    with pytest.raises(ValueError, match="makes no tokens of 'a b'"):
+    with pytest.raises(ValueError, match="gives no tokens for 'a b'"):
         Embedder(base, device="cpu")
 
 
@@ -226,17 +226,17 @@ def test_an_instruction_that_leaves_one_token_is_taken(mistral: Path) -> None:
         mistral, device="cpu", dtype="float32", conventions=replace(once.conventions, query_repeats=3, max_length=200)
     )
     bare = repeating.query_tokens([""], "Find it")[0]
-    repeating.limit(bare + 1)
+    repeating.set_max_length(bare + 1)
     assert len(repeating.tokenize_queries(["x"], ["Find it"])[0]) == bare + 1
     repeating.encode_queries(["x"], "Find it")
-    repeating.limit(bare)
+    repeating.set_max_length(bare)
     with pytest.raises(ValueError, match=f"takes {bare} of {bare} tokens"):
         repeating.encode_queries(["x"], "Find it")
 
 
 def test_texts_compared_with_their_like_are_written_once(repeating: Embedder) -> None:
-    np.testing.assert_array_equal(repeating.encode_alike(TEXTS, ""), repeating.encode_passages(TEXTS))
-    told = repeating.encode_alike(TEXTS, "Find the same")
+    np.testing.assert_array_equal(repeating.encode_symmetric(TEXTS, ""), repeating.encode_passages(TEXTS))
+    told = repeating.encode_symmetric(TEXTS, "Find the same")
     np.testing.assert_array_equal(told, repeating.encode_queries(TEXTS, "Find the same"))
 
 

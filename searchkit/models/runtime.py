@@ -1,0 +1,84 @@
+"""The interface between the embedder and what computes hidden states, and the choice of an implementation."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from searchkit.errors import InputError, MissingExtraError
+from searchkit.models.conventions import Conventions
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class Runtime(Protocol):
+    """Computes pooled vectors from token ids.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        hidden_size: Width of a vector.
+        decoder: Attention is causal.
+        longest: Most tokens the model can take, None for any number.
+        bos_id: Token that must begin every text, None for none.
+        eos_id: The tokenizer's end-of-sequence token, None for none.
+        dtype: What the model computes in.
+        token_budget: Padded tokens in a batch that suit the device.
+    """
+
+    tokenizer: Tokenizer
+    hidden_size: int
+    decoder: bool
+    longest: int | None
+    bos_id: int | None
+    eos_id: int | None
+    dtype: str
+    token_budget: int
+
+    def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
+        """Pooled states, (len(batch), hidden_size) float32, not normalised; MemoryError when the batch is too large."""
+        ...
+
+
+def load_runtime(
+    folder: Path, name: str, adapter: Path | None, device: str | None, dtype: str, threads: int | None
+) -> Runtime:
+    """Load a model folder: on onnxruntime if it holds an exported model, else on torch.
+
+    Args:
+        folder: The model's files.
+        name: The model as the user knows it, for messages.
+        adapter: Folder of a PEFT adapter, or None.
+        device: As for :class:`searchkit.models.embedder.Embedder`.
+        dtype: Likewise.
+        threads: Likewise.
+
+    Raises:
+        InputError: An exported model was asked to run as only the original can.
+        MissingExtraError: The library that runs the model is not installed.
+    """
+    from searchkit.models.onnx_runtime import MODEL_FILE, OnnxRuntime
+
+    if (folder / MODEL_FILE).is_file():
+        device_type = (device or "cpu").partition(":")[0]
+        if adapter or device_type not in ("cpu", "cuda") or dtype != "auto":
+            raise InputError(
+                f"{name} is an exported model: it runs on the CPU, in the type it was exported in, without adapters. "
+                "Use the model it was exported from for anything else"
+            )
+        if device_type == "cuda":
+            logger.info("%s is an exported model and runs on the CPU; %s is for the vectors", name, device)
+        return OnnxRuntime(folder, threads)
+    try:
+        from searchkit.models.torch_runtime import TorchRuntime
+
+        return TorchRuntime(folder, adapter, device, dtype, threads)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"running {name} needs {error.name}: pip install 'searchkit[torch]'", name=error.name
+        ) from error
