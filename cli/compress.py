@@ -104,17 +104,15 @@ def check_recipe(engine: SearchEngine, recipe: str) -> None:
     from searchkit.compression.measure import parse
 
     if recipe != "auto":
-        parse(recipe, int(engine.store.setting("storage")["plan"]["dim"]), 1)
+        parse(recipe, engine.dim, 1)
 
 
 def store_by(engine: SearchEngine, recipe: str) -> None:
     """What `searchkit index --recipe` does at its end: store by a recipe, or say why flat is kept."""
     from searchkit.compression.choice import Limits, choose
     from searchkit.compression.measure import MeasureOptions, measure, parse, quick_recipes
-    from searchkit.indexer.vectors.recipes import Plan
 
-    stored = Plan(**engine.store.setting("storage")["plan"])
-    _, passages = engine.store.counts()
+    stored, passages = engine.storage.plan, engine.passages
     if recipe == "auto":
         if stored.recipe != "flat":
             return  # it was chosen by an earlier run
@@ -143,10 +141,10 @@ def _apply(engine: SearchEngine, choice: Candidate | str, drop_vectors: bool, se
     before = engine.store.sizes()["segments"]
     plan = apply(engine, choice, drop_vectors=drop_vectors, seed=seed)
     after = engine.store.sizes()["segments"]
-    tuning = engine.store.setting("storage")["tuning"]
-    shown = [f"{tuning['probes']} of {plan.cells} cells visited"] if plan.cells else []
-    shown += [f"efSearch {tuning['ef']}"] if RECIPES[plan.recipe].graph else []
-    shown += [f"the best {tuning['rerank']} k re-ranked"] if tuning["rerank"] else []
+    tuning = engine.storage.tuning
+    shown = [f"{tuning.probes} of {plan.lists} cells visited"] if plan.lists else []
+    shown += [f"efSearch {tuning.ef}"] if RECIPES[plan.recipe].graph else []
+    shown += [f"the best {tuning.rerank} k re-ranked"] if tuning.rerank else []
     note(
         f"{engine.store.folder}: stored as {plan.spelling}{''.join(f', {part}' for part in shown)}; "
         f"vectors took {readable_bytes(before)} on disk, now {readable_bytes(after)}"

@@ -14,6 +14,7 @@ from searchkit.cli.options import INDEX, readable_bytes
 
 if TYPE_CHECKING:
     from searchkit.indexer.vectors.recipes import Plan
+    from searchkit.indexer.vectors.storage import Storage
 
 _LIBRARIES = (
     "faiss-cpu",
@@ -27,6 +28,7 @@ _LIBRARIES = (
     "numpy",
 )
 _INTERNAL = {
+    "storage",
     "seal", "tombstones", "contents", "compacted", "lexical", "lexical_files", "next_row", "next_doc", "documents",
     "passages",
 }  # fmt: skip
@@ -52,7 +54,7 @@ def _index(folder: Path) -> dict[str, Any]:
     with Store(folder) as store:
         documents, passages = store.counts()
         deleted, _ = store.waiting()
-        sizes, settings = store.sizes(), store.settings()
+        sizes, settings, storage = store.sizes(), store.settings(), store.storage
     total = sum(sizes.values())
     model = settings.pop("model")
     return {
@@ -63,27 +65,27 @@ def _index(folder: Path) -> dict[str, Any]:
         "size": f"{readable_bytes(total)} ({readable_bytes(total / max(1, documents))} a document)",
         "bytes a document": round(total / max(1, documents)),
         **{f"size of {name}": readable_bytes(size) for name, size in sizes.items()},
-        **_storage(settings.pop("storage")),
+        **_storage(storage),
         **{name: value for name, value in settings.items() if name not in _INTERNAL},
         **{name if name == "model" else f"model {name}": value for name, value in model.items()},
         "computes in": _dtype(),
     }
 
 
-def _storage(storage: dict[str, Any]) -> dict[str, Any]:
+def _storage(storage: Storage) -> dict[str, Any]:
     """How vectors are stored, and how hard they are searched."""
-    from searchkit.indexer.vectors.recipes import RECIPES, Plan
+    from searchkit.indexer.vectors.recipes import RECIPES
 
-    plan = Plan(**storage["plan"])
-    recipe, tuning = RECIPES[plan.recipe], storage["tuning"]
-    depth = {"nprobe": "probes", "efSearch": "ef"}.get(recipe.tuned or "", "")
+    plan, tuning = storage.plan, storage.tuning
+    recipe = RECIPES[plan.recipe]
     facts = {
         "recipe": f"{plan.spelling} ({recipe.about})",
         "code bytes a vector": code_bytes(plan),
-        "cells": plan.cells,
-        "exact vectors beside": "" if recipe.faithful else "half precision" if storage["keep_vectors"] else "no",
-        depth: tuning.get(depth),
-        "candidates scored again, times k": tuning.get("rerank"),
+        "cells": plan.lists,
+        "exact vectors beside": "" if recipe.faithful else "half precision" if storage.keep_vectors else "no",
+        "probes": tuning.probes if plan.lists else 0,
+        "ef": tuning.ef if recipe.graph else 0,
+        "candidates scored again, times k": tuning.rerank,
     }
     return {name: value for name, value in facts.items() if name and value}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +90,7 @@ def stray_passages(store: Store) -> int:
 def named_segments(store: Store) -> list[DiskSegment]:
     """The segments as the last commit lists them, no checksum compared."""
     with store.sound():
-        plan = Plan(**store.setting("storage")["plan"])
+        plan = store.storage.plan
         return [DiskSegment(store.folder / "segments" / entry.name, entry, plan) for entry in store.entries()]
 
 
@@ -159,7 +159,7 @@ def mend_codebook(store: Store, plan: Plan, template: Any) -> None:
     store.check_writable()
     codebook = store.write_codebook(plan, template)
     with store.transaction():
-        store.put(storage={**store.setting("storage"), "plan": asdict(plan), "codebook": codebook})
+        store.put(storage=replace(store.storage, plan=plan, codebook=codebook).to_json())
     store.forget_template()
 
 
@@ -192,7 +192,7 @@ def mend(
         # As after a compaction, readers of earlier commits must open the index again.
         store.put(**counted(store), contents=store.contents(), compacted=generation)
         if plan is not None:
-            store.put(storage={**store.setting("storage"), "plan": asdict(plan), "codebook": None})
+            store.put(storage=replace(store.storage, plan=plan, codebook=None).to_json())
         if new_lexical:
             (store.folder / "lexical").mkdir(exist_ok=True)
             store.put(lexical=next_number(store.folder / "lexical", store.setting("lexical")), lexical_files={})

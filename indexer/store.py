@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -26,8 +25,9 @@ from searchkit.indexer.files import Stamp, folder_size, next_number, stamp, veri
 from searchkit.indexer.filters import Condition
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
-from searchkit.indexer.vectors.recipes import Plan
+from searchkit.indexer.vectors.recipes import Plan, Tuning
 from searchkit.indexer.vectors.segments import DiskSegment, Entry
+from searchkit.indexer.vectors.storage import Codebook, Storage
 
 WORDS = "meta.json"
 """The one file of tantivy's that changes: the list of the others."""
@@ -47,7 +47,7 @@ class Snapshot(NamedTuple):
         segments: The vectors.
         dead: (n,) int64, the rows of deleted documents, ascending.
         dead_docs: (n,) int64, the positions of deleted documents, ascending.
-        storage: How vectors are stored (see `Store.storage`).
+        storage: How vectors are stored.
         lexical: Name of the lexical index's folder.
     """
 
@@ -59,7 +59,7 @@ class Snapshot(NamedTuple):
     segments: list[DiskSegment]
     dead: np.ndarray
     dead_docs: np.ndarray
-    storage: dict[str, Any]
+    storage: Storage
     lexical: str
 
 
@@ -78,7 +78,7 @@ class Store(Documents):
         super().__init__(folder, writable=writable)
         self.devices: Sequence[int] = ()
         """GPUs that new vectors are encoded on (see `searchkit.indexer.vectors.faiss_gpu`)."""
-        self._template: tuple[Plan, Any] | None = None
+        self._template: Any = None
         self._opened: WeakValueDictionary[str, DiskSegment] = WeakValueDictionary()
         with ExitStack() as undo:
             undo.callback(self._release)
@@ -102,7 +102,7 @@ class Store(Documents):
         state = {
             "generation": 0, "documents": 0, "passages": 0, "next_row": 0, "next_doc": 0,
             "tombstones": 0, "contents": 0, "compacted": 0, "lexical": "000001", "lexical_files": {},
-            "storage": {"plan": asdict(Plan("flat", dim)), "keep_vectors": True, "codebook": None, "tuning": {}},
+            "storage": Storage(Plan("flat", dim)).to_json(),
         }  # fmt: skip
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, staging, ignore_errors=True)
@@ -127,8 +127,8 @@ class Store(Documents):
         with self.sound(), self.reading():
             self.check_settings()
             state = self.settings()
-            plan = Plan(**state["storage"]["plan"])
-            found = [self._segment(entry, plan) for entry in self.entries()]
+            storage = Storage.from_json(state["storage"])
+            found = [self._segment(entry, storage.plan) for entry in self.entries()]
             ranges = self.db.execute("SELECT doc, first_row, passages FROM documents WHERE deleted > 0").fetchall()
             if tombstones(0, ranges) != state["tombstones"]:
                 raise StoreError(
@@ -151,7 +151,7 @@ class Store(Documents):
             segments=found,
             dead=np.concatenate(dead) if dead else np.empty(0, np.int64),
             dead_docs=np.array(sorted(doc for doc, _, _ in ranges), dtype=np.int64),
-            storage=state["storage"],
+            storage=storage,
             lexical=state["lexical"],
         )
 
@@ -216,10 +216,15 @@ class Store(Documents):
         """Join neighbouring segments where many are of like size; the rows stay what they are."""
         self.check_writable()
         while group := segments.to_join(self.entries()):
-            plan, template = self.storage()
-            parts = [self._segment(entry, plan) for entry in group]
-            keep, place = self.setting("storage")["keep_vectors"], self.folder / "segments"
-            entry = segments.join_segments(place, parts, template, keep_vectors=keep, devices=self.devices)
+            storage = self.storage
+            parts = [self._segment(entry, storage.plan) for entry in group]
+            entry = segments.join_segments(
+                self.folder / "segments",
+                parts,
+                self.template(),
+                keep_vectors=storage.keep_vectors,
+                devices=self.devices,
+            )
             with self.transaction():
                 self.db.executemany("DELETE FROM segments WHERE first_row = ?", [(old.first_row,) for old in group])
                 self.name(entry)
@@ -231,7 +236,7 @@ class Store(Documents):
         template: Any,
         *,
         keep_vectors: bool = True,
-        tuning: dict[str, Any] | None = None,
+        tuning: Tuning | None = None,
         purge: bool = False,
         make_lexical: Callable[[Path], None] | None = None,
     ) -> None:
@@ -252,8 +257,9 @@ class Store(Documents):
                 self.check_contents()
         dead = np.isin(segments.all_rows(snapshot.segments), snapshot.dead) if snapshot.segments else np.empty(0, bool)
         # What was put in by the same training stays as it is: of codes made of codes some differ.
-        same = (plan, template, keep_vectors) == (*self.storage(), snapshot.storage["keep_vectors"])
-        codebook = snapshot.storage["codebook"] if same else self.write_codebook(plan, template)
+        old = snapshot.storage
+        same = (plan, template, keep_vectors) == (old.plan, self.template(), old.keep_vectors)
+        codebook = old.codebook if same else self.write_codebook(plan, template)
         place, entries = self.folder / "segments", []
         for group, kept in _groups(snapshot.segments, ~dead if purge else np.ones_like(dead), plan.dim):
             if not kept.any():
@@ -277,11 +283,7 @@ class Store(Documents):
             self.db.execute("DELETE FROM segments")
             for entry in entries:
                 self.name(entry)
-            storage = {
-                "plan": asdict(plan), "keep_vectors": keep_vectors, "codebook": codebook,
-                "tuning": snapshot.storage["tuning"] if tuning is None else tuning,
-            }  # fmt: skip
-            self.put(storage=storage)
+            self.put(storage=Storage(plan, tuning or old.tuning, keep_vectors, codebook).to_json())
             if purge:
                 self.purge_deleted(generation)
                 self.put(lexical=lexical, lexical_files=stamps(self.folder / "lexical" / lexical))
@@ -289,12 +291,6 @@ class Store(Documents):
         self.sweep()
         if purge:
             self.db.executescript("PRAGMA incremental_vacuum")  # execute() would take one step of it, one page
-
-    def set_tuning(self, tuning: dict[str, Any]) -> None:
-        """How hard compressed vectors are searched from now on."""
-        self.check_writable()
-        with self.transaction():
-            self.put(storage={**self.setting("storage"), "tuning": tuning})
 
     # Segments and what the recipe has learnt
 
@@ -323,38 +319,47 @@ class Store(Documents):
         return found
 
     def _write_segment(self, vectors: Iterable[np.ndarray], docs: np.ndarray, rows: np.ndarray) -> Entry:
-        plan, template = self.storage()
-        keep, place = bool(self.setting("storage")["keep_vectors"]), self.folder / "segments"
+        storage = self.storage
         return segments.write_segment(
-            place, plan, template, vectors, docs, rows, keep_vectors=keep, devices=self.devices
+            self.folder / "segments",
+            storage.plan,
+            self.template(),
+            vectors,
+            docs,
+            rows,
+            keep_vectors=storage.keep_vectors,
+            devices=self.devices,
         )
 
-    def storage(self) -> tuple[Plan, Any]:
-        """How vectors are stored, and the trained, empty index that new ones are put into."""
+    @property
+    def storage(self) -> Storage:
+        """How the last commit stores vectors."""
+        return Storage.from_json(self.setting("storage"))
+
+    def template(self) -> Any:
+        """The trained, empty index that new vectors are added to a copy of."""
         if self._template is None:
-            storage = self.setting("storage")
-            plan, codebook = Plan(**storage["plan"]), storage["codebook"]
-            template = dense.SignIndex(plan.dim) if plan.recipe == "binary" else None
-            if codebook is not None:
-                file = self.folder / "codebooks" / codebook["name"]
-                stamp = codebook["stamp"] if "stamp" in codebook else (codebook["bytes"], codebook["sha256"])
-                verify(file, Stamp(*stamp))
-                template = dense.read(file, plan, mapped=False)
-            self._template = (plan, template)
+            storage = self.storage
+            if (codebook := storage.codebook) is not None:
+                file = self.folder / "codebooks" / codebook.name
+                verify(file, codebook.stamp)
+                self._template = dense.read(file, storage.plan, mapped=False)
+            elif storage.plan.recipe == "binary":
+                self._template = dense.SignIndex(storage.plan.dim)
         return self._template
 
     def forget_template(self) -> None:
-        """Read what the recipe has learnt anew when it is next needed."""
+        """Read the codebook again when it is next needed."""
         self._template = None
 
-    def write_codebook(self, plan: Plan, template: Any) -> dict[str, Any] | None:
-        """Write a trained, empty index; what the setting "storage" says of it, None where there is nothing learnt."""
+    def write_codebook(self, plan: Plan, template: Any) -> Codebook | None:
+        """Write a trained, empty index; None where the recipe needs no training."""
         if plan.recipe in ("flat", "binary"):
             return None
         place = self.folder / "codebooks"
         place.mkdir(exist_ok=True)
         file = place / next_number(place)
-        return {"name": file.name, "stamp": dense.write(template, file)}
+        return Codebook(file.name, dense.write(template, file))
 
     # Words
 
@@ -398,9 +403,9 @@ class Store(Documents):
 
     def leftovers(self) -> list[Path]:
         """What no commit names, and the next writer removes."""
-        codebook = self.setting("storage")["codebook"]
+        codebook = self.storage.codebook
         named = {self.folder / "segments" / entry.name for entry in self.entries()}
-        named |= {self.lexical_folder(), self.folder / "codebooks" / (codebook["name"] if codebook else "")}
+        named |= {self.lexical_folder(), self.folder / "codebooks" / (codebook.name if codebook else "")}
         parts = ("segments", "codebooks", "lexical")
         return sorted(entry for part in parts for entry in self.folder.glob(f"{part}/*") if entry not in named)
 

@@ -89,8 +89,8 @@ def _findings(store: Store) -> Iterator[Finding]:
         yield Finding(LAST, "it cannot be read, and commits that were lost with the database's log would not be missed")
     yield Finding("settings", _settings_damage(store))
     yield _documents(store)
-    if store.setting("storage")["codebook"] is not None:
-        yield Finding("codebook", error_of(store.storage))
+    if store.storage.codebook is not None:
+        yield Finding("codebook", error_of(store.template))
     segments = mending.named_segments(store)
     for segment, (first, below) in zip(segments, row_ranges(segments), strict=True):
         yield Finding(f"segments/{segment.entry.name}", _segment_damage(store, segment, first, below))

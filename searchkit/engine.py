@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from threading import RLock
@@ -20,9 +19,9 @@ from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.lexical import make_analyzer
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_gpu as gpu
-from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
-from searchkit.indexer.vectors.recipes import Plan, plan
+from searchkit.indexer.vectors.recipes import Plan, Tuning, default_tuning, plan
+from searchkit.indexer.vectors.storage import Storage
 from searchkit.ingest import AddReport, chunk_settings, new_documents, to_passages
 from searchkit.lexical_sync import Words
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
@@ -163,6 +162,21 @@ class SearchEngine:
         return self._store
 
     @property
+    def storage(self) -> Storage:
+        """How the vectors are stored."""
+        return self._ranker.snapshot.storage
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return self.storage.plan.dim
+
+    @property
+    def passages(self) -> int:
+        """Passages in the index."""
+        return self._ranker.passages
+
+    @property
     def embedder(self) -> Embedder:
         """The model, loaded when it is first needed: a lexical search never loads it."""
         if isinstance(self._model, ModelChoice):
@@ -238,20 +252,17 @@ class SearchEngine:
     def compact(self) -> int:
         """Free the space of deleted documents, in one commit; returns how many passages were let go of."""
         snapshot = self._store.snapshot()
-        plan, template = self._store.storage()
         self._store.rewrite(
-            plan,
-            template,
-            keep_vectors=snapshot.storage["keep_vectors"],
+            snapshot.storage.plan,
+            self._store.template(),
+            keep_vectors=snapshot.storage.keep_vectors,
             purge=True,
             make_lexical=self._words.make,
         )
         self.reload()
         return len(snapshot.dead)
 
-    def store_as(
-        self, recipe: str, *, keep_vectors: bool = True, tuning: dense.Tuning | None = None, seed: int = 0
-    ) -> Plan:
+    def store_as(self, recipe: str, *, keep_vectors: bool = True, tuning: Tuning | None = None, seed: int = 0) -> Plan:
         """Store all vectors by another recipe, without embedding anything again, in one commit.
 
         Args:
@@ -264,15 +275,15 @@ class SearchEngine:
             ValueError: There is no such recipe, too few vectors to learn from, or the vectors were dropped before.
         """
         snapshot = self._store.snapshot()
-        chosen = plan(recipe, self._ranker.plan.dim, max(1, snapshot.passages))
+        chosen = plan(recipe, self.dim, max(1, snapshot.passages))
         if not all(segment.keeps_vectors for segment in snapshot.segments):
             raise InputError(
                 f"{self._store.folder} keeps no vectors beside its {self._ranker.plan.spelling} codes, and codes made "
                 "of codes would be worse without a word; index the corpus again"
             )
         template = gpu.train(chosen, self.sample(chosen.wanted, seed=seed), self._gpus.devices)
-        tuning = tuning or dense.default_tuning(chosen, keep_vectors=keep_vectors)
-        self._store.rewrite(chosen, template, keep_vectors=keep_vectors, tuning=asdict(tuning))
+        tuning = tuning or default_tuning(chosen, keep_vectors=keep_vectors)
+        self._store.rewrite(chosen, template, keep_vectors=keep_vectors, tuning=tuning)
         self.reload()
         return chosen
 
@@ -282,7 +293,7 @@ class SearchEngine:
         total = sum(segment.count for segment in snapshot.segments)
         drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count])
         if not len(drawn):
-            return np.empty((0, self._ranker.plan.dim), np.float32)
+            return np.empty((0, self.dim), np.float32)
         return segments.vectors_at(snapshot.segments, drawn)
 
     def _add_all(
@@ -441,10 +452,8 @@ class SearchEngine:
             compile_filter(chosen.where)  # what is wrong with it is said even where there is nothing to find
         if not asked or self._ranker.passages == 0:
             return lambda ranker: [[] for _ in asked]
-        if vectors is not None and vectors.shape != (len(asked), self._ranker.plan.dim):
-            raise InputError(
-                f"vectors are {vectors.shape}; expected {(len(asked), self._ranker.plan.dim)}, a row a query"
-            )
+        if vectors is not None and vectors.shape != (len(asked), self.dim):
+            raise InputError(f"vectors are {vectors.shape}; expected {(len(asked), self.dim)}, a row a query")
         if chosen.mode != "lexical" and vectors is None:
             vectors = self.embed(asked, instruction)
         texts = [query.text for query in asked]

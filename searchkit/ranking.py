@@ -17,7 +17,7 @@ from searchkit.indexer.store import Snapshot, Store
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.faiss_gpu import Gpus
-from searchkit.indexer.vectors.recipes import RECIPES, Plan
+from searchkit.indexer.vectors.recipes import RECIPES
 
 Mode = Literal["dense", "lexical", "hybrid"]
 MODES: tuple[Mode, ...] = ("dense", "lexical", "hybrid")
@@ -98,8 +98,7 @@ class Ranker:
     ) -> None:
         self.store, self.snapshot, self.lexical = store, snapshot, lexical
         self.segments = snapshot.segments
-        self.plan = Plan(**snapshot.storage["plan"])
-        self.tuning = dense.Tuning(**snapshot.storage["tuning"])
+        self.plan, self.tuning = snapshot.storage.plan, snapshot.storage.tuning
         self._searched = gpus.hold(self.segments, self.plan) if gpus else self.segments
         living: np.ndarray | None = None
         if len(snapshot.dead):
@@ -182,7 +181,7 @@ class Ranker:
             if all(len(ranking) >= wanted for ranking in rankings):
                 return [ranking[:k] for ranking in rankings]
             if depth >= allowed.passages:
-                if tuning.probes >= self.plan.cells:
+                if tuning.probes >= self.plan.lists:
                     return [ranking[:k] for ranking in rankings]
                 tuning = replace(tuning, probes=4 * tuning.probes)  # the cells visited held too few that are allowed
             depth = min(4 * depth, max(depth, allowed.passages))

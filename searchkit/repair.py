@@ -41,6 +41,7 @@ from searchkit.indexer.vectors.segments import (
     copy_segment,
     write_segment,
 )
+from searchkit.indexer.vectors.storage import Storage
 from searchkit.ingest import to_passages
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document, join_title
@@ -100,9 +101,9 @@ def repair(
             folder, model=model, adapter=adapter, device=device, dtype=dtype, threads=threads, writable=True
         ) as engine:
             report.done += left
-            storage = engine.store.setting("storage")
+            storage = engine.store.storage
             _mend_rest(engine, unsound, report)
-            if engine.store.setting("storage")["plan"] != storage["plan"]:
+            if engine.store.storage.plan != storage.plan:
                 _store_as_before(engine, storage, report)
     except StoreError as error:
         if "cannot be read" not in str(error):
@@ -112,12 +113,12 @@ def repair(
     return report
 
 
-def _store_as_before(engine: SearchEngine, storage: dict[str, Any], report: Repair) -> None:
+def _store_as_before(engine: SearchEngine, storage: Storage, report: Repair) -> None:
     """Learn a recipe again whose codebook was lost with all its codes."""
-    before = Plan(**storage["plan"])
+    before = storage.plan
     engine.reload()
     try:
-        engine.store_as(before.spelling, keep_vectors=storage["keep_vectors"], tuning=dense.Tuning(**storage["tuning"]))
+        engine.store_as(before.spelling, keep_vectors=storage.keep_vectors, tuning=storage.tuning)
         report.done.append(f"codebook: recipe {before.spelling} learnt anew")
     except ValueError as error:
         report.done.append(f"codebook: vectors are stored flat from now on ({error})")
@@ -211,7 +212,7 @@ def _mend_rest(engine: SearchEngine, unsound: list[int], report: Repair) -> None
         entries += [entry] if entry else []
     report.lost, report.file = _salvage(store, unsound)
     if words or entries != [segment.entry for segment in segments] or not recovered or report.done:
-        plan = None if recovered else Plan("flat", _dim(store))
+        plan = None if recovered else Plan("flat", store.storage.plan.dim)
         mending.mend(store, entries, lost=unsound, new_lexical=words, plan=plan)
     if unsound:
         deleted = len(unsound) - len(report.lost)
@@ -228,9 +229,9 @@ def _mend_rest(engine: SearchEngine, unsound: list[int], report: Repair) -> None
 
 def _codebook(store: Store, segments: Sequence[DiskSegment], report: Repair) -> bool:
     """Take a lost codebook out of a sound segment; False when there is none, and codes mean nothing any more."""
-    if not (fault := error_of(store.storage)):
+    if not (fault := error_of(store.template)):
         return True
-    plan = Plan(**store.setting("storage")["plan"])
+    plan = store.storage.plan
     for segment in segments:
         if not error_of(lambda segment=segment: segment.index):
             # Every segment's index began as a copy of the empty, trained one.
@@ -280,10 +281,12 @@ def _mended_segment(
         if source is not None and held is not None:
             found = np.minimum(np.searchsorted(held, rows), len(held) - 1)
             positions = np.where(held[found] == rows, found, -1)
-    plan, template = store.storage() if codebook else (Plan("flat", _dim(store)), None)
+    storage = store.storage
+    plan, template = (storage.plan, store.template()) if codebook else (Plan("flat", storage.plan.dim), None)
     vectors = _vectors(engine, rows, docs, positions, source)
-    keep = store.setting("storage")["keep_vectors"]
-    entry = write_segment(places, plan, template, vectors, docs, rows, keep_vectors=keep, devices=store.devices)
+    entry = write_segment(
+        places, plan, template, vectors, docs, rows, keep_vectors=storage.keep_vectors, devices=store.devices
+    )
     if again := int((positions < 0).sum()):
         return entry, f"{again} of {len(rows)} passages embedded again"
     whence = VECTORS if source and VECTORS in source.entry.files else "its own index"
@@ -309,7 +312,7 @@ def _vectors(
 ) -> Iterator[np.ndarray]:
     """The vectors of some rows, a commit's worth at a time: from their positions in a segment, or else by the model."""
     for start, stop in _windows(docs):
-        some = np.empty((stop - start, _dim(engine.store)), dtype=np.float32)
+        some = np.empty((stop - start, engine.dim), dtype=np.float32)
         there = positions[start:stop] >= 0
         if source is not None and there.any():
             some[there] = source.vectors(positions[start:stop][there])
@@ -345,7 +348,3 @@ def _embedded(engine: SearchEngine, rows: np.ndarray, docs: np.ndarray) -> np.nd
             passages = [join_title(stored.title, stored.text[start:stop]) for start, stop in stored.spans]
         texts.update(enumerate(passages, start=first))
     return engine.embedder.encode_passages([texts[row] for row in rows.tolist()])
-
-
-def _dim(store: Store) -> int:
-    return int(store.setting("storage")["plan"]["dim"])

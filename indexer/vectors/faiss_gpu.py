@@ -178,7 +178,7 @@ def train(plan: Plan, sample: np.ndarray, devices: Sequence[int]) -> Any:
         reason := why_not(plan) if devices else "no GPU is used; ask for one: --device cuda"
     ):
         logger.warning("graphs of cagra will be made on the processor, which takes long: %s", reason)
-    if not devices or why_not(plan) or plan.width or not (plan.cells or plan.code) or len(sample) < plan.needed:
+    if not devices or why_not(plan) or plan.width or not (plan.lists or plan.code) or len(sample) < plan.needed:
         return dense.train(plan, sample)
     faiss = dense.faiss_module()
     empty = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
@@ -209,7 +209,7 @@ def encode(template: Any, vectors: Iterable[np.ndarray], count: int, plan: Plan,
     able = devices and not why_not(plan)
     if able and plan.recipe == "cagra" and count >= CAGRA_FROM:
         return _graph(index, vectors, count, devices[0])
-    if able and (plan.cells or plan.code) and count >= ENCODED_FROM:
+    if able and (plan.lists or plan.code) and count >= ENCODED_FROM:
         return _encoded(index, vectors, plan, devices[0])
     for some in vectors:
         dense.extend(index, some)

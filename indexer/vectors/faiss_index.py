@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ import numpy as np
 from searchkit.indexer.errors import InputError, MissingExtraError
 from searchkit.indexer.files import NewFile, Stamp
 from searchkit.indexer.vectors import faiss_filtered as filtered
-from searchkit.indexer.vectors.recipes import RECIPES, Plan
+from searchkit.indexer.vectors.recipes import RECIPES, Plan, Tuning
 
 CHUNK = 16_384
 """Vectors that are float32 in memory at once when an index is made or rows are scored one by one."""
@@ -293,29 +293,6 @@ class Segment(Protocol):
         """(n, dim) float32, as exact as they are kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """How hard a compressed index is searched.
-
-    Args:
-        probes: Cells visited, for recipes with cells.
-        ef: Breadth of the search in a graph.
-        rerank: Candidates, as a multiple of k, that are scored again by their exact vectors; 0 does not.
-    """
-
-    probes: int = 16
-    ef: int = 64
-    rerank: int = 0
-
-
-def default_tuning(plan: Plan, *, keep_vectors: bool) -> Tuning:
-    """What suits a recipe where nothing was measured."""
-    coarse = plan.code or plan.recipe in ("rabitq", "binary")
-    # Signs say more of a row when the query keeps its numbers.
-    rerank = 10 if coarse and (keep_vectors or plan.recipe == "binary") else 0
-    return Tuning(probes=max(1, round(plan.cells**0.5)), rerank=rerank)
-
-
 def search(
     segments: Sequence[Segment],
     queries: np.ndarray,
@@ -416,7 +393,7 @@ def _scan(
         return _without(scores, found, k, mask)
     if mask is not None and allowed < NEARLY_ALL * len(mask):
         original = getattr(index, "original", index)  # of a copy on a GPU, which takes no selectors
-        if plan.cells > tuning.probes:
+        if plan.lists > tuning.probes:
             return filtered.in_cells(original, queries, k, mask, selector(mask), tuning.probes)
         if RECIPES[plan.recipe].graph:
             return filtered.in_graph(original, queries, k, allowed, selector(mask), tuning.ef)
@@ -453,7 +430,7 @@ def _parameters(plan: Plan, tuning: Tuning, selector: Any) -> Any:
     faiss = faiss_module()
     # By the plan and not by the index, which may be a copy on a GPU.
     if "IVF" in plan.factory:
-        inner = faiss.SearchParametersIVF(nprobe=max(1, min(tuning.probes, plan.cells)), sel=selector)
+        inner = faiss.SearchParametersIVF(nprobe=max(1, min(tuning.probes, plan.lists)), sel=selector)
         return faiss.SearchParametersPreTransform(index_params=inner) if plan.transformed else inner
     if RECIPES[plan.recipe].graph:
         return faiss.SearchParametersHNSW(efSearch=tuning.ef, sel=selector)

@@ -1,4 +1,4 @@
-"""How vectors are stored, by name: each recipe a line of data.
+"""How vectors are stored, by name, and how hard they are searched. Each recipe is a line of data.
 
 Code sizes, training needs and what FAISS can do with each kind were measured with faiss 1.15.1 (see docs/design.md).
 """
@@ -18,8 +18,8 @@ class Recipe:
 
     Args:
         name: As users write it.
-        factory: FAISS factory string with {m} for the bytes of a product-quantised code and {cells} for the cells of
-            an inverted file; "" where FAISS has no factory string.
+        factory: FAISS factory string with {m} for the bytes of a product-quantized code and {lists} for the number of
+            IVF lists; "" where FAISS has no factory string.
         about: One line for users.
         per_centroid: Training vectors that every centroid wants; 0 needs no training.
         tuned: The FAISS search parameter that trades recall for time, or None.
@@ -40,38 +40,42 @@ class Recipe:
 
     @property
     def faithful(self) -> bool:
-        """Whether it gives the vectors back to half precision at least."""
+        """Whether it returns the vectors to at least half precision."""
         return self.name in ("flat", "fp16") or self.graph
 
     @property
     def graph(self) -> bool:
-        """Whether vectors are linked to their neighbours, so that neither time nor codes follow from their number."""
+        """Whether vectors are linked to their neighbours, so that search time hardly grows with the count."""
         return self.tuned == "efSearch"
 
 
-# "IVF1" in front of a product quantiser: FAISS's plain one takes no filter, an inverted file with one cell does.
-# "np" behind it: no polysemous training, which takes most of the time and orders centroids for a search not done here.
+# "IVF1" before a product quantizer: FAISS's plain one takes no filter, an inverted file with one list does.
+# "np" after it: no polysemous training, which takes most of the time and orders centroids for a search not done here.
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("flat", "Flat", "float32, exact", gpu=True),
         Recipe("fp16", "SQfp16", "half precision, exact for all practical purposes", gpu=True),
-        Recipe("int8", "SQ8", "8 bits a dimension", per_centroid=10_000, gpu=True),
-        Recipe("pq", "IVF1,PQ{m}np", "product quantiser", per_centroid=39, gpu=True),
-        Recipe("opq", "OPQ{m},IVF1,PQ{m}np", "product quantiser after a learnt rotation", per_centroid=39, gpu=True),
-        Recipe("ivf-pq", "IVF{cells},PQ{m}np", "product quantiser in cells", per_centroid=39, tuned="nprobe", gpu=True),
-        Recipe("ivf-int8", "IVF{cells},SQ8", "8 bits a dimension in cells", per_centroid=39, tuned="nprobe", gpu=True),
-        Recipe("rabitq", "IVF1,RaBitQ", "1 bit a dimension, with corrections", per_centroid=100),
-        Recipe("binary", "", "1 bit a dimension, the sign", gpu=True),
+        Recipe("int8", "SQ8", "8 bits per dimension", per_centroid=10_000, gpu=True),
+        Recipe("pq", "IVF1,PQ{m}np", "product quantizer", per_centroid=39, gpu=True),
+        Recipe("opq", "OPQ{m},IVF1,PQ{m}np", "product quantizer after a trained rotation", per_centroid=39, gpu=True),
+        Recipe(
+            "ivf-pq", "IVF{lists},PQ{m}np", "product quantizer in IVF lists", per_centroid=39, tuned="nprobe", gpu=True
+        ),
+        Recipe(
+            "ivf-int8", "IVF{lists},SQ8", "8 bits per dimension in IVF lists", per_centroid=39, tuned="nprobe", gpu=True
+        ),
+        Recipe("rabitq", "IVF1,RaBitQ", "1 bit per dimension, with corrections", per_centroid=100),
+        Recipe("binary", "", "1 bit per dimension, the sign", gpu=True),
         Recipe("hnsw", "HNSW32,SQfp16", "graph over half precision: fast, large", tuned="efSearch"),
-        Recipe("cagra", "", "graph over float32, made and searched on a GPU with cuVS", tuned="efSearch", gpu=True),
+        Recipe("cagra", "", "graph over float32, built and searched on a GPU with cuVS", tuned="efSearch", gpu=True),
     )
 }
 
 _SPELLING = re.compile(r"(?:pca(\d+)-)?([a-z0-9-]+?)(?::(\d+))?")
 
 SHRUNK = ("pq", "ivf-pq", "ivf-int8")
-"""Recipes whose codes can be made of principal components, for vectors so wide that learning takes too long."""
+"""Recipes that can code principal components instead, for vectors so wide that training takes too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,98 +85,125 @@ class Plan:
     Args:
         recipe: Its name.
         dim: Width of the vectors.
-        code: Bytes of a product-quantised code; 0 where there is none.
-        cells: Cells of the inverted file; 0 where there is none.
-        width: Principal components that codes are made of; 0 makes them of the vectors.
+        code: Bytes of a product-quantized code; 0 where there is none.
+        lists: IVF lists; 0 where there are none.
+        width: Principal components that are coded; 0 codes the vectors themselves.
     """
 
     recipe: str
     dim: int
     code: int = 0
-    cells: int = 0
+    lists: int = 0
     width: int = 0
 
     @property
     def spelling(self) -> str:
-        """How a user asks for it, such as "pq:48" or "pca512-pq:64"."""
+        """How a user asks for it, such as "pq:48" or "pca512-pq:64"; `plan` reads it back."""
         return (f"pca{self.width}-" if self.width else "") + self.recipe + (f":{self.code}" if self.code else "")
 
     @property
     def factory(self) -> str:
         """The FAISS factory string."""
         first = f"PCA{self.width}," if self.width else ""
-        return first + RECIPES[self.recipe].factory.format(m=self.code, cells=self.cells)
+        return first + RECIPES[self.recipe].factory.format(m=self.code, lists=self.lists)
 
     @property
     def transformed(self) -> bool:
-        """Whether vectors are turned before they are coded."""
+        """Whether vectors are rotated before they are coded."""
         return bool(self.width) or self.recipe == "opq"
 
     @property
     def wanted(self) -> int:
         """Training vectors that the recipe wants; 0 for none."""
         per_centroid = RECIPES[self.recipe].per_centroid
-        centroids = max(256 if self.code else 1, self.cells)
+        centroids = max(256 if self.code else 1, self.lists)
         return max(per_centroid * centroids, 10 * self.dim if self.width else 0)
 
     @property
     def needed(self) -> int:
-        """Training vectors below which FAISS refuses, or makes a code of no use."""
+        """Training vectors below which FAISS refuses to train, or produces useless codes."""
         # With fewer vectors than dimensions, FAISS's OPQMatrix writes past its memory and takes the process down.
         rotated = self.dim if self.recipe == "opq" else 0
-        return max(256 if self.code else 0, self.cells, self.width, rotated, bool(RECIPES[self.recipe].per_centroid))
+        return max(256 if self.code else 0, self.lists, self.width, rotated, bool(RECIPES[self.recipe].per_centroid))
 
 
 def plan(text: str, dim: int, count: int) -> Plan:
     """Fill in a recipe's numbers.
 
     Args:
-        text: A name of :data:`RECIPES`, maybe with the bytes of a code: "pq:64". Without, a code takes dim / 8 bytes,
-            which is 32 times smaller than float32, or the next number that divides the width. With "pca512-" before it,
-            codes are made of that many principal components.
+        text: A name of :data:`RECIPES`, optionally with the bytes of a code: "pq:64". Without them a code takes dim / 8
+            bytes, which is 32 times smaller than float32, or the nearest size that divides the width. With "pca512-"
+            before it, that many principal components are coded.
         dim: Width of the vectors.
-        count: How many there are or will be; decides the number of cells.
+        count: How many there are or will be; decides the number of IVF lists.
 
     Raises:
-        ValueError: There is no such recipe, or its code does not fit the width.
+        InputError: There is no such recipe, or its code does not fit the width.
     """
-    found = _SPELLING.fullmatch(text.strip().lower())
-    name = found[2] if found else ""
-    if name not in RECIPES:
+    match = _SPELLING.fullmatch(text.strip().lower())
+    if not match or match[2] not in RECIPES:
         raise InputError(f"recipe is {text!r}; expected one of {', '.join(RECIPES)}, some with bytes, such as pq:64")
-    recipe = RECIPES[name]
-    asked = int(found[3]) if found and found[3] else None
-    width = int(found[1]) if found and found[1] else 0
-    if found and found[1] and (name not in SHRUNK or not 1 <= width < dim):
+    name, recipe = match[2], RECIPES[match[2]]
+    width, code = int(match[1] or 0), int(match[3]) if match[3] else None
+    if match[1] and (name not in SHRUNK or not 1 <= width < dim):
         raise InputError(
             f"{text}: pca goes before {', '.join(SHRUNK)}, with fewer components than the {dim} dimensions, such as "
             f"pca{max(1, dim // 4)}-pq"
         )
-    coded = width or dim
+    lists = _lists(count) if "{lists}" in recipe.factory else 0
     if "{m}" not in recipe.factory:
-        if asked is not None:
-            raise InputError(f"recipe {name} has no bytes to choose; write {name} alone")
-        return Plan(name, dim, 0, _cells(count) if "{cells}" in recipe.factory else 0, width)
-    if asked is not None and (not 1 <= asked <= coded or coded % asked):
-        near = min(codes(coded), key=lambda size: (abs(size - asked), size))
-        raise InputError(f"{text}: {asked} bytes do not divide a width of {coded}; the nearest that do: {name}:{near}")
-    code = asked or min(codes(coded), key=lambda size: (abs(size - coded / 8), size))
-    return Plan(name, dim, code, _cells(count) if "{cells}" in recipe.factory else 0, width)
+        if code is not None:
+            raise InputError(f"recipe {name} has no code size to choose; write {name} alone")
+        return Plan(name, dim, 0, lists, width)
+    coded = width or dim
+    if code is not None and (not 1 <= code <= coded or coded % code):
+        raise InputError(
+            f"{text}: {code} bytes do not divide a width of {coded}; the nearest that do: {name}:{nearest(coded, code)}"
+        )
+    return Plan(name, dim, code or nearest(coded, coded / 8), lists, width)
 
 
 def recipe_of(spelling: str) -> Recipe:
-    """The recipe of a spelling that `Plan.spelling` gave, without its numbers: "pca512-pq:64" is pq."""
-    found = _SPELLING.fullmatch(spelling)
-    if not found or found[2] not in RECIPES:
+    """The recipe behind `Plan.spelling`, without its numbers: "pca512-pq:64" is pq."""
+    match = _SPELLING.fullmatch(spelling)
+    if not match or match[2] not in RECIPES:
         raise InputError(f"recipe is {spelling!r}; expected one of {', '.join(RECIPES)}")
-    return RECIPES[found[2]]
+    return RECIPES[match[2]]
 
 
 def codes(dim: int) -> list[int]:
-    """Bytes that a product-quantised code of this width can have."""
+    """Bytes that a product-quantized code of this width can have."""
     return [size for size in range(1, dim + 1) if dim % size == 0]
 
 
-def _cells(count: int) -> int:
-    """Four times the root, as FAISS's guide has it, but never so many that a cell has no 39 to be trained with."""
+def nearest(dim: int, size: float) -> int:
+    """The possible size of a product-quantized code that is nearest to a size; the smaller of two."""
+    return min(codes(dim), key=lambda code: (abs(code - size), code))
+
+
+def _lists(count: int) -> int:
+    """Four times the square root, as FAISS's guide has it, but never so many that a list has no 39 to train on."""
     return max(1, min(int(4 * math.sqrt(count)), count // 39))
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How hard compressed vectors are searched.
+
+    Args:
+        probes: IVF lists visited, for recipes with lists.
+        ef: Breadth of the search in a graph.
+        rerank: Candidates, as a multiple of k, that are scored again by their exact vectors; 0 does not.
+    """
+
+    probes: int = 16
+    ef: int = 64
+    rerank: int = 0
+
+
+def default_tuning(plan: Plan, *, keep_vectors: bool) -> Tuning:
+    """What suits a recipe where nothing was measured."""
+    coarse = plan.code or plan.recipe in ("rabitq", "binary")
+    # Signs say more about a row when the query keeps its numbers.
+    rerank = 10 if coarse and (keep_vectors or plan.recipe == "binary") else 0
+    return Tuning(probes=max(1, round(plan.lists**0.5)), rerank=rerank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors import faiss_index as dense
-from searchkit.indexer.vectors.recipes import RECIPES, Plan, codes, plan
+from searchkit.indexer.vectors.recipes import RECIPES, Plan, Tuning, default_tuning, nearest, plan
 from searchkit.indexer.vectors.segments import DiskSegment
+from searchkit.indexer.vectors.storage import Storage
 from searchkit.metrics import drop_own, score
 from searchkit.ranking import Ranker, SearchOptions
 from searchkit.records import Judgements
@@ -65,7 +66,7 @@ class Candidate:
 
     name: str
     recipe: str
-    tuning: dense.Tuning
+    tuning: Tuning
     bytes_per_vector: float
     memory: int
     disk: int
@@ -99,7 +100,7 @@ class MeasureOptions:
 
     recipes: Sequence[str] | None = None
     recall: float = 0.95
-    tunings: Mapping[str, dense.Tuning] = field(default_factory=dict)
+    tunings: Mapping[str, Tuning] = field(default_factory=dict)
     sample: int = SAMPLE
     seed: int = 0
 
@@ -132,8 +133,8 @@ def measure(
     """
     options = options or MeasureOptions()
     snapshot = engine.store.snapshot()
-    _check_keeps_vectors(engine, snapshot.segments, snapshot.storage["plan"])
-    dim = int(snapshot.storage["plan"]["dim"])
+    _check_keeps_vectors(engine, snapshot.segments)
+    dim = engine.dim
     rng = np.random.default_rng(options.seed)
     judged = queries_of(judgements, rng) if judgements else None
     data = drawn(engine, judged, max(1, min(options.sample, SAMPLE_BYTES // (4 * dim))), rng)
@@ -159,7 +160,7 @@ def measure(
 
 def default_recipes(dim: int, devices: Sequence[int] = ()) -> list[str]:
     """The names that `measure` tries; rotations, slow to learn, only where codes are so short that they help."""
-    sizes = sorted({min(codes(dim), key=lambda size: (abs(size - dim / share), size)) for share in (16, 8, 6, 4)})
+    sizes = sorted({nearest(dim, dim / share) for share in (16, 8, 6, 4)})
     coded = [f"pq:{size}" for size in sizes] + [f"ivf-pq:{size}" for size in sizes]
     if dim < _WIDE:
         coded += [f"opq:{size}" for size in sizes[:2]]
@@ -173,7 +174,7 @@ def default_recipes(dim: int, devices: Sequence[int] = ()) -> list[str]:
 
 def quick_recipes(dim: int) -> list[str]:
     """What `searchkit index --recipe auto` chooses from: quick to learn, and good after re-ranking."""
-    size = min(codes(dim), key=lambda size: (abs(size - dim / 8), size))
+    size = nearest(dim, dim / 8)
     return ["fp16", "int8", f"rabitq{RERANK}", f"binary{RERANK}", f"pq:{size}{RERANK}"]
 
 
@@ -202,8 +203,7 @@ def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool =
     Raises:
         ValueError: No such recipe, too few vectors to learn from, vectors dropped now and needed, or dropped before.
     """
-    snapshot = engine.store.snapshot()
-    dim, total = int(snapshot.storage["plan"]["dim"]), snapshot.passages
+    dim, total = engine.dim, engine.passages
     name = choice if isinstance(choice, str) else choice.name
     one, rerank = parse(name, dim, total)
     if rerank and drop_vectors:
@@ -212,18 +212,18 @@ def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool =
             f"take {one.spelling} without re-ranking, or keep the vectors"
         )
     if isinstance(choice, str):
-        tuning = replace(dense.default_tuning(one, keep_vectors=True), rerank=10 if rerank else 0)
+        tuning = replace(default_tuning(one, keep_vectors=True), rerank=10 if rerank else 0)
     else:
         # A larger index has more cells than the sample had: the same share of them is visited.
-        before = plan(choice.recipe, dim, choice.sample).cells
-        tuning = replace(choice.tuning, probes=math.ceil(choice.tuning.probes * one.cells / max(1, before)) or 1)
+        before = plan(choice.recipe, dim, choice.sample).lists
+        tuning = replace(choice.tuning, probes=math.ceil(choice.tuning.probes * one.lists / max(1, before)) or 1)
     return engine.store_as(one.spelling, keep_vectors=not drop_vectors, tuning=tuning, seed=seed)
 
 
-def _check_keeps_vectors(engine: SearchEngine, parts: Sequence[DiskSegment], stored: dict[str, Any]) -> None:
+def _check_keeps_vectors(engine: SearchEngine, parts: Sequence[DiskSegment]) -> None:
     if not all(part.keeps_vectors for part in parts):
         raise InputError(
-            f"{engine.store.folder} keeps no vectors beside its {Plan(**stored).spelling} codes, so that there is "
+            f"{engine.store.folder} keeps no vectors beside its {engine.storage.plan.spelling} codes, so that there is "
             "nothing to measure other recipes by; index the corpus again"
         )
 
@@ -235,7 +235,7 @@ def _measured(
     data: Sample,
     judged: Judgements | None,
     goal: float,
-    tunings: Mapping[str, dense.Tuning],
+    tunings: Mapping[str, Tuning],
     exact: float | None,
     rng: np.random.Generator,
 ) -> list[Candidate]:
@@ -305,27 +305,27 @@ def _size(index: Any) -> int:
     return int(faiss.serialize_index(index).nbytes)
 
 
-def _search(segment: InMemory, queries: np.ndarray, k: int, one: Plan, tuning: dense.Tuning) -> np.ndarray:
+def _search(segment: InMemory, queries: np.ndarray, k: int, one: Plan, tuning: Tuning) -> np.ndarray:
     rows, _ = dense.search([segment], queries, k, plan=one, tuning=tuning)
     return rows
 
 
-def _tuned(one: Plan, rerank: bool, segment: InMemory, data: Sample, goal: float) -> dense.Tuning:
+def _tuned(one: Plan, rerank: bool, segment: InMemory, data: Sample, goal: float) -> Tuning:
     """The setting that reads the fewest bytes of those that reach the goal, or nearly the best there is."""
     widths: Sequence[int] = (1,)
-    if one.cells:
-        widths = [2**n for n in range(int(math.log2(one.cells)) + 1) if 2**n < one.cells] + [one.cells]
+    if one.lists:
+        widths = [2**n for n in range(int(math.log2(one.lists)) + 1) if 2**n < one.lists] + [one.lists]
     elif RECIPES[one.recipe].tuned:
         widths = _PROBED
 
-    def tuning(width: int, factor: int) -> dense.Tuning:
-        if one.cells:
-            return dense.Tuning(probes=width, rerank=factor)
-        return dense.Tuning(ef=width, rerank=factor) if len(widths) > 1 else dense.Tuning(rerank=factor)
+    def tuning(width: int, factor: int) -> Tuning:
+        if one.lists:
+            return Tuning(probes=width, rerank=factor)
+        return Tuning(ef=width, rerank=factor) if len(widths) > 1 else Tuning(rerank=factor)
 
-    known: dict[dense.Tuning, float] = {}
+    known: dict[Tuning, float] = {}
 
-    def reached(setting: dense.Tuning) -> float:
+    def reached(setting: Tuning) -> float:
         if setting not in known:
             rows = _search(segment, data.queries, 10, one, setting)
             known[setting] = data.recall(rows, data.tenth)
@@ -346,7 +346,7 @@ def _tuned(one: Plan, rerank: bool, segment: InMemory, data: Sample, goal: float
     return min(settings, key=lambda setting: setting[:2])[2]
 
 
-def _speeds(segment: InMemory, queries: np.ndarray, one: Plan, tuning: dense.Tuning) -> tuple[float, float]:
+def _speeds(segment: InMemory, queries: np.ndarray, one: Plan, tuning: Tuning) -> tuple[float, float]:
     """Seconds a query: asked one at a time, and 64 at a time; the best of some rounds, for others use the machine."""
     singles = queries[:64]
     crowd = np.resize(queries, (64, queries.shape[1]))
@@ -363,7 +363,7 @@ def _speeds(segment: InMemory, queries: np.ndarray, one: Plan, tuning: dense.Tun
 
 
 def _ndcg(
-    engine: SearchEngine, one: Plan, tuning: dense.Tuning, segment: InMemory, vectors: np.ndarray, judged: Judgements
+    engine: SearchEngine, one: Plan, tuning: Tuning, segment: InMemory, vectors: np.ndarray, judged: Judgements
 ) -> float:
     """nDCG@10 of the documents that the engine would rank, if this segment were its vectors."""
     snapshot = engine.store.snapshot()._replace(
@@ -372,7 +372,7 @@ def _ndcg(
         next_row=segment.count,
         segments=[segment],  # type: ignore[list-item]
         dead=np.empty(0, np.int64),
-        storage={"plan": asdict(one), "tuning": asdict(tuning)},
+        storage=Storage(one, tuning),
     )
     ranker = Ranker(engine.store, snapshot, _no_words)
     rankings = ranker.rank([query.text for query in judged.queries], vectors, 10 + judged.drop_self, _DENSE)

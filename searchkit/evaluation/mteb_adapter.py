@@ -18,8 +18,6 @@ from searchkit.compression import measure as compress
 from searchkit.engine import COMMIT_EVERY, SearchEngine
 from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import mode_bytes
-from searchkit.indexer.vectors.faiss_index import Tuning
-from searchkit.indexer.vectors.recipes import Plan
 from searchkit.metrics import DEPTH
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 from searchkit.models.onnx_runtime import MODEL_FILE
@@ -301,11 +299,9 @@ def _continued(first: dict[str, float], deeper: dict[str, float]) -> dict[str, f
 
 def _store_by(engine: SearchEngine, recipe: str) -> None:
     """Store the vectors by a recipe, where they are not yet."""
-    storage = engine.store.setting("storage")
-    stored, reranked = Plan(**storage["plan"]), Tuning(**storage["tuning"]).rerank > 0
-    _, passages = engine.store.counts()
-    wanted, rerank = compress.parse(recipe, stored.dim, passages)
-    if (stored.spelling, reranked) != (wanted.spelling, rerank):
+    storage = engine.storage
+    wanted, rerank = compress.parse(recipe, engine.dim, engine.passages)
+    if (storage.plan.spelling, storage.tuning.rerank > 0) != (wanted.spelling, rerank):
         compress.apply(engine, recipe)
 
 

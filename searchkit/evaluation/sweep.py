@@ -103,7 +103,7 @@ def sweep(
     Raises:
         InputError: A mode, a width or a recipe is impossible, or judgements and index do not belong together.
     """
-    variants.check(int(engine.store.snapshot().storage["plan"]["dim"]))
+    variants.check(engine.dim)
     announce = on_system or (lambda name: None)
     judged_by = _by_label(judgements, variants.instructions)
     systems: dict[str, System] = {}

@@ -17,7 +17,7 @@ import numpy as np
 from searchkit.compression.sample import InMemory
 from searchkit.engine import SearchEngine
 from searchkit.indexer.vectors import faiss_index as dense
-from searchkit.indexer.vectors.recipes import plan
+from searchkit.indexer.vectors.recipes import default_tuning, plan
 from searchkit.readers.judgements import read_queries
 
 K, TOPICS, QUERIES = 10, 20, 100
@@ -63,7 +63,7 @@ def main() -> None:
         chosen = plan(name, vectors.shape[1], count)
         index = dense.encode(dense.train(chosen, vectors), vectors)
         segment = InMemory(index, np.arange(count), vectors.astype(np.float16))
-        tuning = dense.default_tuning(chosen, keep_vectors=True)
+        tuning = default_tuning(chosen, keep_vectors=True)
         alone = recall(dense.search([segment], queries, K, plan=chosen, tuning=tuning)[0], similar, everything)
         line = {"recipe": chosen.spelling, "without": round(alone, 3)}
         for label, allowed in filters.items():

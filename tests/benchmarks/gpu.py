@@ -21,7 +21,7 @@ import numpy as np
 
 from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors import faiss_index as dense
-from searchkit.indexer.vectors.recipes import RECIPES, Plan, plan
+from searchkit.indexer.vectors.recipes import RECIPES, Plan, default_tuning, plan
 
 BATCHES = (1, 64, 1024)
 
@@ -70,7 +70,7 @@ def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devic
         return {"recipe": chosen.spelling, "left out": reason}
     on_cpu, index = build(chosen, vectors, [])
     found: dict[str, Any] = {"recipe": chosen.spelling}
-    if chosen.cells or chosen.code or chosen.recipe == "cagra":
+    if chosen.lists or chosen.code or chosen.recipe == "cagra":
         on_gpu, _ = build(chosen, vectors, devices)
         found["build: processor over gpu"] = round(on_cpu / on_gpu, 2)
     copies = {"gpu": gpu.to_gpu(index, chosen, devices[:1])}
@@ -78,7 +78,7 @@ def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devic
         copies[f"{len(devices)} shares"] = gpu.to_gpu(index, chosen, devices)
         copies[f"{len(devices)} replicas"] = gpu.to_gpu(index, chosen, devices, replicate=True)
     here: Any = InMemory(index, 0, len(vectors))
-    tuning = dense.default_tuning(chosen, keep_vectors=False)
+    tuning = default_tuning(chosen, keep_vectors=False)
 
     def ask(segment: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return dense.search([segment], rows, k, plan=chosen, tuning=tuning)

@@ -30,7 +30,7 @@ from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_index as dense
-from searchkit.indexer.vectors.recipes import RECIPES, plan
+from searchkit.indexer.vectors.recipes import RECIPES, Tuning, plan
 from searchkit.ranking import Ranker, SearchOptions
 
 WORDS = 50_000
@@ -201,7 +201,7 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
         options = SearchOptions(mode="dense")
         found: dict[str, Any] = {"recipe": chosen.spelling, "segments": len(parts)}
         for rerank in sorted({0, ranker.tuning.rerank}):
-            tuning = dense.Tuning(probes=ranker.tuning.probes, ef=ranker.tuning.ef, rerank=rerank)
+            tuning = Tuning(probes=ranker.tuning.probes, ef=ranker.tuning.ef, rerank=rerank)
             ranker.tuning = tuning
             params = dense.parameters(chosen, tuning)
             depth = k * max(1, rerank)

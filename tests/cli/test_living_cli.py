@@ -274,7 +274,7 @@ def test_info_shows_how_vectors_are_stored(index: Path) -> None:
         engine.store_as("binary")
     facts = json.loads(call("info", index, "--format", "json").stdout)
     size = sum(file.stat().st_size for file in index.rglob("*") if file.is_file() and file.name != "write.lock")
-    assert facts["recipe"] == "binary (1 bit a dimension, the sign)"
+    assert facts["recipe"] == "binary (1 bit per dimension, the sign)"
     assert facts["code bytes a vector"] == facts["model dim"] / 8
     assert facts["exact vectors beside"] == "half precision"
     assert facts["candidates scored again, times k"] == 10

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from searchkit.indexer.vectors import faiss_index as dense
-from searchkit.indexer.vectors.recipes import Plan, plan
+from searchkit.indexer.vectors.recipes import Plan, Tuning, default_tuning, plan
 
 COUNT, DIM = 600, 32
 
@@ -50,5 +50,5 @@ def trained(name: str) -> tuple[Plan, Any]:
     return chosen, dense.train(chosen, data()[0])
 
 
-def tuned(name: str, keep: bool) -> dense.Tuning:
-    return dense.default_tuning(trained(name)[0], keep_vectors=keep)
+def tuned(name: str, keep: bool) -> Tuning:
+    return default_tuning(trained(name)[0], keep_vectors=keep)

@@ -47,6 +47,10 @@ def documents_of(opened: Store, rows: np.ndarray) -> np.ndarray:
     return segments.documents_of(opened.snapshot().segments, rows)
 
 
+def compact(opened: Store, **options: Any) -> None:
+    opened.rewrite(opened.storage.plan, opened.template(), purge=True, **options)
+
+
 def join_all(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(segments, "LEVEL", 2)
@@ -248,7 +252,6 @@ def test_a_reader_cannot_change_the_index(folder: Path, vectors: np.ndarray) -> 
             lambda: reader.commit([document("6")], vectors[:2]),
             lambda: reader.delete([1]),
             lambda: reader.rewrite(Plan("flat", 16), None),
-            lambda: reader.set_tuning({}),
             reader.join_small_segments,
         ):
             with pytest.raises(StoreError, match="is open for reading; open it for writing to change it"):
@@ -319,7 +322,12 @@ def test_compaction_lets_go_of_the_deleted_alone(folder: Path, vectors: np.ndarr
     made: list[Path] = []
     with Store(folder, writable=True) as opened:
         opened.delete([0, 1, 4])
-        opened.rewrite(*opened.storage(), purge=True, make_lexical=lambda place: made.append(place) or place.mkdir())
+        opened.rewrite(
+            opened.storage.plan,
+            opened.template(),
+            purge=True,
+            make_lexical=lambda place: made.append(place) or place.mkdir(),
+        )
         snapshot = opened.snapshot()
         assert (snapshot.documents, snapshot.passages, snapshot.next_row, snapshot.next_doc) == (3, 6, 12, 6)
         assert snapshot.dead.size == 0
@@ -338,7 +346,7 @@ def test_everything_can_be_deleted_and_compacted(folder: Path, vectors: np.ndarr
     with Store(folder, writable=True) as opened:
         opened.delete(range(6))
         assert search(opened.snapshot(), vectors, 3)[0].shape == (40, 3)
-        opened.rewrite(*opened.storage(), purge=True)
+        compact(opened)
         assert opened.snapshot().segments == []
         assert list((folder / "segments").iterdir()) == []
         opened.commit([document("0")], vectors[:2])
@@ -356,7 +364,7 @@ def test_a_filter_lets_through_what_a_commit_held(folder: Path) -> None:
             found, rows = reader.matching(low, snapshot)
             np.testing.assert_array_equal(found, docs)
             np.testing.assert_array_equal(rows, [row for doc in docs for row in (2 * doc, 2 * doc + 1)])
-        writer.rewrite(*writer.storage(), purge=True)
+        compact(writer)
         with pytest.raises(StoreError, match="has been compacted since it was opened; open it again"):
             reader.matching(low, old)
         np.testing.assert_array_equal(reader.matching(low, reader.snapshot())[0], [0, 5])
@@ -576,7 +584,7 @@ def test_a_writer_can_try_again_after_a_commit_that_failed(
         assert len(list((folder / "segments").iterdir())) == 4  # nothing of the failures is left
 
 
-@pytest.mark.parametrize("work", [join_all, lambda opened, _: opened.rewrite(*opened.storage(), purge=True)])
+@pytest.mark.parametrize("work", [join_all, lambda opened, _: compact(opened)])
 def test_joining_or_compacting_that_fails_leaves_the_segments(
     folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, work: Any
 ) -> None:

@@ -165,7 +165,7 @@ def test_vectors_that_were_written_wrong_are_found_and_embedded_again(folder: Pa
     with Store(folder, writable=True) as store:
         entries = [segment.entry for segment in mending.named_segments(store)]
         rows, docs = mending.passage_rows(store, 0, entries[1].first_row)
-        plan, template = store.storage()
+        plan, template = store.storage.plan, store.template()
         wrong = np.full((len(rows), plan.dim), np.nan, np.float32)
         bad = write_segment(folder / "segments", plan, template, [wrong], docs, rows, keep_vectors=True)
         mending.mend(store, [bad, entries[1]])
@@ -268,7 +268,7 @@ def test_a_codebook_lost_with_all_its_codes_is_learnt_anew(folder: Path) -> None
         flip(file)
     assert "codebook: recipe int8 learnt anew" in repaired(folder).done
     with Store(folder) as store:
-        assert store.setting("storage")["plan"]["recipe"] == "int8"
+        assert store.storage.plan.recipe == "int8"
     for was, now in zip(before, answers(folder), strict=True):
         np.testing.assert_allclose([each[2] for each in was], [each[2] for each in now], atol=0.02)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.recipes import Tuning
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import MODES, Ranker, SearchOptions
 from searchkit.records import Document
@@ -98,7 +99,7 @@ class Pair:
 
     def compact(self) -> None:
         before = self.answers()
-        self.store.rewrite(*self.store.storage(), keep_vectors=True, purge=True)
+        self.store.rewrite(self.store.storage.plan, self.store.template(), keep_vectors=True, purge=True)
         assert self.store.snapshot().dead.size == 0
         if self.name in ("flat", "fp16"):
             assert [[item[:2] for item in ranking] for ranking in before] == [
@@ -108,7 +109,7 @@ class Pair:
     def store_as(self, name: str) -> None:
         self.name = name
         self.rounded |= name != "flat"
-        self.store.rewrite(*trained(name), keep_vectors=True, tuning=asdict(tuned(name, True)))
+        self.store.rewrite(*trained(name), keep_vectors=True, tuning=tuned(name, True))
 
     def join(self) -> None:
         self.store.join_small_segments()
@@ -240,7 +241,7 @@ def test_all_that_a_filter_leaves_in_few_of_many_cells_is_found() -> None:
     with tempfile.TemporaryDirectory() as place, Store.create(Path(place) / "i", {}, dim=DIM) as store:
         documents = [NewDocument(str(n), "", "a", json.dumps({"few": n % 60 == 0}), "", [(0, 1)]) for n in range(600)]
         store.commit(documents, rows)
-        store.rewrite(*trained("ivf-int8"), tuning=asdict(dense.Tuning(probes=1)))
+        store.rewrite(*trained("ivf-int8"), tuning=Tuning(probes=1))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dense, "FEW", 0)
             patch.setattr(dense, "EXACT_BELOW", 0)

@@ -17,7 +17,7 @@ from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.indexer.files import locked
-from searchkit.indexer.vectors.faiss_index import Tuning
+from searchkit.indexer.vectors.storage import Storage
 from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import Embedder
 from searchkit.models.location import find_model
@@ -115,7 +115,7 @@ class _Run:
         self.base = str(self.identity["model"])
         settings = engine.settings
         kept = {name: settings[name] for name in ("chunk_tokens", "overlap", "language")}
-        plan = settings["storage"]["plan"]
+        plan = engine.storage.to_json()["plan"]
         self._index_key = {"documents": engine.store.checksum(), "model": self.identity, "plan": plan, **kept}
 
     def _stage(self, name: str, inputs: dict[str, Any], outputs: Sequence[str], work: Callable[[], None]) -> None:
@@ -281,12 +281,7 @@ class _Run:
                 overlap=settings["overlap"], language=settings["language"], exist_ok=True,
             ) as new:  # fmt: skip
                 new.add(self.engine.documents())
-                storage = settings["storage"]
-                if storage["plan"] != new.settings["storage"]["plan"]:
-                    plan = storage["plan"]
-                    recipe = f"{plan['recipe']}:{plan['code']}" if plan["code"] else plan["recipe"]
-                    tuning = Tuning(**storage["tuning"])
-                    new.store_as(recipe, keep_vectors=storage["keep_vectors"], tuning=tuning)
+                store_alike(new, self.engine.storage)
 
         self._stage("index", {"model": self._digests(MODEL), "index": self._index_key}, [AFTER], work)
 
@@ -347,6 +342,12 @@ def _weights(base: str) -> int:
 
 def _row(example: Example) -> dict[str, Any]:
     return {key: value for key, value in asdict(example).items() if value not in (None, "", ())}
+
+
+def store_alike(engine: SearchEngine, storage: Storage) -> None:
+    """Store the vectors of an index as another index's are stored, where they are not yet."""
+    if engine.storage.plan != storage.plan:
+        engine.store_as(storage.plan.spelling, keep_vectors=storage.keep_vectors, tuning=storage.tuning)
 
 
 def _write_examples(file: Path, examples: Iterable[Example]) -> None:

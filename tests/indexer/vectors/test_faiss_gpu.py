@@ -14,7 +14,7 @@ import pytest
 from searchkit.engine import SearchEngine
 from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors import faiss_index as dense
-from searchkit.indexer.vectors.recipes import RECIPES, Plan, plan
+from searchkit.indexer.vectors.recipes import RECIPES, Plan, Tuning, plan
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
 from searchkit.records import Document
@@ -434,9 +434,9 @@ def test_graphs_of_the_processor_are_made_anew_where_cuvs_searches(many: np.ndar
     chosen, index = made("cagra", many)
     copy = gpu.to_gpu(index, chosen, [0])
     segment: Any = InMemory(copy, 0, len(many))
-    rows, _ = dense.search([segment], many[:20], 10, plan=chosen, tuning=dense.Tuning(ef=70))
+    rows, _ = dense.search([segment], many[:20], 10, plan=chosen, tuning=Tuning(ef=70))
     assert (rows[:, 0] == np.arange(20)).all()
-    dense.search([segment], many[:20], 200, plan=chosen, tuning=dense.Tuning(ef=70))
+    dense.search([segment], many[:20], 200, plan=chosen, tuning=Tuning(ef=70))
     assert copy.copy.breadths == [96, 224]
     dense.search([segment], many[:20], gpu.CAGRA_K + 1, plan=chosen)
     dense.search([segment], many[:20], 10, plan=chosen, allowed=np.arange(len(many)) < len(many) - gpu.CAGRA_K)
@@ -486,7 +486,7 @@ def test_an_engine_learns_and_encodes_where_it_searches(
 def test_gpus_answer_as_the_processor_does(recipe: str, many: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     chosen, index = made(recipe, many)
     here: Any = InMemory(index, 0, len(many))
-    tuning = dense.Tuning(probes=max(1, chosen.cells))
+    tuning = Tuning(probes=max(1, chosen.lists))
     expected, scores = dense.search([here], many[:50], 10, plan=chosen, tuning=tuning)
     with caplog.at_level(logging.WARNING):
         there: Any = gpu.GpuSegment(here, chosen, [0])
@@ -510,7 +510,7 @@ def test_what_a_gpu_learnt_and_encoded_is_read_by_the_processor(
     again = dense.read(tmp_path / "dense.faiss", chosen)
     assert again.ntotal == len(many)
     segment: Any = InMemory(again, 0, len(many))
-    rows, _ = dense.search([segment], many[:50], 10, plan=chosen, tuning=dense.Tuning(probes=max(1, chosen.cells)))
+    rows, _ = dense.search([segment], many[:50], 10, plan=chosen, tuning=Tuning(probes=max(1, chosen.lists)))
     assert np.mean([n in row for n, row in enumerate(rows)]) > 0.8
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
-from searchkit.indexer.vectors.recipes import RECIPES, codes, plan
+from searchkit.indexer.vectors.recipes import RECIPES, Tuning, codes, plan
 from searchkit.indexer.vectors.segments import DiskSegment
 
 EXACT = {"flat", "fp16"}
@@ -146,7 +146,7 @@ def test_leaving_rows_out_leaves_the_scores_of_all_others(tmp_path: Path, name: 
     entry = segments.join_segments(tmp_path, written, template, keep_vectors=False, kept=kept)
     whole = DiskSegment(tmp_path / entry.name, entry, chosen)
     assert whole.count == kept.sum()
-    tuning = dense.Tuning(probes=1000)
+    tuning = Tuning(probes=1000)
     all_rows, all_scores = dense.search(written, data()[1], COUNT, plan=chosen, tuning=tuning)
     rows, scores = dense.search([whole], data()[1], COUNT, plan=chosen, tuning=tuning)
     for before, was, after, now in zip(all_rows, all_scores, rows, scores, strict=True):
@@ -169,7 +169,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Sto
     with Store.create(tmp_path / "i", {}, dim=DIM) as store:
         for start, stop in pairwise((0, 50, 130, 131, 250)):
             store.commit(list(documents(start, stop)), data()[0][2 * start : 2 * stop])
-        store.rewrite(chosen, template, keep_vectors=keep, tuning=asdict(tuned(name, keep)))
+        store.rewrite(chosen, template, keep_vectors=keep, tuning=tuned(name, keep))
         store.commit(list(documents(250, 300)), data()[0][500:])
         yield store, name, keep
 
@@ -178,7 +178,7 @@ def asked(store: Store, name: str, keep: bool, k: int = 10) -> tuple[np.ndarray,
     snapshot = store.snapshot()
     living = np.ones(snapshot.next_row, bool)
     living[snapshot.dead] = False
-    tuning = dense.Tuning(**snapshot.storage["tuning"])
+    tuning = snapshot.storage.tuning
     assert tuning == tuned(name, keep)
     return dense.search(snapshot.segments, data()[1], k, plan=trained(name)[0], tuning=tuning, allowed=living)
 
@@ -192,7 +192,7 @@ def test_an_index_keeps_its_answers_through_deleting_and_compacting(stored: tupl
         store.delete(docs.tolist())
         living[2 * docs], living[2 * docs + 1] = False, False
         before = asked(store, name, keep)
-        store.rewrite(*store.storage(), keep_vectors=keep, purge=True)
+        store.rewrite(store.storage.plan, store.template(), keep_vectors=keep, purge=True)
         snapshot = store.snapshot()
         np.testing.assert_array_equal(segments.all_rows(snapshot.segments), np.flatnonzero(living))
         np.testing.assert_array_equal(
@@ -243,7 +243,7 @@ def test_principal_components_keep_the_inner_products() -> None:
     rows = unit(rng.standard_normal((600, 8)) @ rng.standard_normal((8, DIM)) + 3 * rng.standard_normal(DIM))
     chosen = plan("pca9-ivf-int8", DIM, 600)  # eight directions and the mean: all there is
     index = dense.encode(dense.train(chosen, rows), rows)
-    scores, found = index.search(rows[:50], 10, params=dense.parameters(chosen, dense.Tuning(probes=chosen.cells)))
+    scores, found = index.search(rows[:50], 10, params=dense.parameters(chosen, Tuning(probes=chosen.lists)))
     exact = rows[:50] @ rows.T
     true = np.take_along_axis(exact, np.argsort(-exact, axis=1)[:, :10], 1)
     np.testing.assert_allclose(np.take_along_axis(exact, found, 1), true, atol=0.01)
@@ -277,6 +277,7 @@ def test_a_plan_has_the_numbers_of_its_recipe(
 ) -> None:
     made = plan(text, dim, count)
     assert (made.spelling, made.factory, made.needed) == (spelling, factory, needed)
+    assert plan(made.spelling, dim, count) == made
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_a_plan_has_the_numbers_of_its_recipe(
         ("pca0-pq", "pca goes before pq"),
         ("pca16-int8", "pca goes before pq"),
         ("pca16-pq:6", "6 bytes do not divide a width of 16; the nearest that do: pq:4"),
-        ("flat:8", "recipe flat has no bytes to choose; write flat alone"),
+        ("flat:8", "recipe flat has no code size to choose; write flat alone"),
     ],
 )
 def test_a_wrong_recipe_is_refused(text: str, said: str) -> None:

@@ -15,7 +15,7 @@ from searchkit.compression.choice import Limits, choose, front
 from searchkit.compression.measure import Candidate, MeasureOptions, measure
 from searchkit.engine import SearchEngine
 from searchkit.indexer.documents import NewDocument
-from searchkit.indexer.vectors.faiss_index import Tuning
+from searchkit.indexer.vectors.recipes import Tuning
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
 from searchkit.records import Judgements, Query
@@ -258,10 +258,10 @@ def test_what_was_chosen_is_stored_and_searched_as_it_was_measured(writable: Sea
     with writable as engine:
         found = measure(engine, options=MeasureOptions(["ivf-pq:16+rerank"]))
         compress.apply(engine, found[1])
-        storage = engine.store.setting("storage")
-        assert storage["plan"]["recipe"] == "ivf-pq"
-        assert (storage["tuning"]["rerank"], storage["keep_vectors"]) == (found[1].tuning.rerank, True)
-        assert storage["tuning"]["probes"] >= found[1].tuning.probes
+        storage = engine.storage
+        assert storage.plan.recipe == "ivf-pq"
+        assert (storage.tuning.rerank, storage.keep_vectors) == (found[1].tuning.rerank, True)
+        assert storage.tuning.probes >= found[1].tuning.probes
         # Two codebooks, one of them in the segment: what was foretold is what is there.
         assert engine.store.sizes()["segments"] == pytest.approx(found[1].disk, rel=0.02)
         again = measure(engine, options=MeasureOptions(["int8"]))  # the vectors are there still
@@ -315,7 +315,7 @@ def test_principal_components_are_measured_drawn_and_applied(writable: SearchEng
     assert plot.is_file()
     call("compress", folder, "--recipe", "pca32-pq:8+rerank", "--apply")
     with SearchEngine.open(folder) as engine:
-        assert engine.store.setting("storage")["plan"]["width"] == 32
+        assert engine.storage.plan.width == 32
 
 
 def test_the_command_says_which_limit_is_in_the_way(folder: Path) -> None:
@@ -399,7 +399,7 @@ def test_auto_takes_the_smallest_of_the_quick_ones(writable: SearchEngine, capsy
 
     with writable as engine:
         store_by(engine, "auto")
-        assert engine.store.setting("storage")["plan"]["recipe"] in ("rabitq", "binary", "pq")
+        assert engine.storage.plan.recipe in ("rabitq", "binary", "pq")
         assert "re-ranked" in capsys.readouterr().err
         store_by(engine, "auto")  # as it is, an earlier run chose it
         assert capsys.readouterr().err == ""

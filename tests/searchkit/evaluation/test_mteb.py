@@ -260,7 +260,7 @@ def test_one_command_runs_a_folder_as_a_task(tmp_path: Path, mistral: Path) -> N
     meta = json.loads((files[0].parent / "model_meta.json").read_text())
     assert meta["experiment_kwargs"] == {"mode": "dense", "recipe": "int8"}
     with SearchEngine.open(tmp_path / "indexes" / "notes-test.index") as engine:
-        assert engine.store.setting("storage")["plan"]["recipe"] == "int8"
+        assert engine.storage.plan.recipe == "int8"
 
     again = json.loads(call(*arguments).stdout)  # what is there already is read
     assert [row["metrics"] for row in again] == [row["metrics"] for row in rows]
