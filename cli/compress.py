@@ -45,7 +45,10 @@ def _amount(units: dict[str, float], example: str) -> Callable[[str], float]:
 
 @click.command()
 @click.argument("index", type=INDEX)
-@click.option("--recipes", help="Which to measure, by commas: pq:48,pq:48+rerank,int8. [default: all that fit]")
+@click.option(
+    "--recipes",
+    help="Which to measure, by commas: pq:48,pq:48+rerank,int8. [default: all that fit but opq, slow to train]",
+)
 @click.option("--queries", type=FILE, help="What to search for (JSONL or TSV). [default: some of the passages]")
 @click.option("--qrels", type=FILE, help="Judgements of --queries, for nDCG@10 (BEIR or TREC form).")
 @click.option("--beir", type=INDEX, help="BEIR folder with queries.jsonl and qrels/, instead of both.")
@@ -160,7 +163,7 @@ def _sweep(
     engine: SearchEngine, index: Path, do_apply: bool, drop_vectors: bool, output: str, options: dict[str, Any]
 ) -> None:
     from searchkit.compression.choice import Limits, choose, front
-    from searchkit.compression.measure import RERANK, SAMPLE_BYTES, MeasureOptions, measure
+    from searchkit.compression.measure import RERANK, SAMPLE_BYTES, MeasureOptions, estimate_seconds, measure
 
     judgements = _queries(options, engine)
     recall = options["recall"] or 0.95
@@ -170,10 +173,12 @@ def _sweep(
 
         check()  # before the long part
     names = [name.strip() for name in options["recipes"].split(",") if name.strip()] if options["recipes"] else None
+    settings = MeasureOptions(names, recall, sample=options["sample"], seed=options["seed"])
+    note(f"about {estimate_seconds(engine, judgements, options=settings) + 1:,.0f} s on an idle CPU")
     found = measure(
         engine,
         judgements,
-        options=MeasureOptions(names, recall, sample=options["sample"], seed=options["seed"]),
+        options=settings,
         on_recipe=lambda name, number, total: note(
             f"[{number}/{total}] {name}" + (": learning its rotation takes long" if name.startswith("opq") else "")
         ),

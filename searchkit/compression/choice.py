@@ -1,8 +1,8 @@
-"""Choose one of the ways to store vectors that were measured, by limits."""
+"""Choose one of the measured ways to store vectors, by limits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from searchkit.compression.measure import Candidate
@@ -11,13 +11,13 @@ from searchkit.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a recipe must keep to; None sets no limit.
+    """What a recipe must satisfy; None sets no limit.
 
     Args:
         recall: Least k-NN recall@10.
-        max_bytes: Most bytes a vector.
-        max_memory: Most bytes that searches go through, for the whole index.
-        latency: Most seconds a query asked alone.
+        max_bytes: Most bytes per vector.
+        max_memory: Most bytes that searches read, for the whole index.
+        latency: Most seconds for a single query.
     """
 
     recall: float | None = 0.95
@@ -27,87 +27,83 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Test:
-    """One limit: how to say it, whether a candidate keeps to it, how far it is from it, what it has."""
+class _Limit:
+    """A limit on one field of a candidate.
 
-    wanted: str
-    kept: Callable[[Candidate], bool]
-    distance: Callable[[Candidate], float]
-    value: Callable[[Candidate], str]
+    Args:
+        field: Name of the field.
+        bound: The limit; an upper one unless `at_least`.
+        phrase: Says what is required, with a place for the bound.
+        unit: Shows a candidate's value.
+        scale: From the field to what is shown.
+        at_least: The limit is a lower one.
+    """
+
+    field: str
+    bound: float
+    phrase: str
+    unit: str
+    scale: float = 1
+    at_least: bool = False
+
+    @property
+    def wanted(self) -> str:
+        return self.phrase.format(self.bound * self.scale)
+
+    def distance(self, candidate: Candidate) -> float:
+        value = float(getattr(candidate, self.field))
+        return self.bound - value if self.at_least else value - self.bound
+
+    def kept(self, candidate: Candidate) -> bool:
+        return self.distance(candidate) <= 0
+
+    def nearest(self, candidates: Sequence[Candidate]) -> str:
+        """The candidate that comes nearest, with its value."""
+        best = min(candidates, key=self.distance)
+        return f"the nearest is {best.name} with {self.unit.format(getattr(best, self.field) * self.scale)}"
 
 
 def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
-    """The smallest in memory, then on disk, of those that keep to all limits.
+    """The candidate that needs the least memory, then disk space, of those within all limits.
 
     Raises:
-        ValueError: None does; the message says which limit is in the way, and what comes nearest to it.
+        InputError: None is; the message names the limit that rules them out and what comes nearest to it.
     """
     if not candidates:
         raise InputError("no recipe was measured; nothing can be chosen")
-    tests = _tests(limits)
-    fits = [one for one in candidates if all(test.kept(one) for test in tests)]
+    given = _given(limits)
+    fits = [candidate for candidate in candidates if all(limit.kept(candidate) for limit in given)]
     if fits:
-        return min(fits, key=lambda one: (one.memory, one.disk, one.latency))
-    for test in tests:
-        if not any(test.kept(one) for one in candidates):
-            nearest = min(candidates, key=test.distance)
-            raise InputError(f"no recipe has {test.wanted}; the nearest is {nearest.name} with {test.value(nearest)}")
-    tries = []
-    for test in tests:
-        others = [one for one in candidates if all(other.kept(one) for other in tests if other is not test)]
+        return min(fits, key=lambda candidate: (candidate.memory, candidate.disk, candidate.latency))
+    for limit in given:
+        if not any(limit.kept(candidate) for candidate in candidates):
+            raise InputError(f"no recipe has {limit.wanted}; {limit.nearest(candidates)}")
+    details = []
+    for limit in given:
+        others = [one for one in candidates if all(other.kept(one) for other in given if other is not limit)]
         if others:
-            nearest = min(others, key=test.distance)
-            tries.append(f"with all but {test.wanted} the nearest is {nearest.name} with {test.value(nearest)}")
-    wanted = " and ".join(test.wanted for test in tests)
-    detail = "; ".join(tries) or "each limit alone is kept by some recipe"
-    raise InputError(f"no recipe has {wanted} at once: {detail}")
+            details.append(f"with all but {limit.wanted} {limit.nearest(others)}")
+    wanted = " and ".join(limit.wanted for limit in given)
+    raise InputError(
+        f"no recipe has {wanted} at once: {'; '.join(details) or 'each limit alone is kept by some recipe'}"
+    )
 
 
 def front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The Pareto front, smallest first: no other has as few bytes a vector and as much recall@10."""
+    """The Pareto front, smallest first: no other has as few bytes per vector and as much recall@10."""
     best: list[Candidate] = []
-    for one in sorted(candidates, key=lambda one: (one.bytes_per_vector, -one.recall_10, one.disk)):
-        if not best or one.recall_10 > best[-1].recall_10:
-            best.append(one)
+    for candidate in sorted(candidates, key=lambda one: (one.bytes_per_vector, -one.recall_10, one.disk)):
+        if not best or candidate.recall_10 > best[-1].recall_10:
+            best.append(candidate)
     return best
 
 
-def _tests(limits: Limits) -> list[_Test]:
-    tests = []
-    if (recall := limits.recall) is not None:
-        tests.append(
-            _Test(
-                f"a recall@10 of {recall:g} or more",
-                lambda one: one.recall_10 >= recall,
-                lambda one: -one.recall_10,
-                lambda one: f"{one.recall_10:.4f}",
-            )
-        )
-    if (most := limits.max_bytes) is not None:
-        tests.append(
-            _Test(
-                f"{most:g} bytes a vector or fewer",
-                lambda one: one.bytes_per_vector <= most,
-                lambda one: one.bytes_per_vector,
-                lambda one: f"{one.bytes_per_vector:.0f} bytes",
-            )
-        )
-    if (room := limits.max_memory) is not None:
-        tests.append(
-            _Test(
-                f"{room / 1e6:,.1f} MB of memory or less",
-                lambda one: one.memory <= room,
-                lambda one: one.memory,
-                lambda one: f"{one.memory / 1e6:,.1f} MB",
-            )
-        )
-    if (slowest := limits.latency) is not None:
-        tests.append(
-            _Test(
-                f"{1000 * slowest:g} ms a query or less",
-                lambda one: one.latency <= slowest,
-                lambda one: one.latency,
-                lambda one: f"{1000 * one.latency:.3g} ms",
-            )
-        )
-    return tests
+def _given(limits: Limits) -> list[_Limit]:
+    """The limits that are set."""
+    every = (
+        ("recall_10", limits.recall, "a recall@10 of {:g} or more", "{:.4f}", 1, True),
+        ("bytes_per_vector", limits.max_bytes, "{:g} bytes a vector or fewer", "{:.0f} bytes", 1, False),
+        ("memory", limits.max_memory, "{:,.1f} MB of memory or less", "{:,.1f} MB", 1e-6, False),
+        ("latency", limits.latency, "{:g} ms a query or less", "{:.3g} ms", 1000, False),
+    )
+    return [_Limit(field, bound, *rest) for field, bound, *rest in every if bound is not None]

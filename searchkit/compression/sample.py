@@ -1,4 +1,4 @@
-"""What `searchkit compress` measures by: some of the vectors, and queries, or phrases that stand in for them."""
+"""What `searchkit compress` measures on: a sample of the vectors, and queries or phrases in place of them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,30 @@ from searchkit.indexer.vectors import segments
 from searchkit.records import Judgements, Query
 
 QUERIES = 1000
-"""Queries that are asked at most."""
+"""Most queries that are searched."""
 
-_HELD_OUT = 200
-_PHRASE = (1, 12)
-"""Words of a phrase that stands in for a query, as those of search are."""
+_HELD_OUT = 200  # passages, at most, whose phrases stand in for queries
+_PHRASE = (1, 12)  # words of a phrase, as many as search queries have
 _TIE = 1e-6
 
 
 @dataclass
 class Sample:
-    """What is measured: vectors (n, dim), the document of each, queries (q, dim); float32 and int64."""
+    """What is measured.
+
+    Args:
+        vectors: (n, dim) float32 unit rows.
+        docs: (n,) int64, the document of each vector.
+        queries: (q, dim) float32 unit rows.
+        total: Vectors in the index.
+        judged: The queries with their qrels; None where phrases stand in for queries.
+    """
 
     vectors: np.ndarray
     docs: np.ndarray
     queries: np.ndarray
     total: int
+    judged: Judgements | None = None
     half: np.ndarray = field(init=False)
     tenth: np.ndarray = field(init=False)
     hundredth: np.ndarray = field(init=False)
@@ -39,24 +47,26 @@ class Sample:
         self.half = self.vectors.astype(np.float16)
         self.tenth, self.hundredth = (self._scores_of_last(k) for k in (10, 100))
 
+    @property
+    def count(self) -> int:
+        """Vectors in the sample."""
+        return len(self.vectors)
+
     def _scores_of_last(self, k: int) -> np.ndarray:
-        """(q,) the exact score of every query's k-th best."""
-        k = min(k, len(self.vectors))
-        found = []
-        for start in range(0, len(self.queries), 64):
-            scores = self.queries[start : start + 64] @ self.vectors.T
-            found.append(np.partition(scores, -k, axis=1)[:, -k])
-        return np.concatenate(found)
+        """(q,) the exact score of the k-th best vector of every query."""
+        k = min(k, self.count)
+        batches = (self.queries[start : start + 64] for start in range(0, len(self.queries), 64))
+        return np.concatenate([np.partition(batch @ self.vectors.T, -k, axis=1)[:, -k] for batch in batches])
 
     def recall(self, rows: np.ndarray, last: np.ndarray) -> float:
-        """Which part of the exact k best is among (q, k) rows; equals of the last one are as good."""
-        scores = np.stack([self.vectors[found] @ query for found, query in zip(rows, self.queries, strict=True)])
+        """The share of the exact k best among (q, k) rows, given the scores of the k-th; ties with it count."""
+        scores = np.stack([self.vectors[ranked] @ query for ranked, query in zip(rows, self.queries, strict=True)])
         return float(((scores >= last[:, None] - _TIE) & (rows >= 0)).mean())
 
 
 @dataclass
 class InMemory:
-    """The sample as one segment in memory (see `dense.Segment`)."""
+    """The sample as a segment in memory (see `dense.Segment`)."""
 
     index: Any
     docs: np.ndarray
@@ -73,7 +83,7 @@ class InMemory:
         return dense.widened(self.raw[positions])
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
-        """Rows are positions here."""
+        """The rows, which are positions here."""
         return rows
 
 
@@ -94,7 +104,12 @@ def queries_of(judgements: Judgements, rng: np.random.Generator) -> Judgements:
     return replace(judgements, queries=queries, qrels={query.id: qrels[query.id] for query in queries} if qrels else {})
 
 
-def drawn(engine: SearchEngine, judged: Judgements | None, most: int, rng: np.random.Generator) -> Sample:
+def held_out(passages: int) -> int:
+    """Passages held out to take phrases from."""
+    return min(_HELD_OUT, max(1, passages // 10))
+
+
+def draw(engine: SearchEngine, judged: Judgements | None, most: int, rng: np.random.Generator) -> Sample:
     """A sample of at most `most` vectors with the vectors of the queries, or of phrases of held-out passages.
 
     All passages of judged documents come first, whatever the size of the sample.
@@ -114,8 +129,8 @@ def drawn(engine: SearchEngine, judged: Judgements | None, most: int, rng: np.ra
                 f"none of the {len(ids)} judged documents is in the index; "
                 "judgements and index are of different corpora"
             )
-        order = order[np.argsort(~np.isin(docs[order], known), kind="stable")]  # these come whatever the sample's size
-    held = 0 if judged else min(_HELD_OUT, max(1, len(living) // 10))
+        order = order[np.argsort(~np.isin(docs[order], known), kind="stable")]  # first, whatever the sample's size
+    held = 0 if judged else held_out(len(living))
     taken = np.sort(order[held : held + most])
     vectors = segments.vectors_at(parts, living[taken])
     if judged:
@@ -123,18 +138,19 @@ def drawn(engine: SearchEngine, judged: Judgements | None, most: int, rng: np.ra
     else:
         rows = segments.all_rows(parts)[living[np.sort(order[:held])]]
         queries = engine.embed(phrases([stored.text for stored in engine.store.passages(rows.tolist()).values()], rng))
-    return Sample(vectors, docs[taken], np.ascontiguousarray(queries, dtype=np.float32), len(living))
+    return Sample(vectors, docs[taken], np.ascontiguousarray(queries, dtype=np.float32), len(living), judged)
 
 
 def phrases(texts: Sequence[str], rng: np.random.Generator) -> list[Query]:
-    """A few words in a row out of each text, to be asked for: whole passages lie among passages, queries apart.
+    """A few consecutive words of each text, as queries.
 
-    Cells and graphs that are tuned on passages turn out too narrow for queries (docs/benchmarks.md).
+    Whole passages will not do: they lie among the passages, queries apart from them, so IVF lists and graphs tuned on
+    passages are searched too narrowly for queries (docs/benchmarks.md).
     """
-    found = []
+    queries = []
     for text in texts:
         words = text.split()
         length = int(rng.integers(*_PHRASE, endpoint=True))
         start = int(rng.integers(0, max(1, len(words) - length + 1)))
-        found.append(Query("", " ".join(words[start : start + length]) or text))
-    return found
+        queries.append(Query("", " ".join(words[start : start + length]) or text))
+    return queries

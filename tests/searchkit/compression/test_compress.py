@@ -12,7 +12,7 @@ from commands import call
 
 from searchkit.compression import measure as compress
 from searchkit.compression.choice import Limits, choose, front
-from searchkit.compression.measure import Candidate, MeasureOptions, measure
+from searchkit.compression.measure import Candidate, MeasureOptions, default_recipes, estimate_seconds, measure
 from searchkit.engine import SearchEngine
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.vectors.recipes import Tuning
@@ -188,7 +188,14 @@ def test_what_cannot_be_measured_says_why(tmp_path: Path, folder: Path, embedder
         skipped: list[str] = []
         names = [one.name for one in measure(engine, on_skipped=lambda name, why: skipped.append(f"{name}: {why}"))]
         assert {"flat", "int8", "rabitq+rerank", "binary+rerank", "hnsw"} <= set(names)
-        assert "pq:8: it learns from 256 vectors or more, there are 54" in skipped
+        assert "pq:8: it trains on 256 vectors or more, there are 54" in skipped
+
+
+def test_what_trains_slowly_is_measured_on_request_only(folder: Path) -> None:
+    assert not [name for dim in (64, 384, 1024) for name in default_recipes(dim) if name.startswith("opq")]
+    with SearchEngine.open(folder) as engine:
+        briefly, long = (estimate_seconds(engine, options=MeasureOptions([name])) for name in ("pq:8", "opq:8"))
+    assert long > 10 * briefly > 0
 
 
 # Choosing
@@ -295,6 +302,7 @@ def test_the_command_measures_chooses_and_writes_a_report(folder: Path, tmp_path
     report = tmp_path / "deep" / "report.json"
     result = call("compress", folder, "--recipes", "int8,pq:8,pq:8+rerank", "--report", report, "--recall", "0.9")
     assert "> pq:8+rerank" in result.stdout
+    assert result.stderr.index("s on an idle CPU") < result.stderr.index("[1/")  # said before the work
     assert "phrases of 150 passages held out stand in for queries" in result.stderr
     assert "learnt from 1,350 vectors, fewer than they want: int8 10,000, pq:8 9,984" in result.stderr
     content = json.loads(report.read_text())

@@ -136,7 +136,7 @@ def test_a_recipe_that_is_none_or_does_not_fit_is_refused(engine: SearchEngine) 
     with pytest.raises(ValueError, match="int9"):
         sweep(engine, JUDGEMENTS, Variants(["lexical"], recipes=["int8", "int9"]), on_system=asked.append)
     assert not asked
-    with pytest.raises(ValueError, match="pq:8 does not fit this index: it learns from"):
+    with pytest.raises(ValueError, match="pq:8 does not fit this index: it trains on"):
         sweep(engine, JUDGEMENTS, Variants([], recipes=["pq:8"]))
 
 
