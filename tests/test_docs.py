@@ -158,7 +158,8 @@ def test_every_command_that_is_shown_exists(page: Path) -> None:
 
 def test_paths_in_the_text_exist() -> None:
     for page in PAGES:
-        named = re.findall(r"`((?:indexer|searchkit|training|cli|tests|corpora|docs)/[\w./-]+)`", page.read_text("utf-8"))
+        folders = "indexer|searchkit|training|cli|tests|corpora|docs"
+        named = re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text("utf-8"))
         assert [path for path in named if not (ROOT / path).exists()] == [], page.name
 
 
