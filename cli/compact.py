@@ -24,7 +24,7 @@ def compact(index: Path, device: str | None, output: str) -> None:
     from searchkit.indexer.store import Store
 
     with SearchEngine.open(index, device=device, writable=True) as engine:
-        documents, passages = engine.store.waiting()
+        documents, passages = engine.store.documents.waiting()
         before = sum(engine.store.sizes().values())
         engine.compact()
     with Store(index) as store:  # the log has been folded in by now

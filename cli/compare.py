@@ -245,7 +245,7 @@ def _texts(wanted: set[str], corpus: Path | None, places: list[Path]) -> dict[st
                 found[document.id] = document
     elif index is not None:
         with open_engine(index, None, None, None, "auto") as engine:
-            for id, title, text in engine.store.documents():
+            for id, title, text, _ in engine.store.documents.living():
                 if id in wanted:
                     found[id] = Document(id, text, title)
     return found

@@ -46,8 +46,8 @@ def delete(
         before = len(engine)
         deleted, unknown = engine.delete(wanted, where=parsed, dry_run=dry_run)
         total = len(engine)
-        _, dead = engine.store.waiting()
-        _, passages = engine.store.counts()
+        _, dead = engine.store.documents.waiting()
+        _, passages = engine.store.documents.counts()
     if output == "json":
         found = {"index": str(index), "deleted": deleted, "total": total, "unknown": unknown, "dry_run": dry_run}
         click.echo(json.dumps(found, ensure_ascii=False))

@@ -169,7 +169,7 @@ def set_rules(name: str, options: dict[str, Any], engine: Any) -> tuple[str | No
 
 def _unknown_documents(engine: Any, qrels: Qrels) -> int:
     judged = {document for judgements in qrels.values() for document in judgements}
-    return len(judged) - len(engine.store.known_ids(sorted(judged)))
+    return len(judged) - len(engine.store.documents.known_ids(sorted(judged)))
 
 
 def print_table(evaluations: list[Evaluation]) -> None:

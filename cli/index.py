@@ -102,10 +102,10 @@ def add_corpus(
                     on_progress=progress.update,
                 )
         except KeyboardInterrupt:
-            kept, _ = engine.store.counts()
+            kept, _ = engine.store.documents.counts()
             raise OSError(f"stopped; {kept} documents are in {folder}, the same command goes on from there") from None
         except (ValueError, OSError) as error:
-            kept, _ = engine.store.counts()
+            kept, _ = engine.store.documents.counts()
             if kept:
                 note(f"{kept} documents are in {folder}; the same command goes on from there")
             elif made:
@@ -158,7 +158,7 @@ def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
             engine.check_settings(**chunking)
             return engine
         with Store(folder) as store:
-            name = options["model"] or store.settings()["model"]["model"]
+            name = options["model"] or store.database.settings()["model"]["model"]
     elif chunking["chunk_tokens"] is None and kind == "beir":
         # A BEIR collection is judged by its documents as they are, and published figures embed each as one.
         chunking["chunk_tokens"] = 0

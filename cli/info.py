@@ -52,9 +52,9 @@ def _index(folder: Path) -> dict[str, Any]:
     from searchkit.indexer.store import Store
 
     with Store(folder) as store:
-        documents, passages = store.counts()
-        deleted, _ = store.waiting()
-        sizes, settings, storage = store.sizes(), store.settings(), store.storage
+        documents, passages = store.documents.counts()
+        deleted, _ = store.documents.waiting()
+        sizes, settings, storage = store.sizes(), store.database.settings(), store.storage
     total = sum(sizes.values())
     model = settings.pop("model")
     return {

@@ -14,15 +14,15 @@ from threading import RLock
 from typing import Any
 from zlib import crc32
 
-from searchkit.indexer.errors import BusyError, StoreError
+from searchkit.indexer.errors import REBUILD, BusyError, DamagedError, StoreError
 from searchkit.indexer.files import take_lock
 
 FORMAT = 3
-"""Of what is written; that of 2 differs in the kind of checksums alone, and is read."""
+"""The format written. Format 2, which differs only in its kind of checksum, can still be read."""
 
 NAME = "index.db"
 LAST = "last.commit"
-"""The file with the number of the last commit: SQLite takes a log that is damaged or gone for one that ends earlier."""
+"""The file with the number of the last commit: to SQLite a damaged or missing log is one that ends earlier."""
 
 _SCHEMA = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -41,16 +41,16 @@ CREATE TABLE segments (first_row INTEGER PRIMARY KEY, count INTEGER NOT NULL, na
 
 
 def make_database(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the database of an empty index in a folder that holds none yet."""
+    """Create the database of an empty index in a folder that has none yet."""
     file = folder / NAME
-    with _sound(file), closing(sqlite3.connect(file, isolation_level=None)) as db:
-        db.execute("PRAGMA auto_vacuum=incremental")  # or compaction could give nothing back
+    with _explained(file), closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("PRAGMA auto_vacuum=incremental")  # or compaction could free no space
         db.execute("PRAGMA journal_mode=WAL")
         db.executescript(_SCHEMA)
         db.execute("BEGIN")
         for key, value in {"format": FORMAT, **settings}.items():
             db.execute("INSERT INTO settings VALUES (?, ?)", (key, json.dumps(value)))
-        db.execute("INSERT INTO settings VALUES ('seal', ?)", (json.dumps(settings_seal(db)),))
+        db.execute("INSERT INTO settings VALUES ('seal', ?)", (json.dumps(settings_checksum(db)),))
         db.execute("COMMIT")
 
 
@@ -62,20 +62,22 @@ class Database:
         writable: Take the writer's lock.
 
     Raises:
-        StoreError: There is no index, it is damaged, of another format, or held by another writer.
+        StoreError: There is no index, it has another format, or it is damaged (DamagedError) or held by another
+            writer (BusyError).
     """
 
     def __init__(self, folder: Path, *, writable: bool) -> None:
-        self.folder = folder
-        if not (folder / NAME).is_file():
+        self.folder, self.file = folder, folder / NAME
+        if not self.file.is_file():
             if (folder / LAST).exists() or (folder / "segments").is_dir():
-                raise StoreError(f"{folder}/{NAME} is missing, and with it all documents; build the index again")
+                raise DamagedError(self.file, "is missing, and with it all documents", REBUILD, repairable=False)
             raise StoreError(f"{folder} is not an index (it has no {NAME}); make one with: searchkit index CORPUS")
         self._lock = take_lock(folder) if writable else None
-        self._mutex = RLock()  # threads may share an index: what it reads in one transaction they read in turn
-        with ExitStack() as undo, self.sound():
+        self._mutex = RLock()  # threads may share an index: each reads its transaction in turn
+        self._closed = False
+        with ExitStack() as undo, self.access():
             undo.callback(self._release)
-            self.db = _connect(folder / NAME, writable=writable)
+            self.db = _connect(self.file, writable=writable)
             undo.callback(self.db.close)
             self._check_format()
             undo.pop_all()
@@ -86,69 +88,88 @@ class Database:
         return self._lock is not None
 
     def close(self) -> None:
-        """Fold the write-ahead log back in and let the lock go."""
+        """Fold the write-ahead log back in and release the lock."""
         with suppress(sqlite3.Error):  # on a full disk the log stays, and is folded back in another time
             if self._lock is not None:
                 self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._closed = True
         self.db.close()
         self._release()
+
+    @contextmanager
+    def access(self) -> Iterator[None]:
+        """One thread at a time; what SQLite finds wrong becomes a StoreError that says what to do."""
+        with self._mutex:
+            if self._closed:
+                raise StoreError(f"{self.folder} has been closed; open it again")
+            with _explained(self.file):
+                yield
+
+    def damaged(self, damage: str) -> DamagedError:
+        """The error for something wrong in this database."""
+        return DamagedError(self.file, f"is damaged: {damage}")
 
     # Settings
 
     def settings(self) -> dict[str, Any]:
-        """Everything that was set when the index was made, and by the commits."""
-        with self.sound():
-            return {key: json.loads(value) for key, value in self.db.execute("SELECT key, value FROM settings")}
+        """Everything that was set when the index was created, and by its commits."""
+        with self.access():
+            rows = self.db.execute("SELECT key, value FROM settings").fetchall()
+        return {key: self._decoded(key, value) for key, value in rows}
 
     def setting(self, key: str) -> Any:
         """One of the settings."""
-        with self.sound():
-            found = self.db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
-            if found is None:
-                raise sqlite3.DatabaseError(f"the setting {key} is missing")
-            return json.loads(found[0])
+        with self.access():
+            row = self.db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise self.damaged(f"the setting {key} is missing")
+        return self._decoded(key, row[0])
+
+    def number(self, key: str) -> int:
+        """One of the settings that are numbers."""
+        value = self.setting(key)
+        if not isinstance(value, int) or not -(1 << 63) <= value < 1 << 63:  # what SQLite can hold
+            raise self.damaged(f"the setting {key} is {value!r}, expected a number")
+        return value
 
     def put(self, **values: Any) -> None:
-        """Set some settings, as part of a transaction."""
+        """Change settings, as part of a transaction."""
         for key, value in values.items():
             self.db.execute("UPDATE settings SET value = ? WHERE key = ?", (json.dumps(value), key))
 
     def increase(self, key: str, count: int) -> None:
         """Add to a setting that is a number, as part of a transaction."""
-        self.put(**{key: int(self.setting(key)) + count})
+        self.put(**{key: self.number(key) + count})
 
-    def sealed(self) -> bool:
+    def settings_intact(self) -> bool:
         """Whether the settings and the list of segments are as the last commit left them."""
-        with self.sound():
-            return bool(self.setting("seal") == settings_seal(self.db))
+        with self.access():
+            return bool(self.setting("seal") == settings_checksum(self.db))
 
     def check_settings(self) -> None:
-        """Raise StoreError unless the settings are as the last commit left them."""
-        if not self.sealed():
-            raise StoreError(
-                f"{self.folder / NAME} is damaged: its settings differ from their checksum; "
-                "mend the index with: searchkit check INDEX --repair"
-            )
+        """Raise DamagedError unless the settings are as the last commit left them."""
+        if not self.settings_intact():
+            raise self.damaged("its settings differ from their checksum")
 
     def integrity(self) -> list[str]:
-        """What SQLite itself finds wrong."""
-        with self.sound():
-            found = [str(fault) for (fault,) in self.db.execute("PRAGMA integrity_check(20)")]
-        return [] if found == ["ok"] else found
+        """What SQLite's own check finds wrong."""
+        with self.access():
+            faults = [str(fault) for (fault,) in self.db.execute("PRAGMA integrity_check(20)")]
+        return [] if faults == ["ok"] else faults
 
     # Transactions
 
     @contextmanager
     def transaction(self) -> Iterator[int]:
-        """One commit; gives its number."""
-        with self.sound():
+        """One commit; yields its number."""
+        with self.access():
             self.db.execute("BEGIN IMMEDIATE")
             try:
-                self.check_settings()  # or damage would be sealed
-                generation = 1 + int(self.setting("generation"))
+                self.check_settings()  # or damage would get a checksum of its own
+                generation = 1 + self.number("generation")
                 yield generation
                 self.put(generation=generation, format=FORMAT)
-                self.put(seal=settings_seal(self.db))
+                self.put(seal=settings_checksum(self.db))
                 self.db.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):  # a full disk has ended the transaction already
@@ -158,8 +179,8 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Everything read inside is of one commit."""
-        if self.db.in_transaction:  # a larger one
+        """Everything read inside comes from one commit."""
+        if self.db.in_transaction:  # an outer one
             yield
             return
         self.db.execute("BEGIN")
@@ -169,20 +190,14 @@ class Database:
             if self.db.in_transaction:  # damage may have ended it
                 self.db.execute("COMMIT")  # type: ignore[unreachable]
 
-    @contextmanager
-    def sound(self) -> Iterator[None]:
-        """One thread at a time, and what is found damaged as a StoreError."""
-        with self._mutex, _sound(self.folder / NAME):
-            yield
-
     def check_writable(self) -> None:
         """Raise StoreError where the index was opened for reading."""
         if self._lock is None:
             raise StoreError(f"{self.folder} is open for reading; open it for writing to change it")
 
     def note_commit(self, generation: int) -> None:
-        """Leave the number of a commit beside the database, once the commit is done."""
-        # Of one length and in its place: a number that lags behind, or is not written, does no harm.
+        """Leave the number of a commit beside the database, once it is committed."""
+        # Always of one length and written in place: a number that lags behind or is not written does no harm.
         with suppress(OSError):
             file = os.open(self.folder / LAST, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
@@ -194,27 +209,33 @@ class Database:
     def noted_commit(self) -> int:
         """The number that the last commit left beside the database; 0 where it cannot be read."""
         with suppress(OSError, ValueError):
-            number, sum_ = (self.folder / LAST).read_bytes().split()
-            if int(sum_, 16) == crc32(number):
+            number, checksum = (self.folder / LAST).read_bytes().split()
+            if int(checksum, 16) == crc32(number):
                 return int(number)
         return 0
 
     def note_is_gone(self) -> bool:
-        """Whether the number is damaged or missing; one commit alone may have been stopped before it was left."""
-        return self.noted_commit() == 0 and int(self.setting("generation")) > 1
+        """Whether that number is damaged or missing; a first commit alone may have been stopped before it wrote it."""
+        return self.noted_commit() == 0 and self.number("generation") > 1
 
     def lost_commits(self) -> int:
-        """How many commits the database has forgotten, because its log is damaged or gone."""
+        """How many commits the database has forgotten because its log is damaged or missing."""
         noted = self.noted_commit()
-        return max(0, noted - int(self.setting("generation")))
+        return max(0, noted - self.number("generation"))
 
     def _check_format(self) -> None:
-        found = self.settings().get("format")
-        if found not in (2, FORMAT):
+        version = self.settings().get("format")
+        if version not in (2, FORMAT):
             raise StoreError(
-                f"{self.folder} has format {found}, this version reads {FORMAT}; "
-                "use the version of searchkit that made it, or build the index again"
+                f"{self.folder} has format {version}, this version reads {FORMAT}; "
+                f"use the version of searchkit that made it, or {REBUILD}"
             )
+
+    def _decoded(self, key: str, value: Any) -> Any:
+        try:
+            return json.loads(value)
+        except (TypeError, ValueError) as error:  # damage may have changed its type
+            raise self.damaged(f"the setting {key} cannot be read ({error})") from error
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -222,43 +243,41 @@ class Database:
             self._lock = None
 
 
-def settings_seal(db: sqlite3.Connection) -> str:
+def settings_checksum(db: sqlite3.Connection) -> str:
     """The checksum of the settings and of the list of segments."""
     settings = db.execute("SELECT key, value FROM settings WHERE key <> 'seal' ORDER BY key").fetchall()
     entries = db.execute("SELECT first_row, count, name, files FROM segments ORDER BY first_row").fetchall()
-    return blake2b(json.dumps([settings, entries]).encode(), digest_size=12).hexdigest()
+    content = json.dumps([settings, entries], default=repr)  # repr: damage may have made bytes of a text
+    return blake2b(content.encode(), digest_size=12).hexdigest()
 
 
 @contextmanager
-def _sound(file: Path) -> Iterator[None]:
-    """What goes wrong with a database, in words that say what to do."""
+def _explained(file: Path) -> Iterator[None]:
+    """Turn what SQLite says of a database into an error that says what to do."""
     try:
         yield
-    except StoreError:
+    except sqlite3.ProgrammingError:  # misuse of the library, which is a bug
         raise
-    except sqlite3.OperationalError as error:
-        text = str(error)
-        # A log's shared memory finds no room: SQLite calls that an I/O error.
-        if "full" in text or getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
+    except sqlite3.DatabaseError as error:
+        extended = getattr(error, "sqlite_errorcode", 0)  # 0 where Python raises it, as for text that is not UTF-8
+        code = extended & 0xFF
+        # When there is no room for the log's shared memory, SQLite reports an I/O error.
+        if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
             raise OSError(errno.ENOSPC, "the disk is full; what was committed before is whole", str(file)) from error
-        if "locked" in text:
-            raise BusyError(f"{file} is held by another program ({text}); try again when it is done") from error
-        if any(words in text for words in ("disk I/O", "unable to open", "readonly")):
-            raise StoreError(f"{file} cannot be used ({text}); see to its disk and its permissions") from error
-        raise _unreadable(file, error) from error
-    except (sqlite3.DatabaseError, ValueError, TypeError, KeyError, OverflowError) as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: Path, error: Exception) -> StoreError:
-    return StoreError(f"{file} cannot be read ({type(error).__name__}: {error}); build the index again")
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise BusyError(f"{file} is in use by another program ({error}); try again when it is done") from error
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise StoreError(f"{file} cannot be used ({error}); check its disk and its permissions") from error
+        if code == sqlite3.SQLITE_CONSTRAINT:
+            raise StoreError(f"{file} does not take the change ({error}); nothing was committed") from error
+        damage = f"cannot be read ({type(error).__name__}: {error})"
+        raise DamagedError(file, damage, REBUILD, repairable=False) from error
 
 
 def _connect(file: Path, *, writable: bool) -> sqlite3.Connection:
     if writable:
         db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-        # full: a commit is on the disk when it returns.
-        db.execute("PRAGMA synchronous=full")
+        db.execute("PRAGMA synchronous=full")  # a commit is on the disk when it returns
         return db
     uri = file.resolve().as_uri()
     db = sqlite3.connect(f"{uri}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
@@ -269,6 +288,6 @@ def _connect(file: Path, *, writable: bool) -> sqlite3.Connection:
         log = file.with_name(f"{file.name}-wal")
         if not isinstance(error, sqlite3.OperationalError) or (log.exists() and log.stat().st_size):
             raise
-        # A read-only place, or a full disk, cannot hold the log's shared memory; without a log nobody needs it.
+        # A read-only folder or a full disk has no room for the log's shared memory; without a log it is not needed.
         db = sqlite3.connect(f"{uri}?immutable=1", uri=True, isolation_level=None, check_same_thread=False)
     return db

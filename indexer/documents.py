@@ -1,27 +1,26 @@
-"""Documents and their passages in the database, each under a seal that is compared whenever it is shown.
+"""Documents and their passages in the database, each with a checksum that is compared whenever it is shown.
 
-A deleted document keeps its place, marked with the commit that deleted it, until the index is compacted, so that
-readers of an older commit go on.
+A deleted document keeps its row, marked with the commit that deleted it, until the index is compacted, so that readers
+of an older commit can carry on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from searchkit.indexer.database import NAME, Database
-from searchkit.indexer.errors import StoreError
+from searchkit.indexer.database import Database
+from searchkit.indexer.errors import DamagedError
 
-_JSON = json.JSONEncoder(ensure_ascii=False)  # made once, which takes as long as to use it
+# Made once, which takes as long as using it. repr: damage may have made bytes of a text.
+_JSON = json.JSONEncoder(ensure_ascii=False, default=repr)
 
 
 class NewDocument(NamedTuple):
-    """A document to commit with the character spans of its passages."""
+    """A document to commit, with the character spans of its passages."""
 
     id: str
     title: str
@@ -32,7 +31,7 @@ class NewDocument(NamedTuple):
 
 
 class StoredPassage(NamedTuple):
-    """A passage as it comes back: `doc` is the document's position, `text` the passage's own."""
+    """A passage as it is read back: `doc` is the document's position, `text` the passage's own."""
 
     row: int
     doc: int
@@ -44,85 +43,96 @@ class StoredPassage(NamedTuple):
     metadata: dict[str, Any]
 
 
-class Documents(Database):
-    """The documents of an index (arguments and errors as :class:`searchkit.indexer.database.Database` has them)."""
+class Documents:
+    """The documents of an index.
 
-    def __init__(self, folder: Path, *, writable: bool) -> None:
-        super().__init__(folder, writable=writable)
-        self._summed = (0, 0, 0)  # the purge since which, and the document below which, all were read, and their sum
+    Args:
+        database: Where they are.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._verified = (0, 0, 0)
+        """The last purge, the position below which all documents have been read since, and their checksum."""
 
     # By id and by position
 
     def checksum_of(self, document_id: str) -> str | None:
-        """The checksum of the stored document of that id, or None when there is none."""
-        with self.sound():
-            found = self.db.execute(
-                "SELECT checksum FROM documents WHERE id = ? AND deleted = 0", (document_id,)
-            ).fetchone()
-        return None if found is None else str(found[0])
+        """The checksum of the stored document with that id, or None when there is none."""
+        query = "SELECT checksum FROM documents WHERE id = ? AND deleted = 0"
+        with self._database.access():
+            row = self._database.db.execute(query, (document_id,)).fetchone()
+        return None if row is None else str(row[0])
 
     def ids_of(self, docs: Iterable[int]) -> dict[int, str]:
-        """The ids of documents by their positions, of the deleted too."""
+        """The ids of documents by their positions, deleted ones included."""
+        query = "SELECT doc, id FROM documents WHERE doc IN (SELECT value FROM json_each(?))"
         wanted = json.dumps([int(doc) for doc in docs])
-        with self.sound():
+        with self._database.access():
             self.check_contents()
-            return dict(
-                self.db.execute(
-                    "SELECT doc, id FROM documents WHERE doc IN (SELECT value FROM json_each(?))", (wanted,)
-                )
-            )
+            return dict(self._database.db.execute(query, (wanted,)))
 
     def known_ids(self, ids: Sequence[str]) -> set[str]:
         """Which of these document ids the index holds."""
         query = "SELECT id FROM documents {} WHERE deleted = 0 AND id IN (SELECT value FROM json_each(?))"
-        with self.sound():
-            found = {found for (found,) in self.db.execute(query.format(""), (json.dumps(list(ids)),))}
-            if missing := [each for each in ids if each not in found]:
-                # Neither the search tree of the ids nor the ids themselves may be damaged when none is there.
+        db = self._database.db
+        with self._database.access():
+            known = {id for (id,) in db.execute(query.format(""), (json.dumps(list(ids)),))}
+            if missing := [id for id in ids if id not in known]:
+                # An id is unknown only if neither the search tree of ids nor the ids themselves are damaged.
                 self.check_contents()
-                if self.db.execute(query.format("NOT INDEXED"), (json.dumps(missing),)).fetchone():
-                    raise sqlite3.DatabaseError("the search tree of the ids differs from the documents")
-            return found
+                if db.execute(query.format("NOT INDEXED"), (json.dumps(missing),)).fetchone():
+                    raise self._database.damaged("the search tree of the ids differs from the documents")
+            return known
 
     def positions_of(self, ids: Iterable[str]) -> list[int]:
         """The positions of living documents by their ids; unknown ids are left out."""
         query = "SELECT doc FROM documents WHERE deleted = 0 AND id IN (SELECT value FROM json_each(?))"
-        with self.sound():
-            return [doc for (doc,) in self.db.execute(query, (json.dumps(list(ids)),))]
+        with self._database.access():
+            return [doc for (doc,) in self._database.db.execute(query, (json.dumps(list(ids)),))]
 
     def document(self, doc: int) -> tuple[int, NewDocument]:
-        """The first row and the content of a document, by its position."""
-        query = "SELECT id, title, text, metadata, checksum, first_row, passages FROM documents WHERE doc = ?"
-        with self.sound():
-            id, title, text, metadata, checksum, first, count = self.db.execute(query, (doc,)).fetchone()
-            return int(first), NewDocument(id, title, text, metadata, checksum, self.spans(doc, first, count))
+        """The first row and the content of a document, by its position, compared with its checksum."""
+        query = "SELECT id, title, text, metadata, checksum, first_row, passages, seal FROM documents WHERE doc = ?"
+        with self._database.access():
+            row = self._database.db.execute(query, (doc,)).fetchone()
+            if row is None:
+                raise self._database.damaged(f"document {doc} is missing")
+            *parts, first, count, checksum = row
+            return int(first), self._verified_document(checksum, doc, first, count, parts)
 
-    def passages(self, rows: Sequence[int]) -> dict[int, StoredPassage]:
+    def passages(self, rows: Iterable[int]) -> dict[int, StoredPassage]:
         """Passages by row, each document compared with its checksum; compacted ones are missing."""
         query = (
             "SELECT DISTINCT d.doc, d.id, d.title, d.text, d.metadata, d.checksum, d.first_row, d.passages, d.seal "
             "FROM passages p JOIN documents d USING (doc) WHERE p.row IN (SELECT value FROM json_each(?))"
         )
         wanted = {int(row) for row in rows}
-        found = {}
-        with self.sound():
-            for doc, id, title, text, metadata, checksum, first, count, seal in self.db.execute(
-                query, (json.dumps(sorted(wanted)),)
-            ).fetchall():
-                spans = self.spans(doc, first, count)
-                self._check_seal(seal, doc, first, NewDocument(id, title, text, metadata, checksum, spans))
-                for row, (start, stop) in enumerate(spans, start=first):
+        passages = {}
+        with self._database.access():
+            stored = self._database.db.execute(query, (json.dumps(sorted(wanted)),)).fetchall()
+            for doc, *parts, first, count, checksum in stored:
+                document = self._verified_document(checksum, doc, first, count, parts)
+                for row, (start, stop) in enumerate(document.spans, start=first):
                     if row in wanted:
-                        found[row] = StoredPassage(
-                            row, doc, id, title, text[start:stop], start, stop, json.loads(metadata)
+                        passages[row] = StoredPassage(
+                            row,
+                            doc,
+                            document.id,
+                            document.title,
+                            document.text[start:stop],
+                            start,
+                            stop,
+                            json.loads(document.metadata),
                         )
-        return found
+        return passages
 
     def spans(self, doc: int, first: int, count: int) -> list[tuple[int, int]]:
-        """Where the passages of a document begin and end in its text, by its position, first row and their number."""
-        return self.db.execute(
-            "SELECT start, stop FROM passages WHERE row >= ? AND row < ? AND doc = ? ORDER BY row",
-            (first, first + count, doc),
+        """Start and end of a document's passages in its text, by its position, first row and number of passages."""
+        # SQLite adds, and not Python: damage may have changed the type of either number.
+        return self._database.db.execute(
+            "SELECT start, stop FROM passages WHERE row >= ?1 AND row < ?1 + ?2 AND doc = ?3 ORDER BY row",
+            (first, count, doc),
         ).fetchall()
 
     # All of them
@@ -131,28 +141,22 @@ class Documents(Database):
         """(row, title, passage text) in order, for building the lexical index.
 
         Args:
-            skip: How many to leave out at the beginning.
+            skip: Passages to skip at the beginning.
             living: Leave out deleted documents.
         """
         query = (
             "SELECT doc, id, title, text, metadata, checksum, first_row, passages, seal FROM documents "
             f"WHERE doc >= ? {'AND deleted = 0' if living else ''} ORDER BY doc"
         )
-        with self.sound():
-            row, first_doc = self.db.execute(
-                "SELECT row, doc FROM passages ORDER BY row LIMIT 1 OFFSET ?", (skip,)
-            ).fetchone() or (0, 1 << 62)
-            for doc, id, title, text, metadata, checksum, first, count, seal in self.db.execute(query, (first_doc,)):
-                spans = self.spans(doc, first, count)
-                self._check_seal(seal, doc, first, NewDocument(id, title, text, metadata, checksum, spans))
-                for number, (start, stop) in enumerate(spans, start=first):
-                    if number >= row:
-                        yield number, title, text[start:stop]
-
-    def documents(self) -> Iterator[tuple[str, str, str]]:
-        """(id, title, text) of every living document, in the order they came, each compared with its checksum."""
-        for id, title, text, _ in self.living():
-            yield id, title, text
+        start_at = "SELECT row, doc FROM passages ORDER BY row LIMIT 1 OFFSET ?"
+        db = self._database.db
+        with self._database.access():
+            first_row, first_doc = db.execute(start_at, (skip,)).fetchone() or (0, 1 << 62)
+            for doc, *parts, first, count, checksum in db.execute(query, (first_doc,)):
+                document = self._verified_document(checksum, doc, first, count, parts)
+                for row, (start, stop) in enumerate(document.spans, start=first):
+                    if row >= first_row:
+                        yield row, document.title, document.text[start:stop]
 
     def living(self) -> Iterator[tuple[str, str, str, str]]:
         """(id, title, text, metadata as JSON) of every living document in order, each compared with its checksum."""
@@ -163,13 +167,11 @@ class Documents(Database):
             "FROM documents NOT INDEXED ORDER BY doc"
         )
         deletions, contents, expected = 0, 0, ["0", "0"]
-        with self.sound():
-            for doc, first, count, seal, deleted, *parts, tombs, held in self.db.execute(query):
-                expected = [tombs, held]
-                id, title, text, metadata, checksum = parts
-                document = NewDocument(id, title, text, metadata, checksum, self.spans(doc, first, count))
-                self._check_seal(seal, doc, first, document)
-                contents ^= _sum((doc, first, count, document.id, document.title, document.metadata))
+        with self._database.access():
+            for doc, first, count, checksum, deleted, *parts, named, held in self._database.db.execute(query):
+                expected = [named, held]
+                document = self._verified_document(checksum, doc, first, count, parts)
+                contents ^= _row_checksum((doc, first, count, document.id, document.title, document.metadata))
                 if deleted:
                     deletions = tombstones(deletions, [(doc, first, count)])
                 else:
@@ -180,130 +182,142 @@ class Documents(Database):
     def checksum(self) -> str:
         """SHA-256 of all living documents in order, as hex; equal for equal collections."""
         whole = hashlib.sha256()
-        with self.sound():
-            for row in self.db.execute("SELECT id, checksum FROM documents WHERE deleted = 0 ORDER BY doc"):
-                whole.update(json.dumps(row).encode())
+        query = "SELECT id, checksum FROM documents WHERE deleted = 0 ORDER BY doc"
+        with self._database.access():
+            for row in self._database.db.execute(query):
+                whole.update(json.dumps(row, default=repr).encode())
         return whole.hexdigest()
 
     # Counting
 
     def counts(self) -> tuple[int, int]:
-        """(documents, passages) of the last commit, without the deleted."""
-        return int(self.setting("documents")), int(self.setting("passages"))
+        """(documents, passages) of the last commit, without deleted ones."""
+        return self._database.number("documents"), self._database.number("passages")
 
     def waiting(self) -> tuple[int, int]:
         """(documents, passages) that are deleted and wait for compaction."""
         query = "SELECT count(*), coalesce(sum(passages), 0) FROM documents WHERE deleted > 0"
-        with self.sound():
-            documents, passages = self.db.execute(query).fetchone()
+        with self._database.access():
+            documents, passages = self._database.db.execute(query).fetchone()
         return int(documents), int(passages)
 
     def stored_passages(self) -> int:
-        """Passages that the database holds, of deleted documents too."""
-        with self.sound():
-            (count,) = self.db.execute("SELECT count(*) FROM passages").fetchone()
+        """Passages in the database, those of deleted documents included."""
+        with self._database.access():
+            (count,) = self._database.db.execute("SELECT count(*) FROM passages").fetchone()
         return int(count)
 
     # Changing, as part of a transaction
 
     def insert(self, documents: Sequence[NewDocument], doc: int, row: int) -> None:
-        """Add documents and their passages, from a position and a row on."""
-        contents = int(self.setting("contents"))
+        """Add documents and their passages, numbered from a position and a row on."""
+        database = self._database
+        contents = database.number("contents")
         whole: list[tuple[Any, ...]] = []
         parts: list[tuple[int, int, int, int]] = []
         for document in documents:
             count = len(document.spans)
-            whole.append((doc, *document[:5], row, count, seal_of(doc, row, document)))
-            contents ^= _sum((doc, row, count, document.id, document.title, document.metadata))
+            whole.append((doc, *document[:5], row, count, document_checksum(doc, row, document)))
+            contents ^= _row_checksum((doc, row, count, document.id, document.title, document.metadata))
             parts += [(row + n, doc, start, stop) for n, (start, stop) in enumerate(document.spans)]
             doc, row = doc + 1, row + count
-        self.db.executemany(
+        database.db.executemany(
             "INSERT INTO documents (doc, id, title, text, metadata, checksum, first_row, passages, seal) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             whole,
         )
-        self.db.executemany("INSERT INTO passages VALUES (?, ?, ?, ?)", parts)
-        self.increase("documents", len(whole))
-        self.increase("passages", len(parts))
-        self.put(next_row=row, next_doc=doc, contents=contents)
+        database.db.executemany("INSERT INTO passages VALUES (?, ?, ?, ?)", parts)
+        database.increase("documents", len(whole))
+        database.increase("passages", len(parts))
+        database.put(next_row=row, next_doc=doc, contents=contents)
 
     def mark_deleted(self, docs: Iterable[int], generation: int) -> int:
         """Mark living documents as deleted by a commit; returns how many there were."""
+        database = self._database
         wanted = json.dumps([int(doc) for doc in docs])
         query = (
             "SELECT doc, first_row, passages FROM documents "
             "WHERE deleted = 0 AND doc IN (SELECT value FROM json_each(?))"
         )
-        found = self.db.execute(query, (wanted,)).fetchall()
-        if found:
-            self.db.executemany(
-                "UPDATE documents SET deleted = ? WHERE doc = ?", [(generation, doc) for doc, _, _ in found]
+        rows = database.db.execute(query, (wanted,)).fetchall()
+        if rows:
+            database.db.executemany(
+                "UPDATE documents SET deleted = ? WHERE doc = ?", [(generation, doc) for doc, _, _ in rows]
             )
-            self.increase("documents", -len(found))
-            self.increase("passages", -sum(count for _, _, count in found))
-            self.put(tombstones=tombstones(int(self.setting("tombstones")), found))
-        return len(found)
+            database.increase("documents", -len(rows))
+            database.increase("passages", -sum(count for _, _, count in rows))
+            database.put(tombstones=tombstones(database.number("tombstones"), rows))
+        return len(rows)
 
     def purge_deleted(self, generation: int) -> None:
-        """Take out what is marked as deleted; readers of earlier commits must open the index again."""
-        self.db.execute("DELETE FROM passages WHERE doc IN (SELECT doc FROM documents WHERE deleted > 0)")
-        contents = int(self.setting("contents")) ^ self.contents("deleted > 0")
-        self.db.execute("DELETE FROM documents WHERE deleted > 0")
-        self.put(tombstones=0, contents=contents, compacted=generation)
+        """Remove what is marked as deleted; readers of earlier commits must open the index again."""
+        database = self._database
+        database.db.execute("DELETE FROM passages WHERE doc IN (SELECT doc FROM documents WHERE deleted > 0)")
+        contents = database.number("contents") ^ self.contents("deleted > 0")
+        database.db.execute("DELETE FROM documents WHERE deleted > 0")
+        database.put(tombstones=0, contents=contents, compacted=generation)
 
-    # Seals and sums
-
-    def _check_seal(self, seal: str, doc: int, first_row: int, document: NewDocument) -> None:
-        if seal != seal_of(doc, first_row, document):
-            raise StoreError(
-                f"{self.folder / NAME} is damaged: document {document.id!r} differs from its checksum; "
-                "see what is sound with: searchkit check INDEX"
-            )
+    # Checksums
 
     def check_contents(self) -> None:
-        """Compare what is asked of all documents at once, ids, titles and metadata, with its checksum, once.
+        """Compare what queries read of all documents at once, ids, titles and metadata, with its checksum, once.
 
-        A document that damage hides from a filter is not among the hits, whose seals are compared.
+        A document that damage hides from a filter is not among the hits, whose own checksums are compared.
         """
-        with self.reading():
-            settings = {key: int(self.setting(key)) for key in ("compacted", "next_doc", "contents")}
-            since, below, found = self._summed
-            if since != settings["compacted"]:
-                below = found = 0
-            found ^= self.contents("doc >= ?", (below,))
-        if found != settings["contents"]:
+        database = self._database
+        with database.reading():
+            compacted, next_doc, contents = (database.number(key) for key in ("compacted", "next_doc", "contents"))
+            since, below, checksum = self._verified
+            if since != compacted:
+                below = checksum = 0
+            checksum ^= self.contents("doc >= ?", (below,))
+        if checksum != contents:
             raise self._differing()
-        self._summed = (settings["compacted"], settings["next_doc"], found)
+        self._verified = (compacted, next_doc, checksum)
 
     def contents(self, condition: str = "1", parameters: tuple[int, ...] = ()) -> int:
-        """The checksum of what some documents have besides their texts, in any order."""
+        """The checksum of what some documents have besides their texts, independent of their order."""
         query = f"SELECT doc, first_row, passages, id, title, metadata FROM documents WHERE {condition}"
-        found = 0
-        for each in self.db.execute(query, parameters):
-            found ^= _sum(each)
-        return found
+        checksum = 0
+        for row in self._database.db.execute(query, parameters):
+            checksum ^= _row_checksum(row)
+        return checksum
 
-    def _differing(self) -> StoreError:
-        return StoreError(
-            f"{self.folder / NAME} is damaged: its documents differ from their checksum; "
-            "see what is sound with: searchkit check INDEX"
+    def _verified_document(self, checksum: str, doc: int, first: int, count: int, parts: Sequence[str]) -> NewDocument:
+        """A document from its columns (id, title, text, metadata, checksum), once its own checksum matches."""
+        id, title, text, metadata, content = parts
+        document = NewDocument(id, title, text, metadata, content, self.spans(doc, first, count))
+        if checksum != document_checksum(doc, first, document):
+            raise DamagedError(
+                self._database.file,
+                f"is damaged: document {id!r} differs from its checksum",
+                "see what is intact with: searchkit check INDEX",
+            )
+        return document
+
+    def _differing(self) -> DamagedError:
+        return DamagedError(
+            self._database.file,
+            "is damaged: its documents differ from their checksum",
+            "see what is intact with: searchkit check INDEX",
         )
 
 
-def seal_of(doc: int, first_row: int, document: NewDocument) -> str:
+def document_checksum(doc: int, first_row: int, document: NewDocument) -> str:
     """The checksum of a document's own row and its passages' rows, which SQLite does not keep."""
     content = _JSON.encode([doc, first_row, *document[:5], document.spans])
     return blake2b(content.encode(), digest_size=12).hexdigest()
 
 
 def tombstones(before: int, ranges: Iterable[tuple[int, int, int]]) -> int:
-    """A checksum of the deleted documents, in any order; deleting more goes on from what it was before."""
-    for each in ranges:
-        before ^= int.from_bytes(blake2b(json.dumps(list(each)).encode(), digest_size=6).digest(), "big")
+    """The checksum of the deleted documents, independent of their order; `before` is that of those deleted earlier."""
+    for row in ranges:
+        content = json.dumps(list(row), default=repr)
+        before ^= int.from_bytes(blake2b(content.encode(), digest_size=6).digest(), "big")
     return before
 
 
-def _sum(row: tuple[Any, ...]) -> int:
+def _row_checksum(row: tuple[Any, ...]) -> int:
     """The checksum of some values of one document."""
     content = "\0".join(map(str, row)).encode(errors="replace")
     return int.from_bytes(blake2b(content, digest_size=6).digest(), "big")

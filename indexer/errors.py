@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+REPAIR = "repair the index with: searchkit check INDEX --repair"
+REBUILD = "build the index again"
+
 
 class SearchkitError(Exception):
     """Base of every error raised on purpose: the message says what came, what was expected and what to do."""
@@ -20,7 +25,18 @@ class StoreError(SearchkitError, ValueError):
 
 
 class DamagedError(StoreError):
-    """Part of an index is missing, differs from its checksum, or contradicts another part."""
+    """Part of an index is missing, differs from its checksum, or contradicts another part.
+
+    Args:
+        path: The damaged file.
+        damage: What is wrong with it, as the end of a sentence: "is missing".
+        advice: What to do about it.
+        repairable: Whether `searchkit check --repair` can do something about it.
+    """
+
+    def __init__(self, path: Path, damage: str, advice: str = REPAIR, *, repairable: bool = True) -> None:
+        super().__init__(f"{path} {damage}; {advice}")
+        self.path, self.damage, self.advice, self.repairable = path, damage, advice, repairable
 
 
 class BusyError(StoreError):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_128
 
-from searchkit.indexer.errors import BusyError, StoreError
+from searchkit.indexer.errors import BusyError, DamagedError
 
 LOCK = "write.lock"
 _HERE = -100  # AT_FDCWD; both paths are absolute
@@ -24,9 +24,9 @@ _SHA256 = 64  # digits
 
 
 class Stamp(NamedTuple):
-    """What a commit says of a file: its bytes and its checksum as hex, XXH3 of 128 bits; SHA-256 in older indexes.
+    """Size and checksum of a file as a commit names it; the checksum is XXH3 of 128 bits in hex, SHA-256 in format 2.
 
-    It is there to find damage, which is as sure with either, and XXH3 takes a seventh of the time.
+    It is there to find damage, which either does as surely, and XXH3 takes a seventh of the time.
     """
 
     bytes: int
@@ -34,10 +34,10 @@ class Stamp(NamedTuple):
 
 
 class NewFile:
-    """A file that is written once: summed on its way, and on the disk when the block ends without an error.
+    """A file that is written once, hashed as it is written, and on the disk when the block ends without an error.
 
     Args:
-        file: Its place.
+        file: Its path.
 
     Raises:
         FileExistsError: There is one already.
@@ -47,12 +47,12 @@ class NewFile:
         if file.exists():
             raise FileExistsError(f"{file} exists; a file of an index is written once")
         self._stream = file.open("xb")
-        self._sum = xxh3_128()
+        self._hash = xxh3_128()
         self._size = 0
 
     def write(self, data: Any) -> int:
         """Write bytes, or the memory of an array."""
-        self._sum.update(data)
+        self._hash.update(data)
         written = self._stream.write(data)
         self._size += written
         return written
@@ -60,7 +60,7 @@ class NewFile:
     @property
     def stamp(self) -> Stamp:
         """What was written."""
-        return Stamp(self._size, self._sum.hexdigest())
+        return Stamp(self._size, self._hash.hexdigest())
 
     def __enter__(self) -> NewFile:
         return self
@@ -73,7 +73,7 @@ class NewFile:
 
 
 def stamp(file: Path) -> Stamp:
-    """Force a file that others have written to the disk and say what is in it."""
+    """Force a file that others have written to the disk; return its size and checksum."""
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
     return Stamp(file.stat().st_size, _digest(file, xxh3_128()))
@@ -88,15 +88,13 @@ def _digest(file: Path, whole: Any) -> str:
 
 
 def verify(file: Path, expected: Stamp) -> None:
-    """Raise StoreError unless the file is as it was committed."""
-    repair = "mend the index with: searchkit check INDEX --repair"
+    """Raise DamagedError unless the file is as it was committed."""
     if not file.is_file():
-        raise StoreError(f"{file} is missing; {repair}")
+        raise DamagedError(file, "is missing")
     if file.stat().st_size != expected.bytes:
-        raise StoreError(f"{file} has {file.stat().st_size} bytes, expected {expected.bytes}; {repair}")
-    found = _digest(file, hashlib.sha256() if len(expected.checksum) == _SHA256 else xxh3_128())
-    if found != expected.checksum:
-        raise StoreError(f"{file} is damaged (its checksum differs); {repair}")
+        raise DamagedError(file, f"has {file.stat().st_size} bytes, expected {expected.bytes}")
+    if expected.checksum != _digest(file, hashlib.sha256() if len(expected.checksum) == _SHA256 else xxh3_128()):
+        raise DamagedError(file, "is damaged (its checksum differs)")
 
 
 def sync_folder(folder: Path) -> None:
@@ -109,19 +107,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Let two folders of one file system change places, in one step where the system has a call for it.
+    """Swap two folders of one file system, atomically where the system has a call for it.
 
-    Elsewhere it takes three, and a crash in between leaves one of them under its name with `.exchanging` at the end.
+    Otherwise it takes three renames, and a crash in between leaves one of them with `.exchanging` at the end of its
+    name.
 
     Raises:
         OSError: They are on different file systems, or may not be renamed.
     """
     library = ctypes.CDLL(None, use_errno=True)
-    places = os.fsencode(one.resolve()), os.fsencode(other.resolve())
+    paths = os.fsencode(one.resolve()), os.fsencode(other.resolve())
     if hasattr(library, "renameat2"):  # Linux
-        failed = library.renameat2(_HERE, places[0], _HERE, places[1], _EXCHANGE)
+        failed = library.renameat2(_HERE, paths[0], _HERE, paths[1], _EXCHANGE)
     elif hasattr(library, "renamex_np"):  # macOS
-        failed = library.renamex_np(*places, _EXCHANGE)
+        failed = library.renamex_np(*paths, _EXCHANGE)
     else:
         ctypes.set_errno(errno.ENOSYS)
         failed = -1
@@ -147,13 +146,13 @@ def folder_size(folder: Path) -> int:
 
 
 def next_number(folder: Path, above: str = "0") -> str:
-    """A name for a new entry, above all that are there and above one that may be."""
-    there = (int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
-    return f"{1 + max(int(above), *there, 0):06d}"
+    """A name for a new entry: a number above all that exist in a folder, and above another one."""
+    numbers = (int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
+    return f"{1 + max(int(above), *numbers, 0):06d}"
 
 
 def take_lock(folder: Path) -> int:
-    """One writer at a time; the kernel lets go of the lock when its holder ends, however it ends."""
+    """Take the writer's lock; the kernel releases it when its holder ends, however it ends."""
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,7 +167,7 @@ def take_lock(folder: Path) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the one writer's lock of a folder."""
+    """Hold the writer's lock of a folder."""
     lock = take_lock(folder)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a check asks of an index folder's database, and what a repair changes in it."""
+"""What a check reads from an index folder's database, and what a repair changes in it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from searchkit.indexer.database import settings_seal
-from searchkit.indexer.documents import NewDocument, seal_of, tombstones
+from searchkit.indexer.database import settings_checksum
+from searchkit.indexer.documents import NewDocument, document_checksum, tombstones
 from searchkit.indexer.files import next_number
-from searchkit.indexer.store import Store, stamps
+from searchkit.indexer.lexical_files import stamps
+from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.recipes import Plan
 from searchkit.indexer.vectors.segments import DiskSegment, Entry
 
@@ -23,7 +24,7 @@ _STRAY = (
 
 
 class Examined(NamedTuple):
-    """A document as it is read when the index is checked, with whether it is as its seal says."""
+    """A document as a check reads it, and whether it matches its checksum."""
 
     doc: int
     first_row: int
@@ -37,133 +38,139 @@ class Examined(NamedTuple):
 
 
 def counted(store: Store) -> dict[str, int]:
-    """Settings that can be told from the tables, as the tables have them."""
+    """Settings that follow from the tables, as the tables have them."""
     query = "SELECT count(*), coalesce(sum(passages), 0) FROM documents WHERE deleted = 0"
-    with store.sound():
-        documents, passages = store.db.execute(query).fetchone()
-        ranges = store.db.execute("SELECT doc, first_row, passages FROM documents WHERE deleted > 0").fetchall()
+    with store.database.access():
+        documents, passages = store.database.db.execute(query).fetchone()
+        ranges = store.database.db.execute(
+            "SELECT doc, first_row, passages FROM documents WHERE deleted > 0"
+        ).fetchall()
     return {"documents": documents, "passages": passages, "tombstones": tombstones(0, ranges)}
 
 
 def complete(store: Store) -> bool:
-    """Whether the documents together are those that the last commit left; their own seals come first."""
-    with store.sound():
-        return store.contents() == int(store.setting("contents"))
+    """Whether the documents together are those that the last commit left; check their own checksums first."""
+    with store.database.access():
+        return store.documents.contents() == store.database.number("contents")
 
 
 def examine(store: Store) -> Iterator[Examined]:
-    """Every document, of the deleted too, in order, with what can be read of it."""
+    """Every document in order, deleted ones included, with what can be read of it."""
     query = (
         "SELECT doc, first_row, passages, deleted > 0, CAST(seal AS BLOB), CAST(id AS BLOB), CAST(title AS BLOB), "
         "CAST(text AS BLOB), CAST(metadata AS BLOB), CAST(checksum AS BLOB) FROM documents ORDER BY doc"
     )
-    with store.sound():
-        for doc, first, count, deleted, seal, *parts in store.db.execute(query):
+    with store.database.access():
+        for doc, first, count, deleted, checksum, *parts in store.database.db.execute(query):
             try:
-                id, title, text, metadata, checksum = (part.decode() for part in parts)
-                document = NewDocument(id, title, text, metadata, checksum, store.spans(doc, first, count))
-                sound = seal.decode() == seal_of(doc, first, document)
-            except (AttributeError, TypeError, UnicodeDecodeError):  # a damaged length, type or character
-                id, title, text, metadata, checksum = ((part or b"").decode(errors="replace") for part in parts)
-                document, sound = NewDocument(id, title, text, metadata, checksum, []), False
+                id, title, text, metadata, content = (part.decode() for part in parts)
+                document = NewDocument(id, title, text, metadata, content, store.documents.spans(doc, first, count))
+                sound = checksum.decode() == document_checksum(doc, first, document)
+            except (AttributeError, UnicodeDecodeError):  # damage made NULL of a column, or bytes that are no text
+                id, title, text, metadata, content = ((part or b"").decode(errors="replace") for part in parts)
+                document, sound = NewDocument(id, title, text, metadata, content, []), False
             yield Examined(doc, first, count, bool(deleted), sound, document)
 
 
 def passage_rows(store: Store, first: int, below: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, docs), each int64: the passages from one row to below another, of deleted documents too."""
+    """(rows, docs), each int64: the passages from one row to below another, those of deleted documents included."""
     query = (
         "SELECT row, doc FROM passages JOIN documents USING (doc) "
         "WHERE row >= ? AND row < ? AND row >= first_row AND row < first_row + documents.passages ORDER BY row"
     )
-    with store.sound():
-        found = np.array(store.db.execute(query, (first, below)).fetchall(), dtype=np.int64).reshape(-1, 2)
-    return found[:, 0], found[:, 1]
+    with store.database.access():
+        pairs = store.database.db.execute(query, (first, below)).fetchall()
+    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
 
 
 def stray_passages(store: Store) -> int:
     """Passages that belong to no document."""
-    with store.sound():
-        (count,) = store.db.execute(f"SELECT count(*) FROM passages WHERE {_STRAY}").fetchone()
+    with store.database.access():
+        (count,) = store.database.db.execute(f"SELECT count(*) FROM passages WHERE {_STRAY}").fetchone()
     return int(count)
 
 
 def named_segments(store: Store) -> list[DiskSegment]:
-    """The segments as the last commit lists them, no checksum compared."""
-    with store.sound():
-        plan = store.storage.plan
-        return [DiskSegment(store.folder / "segments" / entry.name, entry, plan) for entry in store.entries()]
+    """The segments as the last commit lists them, without comparing any checksum."""
+    plan = store.storage.plan
+    return [DiskSegment(store.folder / "segments" / entry.name, entry, plan) for entry in store.entries()]
 
 
 # Changing
 
 
 def forget_lost_commits(store: Store) -> None:
-    """Go on from the commit that the database is at."""
-    store.check_writable()
-    store.note_commit(int(store.setting("generation")))
+    """Carry on from the commit that the database is at."""
+    store.database.check_writable()
+    store.database.note_commit(store.database.number("generation"))
 
 
 def reindex(store: Store) -> None:
-    """Make the database's search trees anew from its tables."""
-    store.check_writable()
-    with store.sound():
-        store.db.execute("REINDEX")
+    """Rebuild the database's search trees from its tables."""
+    store.database.check_writable()
+    with store.database.access():
+        store.database.db.execute("REINDEX")
 
 
-def mend_settings(store: Store) -> str | None:
-    """Set the one setting that is wrong and can be told from the rest; None where the seal fits no such change."""
-    store.check_writable()
-    with store.sound():
+def repair_settings(store: Store) -> str | None:
+    """Set the one setting that is wrong and follows from the rest; None where the checksum fits no such change."""
+    database = store.database
+    database.check_writable()
+    with database.access():
         highest = "SELECT (SELECT max(row) FROM passages), (SELECT max(doc) FROM documents)"
-        row, doc = store.db.execute(highest).fetchone()
-        folder = store.folder / "lexical" / str(store.setting("lexical"))
-        found = {
+        row, doc = database.db.execute(highest).fetchone()
+        folder = store.lexical.folder
+        candidates = {
             **counted(store),
-            "contents": store.contents(),
+            "contents": store.documents.contents(),
             "next_row": 1 + (-1 if row is None else row),
             "next_doc": 1 + (-1 if doc is None else doc),
             "lexical_files": stamps(folder) if folder.is_dir() else {},
         }
-        for key, value in found.items():
-            store.db.execute("BEGIN IMMEDIATE")
-            store.put(**{key: value})
-            fits = store.setting("seal") == settings_seal(store.db)
-            store.db.execute("COMMIT" if fits else "ROLLBACK")
+        for key, value in candidates.items():
+            database.db.execute("BEGIN IMMEDIATE")
+            database.put(**{key: value})
+            fits = database.setting("seal") == settings_checksum(database.db)
+            database.db.execute("COMMIT" if fits else "ROLLBACK")
             if fits:
                 return key
     return None
 
 
-def mend_deletions(store: Store) -> str | None:
-    """Set the one deletion mark that is wrong, where the checksum says which; the id of its document, or None."""
-    store.check_writable()
-    differing = counted(store)["tombstones"] ^ int(store.setting("tombstones"))
-    with store.sound():
-        for doc, first, count, deleted in store.db.execute("SELECT doc, first_row, passages, deleted FROM documents"):
+def repair_deletions(store: Store) -> str | None:
+    """Correct the one deletion mark that is wrong, if the checksum shows which; the id of its document, or None."""
+    database = store.database
+    database.check_writable()
+    differing = counted(store)["tombstones"] ^ database.number("tombstones")
+    with database.access():
+        for doc, first, count, deleted in database.db.execute(
+            "SELECT doc, first_row, passages, deleted FROM documents"
+        ):
             if tombstones(0, [(doc, first, count)]) == differing:
-                mark = 0 if deleted else int(store.setting("generation"))
-                store.db.execute("UPDATE documents SET deleted = ? WHERE doc = ?", (mark, doc))
-                return store.ids_of([doc])[doc]
+                mark = 0 if deleted else database.number("generation")
+                database.db.execute("UPDATE documents SET deleted = ? WHERE doc = ?", (mark, doc))
+                return store.documents.ids_of([doc])[doc]
     return None
 
 
 def recount(store: Store) -> None:
-    """Set what can be counted to what there is."""
-    store.check_writable()
-    with store.transaction():
-        store.put(**counted(store))  # not what the contents are: some may be about to be taken out
+    """Set what can be counted to the actual counts."""
+    store.database.check_writable()
+    with store.database.transaction():
+        store.database.put(**counted(store))  # not the checksum of the contents: some may be about to be removed
 
 
-def mend_codebook(store: Store, plan: Plan, template: Any) -> None:
+def replace_codebook(store: Store, plan: Plan, template: Any) -> None:
     """Name a new codebook in a commit."""
-    store.check_writable()
+    store.database.check_writable()
     codebook = store.write_codebook(plan, template)
-    with store.transaction():
-        store.put(storage=replace(store.storage, plan=plan, codebook=codebook).to_json())
+    with store.database.transaction():
+        store.database.put(storage=replace(store.storage, plan=plan, codebook=codebook).to_json())
     store.forget_template()
 
 
-def mend(
+def replace_damaged(
     store: Store,
     entries: Sequence[Entry],
     *,
@@ -176,25 +183,26 @@ def mend(
     Args:
         store: The index, open for writing.
         entries: All segments from now on.
-        lost: Positions of documents to take out, whose seals fail.
+        lost: Positions of documents to remove, whose checksums do not match.
         new_lexical: Begin an empty lexical index.
-        plan: A recipe without a codebook, where that was lost.
+        plan: A recipe without a codebook, where the codebook was lost.
     """
-    store.check_writable()
-    with store.transaction() as generation:
-        store.db.execute(
-            "DELETE FROM documents WHERE doc IN (SELECT value FROM json_each(?))", (json.dumps(list(lost)),)
-        )
-        store.db.execute(f"DELETE FROM passages WHERE {_STRAY}")
-        store.db.execute("DELETE FROM segments")
+    database = store.database
+    database.check_writable()
+    with database.transaction() as generation:
+        lost_docs = json.dumps(list(lost))
+        database.db.execute("DELETE FROM documents WHERE doc IN (SELECT value FROM json_each(?))", (lost_docs,))
+        database.db.execute(f"DELETE FROM passages WHERE {_STRAY}")
+        database.db.execute("DELETE FROM segments")
         for entry in entries:
             store.name(entry)
         # As after a compaction, readers of earlier commits must open the index again.
-        store.put(**counted(store), contents=store.contents(), compacted=generation)
+        database.put(**counted(store), contents=store.documents.contents(), compacted=generation)
         if plan is not None:
-            store.put(storage=replace(store.storage, plan=plan, codebook=None).to_json())
+            database.put(storage=replace(store.storage, plan=plan, codebook=None).to_json())
         if new_lexical:
-            (store.folder / "lexical").mkdir(exist_ok=True)
-            store.put(lexical=next_number(store.folder / "lexical", store.setting("lexical")), lexical_files={})
+            folder = store.folder / "lexical"
+            folder.mkdir(exist_ok=True)
+            database.put(lexical=next_number(folder, database.setting("lexical")), lexical_files={})
     store.forget_template()
     store.sweep()

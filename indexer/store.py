@@ -2,7 +2,7 @@
 
 A commit writes and syncs a segment's files under a temporary name, renames the folder, syncs, and only then names it in
 the transaction that also holds its documents. A reader sees the last commit whole or the one before it; files that no
-commit names are swept by the next writer.
+commit names are removed by the next writer.
 """
 
 from __future__ import annotations
@@ -11,28 +11,24 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from searchkit.indexer.database import NAME, make_database
+from searchkit.indexer.database import NAME, Database, make_database
 from searchkit.indexer.documents import Documents, NewDocument, tombstones
-from searchkit.indexer.errors import InputError, StoreError
-from searchkit.indexer.files import Stamp, folder_size, next_number, stamp, verify
+from searchkit.indexer.errors import DamagedError, InputError, StoreError
+from searchkit.indexer.files import Stamp, folder_size, next_number, verify
 from searchkit.indexer.filters import Condition
+from searchkit.indexer.lexical_files import LexicalFiles, stamps
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.recipes import Plan, Tuning
 from searchkit.indexer.vectors.segments import DiskSegment, Entry
 from searchkit.indexer.vectors.storage import Codebook, Storage
-
-WORDS = "meta.json"
-"""The one file of tantivy's that changes: the list of the others."""
-
-KEPT = ".meta.json.named"
 
 
 class Snapshot(NamedTuple):
@@ -42,7 +38,7 @@ class Snapshot(NamedTuple):
         generation: Number of the commit.
         documents: Living documents.
         passages: Living passages.
-        next_row: Above all rows, of the dead too.
+        next_row: Above all rows, those of deleted documents included.
         next_doc: Above all document positions.
         segments: The vectors.
         dead: (n,) int64, the rows of deleted documents, ascending.
@@ -63,38 +59,45 @@ class Snapshot(NamedTuple):
     lexical: str
 
 
-class Store(Documents):
+class Store:
     """One index folder, open for reading or for writing.
 
     Args:
         folder: The index folder.
-        writable: Take the writer's lock, and sweep what a killed writer left.
+        writable: Take the writer's lock, and remove what a killed writer left.
+
+    Attributes:
+        database: Its settings and commits.
+        documents: Its documents and passages.
+        lexical: The files of its lexical index.
 
     Raises:
-        StoreError: See there; the message says what to do.
+        StoreError: As `Database` raises it.
     """
 
     def __init__(self, folder: Path, *, writable: bool = False) -> None:
-        super().__init__(folder, writable=writable)
+        self.folder = folder
+        self.database = Database(folder, writable=writable)
+        self.documents = Documents(self.database)
+        self.lexical = LexicalFiles(self.database)
         self.devices: Sequence[int] = ()
         """GPUs that new vectors are encoded on (see `searchkit.indexer.vectors.faiss_gpu`)."""
         self._template: Any = None
         self._opened: WeakValueDictionary[str, DiskSegment] = WeakValueDictionary()
         with ExitStack() as undo:
-            undo.callback(self._release)
-            undo.callback(self.db.close)
-            # Damaged settings, and those of an earlier commit, may have forgotten what is needed.
-            if writable and self.sealed() and not self.lost_commits():
+            undo.callback(self.close)
+            # Damaged settings, and those of an earlier commit, may not name everything that is needed.
+            if writable and self.database.settings_intact() and not self.database.lost_commits():
                 self.sweep()
-                self._take_back_words()
+                self.lexical.restore()
             undo.pop_all()
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any], *, dim: int) -> Store:
-        """Make an empty index folder with these settings, for vectors of one width, and open it for writing."""
+        """Create an empty index folder with these settings, for vectors of one width, and open it for writing."""
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StoreError(f"{folder} exists and is not an index; name another place with --index")
-        # Made under another name first: a folder with an index.db is always a whole index.
+            raise StoreError(f"{folder} exists and is not an index; name another folder with --index")
+        # Created under another name first: a folder with an index.db is always a whole index.
         staging = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(staging, ignore_errors=True)
         for name in ("segments", "codebooks", "lexical"):
@@ -119,36 +122,43 @@ class Store(Documents):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def close(self) -> None:
+        """Close the files and release the writer's lock."""
+        self.database.close()
+
+    @property
+    def writable(self) -> bool:
+        """Whether the index was opened for writing."""
+        return self.database.writable
+
     # Reading
 
     def snapshot(self) -> Snapshot:
-        """The last commit, with its segments' files opened only when they are needed."""
-        last = self.noted_commit()  # before the database: a writer may be at work
-        with self.sound(), self.reading():
-            self.check_settings()
-            state = self.settings()
-            storage = Storage.from_json(state["storage"])
-            found = [self._segment(entry, storage.plan) for entry in self.entries()]
-            ranges = self.db.execute("SELECT doc, first_row, passages FROM documents WHERE deleted > 0").fetchall()
+        """The last commit; its segments' files are opened when they are first needed."""
+        database = self.database
+        last = database.noted_commit()  # before the database: a writer may be at work
+        with database.access(), database.reading():
+            database.check_settings()
+            state, storage = database.settings(), self.storage
+            parts = [self._segment(entry, storage.plan) for entry in self.entries()]
+            ranges = database.db.execute("SELECT doc, first_row, passages FROM documents WHERE deleted > 0").fetchall()
             if tombstones(0, ranges) != state["tombstones"]:
-                raise StoreError(
-                    f"{self.folder / NAME} is damaged: its deletions differ from their checksum; "
-                    "mend the index with: searchkit check INDEX --repair"
-                )
+                raise database.damaged("its deletions differ from their checksum")
         if state["generation"] < last:
-            raise StoreError(
-                f"{self.folder / NAME} is at commit {state['generation']}, but commit {last} was made: its log, "
-                f"{NAME}-wal, is damaged or missing; put a copy of both in their place, or go on from there with: "
-                "searchkit check INDEX --repair"
+            raise DamagedError(
+                database.file,
+                f"is at commit {state['generation']}, but commit {last} was made: its log, {NAME}-wal, is damaged or "
+                "missing",
+                "restore a copy of both, or carry on from that commit with: searchkit check INDEX --repair",
             )
-        dead = [np.arange(first, first + count) for _, first, count in sorted(ranges, key=lambda each: each[1])]
+        dead = [np.arange(first, first + count) for _, first, count in sorted(ranges, key=lambda row: row[1])]
         return Snapshot(
             generation=state["generation"],
             documents=state["documents"],
             passages=state["passages"],
             next_row=state["next_row"],
             next_doc=state["next_doc"],
-            segments=found,
+            segments=parts,
             dead=np.concatenate(dead) if dead else np.empty(0, np.int64),
             dead_docs=np.array(sorted(doc for doc, _, _ in ranges), dtype=np.int64),
             storage=storage,
@@ -156,27 +166,31 @@ class Store(Documents):
         )
 
     def matching(self, condition: Condition, snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
-        """(docs, rows), each int64 ascending: what a filter lets through in a commit.
+        """(docs, rows), each int64 ascending: the documents of a commit that pass a filter, and their passages.
 
         Raises:
-            StoreError: The database is damaged, or what was deleted since that commit is not in it any more.
+            StoreError: The database is damaged, or what was deleted since that commit has been compacted away.
         """
-        # Which are deleted is known by the snapshot: the marks in this table have no checksum of their own.
+        # The snapshot knows which are deleted: the marks in this table have no checksum of their own.
         query = f"SELECT doc, first_row, passages FROM documents WHERE doc < ? AND ({condition.sql}) ORDER BY doc"
-        with self.sound(), self.reading():
-            if int(self.setting("compacted")) > snapshot.generation:
+        database = self.database
+        with database.access(), database.reading():
+            if database.number("compacted") > snapshot.generation:
                 raise StoreError(f"{self.folder} has been compacted since it was opened; open it again")
-            self.check_contents()
-            found = self.db.execute(query, (snapshot.next_doc, *condition.parameters)).fetchall()
-            table = np.array(found, dtype=np.int64).reshape(-1, 3)
-            table = table[~np.isin(table[:, 0], snapshot.dead_docs)]
+            self.documents.check_contents()
+            rows = database.db.execute(query, (snapshot.next_doc, *condition.parameters)).fetchall()
+        try:
+            table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise database.damaged(f"its documents have rows that are no numbers ({error})") from error
+        table = table[~np.isin(table[:, 0], snapshot.dead_docs)]
         docs, firsts, counts = table.T
         # Row ranges one after another: the first row of each, repeated, and the position within.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return docs, np.sort(np.repeat(firsts, counts) + within)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes on disk by part: the database ("index.db"), vectors ("segments") and words ("lexical")."""
+        """Bytes on disk by part: the database ("index.db"), vectors ("segments") and the lexical index ("lexical")."""
         database = sum(file.stat().st_size for file in self.folder.glob(f"{NAME}*"))
         vectors = folder_size(self.folder / "segments") + folder_size(self.folder / "codebooks")
         return {NAME: database, "segments": vectors, "lexical": folder_size(self.folder / "lexical")}
@@ -184,7 +198,7 @@ class Store(Documents):
     # Writing
 
     def commit(self, documents: Sequence[NewDocument], vectors: np.ndarray, *, delete: Sequence[str] = ()) -> None:
-        """Delete documents, and add others with one vector for each of their passages, all or nothing.
+        """Delete documents and add others with one vector for each of their passages, all or nothing.
 
         Args:
             documents: In order; their spans, one after another, are the passages.
@@ -194,39 +208,42 @@ class Store(Documents):
         total = sum(len(document.spans) for document in documents)
         if total != len(vectors):
             raise InputError(f"{len(vectors)} vectors came for {total} passages; expected one each")
-        self.check_writable()
-        row, doc = int(self.setting("next_row")), int(self.setting("next_doc"))
+        database = self.database
+        database.check_writable()
+        row, doc = database.number("next_row"), database.number("next_doc")
         entry = None
         if total:
             docs = np.repeat(np.arange(doc, doc + len(documents)), [len(document.spans) for document in documents])
             entry = self._write_segment([vectors], docs, np.arange(row, row + total))
-        with self.transaction() as generation:
-            self.mark_deleted(self.positions_of(delete), generation)
-            self.insert(documents, doc, row)
+        with database.transaction() as generation:
+            self.documents.mark_deleted(self.documents.positions_of(delete), generation)
+            self.documents.insert(documents, doc, row)
             if entry:
                 self.name(entry)
 
     def delete(self, docs: Iterable[int]) -> int:
         """Mark living documents as deleted, by position; returns how many there were."""
-        self.check_writable()
-        with self.transaction() as generation:
-            return self.mark_deleted(docs, generation)
+        self.database.check_writable()
+        with self.database.transaction() as generation:
+            return self.documents.mark_deleted(docs, generation)
 
-    def join_small_segments(self) -> None:
-        """Join neighbouring segments where many are of like size; the rows stay what they are."""
-        self.check_writable()
-        while group := segments.to_join(self.entries()):
+    def merge_small_segments(self) -> None:
+        """Merge neighbouring segments where many are of similar size; rows do not change."""
+        self.database.check_writable()
+        while group := segments.to_merge(self.entries()):
             storage = self.storage
             parts = [self._segment(entry, storage.plan) for entry in group]
-            entry = segments.join_segments(
+            entry = segments.merge_segments(
                 self.folder / "segments",
                 parts,
                 self.template(),
                 keep_vectors=storage.keep_vectors,
                 devices=self.devices,
             )
-            with self.transaction():
-                self.db.executemany("DELETE FROM segments WHERE first_row = ?", [(old.first_row,) for old in group])
+            with self.database.transaction():
+                self.database.db.executemany(
+                    "DELETE FROM segments WHERE first_row = ?", [(old.first_row,) for old in group]
+                )
                 self.name(entry)
             self.sweep()
 
@@ -240,7 +257,7 @@ class Store(Documents):
         purge: bool = False,
         make_lexical: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write all vectors anew, in one commit: by another recipe, or without those of deleted documents.
+        """Write all vectors again, in one commit: by another recipe, or without those of deleted documents.
 
         Args:
             plan: The recipe from now on.
@@ -248,75 +265,79 @@ class Store(Documents):
             keep_vectors: Keep half-precision vectors beside compressed ones.
             tuning: How hard to search from now on; None leaves it.
             purge: Leave out what is deleted, here and in the database.
-            make_lexical: Makes the lexical index of the living passages in a folder; with `purge` only.
+            make_lexical: Builds the lexical index of the living passages in a folder; with `purge` only.
         """
-        self.check_writable()
+        self.database.check_writable()
         snapshot = self.snapshot()
         if purge:
-            with self.sound():
-                self.check_contents()
+            with self.database.access():
+                self.documents.check_contents()
         dead = np.isin(segments.all_rows(snapshot.segments), snapshot.dead) if snapshot.segments else np.empty(0, bool)
-        # What was put in by the same training stays as it is: of codes made of codes some differ.
+        # Codes of the same training are copied as they are: encoding what was decoded would change some.
         old = snapshot.storage
         same = (plan, template, keep_vectors) == (old.plan, self.template(), old.keep_vectors)
         codebook = old.codebook if same else self.write_codebook(plan, template)
-        place, entries = self.folder / "segments", []
+        folder, entries = self.folder / "segments", []
         for group, kept in _groups(snapshot.segments, ~dead if purge else np.ones_like(dead), plan.dim):
             if not kept.any():
                 continue
             if same:
-                entry = segments.join_segments(
-                    place, group, template, keep_vectors=keep_vectors, kept=kept, devices=self.devices
+                entry = segments.merge_segments(
+                    folder, group, template, keep_vectors=keep_vectors, kept=kept, devices=self.devices
                 )
             else:
                 vectors = segments.vectors_of(group, kept)
                 rows, docs = segments.all_rows(group)[kept], np.concatenate([part.docs for part in group])[kept]
                 entry = segments.write_segment(
-                    place, plan, template, vectors, docs, rows, keep_vectors=keep_vectors, devices=self.devices
+                    folder, plan, template, vectors, docs, rows, keep_vectors=keep_vectors, devices=self.devices
                 )
             entries.append(entry)
         lexical = snapshot.lexical
         if purge and make_lexical:
             lexical = next_number(self.folder / "lexical", snapshot.lexical)
             make_lexical(self.folder / "lexical" / lexical)
-        with self.transaction() as generation:
-            self.db.execute("DELETE FROM segments")
+        with self.database.transaction() as generation:
+            self.database.db.execute("DELETE FROM segments")
             for entry in entries:
                 self.name(entry)
-            self.put(storage=Storage(plan, tuning or old.tuning, keep_vectors, codebook).to_json())
+            self.database.put(storage=Storage(plan, tuning or old.tuning, keep_vectors, codebook).to_json())
             if purge:
-                self.purge_deleted(generation)
-                self.put(lexical=lexical, lexical_files=stamps(self.folder / "lexical" / lexical))
+                self.documents.purge_deleted(generation)
+                self.database.put(lexical=lexical, lexical_files=stamps(self.folder / "lexical" / lexical))
         self.forget_template()
         self.sweep()
         if purge:
-            self.db.executescript("PRAGMA incremental_vacuum")  # execute() would take one step of it, one page
+            with self.database.access():  # execute() would free a single page
+                self.database.db.executescript("PRAGMA incremental_vacuum")
 
-    # Segments and what the recipe has learnt
+    # Segments and the trained recipe
 
     def entries(self) -> list[Entry]:
         """The segments as the last commit lists them."""
         query = "SELECT first_row, count, name, files FROM segments ORDER BY first_row"
-        with self.sound():
+        with self.database.access():
+            rows = self.database.db.execute(query).fetchall()
+        try:
             return [
                 Entry(first_row, count, name, {file: Stamp(*value) for file, value in json.loads(files).items()})
-                for first_row, count, name, files in self.db.execute(query).fetchall()
+                for first_row, count, name, files in rows
             ]
+        except (TypeError, ValueError, AttributeError) as error:
+            raise self.database.damaged(f"its list of segments cannot be read ({error})") from error
 
     def name(self, entry: Entry) -> None:
         """List a segment, as part of a transaction."""
-        self.db.execute(
+        self.database.db.execute(
             "INSERT INTO segments VALUES (?, ?, ?, ?)",
             (entry.first_row, entry.count, entry.name, json.dumps(entry.files)),
         )
 
     def _segment(self, entry: Entry, plan: Plan) -> DiskSegment:
-        """A segment; as long as anybody holds it, the same one, with its files open and checked."""
-        before = self._opened.get(entry.name)
-        if before is not None and (before.entry, before.plan) == (entry, plan):
-            return before
-        self._opened[entry.name] = found = DiskSegment(self.folder / "segments" / entry.name, entry, plan)
-        return found
+        """A segment; as long as anyone holds it, the same object, with its files open and checked."""
+        segment = self._opened.get(entry.name)
+        if segment is None or (segment.entry, segment.plan) != (entry, plan):
+            self._opened[entry.name] = segment = DiskSegment(self.folder / "segments" / entry.name, entry, plan)
+        return segment
 
     def _write_segment(self, vectors: Iterable[np.ndarray], docs: np.ndarray, rows: np.ndarray) -> Entry:
         storage = self.storage
@@ -334,7 +355,11 @@ class Store(Documents):
     @property
     def storage(self) -> Storage:
         """How the last commit stores vectors."""
-        return Storage.from_json(self.setting("storage"))
+        values = self.database.setting("storage")
+        try:
+            return Storage.from_json(values)
+        except ValueError as error:
+            raise self.database.damaged(str(error)) from error
 
     def template(self) -> Any:
         """The trained, empty index that new vectors are added to a copy of."""
@@ -353,84 +378,39 @@ class Store(Documents):
         self._template = None
 
     def write_codebook(self, plan: Plan, template: Any) -> Codebook | None:
-        """Write a trained, empty index; None where the recipe needs no training."""
+        """Write a trained, empty index; None where there is nothing to keep of it."""
         if plan.recipe in ("flat", "binary"):
             return None
-        place = self.folder / "codebooks"
-        place.mkdir(exist_ok=True)
-        file = place / next_number(place)
+        folder = self.folder / "codebooks"
+        folder.mkdir(exist_ok=True)
+        file = folder / next_number(folder)
         return Codebook(file.name, dense.write(template, file))
-
-    # Words
-
-    def lexical_folder(self) -> Path:
-        """Where the lexical index of the last commit is."""
-        return self.folder / "lexical" / str(self.setting("lexical"))
-
-    def name_lexical(self) -> None:
-        """Say in a commit what the lexical index's files are now."""
-        known = {name: Stamp(*value) for name, value in self.setting("lexical_files").items()}
-        files = stamps(self.folder / "lexical" / self.setting("lexical"), known)
-        if files != known:
-            with self.transaction():
-                self.put(lexical_files=files)
-
-    def check_lexical(self) -> None:
-        """Raise StoreError unless the lexical index's files are as a commit has named them."""
-        folder = self.lexical_folder()
-        for name, value in self.setting("lexical_files").items():
-            verify(folder / name, Stamp(*value))
-
-    def keep_words(self) -> None:
-        """To be called before words are added: keeps the list of those that a commit has named."""
-        if (file := self.lexical_folder() / WORDS).is_file():
-            shutil.copyfile(file, file.with_name(KEPT))
-
-    def _take_back_words(self) -> None:
-        """Undo what a killed writer has added to the words and not named; without, all would have to be made anew."""
-        file, named = self.lexical_folder() / WORDS, self.setting("lexical_files").get(WORDS)
-        kept = file.with_name(KEPT)
-        if named is None or not kept.is_file():
-            return
-        try:
-            verify(file, Stamp(*named))
-        except StoreError:
-            with suppress(StoreError):  # or they are made anew after all
-                verify(kept, Stamp(*named))
-                kept.replace(file)
 
     # What no commit names
 
     def leftovers(self) -> list[Path]:
-        """What no commit names, and the next writer removes."""
+        """Files and folders that no commit names, and that the next writer removes."""
         codebook = self.storage.codebook
         named = {self.folder / "segments" / entry.name for entry in self.entries()}
-        named |= {self.lexical_folder(), self.folder / "codebooks" / (codebook.name if codebook else "")}
+        named |= {self.lexical.folder, self.folder / "codebooks" / (codebook.name if codebook else "")}
         parts = ("segments", "codebooks", "lexical")
         return sorted(entry for part in parts for entry in self.folder.glob(f"{part}/*") if entry not in named)
 
     def sweep(self) -> None:
-        """Remove what no commit names: a killed writer's files, and those that were replaced."""
+        """Remove what no commit names: files of a killed writer, and files that were replaced."""
         for entry in self.leftovers():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _groups(parts: Sequence[DiskSegment], kept: np.ndarray, dim: int) -> Iterator[tuple[list[DiskSegment], Any]]:
-    """Neighbouring segments of about a gigabyte of float32 together, each with its part of a mask over all rows."""
+    """Neighbouring segments, about a gigabyte of float32 together, each group with its part of a mask over all rows."""
     most = max(1, (1 << 30) // (4 * dim))
     group: list[DiskSegment] = []
     start = 0
     for part in [*parts, None]:
-        size = sum(each.count for each in group)
+        size = sum(member.count for member in group)
         if group and (part is None or size + part.count > most):
             yield group, kept[start : start + size]
             group, start = [], start + size
         if part is not None:
             group.append(part)
-
-
-def stamps(folder: Path, known: dict[str, Stamp] | None = None) -> dict[str, Stamp]:
-    """What is in the lexical index's files; those that are known, and never change once written, are not read again."""
-    files = sorted(file for file in folder.glob("[!.]*") if file.suffix != ".lock")
-    known = {name: value for name, value in (known or {}).items() if name != WORDS}
-    return {file.name: known.get(file.name) or stamp(file) for file in files}

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.errors import StoreError
+from searchkit.errors import DamagedError, StoreError
 from searchkit.indexer import repair as mending
 from searchkit.indexer.database import LAST
 from searchkit.indexer.files import verify
@@ -72,9 +72,9 @@ def check(folder: str | Path) -> list[Finding]:
             return [Finding("index.db", f"{error}, or {PUT_BACK}")]
         with store:
             try:
-                before = store.setting("generation")
+                before = store.database.setting("generation")
                 findings = list(_findings(store))
-                if all(finding.ok for finding in findings) or store.setting("generation") == before:
+                if all(finding.ok for finding in findings) or store.database.setting("generation") == before:
                     return findings
             except StoreError as error:
                 return [Finding("index.db", str(error))]
@@ -83,9 +83,11 @@ def check(folder: str | Path) -> list[Finding]:
 
 
 def _findings(store: Store) -> Iterator[Finding]:
-    lost = [f"{count} commits are lost, its log is damaged or missing"] if (count := store.lost_commits()) else []
-    yield Finding("index.db", "; ".join([*lost, *store.integrity()]))
-    if store.note_is_gone():
+    lost = (
+        [f"{count} commits are lost, its log is damaged or missing"] if (count := store.database.lost_commits()) else []
+    )
+    yield Finding("index.db", "; ".join([*lost, *store.database.integrity()]))
+    if store.database.note_is_gone():
         yield Finding(LAST, "it cannot be read, and commits that were lost with the database's log would not be missed")
     yield Finding("settings", _settings_damage(store))
     yield _documents(store)
@@ -94,7 +96,7 @@ def _findings(store: Store) -> Iterator[Finding]:
     segments = mending.named_segments(store)
     for segment, (first, below) in zip(segments, row_ranges(segments), strict=True):
         yield Finding(f"segments/{segment.entry.name}", _segment_damage(store, segment, first, below))
-    if not segments and (count := store.stored_passages()):
+    if not segments and (count := store.documents.stored_passages()):
         yield Finding("segments", f"{count} passages have no vectors")
     yield lexical_state(store)
     if left := store.leftovers():
@@ -103,9 +105,9 @@ def _findings(store: Store) -> Iterator[Finding]:
 
 
 def _settings_damage(store: Store) -> str:
-    if not store.sealed():
+    if not store.database.settings_intact():
         return "they differ from their checksum"
-    set_to = store.settings()
+    set_to = store.database.settings()
     wrong = [
         "the deletions differ from their checksum" if key == "tombstones" else f"{set_to[key]} {key}, but {value} found"
         for key, value in mending.counted(store).items()
@@ -174,12 +176,12 @@ def lexical_state(store: Store) -> Finding:
     damage, behind = "", 0
     for attempt in range(_RETRIES):
         try:
-            store.check_lexical()
-            behind = store.stored_passages() - _indexed(store)
+            store.lexical.check()
+            behind = store.documents.stored_passages() - _indexed(store)
             damage = f"it holds {-behind} passages more than the database" if behind < 0 else ""
             break
         except (ValueError, OSError) as error:  # ValueError is tantivy's, too
-            damage = _short(error, store.lexical_folder())
+            damage = _short(error, store.lexical.folder)
             # A writer that is at work names its files right after it has written them.
             if attempt < _RETRIES - 1:
                 time.sleep(0.05)
@@ -189,7 +191,7 @@ def lexical_state(store: Store) -> Finding:
 
 def _indexed(store: Store) -> int:
     """Passages in the lexical index."""
-    folder, language = store.lexical_folder(), store.setting("language")
+    folder, language = store.lexical.folder, store.database.setting("language")
     if not (folder / "meta.json").is_file():  # opening would make one
         return 0
     if os.access(folder, os.W_OK, effective_ids=True):
@@ -216,7 +218,7 @@ def error_of(work: Any) -> str:
 
 def _short(error: Exception, folder: Path | None = None) -> str:
     """An error without its advice, which is for those who did not ask for a check."""
-    text = str(error).partition("; mend the index")[0]
+    text = f"{error.path} {error.damage}" if isinstance(error, DamagedError) else str(error)
     return text.removeprefix(f"{folder}/") if folder else text
 
 

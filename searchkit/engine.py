@@ -46,7 +46,7 @@ class SearchEngine:
         self._gpus = gpu.Gpus(device, replicate=replicate)
         store.devices = self._gpus.devices
         snapshot = store.snapshot()  # first: it compares the settings with their checksum
-        self.settings = store.settings()
+        self.settings = store.database.settings()
         self._model = model
         if isinstance(model, Embedder):
             check_model(self.settings["model"], model)
@@ -239,8 +239,8 @@ class SearchEngine:
         """
         wanted = list(dict.fromkeys(ids))
         snapshot = self._store.snapshot()
-        docs = set(self._store.positions_of(wanted))
-        known = self._store.known_ids(wanted)
+        docs = set(self._store.documents.positions_of(wanted))
+        known = self._store.documents.known_ids(wanted)
         if where is not None:
             docs.update(self._store.matching(compile_filter(where), snapshot)[0].tolist())
         if dry_run:
@@ -336,7 +336,7 @@ class SearchEngine:
         # Those that take another's place are deleted by the commit that adds them; of the others there is nothing.
         self._store.commit([new for new, _ in window], vectors, delete=[new.id for new, _ in window])
         self._words.catch_up(self._words.of(self._ranker.snapshot), self._store)
-        self._store.join_small_segments()
+        self._store.merge_small_segments()
         report.documents += len(window)
         report.passages += len(texts)
 
@@ -384,7 +384,7 @@ class SearchEngine:
         def fetched(ranker: Ranker) -> tuple[list[list[Ranked]], dict[int, StoredPassage]]:
             rankings = rank(ranker)
             wanted = [item.row for ranking in rankings for item in ranking]
-            stored = self._store.passages(wanted)
+            stored = self._store.documents.passages(wanted)
             if missing := set(wanted) - stored.keys():
                 raise StoreError(f"{self._store.folder / 'index.db'} is damaged: {len(missing)} passages are missing")
             return rankings, stored
@@ -466,7 +466,7 @@ class SearchEngine:
             try:
                 return work(ranker)
             except StoreError:
-                newer = self._store.setting("generation") != ranker.snapshot.generation
+                newer = self._store.database.setting("generation") != ranker.snapshot.generation
                 if not newer or attempt == _RETRIES - 1:
                     raise
                 self.reload()
@@ -489,11 +489,11 @@ class SearchEngine:
 
     def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
         """The users' ids of every document in some rankings."""
-        return self._store.ids_of({item.doc for ranking in rankings for item in ranking})
+        return self._store.documents.ids_of({item.doc for ranking in rankings for item in ranking})
 
     def documents(self) -> Iterator[Document]:
         """Every document, as it was added, in the order they came."""
-        for id, title, text, metadata in self._store.living():
+        for id, title, text, metadata in self._store.documents.living():
             yield Document(id, text, title=title, metadata=json.loads(metadata))
 
     # What belongs together

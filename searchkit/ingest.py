@@ -57,7 +57,7 @@ def new_documents(
             checksum, fault = _checked(document)
             fault = fault or _repeated(document, seen)
             if fault is None:
-                stored = store.checksum_of(document.id)
+                stored = store.documents.checksum_of(document.id)
                 if stored == checksum:
                     report.unchanged += 1
                 elif stored is None:

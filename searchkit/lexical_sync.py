@@ -68,15 +68,15 @@ class Words:
     def catch_up(self, index: LexicalIndex, store: Store) -> None:
         """Bring an index up to the committed passages; `store` holds the writer's lock."""
         indexed = len(index)
-        if indexed < store.stored_passages():
-            store.keep_words()
-            index.add((row, join_title(title, text)) for row, title, text in store.texts(indexed))
-        store.name_lexical()
+        if indexed < store.documents.stored_passages():
+            store.lexical.keep()
+            index.add((row, join_title(title, text)) for row, title, text in store.documents.texts(indexed))
+        store.lexical.commit()
 
     def make(self, folder: Path) -> None:
         """An index of the living passages alone, in a folder of its own."""
         index = LexicalIndex(folder, self._language)
-        index.add((row, join_title(title, text)) for row, title, text in self._store.texts(living=True))
+        index.add((row, join_title(title, text)) for row, title, text in self._store.documents.texts(living=True))
 
     def _opened(self, snapshot: Snapshot) -> LexicalIndex:
         """The index of a commit, its files checked; made anew, from the documents, where it is damaged."""
@@ -100,7 +100,7 @@ class Words:
         raise AssertionError("unreachable")
 
     def _checked(self, store: Store, folder: Path) -> LexicalIndex:
-        store.check_lexical()
+        store.lexical.check()
         return LexicalIndex(folder, self._language)
 
     def _remade(self, snapshot: Snapshot, folder: Path, error: Exception) -> LexicalIndex:
@@ -136,7 +136,7 @@ class Words:
                 return
 
     def _check_current(self, snapshot: Snapshot) -> None:
-        if self._store.setting("lexical") != snapshot.lexical:
+        if self._store.database.setting("lexical") != snapshot.lexical:
             raise StoreError(f"{self._store.folder} has been compacted since it was opened; open it again")
 
     def _can_write(self, folder: Path) -> bool:
@@ -145,7 +145,7 @@ class Words:
 
     def _copied(self, folder: Path) -> LexicalIndex:
         """tantivy needs its lock file even to read: where nothing can be written, read a copy."""
-        self._store.check_lexical()
+        self._store.lexical.check()
         if self._copy is not None:
             self._copy.cleanup()
         self._copy = tempfile.TemporaryDirectory(prefix="searchkit-")

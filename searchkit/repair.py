@@ -24,9 +24,10 @@ from searchkit.check import (
     row_ranges,
 )
 from searchkit.engine import COMMIT_EVERY, SearchEngine
-from searchkit.errors import StoreError
+from searchkit.errors import DamagedError, StoreError
 from searchkit.indexer import repair as mending
 from searchkit.indexer.database import LAST
+from searchkit.indexer.errors import REBUILD
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_index as dense
@@ -105,8 +106,8 @@ def repair(
             _mend_rest(engine, unsound, report)
             if engine.store.storage.plan != storage.plan:
                 _store_as_before(engine, storage, report)
-    except StoreError as error:
-        if "cannot be read" not in str(error):
+    except DamagedError as error:
+        if error.repairable:
             raise
         raise StoreError(f"{error}, or {PUT_BACK}") from error
     report.findings = check(folder)
@@ -126,28 +127,28 @@ def _store_as_before(engine: SearchEngine, storage: Storage, report: Repair) -> 
 
 def _left(folder: Path) -> list[str]:
     with Store(folder) as store:
-        left = store.leftovers() if store.sealed() else []
+        left = store.leftovers() if store.database.settings_intact() else []
     return [f"{path.relative_to(folder)}: removed, no commit names it" for path in left]
 
 
 def _mend_database(store: Store, report: Repair) -> list[int]:
     """Put right what the database says of itself; returns the positions of documents that are lost."""
-    lost = store.lost_commits()
-    if store.integrity():
+    lost = store.database.lost_commits()
+    if store.database.integrity():
         mending.reindex(store)
-        if faults := store.integrity():
-            raise StoreError(f"{store.folder / 'index.db'} cannot be read ({faults[0]}); build the index again")
+        if faults := store.database.integrity():
+            raise DamagedError(store.database.file, f"cannot be read ({faults[0]})", REBUILD, repairable=False)
         report.done.append("index.db: its search trees made anew from its tables")
-    if store.note_is_gone():
+    if store.database.note_is_gone():
         report.done.append(f"{LAST}: written anew")  # by the commit at the end
-    if not store.sealed():
-        if (key := mending.mend_settings(store)) is None:
+    if not store.database.settings_intact():
+        if (key := mending.repair_settings(store)) is None:
             raise StoreError(_untold(store, "settings"))
         report.done.append(f"settings: {key} counted again")
     unsound = [each.doc for each in mending.examine(store) if not is_sound(each)]
-    counted, settings = mending.counted(store), store.settings()
+    counted, settings = mending.counted(store), store.database.settings()
     if counted["tombstones"] != settings["tombstones"]:
-        if (id := mending.mend_deletions(store)) is not None:
+        if (id := mending.repair_deletions(store)) is not None:
             report.done.append(f"settings: the deletion mark of document {id!r} put right")
         elif not unsound or counted["documents"] != settings["documents"]:
             raise StoreError(_untold(store, "deletions"))
@@ -213,17 +214,17 @@ def _mend_rest(engine: SearchEngine, unsound: list[int], report: Repair) -> None
     report.lost, report.file = _salvage(store, unsound)
     if words or entries != [segment.entry for segment in segments] or not recovered or report.done:
         plan = None if recovered else Plan("flat", store.storage.plan.dim)
-        mending.mend(store, entries, lost=unsound, new_lexical=words, plan=plan)
+        mending.replace_damaged(store, entries, lost=unsound, new_lexical=words, plan=plan)
     if unsound:
         deleted = len(unsound) - len(report.lost)
         report.done.append(
             f"documents: {len(unsound)} taken out" + (f", {deleted} of them deleted before" if deleted else "")
         )
     if words or lexical.note:
-        index = LexicalIndex(store.lexical_folder(), store.setting("language"))
-        store.keep_words()
-        index.add((row, join_title(title, text)) for row, title, text in store.texts(len(index)))
-        store.name_lexical()
+        index = LexicalIndex(store.lexical.folder, store.database.setting("language"))
+        store.lexical.keep()
+        index.add((row, join_title(title, text)) for row, title, text in store.documents.texts(len(index)))
+        store.lexical.commit()
         report.done.append(f"lexical: {'made anew' if words else 'brought up'} from the documents")
 
 
@@ -237,7 +238,7 @@ def _codebook(store: Store, segments: Sequence[DiskSegment], report: Repair) -> 
             # Every segment's index began as a copy of the empty, trained one.
             index = dense.read(segment.folder / INDEX, plan, mapped=False)
             index.reset()
-            mending.mend_codebook(store, plan, index)
+            mending.replace_codebook(store, plan, index)
             report.done.append(f"codebook: taken from segments/{segment.entry.name}")
             return True
     report.done.append(f"codebook: lost ({fault.rpartition('/')[2]})")
@@ -335,7 +336,7 @@ def _windows(docs: np.ndarray) -> Iterator[tuple[int, int]]:
 def _embedded(engine: SearchEngine, rows: np.ndarray, docs: np.ndarray) -> np.ndarray:
     texts: dict[int, str] = {}
     for doc in dict.fromkeys(docs.tolist()):
-        first, stored = engine.store.document(doc)
+        first, stored = engine.store.documents.document(doc)
         settings = engine.settings
         new, passages = to_passages(
             Document(stored.id, stored.text, stored.title),

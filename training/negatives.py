@@ -69,7 +69,7 @@ def mine(
         queries = [Query("", example.query, example.instruction) for example in batch]
         vectors = engine.embed(queries)
         rankings = engine.rank(queries, k=depth, options=options)
-        stored = engine.store.passages([item.row for ranking in rankings for item in ranking])
+        stored = engine.store.documents.passages([item.row for ranking in rankings for item in ranking])
         passages = [[stored[item.row] for item in ranking] for ranking in rankings]
         similarities = [
             engine.similarities(vector, np.array([item.row for item in ranking], dtype=np.int64))

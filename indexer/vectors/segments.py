@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.indexer.errors import StoreError
+from searchkit.indexer.errors import DamagedError
 from searchkit.indexer.files import NewFile, Stamp, next_number, stamp, sync_folder, verify
 from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors import faiss_index as dense
@@ -20,7 +20,7 @@ from searchkit.indexer.vectors.recipes import RECIPES, Plan
 
 INDEX, VECTORS, DOCS, ROWS = "dense.faiss", "vectors.f16", "docs.i64", "rows.i64"
 LEVEL = 8
-"""Neighbouring segments of like size are joined when there are so many, so that few are left and little is copied."""
+"""So many neighbouring segments of similar size are merged, which leaves few segments and copies little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,8 @@ class DiskSegment:
         file = self._checked(INDEX)
         index = dense.read(file, self.plan)
         if index.ntotal != self.count or index.d != self.plan.dim:
-            raise StoreError(
-                f"{file} holds {index.ntotal} vectors of {index.d}, expected {self.count} of {self.plan.dim}; "
-                "mend the index with: searchkit check INDEX --repair"
+            raise DamagedError(
+                file, f"holds {index.ntotal} vectors of {index.d}, expected {self.count} of {self.plan.dim}"
             )
         return index
 
@@ -114,11 +113,6 @@ class DiskSegment:
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Where in the segment these of its rows are."""
         return rows - self.first_row if self.rows is None else np.searchsorted(self.rows, rows)
-
-    @property
-    def last_row(self) -> int:
-        """The highest row it holds."""
-        return self.first_row + self.count - 1 if self.rows is None else int(self.rows[-1])
 
     def check(self) -> None:
         """Compare every file with its checksum, again if it was before."""
@@ -210,7 +204,7 @@ def _also_written(vectors: Iterable[np.ndarray], file: NewFile) -> Iterator[np.n
         file.write(np.ascontiguousarray(some, dtype="<f2").data)
 
 
-def join_segments(
+def merge_segments(
     folder: Path,
     parts: Sequence[DiskSegment],
     template: Any,
@@ -288,7 +282,7 @@ def all_rows(parts: Sequence[DiskSegment]) -> np.ndarray:
     )
 
 
-def to_join(entries: Sequence[Entry]) -> list[Entry]:
+def to_merge(entries: Sequence[Entry]) -> list[Entry]:
     """The neighbours at the end that are due to be joined: LEVEL or more of one level, and the smaller among them."""
     levels = [_level(entry.count) for entry in entries]
     for level in range(1 + max(levels, default=-1)):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from searchkit.indexer.errors import DamagedError
 from searchkit.indexer.files import Stamp
 from searchkit.indexer.vectors.recipes import Plan, Tuning
 
@@ -45,7 +44,7 @@ class Storage:
         """Read what `to_json` wrote.
 
         Raises:
-            DamagedError: It is something else.
+            ValueError: It is something else.
         """
         try:
             plan = dict(values["plan"])
@@ -55,8 +54,8 @@ class Storage:
                 stamp = book["stamp"] if "stamp" in book else (book["bytes"], book["sha256"])  # format 2
                 book = Codebook(book["name"], Stamp(*stamp))
             return cls(Plan(**plan), Tuning(**values["tuning"]), bool(values["keep_vectors"]), book)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamagedError(f"the setting storage cannot be read ({type(error).__name__}: {error})") from error
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no record of how vectors are stored ({type(error).__name__}: {error})") from error
 
     def to_json(self) -> dict[str, Any]:
         """The value of the setting "storage"."""

@@ -123,7 +123,7 @@ def draw(engine: SearchEngine, judged: Judgements | None, most: int, rng: np.ran
     order = rng.permutation(len(living))
     if judged and judged.qrels:
         ids = {document for gains in judged.qrels.values() for document in gains}
-        known = np.array(engine.store.positions_of(sorted(ids)), dtype=np.int64)
+        known = np.array(engine.store.documents.positions_of(sorted(ids)), dtype=np.int64)
         if not len(known):
             raise InputError(
                 f"none of the {len(ids)} judged documents is in the index; "
@@ -137,7 +137,9 @@ def draw(engine: SearchEngine, judged: Judgements | None, most: int, rng: np.ran
         queries = engine.embed(judged.queries, judged.instruction)
     else:
         rows = segments.all_rows(parts)[living[np.sort(order[:held])]]
-        queries = engine.embed(phrases([stored.text for stored in engine.store.passages(rows.tolist()).values()], rng))
+        queries = engine.embed(
+            phrases([stored.text for stored in engine.store.documents.passages(rows.tolist()).values()], rng)
+        )
     return Sample(vectors, docs[taken], np.ascontiguousarray(queries, dtype=np.float32), len(living), judged)
 
 

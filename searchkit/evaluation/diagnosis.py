@@ -348,7 +348,7 @@ def _judgements(engine: SearchEngine, qrels: Qrels) -> dict[str, int]:
         "queries": len(qrels),
         "relevant": sum(gain > 0 for gain in gains),
         "not_relevant": sum(gain <= 0 for gain in gains),
-        "unknown": len(documents) - len(engine.store.known_ids(documents)),
+        "unknown": len(documents) - len(engine.store.documents.known_ids(documents)),
         "queries_without_relevant": sum(all(gain <= 0 for gain in judged.values()) for judged in qrels.values()),
     }
 

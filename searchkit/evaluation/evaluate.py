@@ -103,7 +103,7 @@ def judged_queries(engine: SearchEngine, judgements: Judgements) -> list[Query]:
     """
     qrels = judgements.qrels
     documents = {document for gains in qrels.values() for document in gains}
-    if not engine.store.known_ids(sorted(documents)):
+    if not engine.store.documents.known_ids(sorted(documents)):
         raise InputError(
             f"none of the {len(documents)} judged documents is in the index; "
             "judgements and index are of different corpora"
@@ -156,7 +156,7 @@ class Bm25Ranker:
         self._drop_self = judgements.drop_self
         self._ids: list[str] = []
         words: list[list[str]] = []
-        for document_id, title, text in engine.store.documents():
+        for document_id, title, text, _ in engine.store.documents.living():
             self._ids.append(document_id)
             words.append(self._analyzer.analyze(join_title(title, text)))
         self._scorer = BM25Okapi(words) if any(words) else None  # rank-bm25 divides by the number of words

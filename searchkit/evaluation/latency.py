@@ -280,7 +280,7 @@ def _documents_of(engine: SearchEngine) -> np.ndarray:
 
 
 def _documents(engine: SearchEngine, docs: np.ndarray) -> list[Document]:
-    stored = (engine.store.document(int(doc))[1] for doc in docs)
+    stored = (engine.store.documents.document(int(doc))[1] for doc in docs)
     return [Document(one.id, one.text, title=one.title, metadata=json.loads(one.metadata)) for one in stored]
 
 

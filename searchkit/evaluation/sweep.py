@@ -190,7 +190,7 @@ def _cut(
         docs, scores, seconds = search_exactly(
             snapshot.segments, snapshot.dead, unit(vectors[:, :dim]), DEPTH + judgements.drop_self
         )
-        ids = engine.store.ids_of(set(docs.ravel().tolist()))
+        ids = engine.store.documents.ids_of(set(docs.ravel().tolist()))
         run: Run = {
             query.id: {ids[doc]: value for doc, value in zip(row, values, strict=True)}
             for query, row, values in zip(queries, docs.tolist(), scores.tolist(), strict=True)

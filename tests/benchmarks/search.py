@@ -96,7 +96,7 @@ def grow(folder: Path, count: int, dim: int, words: bool) -> dict[str, Any]:
     seconds = 0.0
     settings = {"model": {"model": "none", "adapter": None, "dim": dim}, "language": "none"}
     with Store.create(folder, {**settings, "chunk_tokens": 0, "overlap": 0}, dim=dim) as store:
-        lexical = LexicalIndex(store.lexical_folder(), "none")
+        lexical = LexicalIndex(store.lexical.folder, "none")
         for start, rows in batches(count, dim):
             passages = texts(len(rows), LENGTHS, start) if words else ["fake"] * len(rows)
             documents = [
@@ -106,12 +106,12 @@ def grow(folder: Path, count: int, dim: int, words: bool) -> dict[str, Any]:
 
             def commit(documents: list[NewDocument] = documents, rows: np.ndarray = rows) -> None:
                 store.commit(documents, rows)
-                store.join_small_segments()
+                store.merge_small_segments()
 
             seconds += timed(commit)
             if words:
                 lexical.add(enumerate(passages, start))
-        store.name_lexical()
+        store.lexical.commit()
         size = store.sizes()["segments"] / 2**20
     return {"seconds": seconds, "segments_mib": round(size), "peak_mib": round(peak_mib())}
 
@@ -167,7 +167,7 @@ def open_once(folder: Path) -> dict[str, Any]:
     with found[0] as engine:
         added = resident_mib() - before
         store = engine.store
-        ranker = Ranker(store, store.snapshot(), lambda: LexicalIndex(store.lexical_folder()))
+        ranker = Ranker(store, store.snapshot(), lambda: LexicalIndex(store.lexical.folder))
         vector = queries(ranker.passages, ranker.plan.dim, 1)
         first, second = (timed(lambda: ranker.rank([""], vector, 10, SearchOptions(mode="dense"))) for _ in range(2))
     return {
@@ -184,7 +184,7 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
     import faiss
 
     with Store(folder) as store:
-        ranker = Ranker(store, store.snapshot(), lambda: LexicalIndex(store.lexical_folder(), "none"))
+        ranker = Ranker(store, store.snapshot(), lambda: LexicalIndex(store.lexical.folder, "none"))
         chosen, parts = ranker.plan, ranker.segments
         if len(parts) == 1:
             bare = dense.read(parts[0].folder / "dense.faiss", chosen)
@@ -264,7 +264,7 @@ FILTERS = {"": None, ", a third allowed": {"year": {"$gte": 2010}}, ", a thirtie
 def hybrid(folder: Path, rounds: int, k: int) -> dict[str, Any]:
     """One query at a time in every mode, without the embedding; a filter's first query reads all metadata."""
     with Store(folder) as store:
-        lexical = LexicalIndex(store.lexical_folder(), "none")
+        lexical = LexicalIndex(store.lexical.folder, "none")
         ranker = Ranker(store, store.snapshot(), lambda: lexical)
         vectors = queries(ranker.passages, ranker.plan.dim, min(16 * rounds, COMMIT_EVERY))
         asked = texts(len(vectors), (5, 5), 99)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from searchkit.errors import StoreError
+from searchkit.errors import DamagedError, StoreError
 from searchkit.indexer import repair as mending
-from searchkit.indexer.database import LAST, settings_seal
+from searchkit.indexer.database import LAST, settings_checksum
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.store import Snapshot, Store
@@ -54,7 +54,7 @@ def compact(opened: Store, **options: Any) -> None:
 def join_all(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(segments, "LEVEL", 2)
-        opened.join_small_segments()
+        opened.merge_small_segments()
 
 
 @pytest.fixture
@@ -72,31 +72,31 @@ def segment_files(folder: Path) -> list[Path]:
 
 def test_what_was_committed_comes_back(folder: Path, vectors: np.ndarray) -> None:
     with Store(folder) as opened:
-        settings = opened.settings()
+        settings = opened.database.settings()
         assert (settings["format"], settings["generation"], settings["language"]) == (3, 3, "none")
-        assert opened.counts() == (6, 12)
+        assert opened.documents.counts() == (6, 12)
         np.testing.assert_array_equal(vectors_in(opened), vectors[:12])
         assert [segment.first_row for segment in opened.snapshot().segments] == [0, 4, 8]
-        assert list(opened.documents())[5] == ("5", "Title 5", TWO_PASSAGES)
-        found = opened.passages([11, 0])
+        assert list(opened.documents.living())[5] == ("5", "Title 5", TWO_PASSAGES, '{"n": "5"}')
+        found = opened.documents.passages([11, 0])
         assert found[11] == (11, 5, "5", "Title 5", "Yeast makes gas.", 13, 29, {"n": "5"})
         assert found[0].text == "Bread rises."
-        assert list(opened.texts(11)) == [(11, "Title 5", "Yeast makes gas.")]
-        assert (opened.checksum_of("4"), opened.checksum_of("none")) == ("sum of 4", None)
+        assert list(opened.documents.texts(11)) == [(11, "Title 5", "Yeast makes gas.")]
+        assert (opened.documents.checksum_of("4"), opened.documents.checksum_of("none")) == ("sum of 4", None)
 
 
 def test_rows_lead_to_their_documents(folder: Path) -> None:
     rows = np.tile([[11, 0, 1], [5, 5, 2]], (3, 4))
     with Store(folder) as opened:
         np.testing.assert_array_equal(documents_of(opened, rows), rows // 2)
-        assert opened.ids_of({5, 0}) == {5: "5", 0: "0"}
-        assert opened.known_ids(["0", "9", "x"]) == {"0"}
+        assert opened.documents.ids_of({5, 0}) == {5: "5", 0: "0"}
+        assert opened.documents.known_ids(["0", "9", "x"]) == {"0"}
 
 
 def test_offsets_count_characters_and_not_bytes(tmp_path: Path, vectors: np.ndarray) -> None:
     with Store.create(tmp_path / "i", {}, dim=16) as made:
         made.commit([document("1", "日本語 😀 Ünï end", ((0, 3), (4, 5), (6, 9)))], vectors[:3])
-        assert [text for _, _, text in made.texts()] == ["日本語", "😀", "Ünï"]
+        assert [text for _, _, text in made.documents.texts()] == ["日本語", "😀", "Ünï"]
 
 
 def test_an_empty_folder_can_become_an_index_and_a_full_one_cannot(tmp_path: Path) -> None:
@@ -113,7 +113,11 @@ def test_an_empty_folder_can_become_an_index_and_a_full_one_cannot(tmp_path: Pat
 def test_an_empty_index_answers(tmp_path: Path) -> None:
     Store.create(tmp_path / "i", {}, dim=16).close()
     with Store(tmp_path / "i") as opened:
-        assert (opened.counts(), opened.snapshot().segments, list(opened.texts())) == ((0, 0), [], [])
+        assert (opened.documents.counts(), opened.snapshot().segments, list(opened.documents.texts())) == (
+            (0, 0),
+            [],
+            [],
+        )
 
 
 def test_what_is_not_an_index_is_said(tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def as_format_2(folder: Path) -> None:
         )
         db.execute("UPDATE settings SET value = ? WHERE key = 'storage'", (json.dumps(storage),))
         db.execute("UPDATE settings SET value = '2' WHERE key = 'format'")
-        db.execute("UPDATE settings SET value = ? WHERE key = 'seal'", (json.dumps(settings_seal(db)),))
+        db.execute("UPDATE settings SET value = ? WHERE key = 'seal'", (json.dumps(settings_checksum(db)),))
 
 
 def test_an_index_of_the_format_before_is_read_checked_and_carried_on(folder: Path, vectors: np.ndarray) -> None:
@@ -174,8 +178,8 @@ def test_an_index_of_the_format_before_is_read_checked_and_carried_on(folder: Pa
     with Store(folder, writable=True) as store:
         np.testing.assert_allclose(vectors_in(store), vectors[:12], atol=1e-3)
         store.commit([document("new")], vectors[12:14])
-        assert store.setting("format") == 3
-        store.join_small_segments()
+        assert store.database.setting("format") == 3
+        store.merge_small_segments()
         np.testing.assert_allclose(vectors_in(store), vectors[:14], atol=1e-3)
     as_format_2(folder)
     file = segment_files(folder)[0]
@@ -232,7 +236,7 @@ def test_as_many_vectors_as_passages_or_nothing(folder: Path, vectors: np.ndarra
     with Store(folder, writable=True) as opened:
         with pytest.raises(ValueError, match="3 vectors came for 2 passages; expected one each"):
             opened.commit([document("6")], vectors[:3])
-        assert opened.counts() == (6, 12)
+        assert opened.documents.counts() == (6, 12)
         assert len(segment_files(folder)) == 3
 
 
@@ -241,7 +245,7 @@ def test_documents_without_passages_and_commits_of_nothing(folder: Path, vectors
         opened.commit([document("empty", "", ())], vectors[:0])
         opened.commit([], vectors[:0])
         opened.commit([document("6")], vectors[:2])
-        assert opened.counts() == (8, 14)
+        assert opened.documents.counts() == (8, 14)
         np.testing.assert_array_equal(documents_of(opened, np.arange(11, 14)), [5, 7, 7])
 
 
@@ -252,7 +256,7 @@ def test_a_reader_cannot_change_the_index(folder: Path, vectors: np.ndarray) -> 
             lambda: reader.commit([document("6")], vectors[:2]),
             lambda: reader.delete([1]),
             lambda: reader.rewrite(Plan("flat", 16), None),
-            reader.join_small_segments,
+            reader.merge_small_segments,
         ):
             with pytest.raises(StoreError, match="is open for reading; open it for writing to change it"):
                 change()
@@ -281,8 +285,8 @@ def test_a_reader_answers_on_through_commits_and_joins(
         join_all(writer, monkeypatch)
         assert len(segment_files(folder)) == 1  # the reader's files are gone from the folder
         np.testing.assert_array_equal(search(snapshot, vectors, 12), before)
-        assert reader.passages(before[0][0])[0].text == "Bread rises."
-        assert reader.counts() == (7, 14)
+        assert reader.documents.passages(before[0][0])[0].text == "Bread rises."
+        assert reader.documents.counts() == (7, 14)
         np.testing.assert_array_equal(vectors_in(reader), vectors[:14])
 
 
@@ -292,19 +296,19 @@ def test_a_reader_answers_on_through_commits_and_joins(
 def test_the_deleted_are_marked_and_the_rest_stays(folder: Path, vectors: np.ndarray) -> None:
     with Store(folder, writable=True) as opened, Store(folder) as reader:
         before = reader.snapshot()
-        assert opened.positions_of(["1", "4", "x"]) == [1, 4]
+        assert opened.documents.positions_of(["1", "4", "x"]) == [1, 4]
         assert opened.delete([1, 4, 4]) == 2
         assert opened.delete([1, 77]) == 0
         for now in (opened, reader):
             snapshot = now.snapshot()
             assert (snapshot.documents, snapshot.passages, snapshot.next_row) == (4, 8, 12)
             np.testing.assert_array_equal(snapshot.dead, [2, 3, 8, 9])
-            assert now.known_ids([str(n) for n in range(6)]) == {"0", "2", "3", "5"}
-            assert now.checksum_of("1") is None
-            assert [id for id, _, _ in now.documents()] == ["0", "2", "3", "5"]
-            assert [row for row, _, _ in now.texts(living=True)] == [0, 1, 4, 5, 6, 7, 10, 11]
+            assert now.documents.known_ids([str(n) for n in range(6)]) == {"0", "2", "3", "5"}
+            assert now.documents.checksum_of("1") is None
+            assert [id for id, _, _, _ in now.documents.living()] == ["0", "2", "3", "5"]
+            assert [row for row, _, _ in now.documents.texts(living=True)] == [0, 1, 4, 5, 6, 7, 10, 11]
         assert before.dead.size == 0
-        assert reader.passages([2])[2].id == "1"  # for those who look at an older commit
+        assert reader.documents.passages([2])[2].id == "1"  # for those who look at an older commit
 
 
 def test_an_id_can_come_again_after_it_was_deleted_and_in_the_same_commit(folder: Path, vectors: np.ndarray) -> None:
@@ -312,10 +316,10 @@ def test_an_id_can_come_again_after_it_was_deleted_and_in_the_same_commit(folder
         opened.delete([1])
         opened.commit([document("1", "New text", ((0, 8),)), document("2", "Other", ((0, 5),))], vectors[12:14],
                       delete=["1", "2", "none"])  # fmt: skip
-        assert opened.counts() == (6, 10)
-        assert opened.positions_of(["1", "2"]) == [6, 7]
+        assert opened.documents.counts() == (6, 10)
+        assert opened.documents.positions_of(["1", "2"]) == [6, 7]
         np.testing.assert_array_equal(opened.snapshot().dead, [2, 3, 4, 5])
-        assert [found.text for found in opened.passages([12, 13]).values()] == ["New text", "Other"]
+        assert [found.text for found in opened.documents.passages([12, 13]).values()] == ["New text", "Other"]
 
 
 def test_compaction_lets_go_of_the_deleted_alone(folder: Path, vectors: np.ndarray) -> None:
@@ -332,12 +336,12 @@ def test_compaction_lets_go_of_the_deleted_alone(folder: Path, vectors: np.ndarr
         assert (snapshot.documents, snapshot.passages, snapshot.next_row, snapshot.next_doc) == (3, 6, 12, 6)
         assert snapshot.dead.size == 0
         np.testing.assert_array_equal(vectors_in(opened), vectors[[4, 5, 6, 7, 10, 11]])
-        assert opened.passages(range(12)).keys() == {4, 5, 6, 7, 10, 11}
-        assert [row for row, _, _ in opened.texts()] == [4, 5, 6, 7, 10, 11]
-        assert opened.stored_passages() == 6
+        assert opened.documents.passages(range(12)).keys() == {4, 5, 6, 7, 10, 11}
+        assert [row for row, _, _ in opened.documents.texts()] == [4, 5, 6, 7, 10, 11]
+        assert opened.documents.stored_passages() == 6
         opened.commit([document("new")], vectors[12:14])  # places are not given a second time
-        assert opened.positions_of(["new"]) == [6]
-        assert set(opened.passages([12])) == {12}
+        assert opened.documents.positions_of(["new"]) == [6]
+        assert set(opened.documents.passages([12])) == {12}
     assert [place.name for place in made] == ["000002"]
     assert [place.name for place in (folder / "lexical").iterdir()] == ["000002"]
 
@@ -429,12 +433,12 @@ def test_a_damaged_document_is_never_shown(folder: Path, statement: str) -> None
     change(folder, statement)
     with Store(folder) as opened:
         try:
-            found = opened.passages([4, 5, 6])
+            found = opened.documents.passages([4, 5, 6])
         except StoreError as error:
             assert "index.db is damaged: document" in str(error) or "cannot be read" in str(error)  # noqa: PT017
         else:
             assert 5 not in found
-        assert opened.passages([6])[6].id == "3"
+        assert opened.documents.passages([6])[6].id == "3"
 
 
 @pytest.mark.parametrize("column", ["id", "title", "metadata", "first_row", "doc"])
@@ -443,8 +447,8 @@ def test_a_document_that_damage_hides_is_not_taken_for_absent(folder: Path, colu
     with Store(folder) as opened:
         for work in (
             lambda: opened.matching(compile_filter({"n": "2"}), opened.snapshot()),
-            lambda: opened.ids_of([1]),
-            lambda: opened.known_ids(["0", "9"]),
+            lambda: opened.documents.ids_of([1]),
+            lambda: opened.documents.known_ids(["0", "9"]),
         ):
             with pytest.raises(StoreError, match=r"index\.db is damaged: its documents differ from their checksum"):
                 work()
@@ -471,13 +475,13 @@ def test_a_deletion_mark_that_the_search_tree_belies_changes_no_answer(folder: P
     with Store(folder) as opened:
         np.testing.assert_array_equal(opened.matching(low, opened.snapshot())[0], [0, 5])
         with pytest.raises(StoreError, match=r"index\.db is damaged: its documents differ from their checksum"):
-            list(opened.documents())
+            list(opened.documents.living())
 
 
 def test_reading_all_documents_compares_each_with_its_seal(folder: Path) -> None:
     change(folder, "UPDATE documents SET text = 'Bread falls. Yeast makes gas.' WHERE doc = 2")
     with Store(folder) as opened, pytest.raises(StoreError, match="document '2' differs from its checksum"):
-        list(opened.documents())
+        list(opened.documents.living())
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "bit"])
@@ -493,7 +497,7 @@ def test_a_log_that_lost_commits_is_not_taken_for_an_older_index(folder: Path, d
     log.write_bytes({"gone": b"", "cut": content[:-5000], "bit": content}[damage])
     for writable in (False, True):
         with Store(copy, writable=writable) as opened:
-            assert opened.lost_commits() in (1, 2)
+            assert opened.database.lost_commits() in (1, 2)
             with pytest.raises(
                 StoreError, match=r"but commit 5 was made: its log, index\.db-wal, is damaged or missing"
             ):
@@ -510,10 +514,10 @@ def test_the_number_of_the_last_commit_may_be_missing_or_damaged(folder: Path, c
         (folder / LAST).write_bytes(content)
     with Store(folder, writable=True) as opened:
         assert opened.snapshot().generation == 3
-        assert opened.note_is_gone()
+        assert opened.database.note_is_gone()
         opened.delete([1])
-        assert opened.lost_commits() == 0
-        assert not opened.note_is_gone()
+        assert opened.database.lost_commits() == 0
+        assert not opened.database.note_is_gone()
     assert (folder / LAST).read_bytes().startswith(b"%020d " % 4)
 
 
@@ -528,7 +532,7 @@ def test_an_id_that_the_search_tree_has_lost_is_not_taken_for_unknown(folder: Pa
         db.execute("UPDATE sqlite_master SET sql = replace(sql, 'deleted = 7', 'deleted = 0') WHERE name = 'living'")
         db.commit()
     with Store(folder) as opened, pytest.raises(StoreError, match="search tree of the ids differs from the documents"):
-        opened.known_ids(["0"])
+        opened.documents.known_ids(["0"])
 
 
 def test_a_store_can_be_read_by_many_threads(folder: Path) -> None:
@@ -537,7 +541,9 @@ def test_a_store_can_be_read_by_many_threads(folder: Path) -> None:
 
         def work(n: int) -> int:
             snapshot = reader.snapshot()
-            return len(reader.passages([n % 12])) + len(reader.matching(low, snapshot)[0]) + snapshot.documents
+            return (
+                len(reader.documents.passages([n % 12])) + len(reader.matching(low, snapshot)[0]) + snapshot.documents
+            )
 
         assert set(threads.map(work, range(200))) == {1 + 3 + 6}
 
@@ -564,8 +570,8 @@ def test_a_commit_that_fails_leaves_the_last_one_whole(folder: Path, vectors: np
         with pytest.raises((OSError, StoreError), match=r"No space left|UNIQUE constraint failed"):
             opened.commit([document("6"), failing], vectors[12:16])
         for now in (opened, reader):
-            assert now.counts() == (6, 12)
-            assert now.settings()["generation"] == 3
+            assert now.documents.counts() == (6, 12)
+            assert now.database.settings()["generation"] == 3
             np.testing.assert_array_equal(vectors_in(now), vectors[:12])
 
 
@@ -624,9 +630,41 @@ def read_only(folder: Path) -> Iterator[Path]:
 
 def test_an_index_in_a_read_only_place_can_be_read(read_only: Path, vectors: np.ndarray) -> None:
     with Store(read_only) as opened:
-        assert opened.counts() == (6, 12)
+        assert opened.documents.counts() == (6, 12)
         np.testing.assert_array_equal(vectors_in(opened), vectors[:12])
-        assert opened.passages([0])[0].text == "Bread rises."
+        assert opened.documents.passages([0])[0].text == "Bread rises."
+
+
+def test_a_closed_index_says_so(folder: Path) -> None:
+    opened = Store(folder)
+    opened.close()
+    for work in (opened.snapshot, lambda: opened.documents.passages([0]), lambda: list(opened.documents.living())):
+        with pytest.raises(StoreError, match=r"an\.index has been closed; open it again"):
+            work()
+
+
+def test_a_mistake_in_the_program_is_not_taken_for_damage(folder: Path, vectors: np.ndarray) -> None:
+    with Store(folder, writable=True) as opened:
+        for wrong in (document("6")._replace(title=object()), document("\ud800")):
+            with pytest.raises((TypeError, ValueError, sqlite3.ProgrammingError)) as caught:
+                opened.commit([wrong], vectors[12:14])
+            assert not isinstance(caught.value, StoreError)
+        assert opened.documents.counts() == (6, 12)
+
+
+def test_damage_says_where_it_is_and_whether_it_can_be_repaired(folder: Path) -> None:
+    segment_files(folder)[0].unlink()
+    with Store(folder) as opened, pytest.raises(DamagedError) as caught:
+        vectors_in(opened)
+    assert (caught.value.path, caught.value.damage, caught.value.repairable) == (
+        folder / "segments" / "000001" / "dense.faiss",
+        "is missing",
+        True,
+    )
+    (folder / "index.db").write_bytes(b"no database at all, but long enough " * 100)
+    with pytest.raises(DamagedError) as caught:
+        Store(folder)
+    assert (caught.value.path, caught.value.repairable) == (folder / "index.db", False)
 
 
 def test_sizes_add_up_to_the_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from searchkit.check import check
 from searchkit.engine import SearchEngine
 from searchkit.errors import StoreError
 from searchkit.indexer import repair as mending
-from searchkit.indexer.database import settings_seal
+from searchkit.indexer.database import settings_checksum
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.recipes import RECIPES
 from searchkit.indexer.vectors.segments import all_rows, write_segment
@@ -168,7 +168,7 @@ def test_vectors_that_were_written_wrong_are_found_and_embedded_again(folder: Pa
         plan, template = store.storage.plan, store.template()
         wrong = np.full((len(rows), plan.dim), np.nan, np.float32)
         bad = write_segment(folder / "segments", plan, template, [wrong], docs, rows, keep_vectors=True)
-        mending.mend(store, [bad, entries[1]])
+        mending.replace_damaged(store, [bad, entries[1]])
     assert damaged(folder) == {"segments/000003": "vectors are not finite or not of unit length"}
     assert any("embedded again" in done for done in repaired(folder).done)
     assert answers(folder) == before
@@ -378,7 +378,7 @@ def test_words_that_lag_behind_are_noted_and_brought_up(folder: Path) -> None:
     before = answers(folder)
     sql(folder, "UPDATE settings SET value = '{}' WHERE key = 'lexical_files'")
     with closing(sqlite3.connect(folder / "index.db")) as db, db:
-        db.execute("UPDATE settings SET value = ? WHERE key = 'seal'", (json.dumps(settings_seal(db)),))
+        db.execute("UPDATE settings SET value = ? WHERE key = 'seal'", (json.dumps(settings_checksum(db)),))
     shutil.rmtree(folder / "lexical" / "000001")
     (finding,) = [finding for finding in check(folder) if finding.part == "lexical"]
     assert finding.ok

@@ -125,7 +125,7 @@ def race(embedder: Words, place: str, commits: int) -> dict[str, Any]:
             done.touch()
         ended = [reader.get(60) for reader in readers]
     with SearchEngine.open(folder, model=embedder) as engine:
-        held = {id: text for id, _, text in engine.store.documents()}
+        held = {id: text for id, _, text, _ in engine.store.documents.living()}
     return {
         "answers": [each[0] for each in ended],
         "wrong": [wrong for each in ended for wrong in each[1]],

@@ -110,7 +110,7 @@ def asked(embedder: Embedder, folder: Path) -> dict[str, Any]:
             except (ValueError, OSError) as error:
                 answers[name] = str(error)
         try:
-            answers["documents"] = [[list(each) for each in engine.store.documents()]]
+            answers["documents"] = [[list(each) for each in engine.store.documents.living()]]
         except (ValueError, OSError) as error:
             answers["documents"] = str(error)
     return answers

@@ -112,7 +112,7 @@ def state(embedder: Words, place: str) -> list[Any]:
     folder = Path(place) / "work"
     try:
         with SearchEngine.open(folder, model=embedder) as engine:
-            ids = sorted(id for id, _, _ in engine.store.documents())
+            ids = sorted(id for id, _, _, _ in engine.store.documents.living())
             found = [sorted(h.id for h in engine.search("note", k=999, options=SearchOptions(mode))) for mode in MODES]
     except (ValueError, OSError) as error:
         return [f"{type(error).__name__}: {error}", [], []]

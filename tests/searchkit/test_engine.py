@@ -20,7 +20,7 @@ from searchkit.errors import StoreError
 from searchkit.indexer.filters import Condition
 from searchkit.indexer.fusion import reciprocal_rank, weighted
 from searchkit.indexer.lexical import LexicalIndex
-from searchkit.indexer.store import Store
+from searchkit.indexer.lexical_files import LexicalFiles
 from searchkit.lexical_sync import Words
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import MODES, SearchOptions, as_mode
@@ -212,7 +212,11 @@ def test_long_documents_are_found_and_shown_by_their_best_passage(tmp_path: Path
     documents = [Document(name, text) for name, text in (("story", STORY), ("tea", "Tea is a drink."))]
     with SearchEngine.create(tmp_path / "x", model=embedder, chunk_tokens=24, overlap=0) as engine:
         assert engine.add(documents).passages > 5
-        spans = [p for p in engine.store.passages(range(engine.store.counts()[1])).values() if p.id == "story"]
+        spans = [
+            p
+            for p in engine.store.documents.passages(range(engine.store.documents.counts()[1])).values()
+            if p.id == "story"
+        ]
         scores = embedder.encode_passages([p.text for p in spans]) @ embedder.encode_queries(["the orchestra"])[0]
         hits = {hit.id: hit for hit in engine.search("the orchestra", options=DENSE)}
         best = spans[int(np.argmax(scores))]
@@ -237,7 +241,7 @@ def test_one_document_with_many_good_passages_crowds_no_other_out(
 def test_passages_carry_the_title_and_stay_within_the_model(tmp_path: Path, embedder: Embedder) -> None:
     with SearchEngine.create(tmp_path / "x", model=embedder, chunk_tokens=40) as engine:
         report = engine.add([Document("a", STORY, title="Ten short stories")])
-        longest = max(len(embedder.offsets(f"{title} {text}")) for _, title, text in engine.store.texts())
+        longest = max(len(embedder.offsets(f"{title} {text}")) for _, title, text in engine.store.documents.texts())
         assert report.truncated == 0
         assert longest <= 41
         assert set(ids(engine.search("stories", options=LEXICAL))) == {"a"}
@@ -327,7 +331,7 @@ def test_documents_are_read_one_by_one_as_far_as_the_next_commit(tmp_path: Path,
 
         def stream() -> Iterator[Document]:
             for n in range(40):
-                ahead.append(n - engine.store.counts()[0])  # read, and not committed
+                ahead.append(n - engine.store.documents.counts()[0])  # read, and not committed
                 yield Document(str(n), f"document {n}")
 
         report = engine.add(stream(), commit_every=8)
@@ -523,7 +527,7 @@ def test_words_a_killed_writer_did_not_name_are_taken_back_and_added_again(
 ) -> None:
     with SearchEngine.create(tmp_path / "x", model=embedder) as engine, monkeypatch.context() as patch:
         engine.add(documents[:20])
-        patch.setattr(Store, "name_lexical", lambda _: None)  # killed before it each time
+        patch.setattr(LexicalFiles, "commit", lambda _: None)  # killed before it each time
         engine.add(documents[20:])
         before = engine.search("yeast", options=LEXICAL)
     made = {file.name for file in (tmp_path / "x" / "lexical" / "000001").glob("*.term")}
@@ -602,7 +606,7 @@ def test_an_index_is_not_made_over_another_or_over_other_files(tmp_path: Path, e
         SearchEngine.create(tmp_path / "x", model=embedder)
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "thesis.txt").write_text("years of work")
-    with pytest.raises(StoreError, match="exists and is not an index; name another place"):
+    with pytest.raises(StoreError, match="exists and is not an index; name another folder"):
         SearchEngine.create(tmp_path / "y", model=embedder)
     with pytest.raises(StoreError, match="is not an index"):
         SearchEngine.open(tmp_path / "z")

@@ -279,7 +279,7 @@ def test_an_index_killed_while_it_changes_opens_at_a_commit_and_the_change_can_b
         with Store(folder) as store:
             assert named == {segment.entry.name for segment in store.snapshot().segments}
             assert store.leftovers() == []
-            assert store.integrity() == []
+            assert store.database.integrity() == []
         shutil.rmtree(folder)
     print("how far each change was when it was killed:", progress)
 

@@ -84,8 +84,8 @@ class Pair:
     def delete(self, count: int) -> None:
         ids = self.rng.choice([*sorted(self.plain), "x", "y"], min(count, len(self.plain)), replace=False).tolist()
         known = [id for id in ids if id in self.plain]
-        assert self.store.known_ids(ids) == set(known)
-        assert self.store.delete(self.store.positions_of(ids)) == len(known)
+        assert self.store.documents.known_ids(ids) == set(known)
+        assert self.store.delete(self.store.documents.positions_of(ids)) == len(known)
         for id in known:
             del self.plain[id]
 
@@ -112,7 +112,7 @@ class Pair:
         self.store.rewrite(*trained(name), keep_vectors=True, tuning=tuned(name, True))
 
     def join(self) -> None:
-        self.store.join_small_segments()
+        self.store.merge_small_segments()
 
     def open_again(self) -> None:
         self.store.close()
@@ -148,7 +148,7 @@ class Pair:
         assert snapshot.documents == len(self.plain)
         assert snapshot.passages == sum(len(kept.vectors) for kept in self.plain.values())
         ids = {kept.doc: id for id, kept in self.plain.items()}
-        assert self.store.ids_of(ids) == ids
+        assert self.store.documents.ids_of(ids) == ids
         living = np.setdiff1d(segments.all_rows(snapshot.segments), snapshot.dead) if snapshot.segments else []
         assert set(segments.documents_of(snapshot.segments, np.array(living, np.int64)).tolist()) == ids.keys()
 

@@ -74,7 +74,7 @@ def test_passages_of_the_positive_are_no_negatives(tmp_path: Path, embedder: Emb
     whole = " ".join(SENTENCES)
     with SearchEngine.create(tmp_path / "cut", model=embedder, chunk_tokens=16, overlap=0) as engine:
         engine.add([Document("whole", whole), Document("other", TEXTS[-1])])
-        assert len(engine.store.passages(range(100))) > 5
+        assert len(engine.store.documents.passages(range(100))) > 5
         (mined,) = mine(engine, [Example(query="bread", positive=whole)], MineReport(), count=50, margin=99)
     assert mined.negatives
     assert all(text in TEXTS[-1] for text in mined.negatives)

@@ -89,7 +89,7 @@ def adapt(
         for stage in (run.pairs, run.mined, run.general, lambda: run.trained(on_step), run.model, run.after):
             stage()
         report = run.measured()
-        documents = engine.store.checksum()
+        documents = engine.store.documents.checksum()
     if install and (force or report.wins):
         put_in_place(config.index, out, documents)
         report.kept = True
@@ -116,7 +116,7 @@ class _Run:
         settings = engine.settings
         kept = {name: settings[name] for name in ("chunk_tokens", "overlap", "language")}
         plan = engine.storage.to_json()["plan"]
-        self._index_key = {"documents": engine.store.checksum(), "model": self.identity, "plan": plan, **kept}
+        self._index_key = {"documents": engine.store.documents.checksum(), "model": self.identity, "plan": plan, **kept}
 
     def _stage(self, name: str, inputs: dict[str, Any], outputs: Sequence[str], work: Callable[[], None]) -> None:
         began = time.monotonic()

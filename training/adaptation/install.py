@@ -100,7 +100,7 @@ def install(index: Path, out: Path, documents: str) -> None:
     """
     remove(out / BEFORE)
     with SearchEngine.open(index, writable=True) as engine:
-        if engine.store.checksum() != documents:
+        if engine.store.documents.checksum() != documents:
             raise InputError(
                 f"{index} has been changed since its documents were indexed with the new model; run the same command "
                 "again"

@@ -139,11 +139,11 @@ def _found(
 def _passages(engine: SearchEngine, ids: Collection[str]) -> dict[str, list[StoredPassage]]:
     """The passages of some documents, by the documents' ids."""
     rows: list[int] = []
-    for doc in engine.store.positions_of(sorted(ids)):
-        first, document = engine.store.document(doc)
+    for doc in engine.store.documents.positions_of(sorted(ids)):
+        first, document = engine.store.documents.document(doc)
         rows += range(first, first + len(document.spans))
     found: dict[str, list[StoredPassage]] = {}
-    for passage in engine.store.passages(rows).values():
+    for passage in engine.store.documents.passages(rows).values():
         found.setdefault(passage.id, []).append(passage)
     return found
 

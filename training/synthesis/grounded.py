@@ -238,7 +238,7 @@ class Grounded:
                 self._chosen.append((passage.row, _mark(passage)))
 
     def _passages(self, rows: Sequence[int]) -> list[StoredPassage]:
-        found = self._engine.store.passages(rows)
+        found = self._engine.store.documents.passages(rows)
         return [found[row] for row in rows if row in found]
 
 

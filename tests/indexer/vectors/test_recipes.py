@@ -125,7 +125,7 @@ def test_joining_keeps_every_code_and_vector(tmp_path: Path, name: str, keep: bo
     chosen, template = trained(name)
     written = in_segments(tmp_path, data()[0], CUTS, chosen, template, keep_vectors=keep)
     for _ in range(2):  # joined again
-        entry = segments.join_segments(tmp_path, written, template, keep_vectors=keep)
+        entry = segments.merge_segments(tmp_path, written, template, keep_vectors=keep)
         whole = DiskSegment(tmp_path / entry.name, entry, chosen)
         everything = np.arange(COUNT)
         before = np.concatenate([part.vectors(np.arange(part.count)) for part in written])
@@ -143,7 +143,7 @@ def test_leaving_rows_out_leaves_the_scores_of_all_others(tmp_path: Path, name: 
     chosen, template = trained(name)
     written = in_segments(tmp_path, data()[0], CUTS, chosen, template, keep_vectors=False)
     kept = np.random.default_rng(5).random(COUNT) < 0.6
-    entry = segments.join_segments(tmp_path, written, template, keep_vectors=False, kept=kept)
+    entry = segments.merge_segments(tmp_path, written, template, keep_vectors=False, kept=kept)
     whole = DiskSegment(tmp_path / entry.name, entry, chosen)
     assert whole.count == kept.sum()
     tuning = Tuning(probes=1000)
@@ -228,7 +228,7 @@ def test_many_small_commits_are_joined_under_every_recipe(stored: tuple[Store, s
     store, name, keep = stored
     for n in range(8):
         store.commit([NewDocument(f"new {n}", "", "x", "{}", "", [(0, 1)])], data()[1][n : n + 1])
-        store.join_small_segments()
+        store.merge_small_segments()
     snapshot = store.snapshot()
     assert len(snapshot.segments) < 8
     np.testing.assert_array_equal(segments.all_rows(snapshot.segments), np.arange(COUNT + 8))

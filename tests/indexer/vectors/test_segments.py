@@ -30,7 +30,6 @@ def test_rows_lead_to_their_documents_vectors_and_scores(
         segments.score(written, vectors[5], rows[asked[0]]), vectors[asked[0]] @ vectors[5], atol=1e-6
     )
     np.testing.assert_array_equal(segments.all_rows(written), rows)
-    assert written[-1].last_row == rows[-1]
     if not cuts:  # written only where rows do not follow each other
         assert ("rows.i64" in written[0].entry.files) == (len(rows) <= rows[-1])
 
@@ -66,11 +65,11 @@ def test_a_file_is_checked_when_it_is_first_needed_and_once(
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda file: file.unlink(), "is missing; mend the index with: searchkit check INDEX --repair"),
+        (lambda file: file.unlink(), "is missing; repair the index with: searchkit check INDEX --repair"),
         (lambda file: shutil.rmtree(file.parent), "is missing"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-7]), r"has \d+ bytes, expected \d+; mend the index"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-7]), r"has \d+ bytes, expected \d+; repair the index"),
         (lambda file: file.write_bytes(b""), "has 0 bytes, expected"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"\7"), "is damaged .its checksum differs.; mend"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"\7"), "is damaged .its checksum differs.; repair"),
         (lambda file: file.replace(file.parent / "x") and file.mkdir(), "is missing"),
     ],
     ids=["missing", "no folder", "truncated", "emptied", "one byte", "a folder"],
@@ -91,7 +90,7 @@ def test_damage_is_named_before_anything_parses_it(
 def test_an_index_with_other_vectors_than_the_commit_says_is_refused(tmp_path: Path, vectors: np.ndarray) -> None:
     (segment,) = in_segments(tmp_path, vectors)
     wrong = Entry(0, 39, segment.entry.name, segment.entry.files)
-    with pytest.raises(StoreError, match="holds 40 vectors of 16, expected 39 of 16; mend the index"):
+    with pytest.raises(StoreError, match="holds 40 vectors of 16, expected 39 of 16; repair the index"):
         _ = DiskSegment(segment.folder, wrong, segment.plan).index
     with pytest.raises(StoreError, match="holds 40 vectors of 16, expected 40 of 32"):
         _ = DiskSegment(segment.folder, segment.entry, Plan("flat", 32)).index
@@ -120,14 +119,14 @@ def entries(*counts: int) -> list[Entry]:
 )
 def test_neighbours_of_like_size_are_joined(counts: tuple[int, ...], joined: int) -> None:
     given = entries(*counts)
-    assert segments.to_join(given) == given[len(given) - joined :]
+    assert segments.to_merge(given) == given[len(given) - joined :]
 
 
 def test_few_segments_are_left_and_rows_are_copied_few_times() -> None:
     held, copied = entries(), 0
     for n in range(4096):
         held.append(Entry(1024 * n, 1024, "", {}))
-        while group := segments.to_join(held):
+        while group := segments.to_merge(held):
             total = sum(entry.count for entry in group)
             copied += total
             held[-len(group) :] = [Entry(group[0].first_row, total, "", {})]
@@ -138,7 +137,7 @@ def test_few_segments_are_left_and_rows_are_copied_few_times() -> None:
 @pytest.mark.parametrize("rows", [np.arange(40), GAPS], ids=["all rows", "after compaction"])
 def test_joined_segments_answer_as_their_parts_did(tmp_path: Path, vectors: np.ndarray, rows: np.ndarray) -> None:
     parts = in_segments(tmp_path, vectors, (3, 20), rows=rows)
-    entry = segments.join_segments(tmp_path, parts, None, keep_vectors=True)
+    entry = segments.merge_segments(tmp_path, parts, None, keep_vectors=True)
     whole = DiskSegment(tmp_path / entry.name, entry, parts[0].plan)
     assert (entry.first_row, entry.count, entry.name) == (0, 40, "000004")
     np.testing.assert_array_equal(whole.vectors(np.arange(40)), vectors)

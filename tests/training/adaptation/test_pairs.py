@@ -68,8 +68,8 @@ def test_repeated_leaking_and_unfound_pairs_are_set_aside_with_the_reason(engine
 def test_of_a_long_document_the_nearest_passage_is_the_positive(engine: SearchEngine, embedder: Embedder) -> None:
     query = "Salt lowers the freezing point of water."
     (kept,) = sieve([Example(query, LONG, positive_id="long")], engine, set(), Rejects(), depth=31)
-    (doc,) = engine.store.positions_of(["long"])
-    _, document = engine.store.document(doc)
+    (doc,) = engine.store.documents.positions_of(["long"])
+    _, document = engine.store.documents.document(doc)
     passages = [LONG[start:stop] for start, stop in document.spans]
     assert len(passages) > 3
     similar = embedder.encode_passages(passages) @ embedder.encode_queries([query])[0]

@@ -136,7 +136,7 @@ def test_queries_are_about_the_passages(tmp_path: Path, engine: SearchEngine) ->
     with FakeLLM(echoing) as server:
         report = synthesize(config(server, tmp_path, count=45, round_trip=3), engine)
     written = rows(tmp_path / "pairs.jsonl")
-    texts = {id: f"{title} {text}".strip() for id, title, text in engine.store.documents()}
+    texts = {id: f"{title} {text}".strip() for id, title, text, _ in engine.store.documents.living()}
     assert len(written) == report.examples == 45
     assert all(one["positive"] == texts[one["positive_id"]] for one in written)
     assert len({one["positive_id"] for one in written}) >= 15
