@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import corpus_options, format_option, model_options, note
-from searchkit.errors import CorpusError
+from searchkit.cli.options import corpus_options, format_option, model_options, note, table_options
+from searchkit.errors import RejectedRowError
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
 def index(corpus: str, folder: Path | None, **options: Any) -> None:
     """Build an index from CORPUS, or go on where a stopped run left off.
 
-    CORPUS is a BEIR folder, a .jsonl, .csv, .tsv or .parquet file, a folder of .txt, .md, .html and .pdf files, or -
-    for JSON lines on standard input. Stop it at any time: the same command goes on, and embeds nothing twice.
+    CORPUS is a BEIR folder, a .jsonl, .csv, .tsv or .parquet file, a folder of notes and documents (.md, .txt, .html,
+    .pdf, .docx, .epub ...), a pattern such as 'notes/*.md', or - for JSON lines on standard input. Stop it at any time:
+    the same command resumes, and embeds nothing twice.
 
     \b
         searchkit index papers/ --index papers.index
@@ -80,17 +82,28 @@ def add_corpus(
         update: Replace documents whose content has changed.
         made: The index is new, and of no use when nothing comes into it.
     """
-    from searchkit.readers.corpus import Fields, Rejects, estimate_documents, read_corpus
+    from searchkit.readers.corpus import Fields, ReadReport, Rejects, estimate_documents, kind_of, read_corpus
 
-    folder, skip = engine.store.folder, options["on_error"] == "skip"
+    folder, is_file = engine.store.folder, corpus == "-" or Path(corpus).is_file()
+    skip = options["on_error"] == "skip"
+    if options["on_error"] is None and not is_file:  # one bad note must not stop the others
+        skip = kind_of(corpus, options["kind"]) == "files"
     fields = Fields(
         options["id_field"], options["title_field"], options["text_field"], options["metadata_field"] or None
     )
+    table = table_options(options["columns"], options["delimiter"], options["no_header"])
+    read = ReadReport()
     rejects = options["rejects"] or folder.with_name(folder.name + ".rejects.jsonl")
     with Rejects(rejects if skip else None) as refused:
         try:
             documents = read_corpus(
-                corpus, kind=options["kind"], fields=fields, rejects=refused, encoding=options["encoding"]
+                corpus,
+                kind=options["kind"],
+                fields=fields,
+                table=table,
+                rejects=refused,
+                report=read,
+                encoding=options["encoding"],
             )
             with _Progress(estimate_documents(corpus, options["kind"])) as progress:
                 report = engine.add(
@@ -110,7 +123,7 @@ def add_corpus(
                 note(f"{kept} documents are in {folder}; the same command goes on from there")
             elif made:
                 shutil.rmtree(folder)  # an index of nothing would only puzzle
-            if isinstance(error, CorpusError) and not skip:
+            if isinstance(error, RejectedRowError) and not skip:
                 note("to go on without bad rows, and keep them in a file: --on-error skip")
             raise
         report.refused = refused.count
@@ -129,15 +142,19 @@ def add_corpus(
             f"{report.truncated} of {report.passages} passages are longer than the model's "
             f"{engine.embedder.max_length} tokens: their ends are found by words (lexical, hybrid), not by meaning"
         )
+    for sentence in read.notes():
+        note(sentence)
     if report.refused:
         where = f"; see {rejects}" if skip else " (empty ones of a published collection)"
-        note(f"{report.refused} rows were left out{where}")
+        note(f"rejected: {report.refused} of {read.rows}{where}")
 
 
 def _default_folder(corpus: str) -> Path:
     if corpus == "-":
         raise click.UsageError("standard input has no name; say where the index goes with --index")
     path = Path(corpus).resolve()
+    if has_magic(corpus) and not path.exists():
+        raise click.UsageError("a pattern has no name; say where the index goes with --index")
     name = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
     return Path(f"{name}.index")
 

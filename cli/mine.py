@@ -45,7 +45,7 @@ def mine(
         searchkit train mined.jsonl --base my-model/ --out my-embedder
     """
     from searchkit.ranking import SearchOptions, as_mode
-    from searchkit.readers.lines import Rejects
+    from searchkit.readers.rejects import Rejects
     from searchkit.training.dataset import read_examples
     from searchkit.training.negatives import MineReport
     from searchkit.training.negatives import mine as run

@@ -62,13 +62,21 @@ def corpus_options(command: F) -> F:
             click.option(
                 "--metadata-field", multiple=True, help="Keys or columns to keep beside. [default: all others]"
             ),
+            click.option(
+                "--column",
+                "columns",
+                multiple=True,
+                metavar="NAME:TYPE",
+                help="Type of a CSV or TSV column: integer, decimal, boolean, date, text. [default: by its cells]",
+            ),
+            click.option("--delimiter", help="Between CSV or TSV cells, such as ; or tab. [default: comma, or tab]"),
+            click.option("--no-header", is_flag=True, help="The first line of CSV or TSV is a row, not the header."),
             click.option("--encoding", default="utf-8", show_default=True, help="Of text, CSV and JSON lines."),
             click.option(
                 "--on-error",
-                default="raise",
-                show_default=True,
                 type=click.Choice(["raise", "skip"]),
-                help="Stop at a bad row, or go on and write it to the rejects file.",
+                help="Stop at a bad row or file, or write it to the rejects and continue. "
+                "[default: skip in folders of files, else raise]",
             ),
             click.option(
                 "--rejects", type=click.Path(dir_okay=False, path_type=Path), help="[default: INDEX.rejects.jsonl]"
@@ -77,6 +85,16 @@ def corpus_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def table_options(columns: tuple[str, ...], delimiter: str | None, no_header: bool) -> Any:
+    """How a CSV or TSV file is to be read."""
+    from searchkit.readers.delimited import TableOptions
+
+    named = [column.rpartition(":") for column in columns]
+    if wrong := [column for column, (name, _, _) in zip(columns, named, strict=True) if not name]:
+        raise click.UsageError(f"--column {wrong[0]}: expected NAME:TYPE, such as year:integer")
+    return TableOptions(delimiter, not no_header, {name: kind for name, _, kind in named})
 
 
 def format_option(command: F) -> F:

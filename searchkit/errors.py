@@ -21,6 +21,7 @@ __all__ = [
     "FilterError",
     "InputError",
     "MissingExtraError",
+    "RejectedRowError",
     "RowError",
     "SearchkitError",
     "StoreError",
@@ -29,6 +30,10 @@ __all__ = [
 
 class CorpusError(InputError):
     """A corpus, a file of queries or a file of judgements cannot be read; the message names file and line."""
+
+
+class RejectedRowError(CorpusError):
+    """A row of a corpus cannot be used, and no file for rejects was given."""
 
 
 class RowError(InputError):

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from searchkit.chunking import chunk
 from searchkit.errors import InputError
@@ -58,7 +58,7 @@ def new_documents(
             fault = fault or _repeated(document, seen)
             if fault is None:
                 stored = store.documents.checksum_of(document.id)
-                if stored == checksum:
+                if stored == checksum or (stored is not None and _only_incidental(document, stored, store)):
                     report.unchanged += 1
                 elif stored is None:
                     yield document, checksum
@@ -86,6 +86,17 @@ def _checked(document: Document) -> tuple[str, str | None]:
         return document.checksum(), None
     except (TypeError, ValueError) as error:  # metadata that is no JSON, a lone surrogate
         return "", f"document {document.id!r} cannot be stored: {error}"
+
+
+def _only_incidental(document: Document, stored: str, store: Store) -> bool:
+    """Whether the document differs from the stored one only in what does not make it another."""
+    if not document.incidental:
+        return False
+    (position,) = store.documents.positions_of([document.id])
+    before = json.loads(store.documents.document(position)[1].metadata)
+    kept = {key: value for key, value in document.metadata.items() if key not in document.incidental}
+    kept |= {key: before[key] for key in document.incidental if key in before}
+    return replace(document, metadata=kept).checksum() == stored
 
 
 def _repeated(document: Document, seen: sqlite3.Connection) -> str | None:

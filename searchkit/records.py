@@ -24,6 +24,7 @@ class Document:
         title: Kept with every passage the body is cut into.
         metadata: Any JSON object; comes back with every hit.
         place: Where it was read ("papers.jsonl:17"), for messages only; not stored or compared.
+        incidental: Metadata keys that do not make it another document, such as a file's day; not stored.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Document:
     title: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     place: str = field(default="", compare=False)
+    incidental: tuple[str, ...] = field(default=(), compare=False)
 
     def checksum(self) -> str:
         """SHA-256 of everything stored, as hex; two documents with equal checksums are equal."""

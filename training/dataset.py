@@ -16,17 +16,9 @@ from numpy.typing import NDArray
 from searchkit.engine import SearchEngine
 from searchkit.errors import CorpusError, InputError, RowError
 from searchkit.readers.corpus import read_corpus
-from searchkit.readers.lines import (
-    Lines,
-    Rejects,
-    check_storable,
-    checked_id,
-    existing,
-    json_object,
-    open_bytes,
-    quoted,
-    typename,
-)
+from searchkit.readers.lines import existing, nonblank_lines
+from searchkit.readers.rejects import Rejects
+from searchkit.readers.values import check_storable, checked_id, json_object, quoted, typename
 from searchkit.records import Document, join_title
 from searchkit.tasks import find_task
 
@@ -105,7 +97,7 @@ def _read_examples(
     source = Path(path.name.removesuffix(".gz")).stem
     rows = good = 0
     first = ""
-    for place, line, fault in _rows(path):
+    for place, line, fault in nonblank_lines(path):
         rows += 1
         try:
             if fault:
@@ -127,17 +119,6 @@ def _read_examples(
         raise CorpusError(f"{path}: no examples in it" + (f"; all {rows} rows were refused ({first})" if rows else ""))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(place, line, why it cannot be decoded) of the lines that are not blank."""
-    with open_bytes(path) as stream:
-        lines = Lines(stream, str(path), "utf-8")
-        place = lines.begin()
-        for line in lines:
-            if line.strip():
-                yield place, line, lines.fault
-            place = lines.begin()
-
-
 def _ids(values: dict[str, Any]) -> list[object]:
     """The ids that stand for text in a row."""
     ids = []
@@ -152,7 +133,7 @@ def _ids(values: dict[str, Any]) -> list[object]:
 def _wanted(path: Path) -> set[str]:
     """Every id that the rows of a file name."""
     wanted: set[str] = set()
-    for _, line, fault in _rows(path):
+    for _, line, fault in nonblank_lines(path):
         try:
             values = {} if fault else json_object(line)
         except RowError:

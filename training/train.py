@@ -35,7 +35,7 @@ from searchkit.models.location import find_model
 from searchkit.models.torch_runtime import choose_dtype
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.judgements import read_beir_split
-from searchkit.readers.lines import Rejects
+from searchkit.readers.rejects import Rejects
 from searchkit.records import Judgements
 from searchkit.tasks import find_task
 from searchkit.training.card import model_card

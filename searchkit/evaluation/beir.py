@@ -15,7 +15,7 @@ from searchkit.ranking import SearchOptions
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.download import PART
 from searchkit.readers.judgements import read_judgements
-from searchkit.readers.lines import quoted
+from searchkit.readers.values import quoted
 from searchkit.tasks import Task, find_task
 
 _ROWS = ("scifact", "nfcorpus", "arguana", "fiqa", "scidocs", "trec-covid", "quora", "touche2020")

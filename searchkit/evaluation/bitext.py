@@ -10,7 +10,8 @@ import numpy as np
 
 from searchkit.errors import CorpusError, RowError
 from searchkit.models.embedder import Embedder
-from searchkit.readers.lines import existing, json_object, plain_lines, quoted, typename
+from searchkit.readers.lines import existing, plain_lines
+from searchkit.readers.values import json_object, quoted, typename
 
 METRICS = ("accuracy", "f1", "precision", "recall")
 _SENTENCES = ("sentence1", "sentence2")

@@ -13,7 +13,7 @@ import numpy as np
 from searchkit.errors import InputError
 from searchkit.metrics import METRICS, means, score_queries, top
 from searchkit.readers.judgements import read_run
-from searchkit.readers.lines import quoted
+from searchkit.readers.values import quoted
 from searchkit.records import Qrels, Run
 from searchkit.significance import FLIPS, PairedTest, compare_paired, holm
 

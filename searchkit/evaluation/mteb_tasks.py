@@ -13,7 +13,8 @@ from searchkit.evaluation.mteb_adapter import MtebEncoder, MtebSearch
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions, as_mode
 from searchkit.readers.judgements import read_beir_split
-from searchkit.readers.lines import checked_id, json_object, plain_lines
+from searchkit.readers.lines import json_lines
+from searchkit.readers.values import checked_id
 from searchkit.tasks import find_task
 
 _SHOWN = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100", "map@100": "map_at_100", "mrr@10": "mrr_at_10"}
@@ -126,9 +127,8 @@ def beir_task(folder: Path) -> Any:
 def _rows(file: Path) -> list[dict[str, str]]:
     """The documents of a BEIR corpus, blank ones too."""
     rows = []
-    for place, line in plain_lines(file):
+    for place, values in json_lines(file):
         try:
-            values = json_object(line)
             rows.append(
                 {"id": checked_id(values.get("_id")), "title": values.get("title") or "", "text": values["text"]}
             )

@@ -1,125 +1,115 @@
-"""Title and text of one file: plain text, Markdown, HTML, PDF."""
+"""Title, text and metadata of one file."""
 
 from __future__ import annotations
 
 import logging
 import re
-import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from searchkit.errors import ExtractionError, MissingExtraError
-
-READABLE = (".txt", ".md", ".html", ".htm", ".pdf")
+from searchkit.readers import office
+from searchkit.readers.encoding import decode
+from searchkit.readers.html import html_text
+from searchkit.readers.markdown import adoc_title, front_matter, markdown_title, org_title, rst_title
 
 _SPACE = re.compile(r"\s+")
-_FENCE = re.compile(r" {0,3}(```|~~~)")
-_DROPPED = frozenset(("script", "style", "noscript", "template", "nav", "title"))
-_INLINE = frozenset(
-    """a abbr acronym b bdi bdo big cite code data del dfn em font i img input ins kbd label mark q rp rt ruby s samp
-    small span strike strong sub sup time tt u var wbr""".split()  # noqa: SIM905
-)
 # What word processors and typesetters write when nobody gave a title.
 _NO_TITLE = re.compile(
     r"(untitled|no title|(microsoft )?(word|powerpoint|excel) - .*|.*\.(docx?|odt|rtf|tex|dvi|pdf|pptx?|xlsx?|indd))",
     re.IGNORECASE,
 )
+_HTML = (".html", ".htm", ".xhtml")
+# Plain text, and what finds its title.
+_TEXT: dict[str, Callable[[str], str]] = {
+    ".txt": lambda text: "",
+    ".text": lambda text: "",
+    ".md": markdown_title,
+    ".markdown": markdown_title,
+    ".mdx": markdown_title,
+    ".rst": rst_title,
+    ".org": org_title,
+    ".adoc": adoc_title,
+}
+_LIBRARIES: dict[str, Callable[[Path], office.Parts]] = {
+    ".docx": office.docx,
+    ".pptx": office.pptx,
+    ".xlsx": office.xlsx,
+    ".epub": office.epub,
+    ".eml": office.eml,
+    ".ipynb": office.ipynb,
+}
+_ZIPPED = (".docx", ".pptx", ".xlsx", ".epub")
+READABLE = (*_TEXT, *_HTML, ".pdf", *_LIBRARIES)
 
 
-def extract(path: Path, *, encoding: str = "utf-8") -> tuple[str, str]:
-    """Return (title, text) of a file whose suffix is one of READABLE; the title falls back to the file's stem.
+class Extracted(NamedTuple):
+    """What a file holds.
+
+    Args:
+        title: Falls back to the file's stem.
+        text: Without front matter.
+        metadata: Front matter, and what a mail or a book says of itself.
+    """
+
+    title: str
+    text: str
+    metadata: dict[str, Any]
+
+
+def extract(path: Path, *, encoding: str = "utf-8") -> Extracted:
+    """Read a file whose suffix is one of READABLE.
 
     Args:
         path: The file.
-        encoding: Of text and Markdown, and of HTML that does not declare one.
+        encoding: Of plain text and Markdown, and of HTML that does not declare one.
 
     Raises:
         ExtractionError: The file is damaged, locked, wrongly encoded or holds no text.
-        ImportError: The library for this suffix is not installed.
+        MissingExtraError: The library for this suffix is not installed.
     """
     suffix = path.suffix.lower()
+    metadata: dict[str, Any] = {}
     try:
         if suffix == ".pdf":
             title, text = _pdf(path)
-        elif suffix in (".html", ".htm"):
-            title, text = _html(path.read_bytes(), encoding)
+        elif suffix in _HTML:
+            title, text = html_text(path.read_bytes(), encoding)
+        elif suffix in _LIBRARIES:
+            title, text, metadata = _by_library(path, suffix)
         else:
-            text = decode(path.read_bytes(), encoding).replace("\r\n", "\n")
-            title = _heading(text) if suffix == ".md" else ""
+            text = decode(path.read_bytes(), encoding).removeprefix("\ufeff").replace("\r\n", "\n")
+            title, text, metadata = _plain_text(text, suffix)
     except OSError as error:
         raise ExtractionError(f"cannot be opened: {error.strerror or error}") from error
-    if not text.strip():
+    if not text.strip() and not (title and metadata):
         scanned = "; scanned pages need character recognition (OCR) first" if suffix == ".pdf" else ""
         raise ExtractionError(f"empty text: no text in the file{scanned}")
-    return title or path.stem, text
+    return Extracted(title or path.stem, text, metadata)
 
 
-def decode(data: bytes, encoding: str, unit: str = "file") -> str:
-    """Decode strictly, without a byte order mark; ``unit`` names what the byte position is counted in."""
+def _plain_text(text: str, suffix: str) -> tuple[str, str, dict[str, Any]]:
+    metadata: dict[str, Any] = {}
+    if _TEXT[suffix] is markdown_title:
+        metadata, text = front_matter(text)
+    own = metadata.pop("title", None)
+    return str(own).strip() if isinstance(own, str | int | float) else _TEXT[suffix](text), text, metadata
+
+
+def _by_library(path: Path, suffix: str) -> office.Parts:
+    if suffix in _ZIPPED and not zipfile.is_zipfile(path):
+        raise ExtractionError(f"not a {suffix} file: it is damaged, encrypted, or of another format")
     try:
-        return data.decode(encoding).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ExtractionError(
-            f"not {encoding}: {error.reason} 0x{data[error.start]:02x} at byte {error.start} of the {unit}; "
-            "name its encoding with --encoding"
-        ) from error
-
-
-def _heading(text: str) -> str:
-    """The first level-one heading of Markdown outside code, or ""."""
-    fenced = False
-    for line in text.splitlines():
-        if _FENCE.match(line):
-            fenced = not fenced
-        elif not fenced and line.startswith("# "):
-            return line.strip("# \t")
-    return ""
-
-
-def _html(data: bytes, encoding: str) -> tuple[str, str]:
-    try:
-        from bs4 import BeautifulSoup
-        from bs4.dammit import EncodingDetector, UnicodeDammit
-        from bs4.element import NavigableString, PreformattedString, Tag
-    except ImportError as error:
-        raise MissingExtraError("reading .html needs beautifulsoup4: pip install 'searchkit[files]'") from error
-
-    # Left to itself UnicodeDammit asks chardet, where installed, before it tries UTF-8.
-    declared = EncodingDetector.find_declared_encoding(data, is_html=True)
-    decoded = UnicodeDammit(data, user_encodings=[declared or encoding, "utf-8"], is_html=True)
-    if decoded.unicode_markup is None or decoded.contains_replacement_characters:
-        raise ExtractionError(
-            f"not {declared or encoding}, and no other encoding fits; declare one by <meta charset=...>"
-        )
-    with warnings.catch_warnings():
-        # bs4 warns when a page looks like XML, a file name or an address; an .html file is HTML all the same.
-        warnings.simplefilter("ignore")
-        soup = BeautifulSoup(decoded.unicode_markup, "html.parser")
-
-    pieces: list[str] = []
-    # A stack, not recursion: pages nest deeper than Python does. Plain strings on it are the edges of blocks.
-    stack: list[object] = [soup]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Tag):
-            if node.name == "pre":
-                pieces += ["\n", node.get_text(), "\n"]
-            elif node.name not in _DROPPED:
-                edge = "" if node.name in _INLINE else " " if node.name in ("td", "th") else "\n"
-                pieces.append(edge)
-                stack += [edge, *reversed(node.contents)]
-        elif isinstance(node, NavigableString):
-            if not isinstance(node, PreformattedString):  # comments and declarations
-                pieces.append(_SPACE.sub(" ", node))
-        elif isinstance(node, str):
-            pieces.append(node)
-    lines = (" ".join(line.split()) for line in "".join(pieces).splitlines())
-    text = "\n".join(filter(None, lines))
-
-    titles = (" ".join(tag.get_text().split()) for tag in (soup.title, soup.h1) if tag)
-    title = next(filter(None, titles), "")
-    return title, text
+        title, text, metadata = _LIBRARIES[suffix](path)
+    except (ExtractionError, MissingExtraError, OSError):
+        raise
+    # A damaged file makes these libraries raise nearly anything: KeyError, BadZipFile, ParseError ...
+    except Exception as error:
+        raise ExtractionError(f"cannot be read as {suffix}: {type(error).__name__}: {error}") from error
+    return _SPACE.sub(" ", _clean(title)).strip(), _clean(text), metadata
 
 
 def _pdf(path: Path) -> tuple[str, str]:

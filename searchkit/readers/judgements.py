@@ -1,42 +1,41 @@
-"""Read queries, judgements and runs: JSON lines, TSV, BEIR and TREC."""
+"""Read queries, judgements and runs: JSON lines, TSV, CSV, BEIR and TREC."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from searchkit.errors import CorpusError, RowError
-from searchkit.readers.lines import (
-    check_storable,
-    checked_id,
-    existing,
-    is_integer,
-    json_object,
-    plain_lines,
-    quoted,
-    typename,
-)
+from searchkit.readers.lines import existing, gz_or_plain, json_lines, plain_lines
+from searchkit.readers.values import check_storable, checked_id, quoted, typename
 from searchkit.records import Judgements, Qrels, Query, Run
 from searchkit.tasks import Task, find_task
 
-_QUERY_ID_NAMES = ("id", "_id", "qid", "query-id", "query_id", "queryid")
+# Names of columns and keys, in lower case with "_" for "-" and spaces.
+_QUERY_IDS = ("_id", "id", "query_id", "queryid", "qid", "query", "topic", "topic_id")
+_QUERY_TEXTS = ("text", "query", "query_text", "question", "title", "content")
+_DOCUMENT_IDS = (
+    "corpus_id", "document_id", "doc_id", "docid", "pid", "passage_id", "did", "document", "doc", "docno", "_id", "id",
+)  # fmt: skip
+_GAINS = ("score", "relevance", "rel", "label", "gain", "grade", "relevance_label", "judgement", "judgment", "rating")
 
 
 def read_queries(path: Path | str) -> list[Query]:
-    """Read queries: JSON lines of "_id" or "id", "text" or "query", maybe "instruction"; or .tsv lines id<TAB>text."""
+    """Read queries: JSON lines of "_id" or "id", "text" or "query", optional "instruction"; or a table of id and text.
+
+    A .tsv or .txt file has a tab between the two and no quoting, a .csv file a comma and quotes; either may have a
+    header. All may be gzipped.
+    """
     path = existing(path)
-    tabs = path.name.lower().removesuffix(".gz").endswith((".tsv", ".txt"))
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     queries: dict[str, Query] = {}
-    for place, line in plain_lines(path):
-        try:
-            query = _tsv_query(line) if tabs else _json_query(json_object(line))
-        except RowError as error:
-            raise CorpusError(f"{place}: {error}") from None
-        if tabs and not queries and query.id.lower() in _QUERY_ID_NAMES and query.text.lower() in ("text", "query"):
-            continue  # a header
+    rows = _table_queries(path, suffix) if suffix in (".tsv", ".txt", ".csv") else _json_queries(path)
+    for location, query in rows:
         if query.id in queries:
-            raise CorpusError(f'{place}: query id "{query.id}" came before; give every query its own')
+            raise CorpusError(f'{location}: query id "{query.id}" came before; give every query its own')
         queries[query.id] = query
     if not queries:
         raise CorpusError(f"{path}: no queries in it")
@@ -44,33 +43,38 @@ def read_queries(path: Path | str) -> list[Query]:
 
 
 def read_qrels(path: Path | str) -> Qrels:
-    """Read judgements: BEIR's query-id, corpus-id, score under a header, or TREC's four columns without one."""
+    """Read judgements: three columns (query-id, corpus-id, score) as in BEIR, or four as in TREC; maybe gzipped.
+
+    A header is recognised by the names of its columns, which may then come in any order. Scores are integers, "1.0"
+    included. A .csv file has commas between columns.
+    """
     path = existing(path)
     qrels: Qrels = {}
     width = 0
-    for place, line in plain_lines(path):
-        columns = line.split("\t") if line.count("\t") in (2, 3) else line.split()  # an id between tabs may hold spaces
-        columns = [column.strip() for column in columns]
+    columns = (0, -2, -1)  # of the query's id, the document's and the score
+    for location, cells in _judgement_rows(path):
         if not width:
-            width = len(columns)
+            width = len(cells)
             if width not in (3, 4):
                 raise CorpusError(
-                    f"{place}: {width} columns; judgements have 3 (query-id, corpus-id, score) "
+                    f"{location}: {width} columns; judgements have 3 (query-id, corpus-id, score) "
                     "or, as in TREC, 4 (query, 0, document, gain)"
                 )
-            if columns[0].lower() in _QUERY_ID_NAMES and not is_integer(columns[-1]):
-                continue  # the header
-        if len(columns) != width:
-            raise CorpusError(f"{place}: {len(columns)} columns where the first line has {width}")
-        query, document, gain = columns[0], columns[-2], columns[-1]
+            if header := _header(cells):
+                columns = header
+                continue
+        if len(cells) != width:
+            raise CorpusError(f"{location}: {len(cells)} columns where the first line has {width}")
+        query, document, score = (cells[column] for column in columns)
         if not query or not document:
-            raise CorpusError(f"{place}: the query's or the document's id is empty")
-        if not is_integer(gain):
-            raise CorpusError(f'{place}: the score is "{gain}"; it must be an integer, such as 0, 1 or 2')
-        known = qrels.setdefault(query, {}).setdefault(document, int(gain))
-        if known != int(gain):
+            raise CorpusError(f"{location}: the query's or the document's id is empty")
+        gain = _gain(score)
+        if gain is None:
+            raise CorpusError(f'{location}: the score is "{score}"; it must be an integer, such as 0, 1 or 2')
+        known = qrels.setdefault(query, {}).setdefault(document, gain)
+        if known != gain:
             raise CorpusError(
-                f'{place}: query "{query}" and document "{document}" score {gain} here and {known} before'
+                f'{location}: query "{query}" and document "{document}" score {gain} here and {known} before'
             )
     if not qrels:
         raise CorpusError(f"{path}: no judgements in it")
@@ -81,11 +85,11 @@ def read_run(path: Path | str) -> Run:
     """Read a TREC run: lines of query, Q0, document, rank, score, system. Scores decide the order, ranks do not."""
     path = existing(path)
     run: Run = {}
-    for place, line in plain_lines(path):
+    for location, line in plain_lines(path):
         columns = line.split()
         if len(columns) != 6:
             raise CorpusError(
-                f"{place}: {len(columns)} columns; a TREC run has 6 (query, Q0, document, rank, score, system)"
+                f"{location}: {len(columns)} columns; a TREC run has 6 (query, Q0, document, rank, score, system)"
             )
         query, document = columns[0], columns[2]
         try:
@@ -93,28 +97,30 @@ def read_run(path: Path | str) -> Run:
         except ValueError:
             score = float("nan")
         if not isfinite(score):
-            raise CorpusError(f'{place}: the score is "{columns[4]}"; it must be a finite number')
+            raise CorpusError(f'{location}: the score is "{columns[4]}"; it must be a finite number')
         if document in run.setdefault(query, {}):
-            raise CorpusError(f'{place}: document "{document}" came before for query "{query}"')
+            raise CorpusError(f'{location}: document "{document}" came before for query "{query}"')
         run[query][document] = score
     if not run:
-        raise CorpusError(f"{path}: nothing was found by this run; it is empty")
+        raise CorpusError(f"{path}: the run is empty")
     return run
 
 
 def read_beir_split(folder: Path | str, split: str) -> tuple[list[Query], Qrels]:
-    """Return the judged queries of a BEIR folder's split, in file order, and their judgements."""
+    """Return the judged queries of a BEIR folder's split, in file order, and their judgements; files may be gzipped."""
     folder = existing(folder)
-    judgements = folder / "qrels" / f"{split}.tsv"
+    judgements = gz_or_plain(folder / "qrels" / f"{split}.tsv")
     if not judgements.is_file():
-        there = ", ".join(sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))) or "none"
-        raise CorpusError(f'{folder}: no split "{split}" ({judgements} is not there); splits there: {there}')
+        splits = {file.name.removesuffix(".gz").removesuffix(".tsv") for file in (folder / "qrels").glob("*.tsv*")}
+        listed = ", ".join(sorted(splits)) or "none"
+        raise CorpusError(f'{folder}: no split "{split}" ({judgements} does not exist); splits there: {listed}')
     qrels = read_qrels(judgements)
-    queries = [query for query in read_queries(folder / "queries.jsonl") if query.id in qrels]
-    if lost := sorted(qrels.keys() - {query.id for query in queries}):
+    file = gz_or_plain(folder / "queries.jsonl")
+    queries = [query for query in read_queries(file) if query.id in qrels]
+    if missing := sorted(qrels.keys() - {query.id for query in queries}):
         raise CorpusError(
-            f"{judgements}: {len(lost)} judged queries are not in {folder / 'queries.jsonl'}, "
-            f"such as {quoted(lost[:3])}; the two files do not belong together"
+            f"{judgements}: {len(missing)} judged queries are not in {file}, "
+            f"such as {quoted(missing[:3])}; the two files do not belong together"
         )
     return queries, qrels
 
@@ -136,16 +142,71 @@ def read_judgements(folder: Path | str, *, split: str | None = None, task: Task 
     )
 
 
-def _tsv_query(line: str) -> Query:
-    id, _, text = (part.strip() for part in line.partition("\t"))
-    if not id or not text:
-        raise RowError("expected an id, a tab and the query's text")
-    return Query(id, text)
+def _json_queries(path: Path) -> Iterator[tuple[str, Query]]:
+    for location, values in json_lines(path):
+        try:
+            yield location, _json_query(values)
+        except RowError as error:
+            raise CorpusError(f"{location}: {error}") from None
+
+
+def _table_queries(path: Path, suffix: str) -> Iterator[tuple[str, Query]]:
+    between = "comma" if suffix == ".csv" else "tab"
+    for number, (location, line) in enumerate(plain_lines(path)):
+        cells = _cells(line, location) if suffix == ".csv" else line.partition("\t")[::2]
+        id, text = (cells[0].strip(), cells[1].strip()) if len(cells) == 2 else ("", "")
+        if not id or not text:
+            raise CorpusError(f"{location}: expected an id, a {between} and the query's text")
+        if number or _name(id) not in _QUERY_IDS or _name(text) not in _QUERY_TEXTS:  # not a header
+            yield location, Query(id, text)
+
+
+def _judgement_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    commas = path.name.lower().removesuffix(".gz").endswith(".csv")
+    for location, line in plain_lines(path):
+        tabs = line.count("\t") in (2, 3)  # an id between tabs may hold spaces
+        cells = _cells(line, location) if commas else line.split("\t") if tabs else line.split()
+        yield location, [cell.strip() for cell in cells]
+
+
+def _cells(line: str, location: str) -> list[str]:
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        raise CorpusError(f"{location}: broken quotes: {error}") from None
+
+
+def _header(cells: list[str]) -> tuple[int, int, int] | None:
+    """The columns of the query's id, the document's and the score, if the line names them and is no judgement."""
+    names = [_name(cell) for cell in cells]
+    if _gain(cells[-1]) is not None or not (names[0] in _QUERY_IDS or names[-1] in _GAINS):
+        return None
+    columns = [
+        next((position for name in known for position, each in enumerate(names) if each == name), None)
+        for known in (_QUERY_IDS[2:], _DOCUMENT_IDS, _GAINS)
+    ]
+    query, document, gain = columns
+    if query is None or document is None or gain is None or len(set(columns)) < 3:
+        return 0, len(cells) - 2, len(cells) - 1
+    return query, document, gain
+
+
+def _name(cell: str) -> str:
+    return cell.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _gain(text: str) -> int | None:
+    """A score as an integer; None for what is none, such as "0.5", "1_000" or "high"."""
+    whole, _, fraction = text.partition(".")
+    digits = whole.removeprefix("-").removeprefix("+")
+    if not (digits.isascii() and digits.isdigit()) or fraction.strip("0"):
+        return None
+    return int(whole)
 
 
 def _json_query(values: dict[str, Any]) -> Query:
-    id = next((values[key] for key in ("_id", "id") if key in values), None)
-    text = next((values[key] for key in ("text", "query") if key in values), None)
+    id = next((values[key] for key in ("_id", "id", "query-id", "query_id", "qid") if key in values), None)
+    text = next((values[key] for key in ("text", "query", "question") if key in values), None)
     instruction = values.get("instruction")
     if id is None or text is None:
         raise RowError(f'expected "_id" or "id", and "text" or "query"; the keys are {quoted(values)}')

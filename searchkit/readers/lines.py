@@ -1,76 +1,42 @@
-"""Decode files line by line, check single values, and set bad rows aside."""
+"""Files as lines of text: opened, unpacked, decoded, and numbered for messages."""
 
 from __future__ import annotations
 
 import codecs
 import gzip
-import json
-import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, NoReturn, TextIO
+from typing import IO, Any, NamedTuple
 
-from searchkit.errors import CorpusError, ExtractionError, InputError, RowError
-from searchkit.readers.extract import decode
+from searchkit.errors import CorpusError, ExtractionError, RowError
+from searchkit.readers.encoding import decode
+from searchkit.readers.values import json_object
 
-LONGEST_LINE = 2**26  # bytes; a longer line is not a row but a file of another kind
-_SHOWN = 2000  # characters of a refused row that are kept
+LONGEST_LINE = 2**26  # bytes; a longer line is not a row but another kind of file
 
 
-@dataclass
-class Rejects:
-    """Rows that did not become documents.
+class Line(NamedTuple):
+    """One physical line.
 
     Args:
-        path: JSON lines of {"place", "reason", "row"} go here, over those of an earlier run; created with the first
-            refused row. None makes the first bad row a CorpusError.
+        number: 1 for the first.
+        text: With its line end; undecodable bytes come escaped.
+        fault: Why it could not be decoded, or "".
     """
 
-    path: Path | None = None
-    count: int = field(default=0, init=False)
-    _file: TextIO | None = field(default=None, init=False, repr=False)
-
-    def refuse(self, place: str, reason: str, row: object = "") -> None:
-        """Set a bad row aside, or raise CorpusError where there is no file to set it aside in."""
-        if self.path is None:
-            raise CorpusError(f"{place}: {reason}") from None
-        self.set_aside(place, reason, row)
-
-    def set_aside(self, place: str, reason: str, row: object = "") -> None:
-        """Count a row that nobody is to blame for, and write it down if there is a file; never a CorpusError."""
-        if self.path is not None:
-            if self._file is None:
-                # Line by line, so that a killed run leaves whole lines; lone surrogates come out as JSON escapes.
-                self._file = open(  # noqa: SIM115  close() closes it
-                    self.path, "a" if self.count else "w", encoding="utf-8", errors="backslashreplace", buffering=1
-                )
-            entry = {"place": place, "reason": reason, "row": _shown(row)}
-            self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self.count += 1
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def __enter__(self) -> Rejects:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    number: int
+    text: str
+    fault: str
 
 
 class Lines:
-    """Decodes a byte stream line by line, and keeps what is needed to report the record being read.
+    """Iterates over the text lines of a byte stream, and remembers those of the record being read.
 
-    A line that cannot be decoded comes escaped, with ``fault`` saying why, so that reading can go on after it.
+    A line that cannot be decoded comes escaped, and `fault` says why, so that reading can continue after it.
     """
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, name: str, encoding: str) -> None:
@@ -80,39 +46,57 @@ class Lines:
             )
         self._stream = stream
         self._encoding = encoding
-        self._number = 0
+        self._read = 0
+        self._returned: deque[Line] = deque()
         self.name = name
-        self.begin()
+        self.record: list[Line] = []
 
     def begin(self) -> str:
-        """Start a record and return its place."""
-        self.fault = self.raw = ""
-        return f"{self.name}:{self._number + 1}"
+        """Start a record and return its location."""
+        self.record = []
+        return f"{self.name}:{self._returned[0].number if self._returned else self._read + 1}"
+
+    def push_back(self, first: int) -> None:
+        """Return the record's lines from position `first` on, to be read again."""
+        self._returned.extendleft(reversed(self.record[first:]))
+        del self.record[first:]
+
+    @property
+    def raw(self) -> str:
+        """The text of the record being read."""
+        return "".join(line.text for line in self.record)
+
+    @property
+    def fault(self) -> str:
+        """Why the record could not be decoded, or ""."""
+        return next((line.fault for line in self.record if line.fault), "")
 
     def __iter__(self) -> Lines:
         return self
 
     def __next__(self) -> str:
-        place = f"{self.name}:{self._number + 1}"
+        line = self._returned.popleft() if self._returned else self._next_line()
+        self.record.append(line)
+        return line.text
+
+    def _next_line(self) -> Line:
+        location = f"{self.name}:{self._read + 1}"
         try:
-            line = self._stream.readline(LONGEST_LINE)
+            data = self._stream.readline(LONGEST_LINE)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise CorpusError(f"{place}: the gzip file is damaged ({error}); fetch or compress it again") from error
-        if not line:
+            raise CorpusError(f"{location}: the gzip file is damaged ({error}); fetch or compress it again") from error
+        if not data:
             raise StopIteration
-        self._number += 1
-        if self._number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise CorpusError(f"{place}: UTF-16 by its byte order mark; convert it: iconv -f utf-16 -t utf-8")
-        if len(line) == LONGEST_LINE:
-            raise CorpusError(f"{place}: a line longer than {LONGEST_LINE >> 20} MiB; is it a file of another kind?")
+        self._read += 1
+        if self._read == 1 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise CorpusError(f"{location}: UTF-16 by its byte order mark; convert it: iconv -f utf-16 -t utf-8")
+        if len(data) == LONGEST_LINE:
+            raise CorpusError(f"{location}: a line longer than {LONGEST_LINE >> 20} MiB; is it a file of another kind?")
         try:
-            text = decode(line, self._encoding, unit="line")
+            text, fault = decode(data, self._encoding, unit="line"), ""
         except ExtractionError as error:
-            self.fault = self.fault or str(error)
-            text = line.decode(self._encoding, "backslashreplace")
-        if len(self.raw) < _SHOWN:
-            self.raw += text
-        return text
+            text, fault = data.decode(self._encoding, "backslashreplace"), str(error)
+        return Line(self._read, text.removeprefix("\ufeff") if self._read == 1 else text, fault)
 
 
 def open_bytes(path: Path) -> AbstractContextManager[IO[bytes] | gzip.GzipFile]:
@@ -124,98 +108,49 @@ def open_bytes(path: Path) -> AbstractContextManager[IO[bytes] | gzip.GzipFile]:
     return path.open("rb")
 
 
-def plain_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(place, line) of the lines that are not blank, in UTF-8."""
+def nonblank_lines(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(location, line, why it cannot be decoded) of the lines in UTF-8 that are not blank."""
     with open_bytes(path) as stream:
-        lines = Lines(stream, str(path), "utf-8")
-        place = lines.begin()
+        lines = Lines(stream, name_of(path), "utf-8")
+        location = lines.begin()
         for line in lines:
-            if lines.fault:
-                raise CorpusError(f"{place}: {lines.fault}")
             if line.strip():
-                yield place, line
-            place = lines.begin()
+                yield location, line, lines.fault
+            location = lines.begin()
+
+
+def plain_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(location, line) of the lines that are not blank; CorpusError at one that is not UTF-8."""
+    for location, line, fault in nonblank_lines(path):
+        if fault:
+            raise CorpusError(f"{location}: {fault}")
+        yield location, line
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(location, object) of JSON lines; CorpusError at one that is not a JSON object in UTF-8."""
+    for location, line in plain_lines(path):
+        try:
+            values = json_object(line)
+        except RowError as error:
+            raise CorpusError(f"{location}: {error}") from None
+        yield location, values
 
 
 def existing(path: Path | str) -> Path:
-    """Return the path, or raise CorpusError where nothing is there."""
+    """Return the path, or raise CorpusError if nothing is there."""
     path = Path(path)
     if not path.exists():
         raise CorpusError(f"{path}: no such file or folder")
     return path
 
 
-def json_object(line: str, what: str = "the row") -> dict[str, Any]:
-    """Return the JSON object a text holds, or raise RowError; ``what`` names the text in the message."""
-    try:
-        value = _JSON.decode(line)
-    except json.JSONDecodeError as error:
-        raise RowError(f"{what} is not JSON: {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:  # NaN, a number of 5,000 digits, brackets 10,000 deep
-        raise RowError(f"{what} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise RowError(f"{what} is {typename(value)}; it must be a JSON object")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise InputError(f"{name} is not a JSON number")
-
-
-_JSON = json.JSONDecoder(parse_constant=_no_constant)
-
-
-def checked_id(value: object) -> str:
-    """Return an id as a string, or raise RowError."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError(f"id is {typename(value)}; it must be a string or an integer")
-    if not str(value).strip():
-        raise RowError("empty id")
-    return str(value)
-
-
-def check_storable(name: str, value: str) -> None:
-    """Raise RowError where UTF-8 cannot store the value."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(value[error.start]):04x}"
-        raise RowError(f"{name} holds the lone surrogate {code}, which UTF-8 cannot store; take it out") from None
-
-
-def is_integer(text: str) -> bool:
-    """Whether the text is an integer in ASCII digits; int() alone takes "1_000" too."""
-    return re.fullmatch(r"[+-]?[0-9]+", text) is not None
-
-
-def typename(value: object) -> str:
-    """What JSON calls the type of a value, with its article."""
-    names: dict[type, str] = {
-        type(None): "null",
-        bool: "a boolean",
-        int: "a number",
-        float: "a decimal number",
-        str: "a string",
-        dict: "an object",
-        list: "a list",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-def quoted(names: Iterable[str]) -> str:
-    """The first dozen names, each in double quotes."""
-    names = [f'"{name}"' for name in names]
-    return ", ".join(names[:12] + ["..."] * (len(names) > 12)) or "nothing"
+def gz_or_plain(path: Path) -> Path:
+    """The path, or the same with .gz where only that exists."""
+    packed = path.with_name(path.name + ".gz")
+    return packed if packed.is_file() and not path.exists() else path
 
 
 def name_of(path: Path) -> str:
     """The path as messages name it."""
     return "stdin" if path == Path("-") else str(path)
-
-
-def _shown(row: object) -> str:
-    if isinstance(row, bytes):
-        row = row[:_SHOWN].decode("utf-8", "backslashreplace")
-    elif not isinstance(row, str):
-        row = json.dumps(row, ensure_ascii=False, default=repr)
-    return row.rstrip("\r\n")[:_SHOWN]

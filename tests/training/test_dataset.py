@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from searchkit.errors import CorpusError
-from searchkit.readers.lines import Rejects
+from searchkit.readers.rejects import Rejects
 from searchkit.tasks import get_task
 from searchkit.training.dataset import Batch, Batches, Example, Source, read_examples
 

@@ -24,7 +24,8 @@ from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.readers.corpus import corpus_folder
 from searchkit.readers.judgements import read_qrels, read_queries
-from searchkit.readers.lines import Rejects, plain_lines
+from searchkit.readers.lines import plain_lines
+from searchkit.readers.rejects import Rejects
 from searchkit.records import Judgements, Qrels, Query
 from searchkit.training.adaptation.config import AdaptConfig
 from searchkit.training.adaptation.install import AFTER, MODEL, REPORT, adapted, check

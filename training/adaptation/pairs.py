@@ -12,7 +12,7 @@ import numpy as np
 from searchkit.engine import SearchEngine
 from searchkit.indexer.documents import StoredPassage
 from searchkit.ranking import SearchOptions
-from searchkit.readers.lines import Rejects
+from searchkit.readers.rejects import Rejects
 from searchkit.records import Document, Qrels, Query, join_title
 from searchkit.training.contamination import fingerprint
 from searchkit.training.dataset import Example, read_examples

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from searchkit.readers.corpus import corpus_folder
-from searchkit.readers.lines import Rejects
+from searchkit.readers.rejects import Rejects
 from searchkit.training.dataset import Example, read_examples
 
 Row = dict[str, Any]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from searchkit.engine import SearchEngine
-from searchkit.errors import AnswerError, CorpusError, InputError, RowError
+from searchkit.errors import AnswerError, CorpusError, InputError
 from searchkit.readers.judgements import read_beir_split, read_queries
-from searchkit.readers.lines import existing, json_object, plain_lines, quoted
+from searchkit.readers.lines import existing, json_lines
+from searchkit.readers.values import quoted
 from searchkit.tasks import find_task
 from searchkit.training.synthesis.answers import Answer
 from searchkit.training.synthesis.batch import ask_in_batches
@@ -369,11 +370,7 @@ class _Run:
 def _samples(file: Path) -> list[str]:
     """The first queries of a file: pairs, or queries as BEIR has them."""
     found = []
-    for place, line in plain_lines(existing(file)):
-        try:
-            values = json_object(line)
-        except RowError as error:
-            raise CorpusError(f"{place}: {error}") from None
+    for place, values in json_lines(existing(file)):
         text = values.get("query") or values.get("text")
         if not isinstance(text, str) or not text.strip():
             raise CorpusError(f'{place}: expected a query as "query" or "text"; the keys are {quoted(values)}')

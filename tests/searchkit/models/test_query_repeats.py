@@ -17,7 +17,7 @@ from searchkit.errors import StoreError
 from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import Embedder
 from searchkit.models.torch_runtime import TorchRuntime
-from searchkit.readers.lines import Rejects
+from searchkit.readers.rejects import Rejects
 from searchkit.training.config import TrainConfig
 from searchkit.training.dataset import read_examples
 from searchkit.training.export import export

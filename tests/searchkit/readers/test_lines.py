@@ -11,7 +11,7 @@ import pytest
 
 from searchkit.errors import CorpusError
 from searchkit.readers.corpus import read_corpus
-from searchkit.readers.lines import Rejects
+from searchkit.readers.rejects import Rejects
 
 GOOD = '{"id": "good", "text": "tea"}\n'
 
@@ -59,5 +59,4 @@ def test_refused_rows_are_shown_whatever_bytes_they_hold(tmp_path):
         rejects.refuse("a\udce9", "bytes", b"th\xe9" + b"x" * 5000)
     entry = json.loads((tmp_path / "rows.jsonl").read_text())
     assert entry["place"] == "a\udce9"
-    assert entry["row"].startswith("th\\xe9x")
-    assert len(entry["row"]) <= 2003
+    assert entry["row"] == "th\\xe9" + "x" * 5000

@@ -8,7 +8,7 @@ from texts import SENTENCES, TEXTS
 
 from searchkit.engine import SearchEngine
 from searchkit.models.embedder import Embedder
-from searchkit.readers.lines import Rejects
+from searchkit.readers.rejects import Rejects
 from searchkit.records import Document
 from searchkit.training.adaptation.pairs import as_judgements, read_pairs, sieve, split
 from searchkit.training.contamination import fingerprint

@@ -1,0 +1,16 @@
+"""Bytes to text, strictly."""
+
+from __future__ import annotations
+
+from searchkit.errors import ExtractionError
+
+
+def decode(data: bytes, encoding: str, unit: str = "file") -> str:
+    """Decode, or raise ExtractionError; `unit` names what the byte position is counted in."""
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ExtractionError(
+            f"not {encoding}: {error.reason} 0x{data[error.start]:02x} at byte {error.start} of the {unit}; "
+            "name its encoding with --encoding"
+        ) from error

@@ -1,0 +1,106 @@
+"""Folders of files, and files named one by one."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from searchkit.errors import CorpusError, ExtractionError, MissingExtraError, RowError
+from searchkit.readers.extract import READABLE, extract
+from searchkit.readers.rejects import Rejects
+from searchkit.readers.rows import Fields, ReadReport, Row, document_of
+from searchkit.records import Document
+
+MODIFIED = "modified"
+"""Metadata key of a file's day. It is not compared: a file that was only touched is the same document."""
+
+
+def read_files(
+    root: Path, paths: list[Path], encoding: str, rejects: Rejects, report: ReadReport
+) -> Iterator[Document]:
+    """Yield a document for every readable file below some paths; its id is its path below `root`.
+
+    Args:
+        root: A folder, or the file itself.
+        paths: Files and folders in or below it.
+        encoding: Of plain text and Markdown, and of HTML that does not declare one.
+        rejects: Where files go that cannot be read.
+        report: Gets the number of files that are of no kind that is read.
+
+    Raises:
+        CorpusError: There is no file to read.
+        MissingExtraError: A library is missing, and the file was named or bad files are not set aside.
+    """
+    readable = 0
+    for path in _walk(
+        root, paths, report, lambda error: rejects.refuse(str(error.filename), f"cannot be listed: {error.strerror}")
+    ):
+        if path.suffix.lower() not in READABLE:
+            report.passed_over[path.suffix.lower() or "without a suffix"] += 1
+            continue
+        readable += 1
+        report.rows += 1
+        try:
+            document = _document(path, root, encoding)
+        except (RowError, ExtractionError) as error:
+            rejects.refuse(str(path), str(error))
+        except MissingExtraError as error:
+            if path in paths:
+                raise
+            if rejects.path is None:
+                raise MissingExtraError(
+                    f"{path}: {error}; or set such files aside: --on-error skip", name=error.name
+                ) from error
+            rejects.refuse(str(path), str(error))
+        else:
+            yield document
+    if not readable:
+        counted = ", ".join(f"{count} {suffix}" for suffix, count in report.passed_over.most_common(8)) or "nothing"
+        raise CorpusError(f"{root}: no files to read; read are {' '.join(READABLE)}, found: {counted}")
+
+
+def count_files(root: Path, paths: list[Path]) -> int:
+    """How many files `read_files` would read."""
+    return sum(path.suffix.lower() in READABLE for path in _walk(root, paths, ReadReport(), None))
+
+
+def _document(path: Path, root: Path, encoding: str) -> Document:
+    if not path.is_file():  # a pipe would block, a broken link has nothing
+        raise RowError("not a regular file")
+    title, text, metadata = extract(path, encoding=encoding)
+    day = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat()
+    # The path itself is not stored: spelled differently on the next run, it would change every document.
+    id = path.name if path == root else path.relative_to(root).as_posix()
+    values = {"id": id, "title": title, "text": text, "metadata": {MODIFIED: day, **metadata}}
+    return document_of(Row(str(path), values, ""), Fields(), incidental=() if MODIFIED in metadata else (MODIFIED,))
+
+
+def _walk(
+    root: Path, paths: list[Path], report: ReadReport, onerror: Callable[[OSError], None] | None
+) -> Iterator[Path]:
+    """Every file below some paths in a fixed order, without hidden ones.
+
+    Links to folders outside `root` are followed, each folder once; those inside are read where they are.
+    """
+    top = root.resolve()
+    seen: set[Path] = set()
+    for start in paths:
+        if not start.is_dir():
+            yield start
+            continue
+        for folder, folders, files in os.walk(start, onerror=onerror, followlinks=True):
+            kept = []
+            for name in sorted(name for name in folders if not name.startswith(".")):
+                path = Path(folder, name)
+                if path.is_symlink() or seen:
+                    target = path.resolve()
+                    inside = path.is_symlink() and (target.is_relative_to(top) or top.is_relative_to(target))
+                    if inside or target in seen:
+                        report.passed_over["link to a folder that is read anyway"] += 1
+                        continue
+                    seen.add(target)
+                kept.append(name)
+            folders[:] = kept
+            yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))

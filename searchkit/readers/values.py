@@ -1,0 +1,73 @@
+"""Checks of single values: JSON objects, ids, and text that can be stored."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from searchkit.errors import InputError, RowError
+
+
+def json_object(text: str, what: str = "the row") -> dict[str, Any]:
+    """Parse a JSON object, or raise RowError; `what` names the text in the message."""
+    try:
+        value = _JSON.decode(text)
+    except json.JSONDecodeError as error:
+        raise RowError(f"{what} is not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # NaN, a number of 5,000 digits, brackets 10,000 deep
+        raise RowError(f"{what} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RowError(f"{what} is {typename(value)}; it must be a JSON object")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise InputError(f"{name} is not a JSON number")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def checked_id(value: object) -> str:
+    """Return an id as a string, or raise RowError."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RowError(f"id is {typename(value)}; it must be a string or an integer")
+    if not str(value).strip():
+        raise RowError("empty id")
+    return str(value)
+
+
+def check_storable(name: str, value: str) -> None:
+    """Raise RowError if the value cannot be stored as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(value[error.start]):04x}"
+        raise RowError(f"{name} holds the lone surrogate {code}, which UTF-8 cannot store; remove it") from None
+
+
+def is_integer(text: str) -> bool:
+    """Whether the text is an integer in ASCII digits; int() also accepts "1_000"."""
+    return re.fullmatch(r"[+-]?[0-9]+", text) is not None
+
+
+def typename(value: object) -> str:
+    """What JSON calls the type of a value, with its article."""
+    names: dict[type, str] = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "a number",
+        float: "a decimal number",
+        str: "a string",
+        dict: "an object",
+        list: "a list",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def quoted(names: Iterable[str]) -> str:
+    """The first dozen names, each in double quotes."""
+    names = [f'"{name}"' for name in names]
+    return ", ".join(names[:12] + ["..."] * (len(names) > 12)) or "nothing"
