@@ -169,9 +169,9 @@ def _sweep(
     recall = options["recall"] or 0.95
     limits = Limits(recall, options["max_bytes"], options["max_memory"], options["latency"])
     if options["plot"]:
-        from searchkit.reports.compression_plot import check
+        from searchkit.reports.style import new_figure
 
-        check()  # before the long part
+        new_figure(1, 1, "", dark=False)  # a missing library is reported before the long part
     names = [name.strip() for name in options["recipes"].split(",") if name.strip()] if options["recipes"] else None
     settings = MeasureOptions(names, recall, sample=options["sample"], seed=options["seed"])
     note(f"about {estimate_seconds(engine, judgements, options=settings) + 1:,.0f} s on an idle CPU")

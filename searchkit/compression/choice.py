@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from searchkit.compression.measure import Candidate
 from searchkit.errors import InputError
@@ -32,19 +32,19 @@ class _Limit:
 
     Args:
         field: Name of the field.
-        bound: The limit; an upper one unless `at_least`.
         phrase: Says what is required, with a place for the bound.
-        unit: Shows a candidate's value.
+        shown: Shows a candidate's value.
         scale: From the field to what is shown.
-        at_least: The limit is a lower one.
+        at_least: The bound is a lower one.
+        bound: The limit.
     """
 
     field: str
-    bound: float
     phrase: str
-    unit: str
+    shown: str
     scale: float = 1
     at_least: bool = False
+    bound: float = 0
 
     @property
     def wanted(self) -> str:
@@ -60,7 +60,7 @@ class _Limit:
     def nearest(self, candidates: Sequence[Candidate]) -> str:
         """The candidate that comes nearest, with its value."""
         best = min(candidates, key=self.distance)
-        return f"the nearest is {best.name} with {self.unit.format(getattr(best, self.field) * self.scale)}"
+        return f"the nearest is {best.name} with {self.shown.format(getattr(best, self.field) * self.scale)}"
 
 
 def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
@@ -98,12 +98,15 @@ def front(candidates: Sequence[Candidate]) -> list[Candidate]:
     return best
 
 
+_LIMITS = {
+    "recall": _Limit("recall_10", "a recall@10 of {:g} or more", "{:.4f}", at_least=True),
+    "max_bytes": _Limit("bytes_per_vector", "{:g} bytes a vector or fewer", "{:.0f} bytes"),
+    "max_memory": _Limit("memory", "{:,.1f} MB of memory or less", "{:,.1f} MB", scale=1e-6),
+    "latency": _Limit("latency", "{:g} ms a query or less", "{:.3g} ms", scale=1000),
+}
+
+
 def _given(limits: Limits) -> list[_Limit]:
     """The limits that are set."""
-    every = (
-        ("recall_10", limits.recall, "a recall@10 of {:g} or more", "{:.4f}", 1, True),
-        ("bytes_per_vector", limits.max_bytes, "{:g} bytes a vector or fewer", "{:.0f} bytes", 1, False),
-        ("memory", limits.max_memory, "{:,.1f} MB of memory or less", "{:,.1f} MB", 1e-6, False),
-        ("latency", limits.latency, "{:g} ms a query or less", "{:.3g} ms", 1000, False),
-    )
-    return [_Limit(field, bound, *rest) for field, bound, *rest in every if bound is not None]
+    bounds = {name: getattr(limits, name) for name in _LIMITS}
+    return [replace(_LIMITS[name], bound=bound) for name, bound in bounds.items() if bound is not None]

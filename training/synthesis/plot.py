@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from searchkit.errors import InputError, MissingExtraError
-from searchkit.reports.style import DARK, FONT, LIGHT, Style, write_figure
+from searchkit.errors import InputError
+from searchkit.reports.style import FONT, Style, new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,14 +40,7 @@ def figure_of(report: SynthesisReport, *, dark: bool = False) -> Figure:
     """The figure that `synthesis_chart` writes."""
     if not report.examples:
         raise InputError("nothing to draw: no example was written")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"charts need {error.name}: pip install 'searchkit[plots]'", name=error.name) from error
-    style = DARK if dark else LIGHT
-    figure = Figure(figsize=(9.6, 6.4), dpi=160, facecolor=style.paper, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, style = new_figure(9.6, 6.4, f"{report.examples:,} examples by {report.model}", dark=dark)
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1), height_ratios=(1, 1), wspace=0.06, hspace=0.08)
     parts = ("kinds of query", report.kinds) if report.kinds else ("task groups", report.groups)
     panels = (
@@ -57,8 +50,6 @@ def figure_of(report: SynthesisReport, *, dark: bool = False) -> Figure:
     for place, name, counts, color in panels:
         _bars(figure.add_subplot(place), f"{name}, % of the examples", _shares(counts), style, style.lines[color])
     _lengths(figure.add_subplot(grid[1, 0]), report, style)
-    title = f"{report.examples:,} examples by {report.model}"
-    figure.suptitle(title, x=0.012, ha="left", color=style.ink, fontsize=12, fontweight="bold", fontfamily=FONT)
     return figure
 
 
