@@ -1,4 +1,4 @@
-"""Documents on their way in: told apart from those that are there, and cut into passages."""
+"""Documents on their way in: validated, compared with those stored, cut into passages, embedded and committed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from searchkit.chunking import chunk
 from searchkit.errors import InputError
 from searchkit.indexer.documents import NewDocument
-from searchkit.indexer.store import Store
+from searchkit.indexer.store import Snapshot, Store
+from searchkit.lexical_sync import LexicalSync
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document, join_title
+from searchkit.validation import check_document, described, whole_number
 
 LONGEST_PASSAGE = 512
-"""Tokens of a passage for models that could take more: a longer one blurs its vector and its display."""
+"""Tokens of a passage, even for models that could take more: a longer one blurs its vector and its display."""
+
+COMMIT_EVERY = 1024
+"""Passages a commit. Fixed, so that a resumed run forms the same batches, and the same vectors, as an unbroken one."""
 
 OnRefused = Callable[[Document, str], None]
+OnProgress = Callable[[float, int], None]
 
 
 @dataclass
@@ -34,6 +41,66 @@ class AddReport:
     seconds: float = 0.0
 
 
+@dataclass
+class Ingest:
+    """One call of `SearchEngine.add`.
+
+    Args:
+        store: The index, open for writing.
+        lexical: Its lexical index.
+        snapshot: The last commit before this call.
+        embedder: The model.
+        chunk_tokens: Longest passage in tokens, 0 for whole documents.
+        overlap: Tokens shared by neighbouring passages.
+        report: Counts what was done.
+        on_progress: Called now and then with (documents, passages) done so far.
+    """
+
+    store: Store
+    lexical: LexicalSync
+    snapshot: Snapshot
+    embedder: Embedder
+    chunk_tokens: int
+    overlap: int
+    report: AddReport
+    on_progress: OnProgress | None
+
+    def run(
+        self, documents: Iterable[Document], *, update: bool, on_refused: OnRefused | None, commit_every: int
+    ) -> None:
+        """Commit documents, some at a time; arguments and errors as `SearchEngine.add` has them."""
+        batch: list[tuple[NewDocument, list[str]]] = []
+        waiting = 0
+        for document, checksum in new_documents(documents, self.store, self.report, on_refused, update=update):
+            batch.append(to_passages(document, checksum, self.embedder, self.chunk_tokens, self.overlap))
+            waiting += len(batch[-1][1])
+            if waiting >= commit_every:
+                self._commit(batch)
+                batch, waiting = [], 0
+        if batch:
+            self._commit(batch)
+
+    def _commit(self, batch: list[tuple[NewDocument, list[str]]]) -> None:
+        texts = [text for _, passages in batch for text in passages]
+        documents_a_passage = len(batch) / max(1, len(texts))
+        embedded = 0
+
+        def on_batch(count: int) -> None:
+            nonlocal embedded
+            embedded += count
+            if self.on_progress is not None:
+                documents = self.report.unchanged + self.report.documents + embedded * documents_a_passage
+                self.on_progress(documents, self.report.passages + embedded)
+
+        vectors = self.embedder.encode_passages(texts, on_batch)
+        # The commit deletes the documents that these replace; the ids of new ones are unknown, and ignored.
+        self.store.commit([new for new, _ in batch], vectors, delete=[new.id for new, _ in batch])
+        self.lexical.catch_up(self.lexical.index_of(self.snapshot), self.store)
+        self.store.merge_small_segments()
+        self.report.documents += len(batch)
+        self.report.passages += len(texts)
+
+
 def new_documents(
     documents: Iterable[Document],
     store: Store,
@@ -42,21 +109,23 @@ def new_documents(
     *,
     update: bool = False,
 ) -> Iterator[tuple[Document, str]]:
-    """Those that the store lacks, each with its checksum; the others are counted in the report.
+    """Yield the documents that the store lacks, each with its checksum; count the others in the report.
 
-    With `update` also those that it has with other content.
+    With `update`, also those that it has with other content.
 
     Raises:
-        ValueError: A document cannot be added, and nobody takes refused ones.
+        InputError: A document cannot be added, and there is no `on_refused`.
     """
+    if isinstance(documents, str | Document) or not isinstance(documents, Iterable):
+        raise InputError(f"documents is {described(documents)}; expected a list of searchkit.Document")
     # Ids of this call, on disk: a set in memory would grow with the corpus.
     with closing(sqlite3.connect("", isolation_level=None)) as seen:
         seen.executescript("PRAGMA journal_mode=OFF; CREATE TABLE seen (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
         seen.execute("BEGIN")
         for document in documents:
-            checksum, fault = _checked(document)
-            fault = fault or _repeated(document, seen)
+            fault = _fault(document) or _repeated(document, seen)
             if fault is None:
+                checksum = document.checksum()
                 stored = store.documents.checksum_of(document.id)
                 if stored == checksum or (stored is not None and _only_incidental(document, stored, store)):
                     report.unchanged += 1
@@ -74,18 +143,15 @@ def new_documents(
                 on_refused(document, fault)
 
 
-def _checked(document: Document) -> tuple[str, str | None]:
-    """The checksum, and why the document cannot be stored, if it cannot."""
-    if not document.id.strip():
-        return "", "the id is empty"
-    if not document.text.strip() and not document.title.strip():
-        return "", f"document {document.id!r} has neither text nor title"
-    if "\0" in document.id + document.title + document.text:
-        return "", f"document {document.id!r} holds a NUL byte; take it out"
+def _fault(document: Any) -> str | None:
+    """Why a document cannot be stored, if it cannot."""
     try:
-        return document.checksum(), None
-    except (TypeError, ValueError) as error:  # metadata that is no JSON, a lone surrogate
-        return "", f"document {document.id!r} cannot be stored: {error}"
+        check_document(document)
+    except InputError as error:
+        if not isinstance(document, Document):
+            raise  # a mistake in the calling code, not in the data
+        return f"document {described(document.id)}: {error}"
+    return None
 
 
 def _only_incidental(document: Document, stored: str, store: Store) -> bool:
@@ -111,7 +177,7 @@ def _repeated(document: Document, seen: sqlite3.Connection) -> str | None:
 def to_passages(
     document: Document, checksum: str, embedder: Embedder, chunk_tokens: int, overlap: int
 ) -> tuple[NewDocument, list[str]]:
-    """The document as it is stored, and the texts of its passages as they are embedded."""
+    """A document as it is stored, and the texts of its passages as they are embedded."""
     title, spans = _spans(document, embedder, chunk_tokens, overlap)
     metadata = json.dumps(document.metadata, ensure_ascii=False, sort_keys=True)
     new = NewDocument(document.id, document.title, document.text, metadata, checksum, spans)
@@ -119,25 +185,24 @@ def to_passages(
 
 
 def _spans(document: Document, embedder: Embedder, tokens: int, overlap: int) -> tuple[str, list[tuple[int, int]]]:
-    """The title as it goes with every passage, and the passages' places in the text."""
+    """The title as every passage carries it, and the passages' spans in the text."""
     if tokens == 0 or not document.text.strip():
         return document.title, [(0, len(document.text))]
     tokens -= len(embedder.offsets(embedder.conventions.document_prefix))
-    title, places = document.title, embedder.offsets(document.title)
-    if len(places) > tokens // 2:  # the title stands first, so too long a one would push the text out
-        places = places[: tokens // 2]
-        title = title[: places[-1][1]]
-    room = tokens - len(places)
+    title, offsets = document.title, embedder.offsets(document.title)
+    if len(offsets) > tokens // 2:  # the title comes first, so a long one would push the text out
+        offsets = offsets[: tokens // 2]
+        title = title[: offsets[-1][1]]
+    room = tokens - len(offsets)
     return title, chunk(document.text, embedder.offsets, tokens=room, overlap=min(overlap, room // 2))
 
 
 def chunk_settings(embedder: Embedder, chunk_tokens: int | None, overlap: int | None) -> dict[str, int]:
-    """The length and overlap of passages, with what the model suggests where None came."""
+    """The length and overlap of passages; None takes what suits the model."""
     room = embedder.max_length - embedder.special_tokens
-    tokens = min(room, LONGEST_PASSAGE) if chunk_tokens is None else chunk_tokens
+    tokens = min(room, LONGEST_PASSAGE) if chunk_tokens is None else whole_number("chunk_tokens", chunk_tokens, 0)
     if tokens != 0 and not 8 <= tokens <= room:
         raise InputError(f"chunk_tokens is {tokens}; expected 0 (whole documents) or 8 to {room} for this model")
     overlap = tokens // 8 if overlap is None else overlap
-    if not 0 <= overlap <= tokens // 2:
-        raise InputError(f"overlap is {overlap}; expected 0 to {tokens // 2}, half of a passage of {tokens} tokens")
-    return {"chunk_tokens": tokens, "overlap": overlap}
+    half = tokens // 2
+    return {"chunk_tokens": tokens, "overlap": whole_number("overlap", overlap, 0, half)}

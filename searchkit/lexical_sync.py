@@ -1,4 +1,4 @@
-"""The lexical index of an index folder: brought up to the documents, checked, and made anew where it is damaged."""
+"""The lexical index of an index folder: kept in step with the documents, verified, and rebuilt where it is damaged."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from searchkit.records import join_title
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 10.0
-"""Seconds that a reader waits for a writer to be done with the words of a commit."""
+"""Seconds that a reader waits for a writer to finish the lexical index of a commit."""
 
 
-class Words:
-    """The words behind a store. It follows the documents: whenever the two differ, the documents are right.
+class LexicalSync:
+    """The lexical index behind a store. It follows the documents: where the two differ, the documents are right.
 
     Args:
         store: The index folder.
-        language: Of its lexical side.
+        language: Language of the lexical side.
     """
 
     def __init__(self, store: Store, language: str) -> None:
@@ -39,100 +39,100 @@ class Words:
         self._name = ""
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Release the files."""
         self._index = None
         if self._copy is not None:
             self._copy.cleanup()
 
-    def of(self, snapshot: Snapshot) -> LexicalIndex:
-        """The words of a commit, maybe of later ones too; opened when they are first needed."""
+    def index_of(self, snapshot: Snapshot) -> LexicalIndex:
+        """The lexical index of a commit, possibly with passages of later ones; opened when it is first needed."""
         with self._mutex:
             if self._index is None or self._name != snapshot.lexical:
-                self._index = self._opened(snapshot)
+                self._index = self._open(snapshot)
                 self._name = snapshot.lexical
             if len(self._index) < snapshot.passages + len(snapshot.dead):
                 self._complete(self._index, snapshot)
             return self._index
 
     def follow(self, snapshot: Snapshot) -> None:
-        """See what has been written up to a commit; to be called when it takes the place of another."""
+        """See what has been written up to a commit; call this when the engine moves to it."""
         with self._mutex:
             if snapshot.lexical != self._name or self._copy is not None:
                 self._index = None
             if self._index is not None:
                 try:
                     self._index.reload()
-                except (ValueError, OSError):  # a writer has just taken it away
+                except (ValueError, OSError):  # a writer has just removed it
                     self._index = None
 
     def catch_up(self, index: LexicalIndex, store: Store) -> None:
-        """Bring an index up to the committed passages; `store` holds the writer's lock."""
+        """Add the committed passages that an index lacks; `store` holds the writer's lock."""
         indexed = len(index)
         if indexed < store.documents.stored_passages():
             store.lexical.keep()
             index.add((row, join_title(title, text)) for row, title, text in store.documents.texts(indexed))
         store.lexical.commit()
 
-    def make(self, folder: Path) -> None:
-        """An index of the living passages alone, in a folder of its own."""
+    def build(self, folder: Path) -> None:
+        """Build an index of the living passages alone, in a folder of its own."""
         index = LexicalIndex(folder, self._language)
         index.add((row, join_title(title, text)) for row, title, text in self._store.documents.texts(living=True))
 
-    def _opened(self, snapshot: Snapshot) -> LexicalIndex:
-        """The index of a commit, its files checked; made anew, from the documents, where it is damaged."""
+    def _open(self, snapshot: Snapshot) -> LexicalIndex:
+        """Verify and open the index of a commit; where it is damaged, rebuild it from the documents."""
         folder = self._store.folder / "lexical" / snapshot.lexical
-        own = self._can_write(folder)
-        for wait in _waits(_PATIENCE if own else 1):
+        writable = self._can_write(folder)
+        for pause in _pauses(_PATIENCE if writable else 1):
             self._check_current(snapshot)
             try:
-                return self._checked(self._store, folder) if own else self._copied(folder)
-            except (ValueError, OSError) as error:
-                # A writer that is at work names its files right after it has written them.
+                return self._open_verified(self._store, folder) if writable else self._open_copy(folder)
+            except (ValueError, OSError) as error:  # ValueError is tantivy's, too
+                # A writer at work records its files right after it has written them.
                 try:
-                    if own:
-                        return self._remade(snapshot, folder, error)
-                    if wait is None:
+                    if writable:
+                        return self._rebuild(snapshot, folder, error)
+                    if pause is None:
                         raise
                 except BusyError:
-                    if wait is None:
+                    if pause is None:
                         raise
-            time.sleep(wait or 0)
+            time.sleep(pause or 0)
         raise AssertionError("unreachable")
 
-    def _checked(self, store: Store, folder: Path) -> LexicalIndex:
+    def _open_verified(self, store: Store, folder: Path) -> LexicalIndex:
         store.lexical.check()
         return LexicalIndex(folder, self._language)
 
-    def _remade(self, snapshot: Snapshot, folder: Path, error: Exception) -> LexicalIndex:
-        with self._writing() as store:
+    def _rebuild(self, snapshot: Snapshot, folder: Path, error: Exception) -> LexicalIndex:
+        with self._writer() as store:
             self._check_current(snapshot)
-            with suppress(ValueError, OSError):  # a writer has just put it right
-                return self._checked(store, folder)
-            logger.warning("%s cannot be read (%s) and is made anew", folder, error)
+            with suppress(ValueError, OSError):  # a writer has just repaired it
+                return self._open_verified(store, folder)
+            logger.warning("%s cannot be read (%s); rebuilding it", folder, error)
             shutil.rmtree(folder, ignore_errors=True)
             index = LexicalIndex(folder, self._language)
             self.catch_up(index, store)
             return index
 
     def _complete(self, index: LexicalIndex, snapshot: Snapshot) -> None:
-        """Wait for the writer that is indexing the words of a commit; if it was killed, index them."""
-        for wait in _waits(_PATIENCE):
+        """Wait for the writer that is indexing the passages of a commit; if it was killed, index them here."""
+        for pause in _pauses(_PATIENCE):
             self._check_current(snapshot)
             try:
                 index.reload()
                 if len(index) >= snapshot.passages + len(snapshot.dead):
                     return
-                with self._writing() as store:
+                with self._writer() as store:
                     self._check_current(snapshot)
                     index.reload()
                     self.catch_up(index, store)
                 return
             except BusyError:
-                if wait is None:
+                if pause is None:
                     raise
-                time.sleep(wait)
+                time.sleep(pause)
             except OSError as error:
-                logger.warning("the last documents are not found by their words: %s", error)
+                logger.warning("lexical search does not find the latest documents: %s", error)
                 return
 
     def _check_current(self, snapshot: Snapshot) -> None:
@@ -140,10 +140,10 @@ class Words:
             raise StoreError(f"{self._store.folder} has been compacted since it was opened; open it again")
 
     def _can_write(self, folder: Path) -> bool:
-        places = (self._store.folder, *(place for place in (folder.parent, folder) if place.exists()))
-        return all(os.access(place, os.W_OK, effective_ids=True) for place in places)
+        paths = (self._store.folder, *(path for path in (folder.parent, folder) if path.exists()))
+        return all(os.access(path, os.W_OK, effective_ids=True) for path in paths)
 
-    def _copied(self, folder: Path) -> LexicalIndex:
+    def _open_copy(self, folder: Path) -> LexicalIndex:
         """tantivy needs its lock file even to read: where nothing can be written, read a copy."""
         self._store.lexical.check()
         if self._copy is not None:
@@ -156,12 +156,12 @@ class Words:
                 shutil.copyfile(file, copy / file.name)
         return LexicalIndex(copy, self._language)
 
-    def _writing(self) -> AbstractContextManager[Store]:
+    def _writer(self) -> AbstractContextManager[Store]:
         return nullcontext(self._store) if self._store.writable else Store(self._store.folder, writable=True)
 
 
-def _waits(seconds: float) -> Iterator[float | None]:
-    """Pauses between attempts until the time is up; None with the last attempt."""
+def _pauses(seconds: float) -> Iterator[float | None]:
+    """Pauses between attempts until the time is up; None for the last attempt."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         yield 0.02

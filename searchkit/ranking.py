@@ -1,4 +1,4 @@
-"""How a ranking is made: by vectors, by words, or by both."""
+"""How a ranking is made: by vectors (dense), by BM25 (lexical), or by both (hybrid)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ import numpy as np
 from searchkit.errors import InputError
 from searchkit.indexer import fusion
 from searchkit.indexer.filters import Condition, compile_filter
-from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.faiss_gpu import Gpus
 from searchkit.indexer.vectors.recipes import RECIPES
+from searchkit.lexical_sync import LexicalSync
+from searchkit.validation import check_share, described, whole_number
 
 Mode = Literal["dense", "lexical", "hybrid"]
 MODES: tuple[Mode, ...] = ("dense", "lexical", "hybrid")
 
 FILTERS = 8
-"""Filters whose documents are remembered: SQLite reads all metadata for each, and a commit never changes."""
+"""Filters whose matches are cached a commit: SQLite reads all metadata for each of them."""
 
 
 def as_mode(name: str) -> Mode:
-    """A mode by its name; ValueError when there is none."""
+    """The mode of that name; InputError when there is none."""
     for mode in MODES:
         if mode == name:
             return mode
-    raise InputError(f"mode is {name!r}; expected one of {', '.join(MODES)}")
+    raise InputError(f"mode is {described(name)}; expected one of {', '.join(MODES)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,10 @@ class SearchOptions:
     Args:
         mode: "dense" (vectors), "lexical" (BM25) or "hybrid" (both).
         fusion: "weighted" or "rrf" (reciprocal rank); for hybrid only.
-        dense_weight: Share of the vectors in a weighted fusion, 0 to 1.
+        dense_weight: Weight of the dense side in a weighted fusion, 0 to 1.
         rrf_k: Constant of reciprocal rank fusion.
-        depth: Documents that either side puts up for fusion, at least.
-        where: Conditions on the documents' metadata (see :mod:`searchkit.indexer.filters`); None has none.
+        depth: Candidates that each side contributes to fusion, at least.
+        where: Conditions on the documents' metadata (see :mod:`searchkit.indexer.filters`); None for no filter.
     """
 
     mode: Mode = "hybrid"
@@ -55,17 +56,37 @@ class SearchOptions:
     where: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise InputError(f"mode is {self.mode!r}; expected one of {', '.join(MODES)}")
+        as_mode(self.mode)
         if self.fusion not in fusion.FUSIONS:
-            raise InputError(f"fusion is {self.fusion!r}; expected one of {', '.join(fusion.FUSIONS)}")
-        if not 0 <= self.dense_weight <= 1:
-            raise InputError(f"dense_weight is {self.dense_weight}; expected 0 to 1")
+            raise InputError(f"fusion is {described(self.fusion)}; expected one of {', '.join(fusion.FUSIONS)}")
+        check_share("dense_weight", self.dense_weight)
+        whole_number("rrf_k", self.rrf_k, 0)
+        whole_number("depth", self.depth, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """Queries that are ready to be ranked: validated, and embedded where the mode needs vectors.
+
+    Args:
+        texts: The queries, for the lexical side.
+        vectors: The same queries, (len(texts), dim) float32 unit rows; None for a lexical ranking.
+        k: Documents a query.
+        options: How to rank.
+        ties: Also return the documents after the k-th that score as it does (as 32-bit floats), where that is known: of
+            vectors, those that are searched exactly.
+    """
+
+    texts: Sequence[str]
+    vectors: np.ndarray | None
+    k: int
+    options: SearchOptions = SearchOptions()
+    ties: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Allowed:
-    """Which rows may be found: a mask (None: all), and how many documents and passages that are."""
+    """Which rows may be returned: a mask (None: all), and how many documents and passages that are."""
 
     rows: np.ndarray | None
     documents: int
@@ -80,21 +101,21 @@ class Ranked(NamedTuple):  # made for every hit, and a frozen dataclass takes th
     row: int
 
 
-_ranked: Callable[[tuple[int, float, int]], Ranked] = partial(tuple.__new__, Ranked)  # its own way is Python code
+_ranked: Callable[[tuple[int, float, int]], Ranked] = partial(tuple.__new__, Ranked)  # its own __new__ is Python code
 
 
 class Ranker:
-    """One commit of an index, ready to be asked.
+    """One commit of an index, ready to rank.
 
     Args:
-        store: Knows what filters let through.
+        store: Looks up what a filter matches.
         snapshot: The commit.
-        lexical: Gives the words of all its passages, maybe of later ones too; not called before they are needed.
-        gpus: Where vectors are searched as far as they can be; None is the processor.
+        lexical: Opens the lexical index of the commit when it is first needed; None where only vectors are ranked.
+        gpus: Where vectors are searched if possible; None for the CPU.
     """
 
     def __init__(
-        self, store: Store, snapshot: Snapshot, lexical: Callable[[], LexicalIndex], gpus: Gpus | None = None
+        self, store: Store, snapshot: Snapshot, lexical: LexicalSync | None = None, gpus: Gpus | None = None
     ) -> None:
         self.store, self.snapshot, self.lexical = store, snapshot, lexical
         self.segments = snapshot.segments
@@ -109,66 +130,76 @@ class Ranker:
 
     @property
     def documents(self) -> int:
-        """How many there are, without the deleted."""
+        """Documents in the commit, without the deleted."""
         return self.snapshot.documents
 
     @property
     def passages(self) -> int:
-        """How many there are, without those of deleted documents."""
+        """Passages in the commit, without those of deleted documents."""
         return self.snapshot.passages
 
-    def rank(
-        self, texts: Sequence[str], vectors: np.ndarray | None, k: int, options: SearchOptions, *, ties: bool = False
-    ) -> list[list[Ranked]]:
-        """The k best documents a query.
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of some passages, (n, dim) float32 unit rows, as exact as they are kept."""
+        owners = segments.owners(self.segments, rows)
+        vectors = np.empty((len(rows), self.plan.dim), np.float32)
+        for number in np.unique(owners):
+            segment, mine = self.segments[number], owners == number
+            vectors[mine] = segment.vectors(segment.positions(rows[mine]))
+        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
-        Args:
-            texts: The queries, for their words.
-            vectors: The same queries, (len(texts), dim) float32 unit rows; None for a lexical ranking.
-            k: Documents wanted.
-            options: How to rank.
-            ties: Give the documents after the k-th too that score as it does (as 32-bit floats), where it is known
-                that they do: of vectors, those that are searched exactly.
+    def rank(self, request: SearchRequest) -> list[list[Ranked]]:
+        """The k best documents of every query.
 
         Raises:
             FilterError: The filter in the options cannot be understood.
         """
+        options = request.options
         allowed = self._living if options.where is None else self._matching(options.where)
         if allowed.passages == 0:
-            return [[] for _ in texts]
-        if vectors is None or options.mode == "lexical":
-            by_words = partial(self._by_words, allowed=allowed)
-            return [_with_ties(partial(by_words, text), k) if ties else by_words(text, k) for text in texts]
+            return [[] for _ in request.texts]
+        k = min(request.k, self.snapshot.next_row)  # there are no more
+        if options.mode == "lexical":
+            return [self._lexical(text, k, allowed, ties=request.ties) for text in request.texts]
+        if request.vectors is None:
+            raise InputError(f"a {options.mode} ranking needs the vectors of its queries")
         if options.mode == "dense":
-            if not (ties and RECIPES[self.plan.recipe].exact):
-                return self._by_vector(vectors, k, allowed)
-            found = self._by_vector(vectors, k + 1, allowed)  # all at once: few have a tie there
-            return [
-                _with_ties(partial(self._by_one, vector[None], allowed), k, ranking)
-                for vector, ranking in zip(vectors, found, strict=True)
-            ]
-        depth = max(k, options.depth)
-        sides = zip(vectors, self._by_vector(vectors, depth, allowed), texts, strict=True)
+            return self._dense(request.vectors, k, allowed, ties=request.ties)
+        depth = max(k, min(options.depth, self.snapshot.next_row))
+        by_vector = self._dense(request.vectors, depth, allowed)
+        by_term = [self._lexical(text, depth, allowed) for text in request.texts]
         return [
-            self._fuse(vector, ranking, self._by_words(text, depth, allowed), k, options, ties)
-            for vector, ranking, text in sides
+            self._fuse(vector, similar, matching, k, options, ties=request.ties)
+            for vector, similar, matching in zip(request.vectors, by_vector, by_term, strict=True)
         ]
 
     def _matching(self, where: Mapping[str, Any]) -> _Allowed:
         condition = compile_filter(where)
-        found = self._filtered.get(condition)
-        if found is None:
+        allowed = self._filtered.get(condition)
+        if allowed is None:
             docs, rows = self.store.matching(condition, self.snapshot)
             mask = np.zeros(self.snapshot.next_row, dtype=bool)
             mask[rows] = True
-            found = _Allowed(mask, len(docs), len(rows))
+            allowed = _Allowed(mask, len(docs), len(rows))
             for oldest in list(self._filtered)[: 1 - FILTERS]:
                 self._filtered.pop(oldest, None)  # another thread may have done so
-            self._filtered[condition] = found
-        return found
+            self._filtered[condition] = allowed
+        return allowed
 
-    def _by_vector(self, vectors: np.ndarray, k: int, allowed: _Allowed) -> list[list[Ranked]]:
-        """The k best documents a query by their best passage."""
+    # The dense side
+
+    def _dense(self, vectors: np.ndarray, k: int, allowed: _Allowed, *, ties: bool = False) -> list[list[Ranked]]:
+        """The k best documents of every query by the inner product of their best passage."""
+        if not (ties and RECIPES[self.plan.recipe].exact):
+            return self._nearest(vectors, k, allowed)
+        rankings = self._nearest(vectors, k + 1, allowed)  # all at once: few have a tie at the cut
+        for n, vector in enumerate(vectors):
+            depth = k + 1
+            while _tied_to_the_end(rankings[n], k, depth):
+                depth *= 8
+                rankings[n] = self._nearest(vector[None], depth, allowed)[0]
+        return [ranking[: _end(ranking, k)] for ranking in rankings]
+
+    def _nearest(self, vectors: np.ndarray, k: int, allowed: _Allowed) -> list[list[Ranked]]:
         wanted = min(k, allowed.documents)
         depth = k if allowed.passages == allowed.documents else 4 * k
         tuning = self.tuning
@@ -183,74 +214,83 @@ class Ranker:
             if depth >= allowed.passages:
                 if tuning.probes >= self.plan.lists:
                     return [ranking[:k] for ranking in rankings]
-                tuning = replace(tuning, probes=4 * tuning.probes)  # the cells visited held too few that are allowed
+                tuning = replace(tuning, probes=4 * tuning.probes)  # the visited lists held too few that are allowed
             depth = min(4 * depth, max(depth, allowed.passages))
 
-    def _by_one(self, vector: np.ndarray, allowed: _Allowed, k: int) -> list[Ranked]:
-        return self._by_vector(vector, k, allowed)[0]
+    # The lexical side
 
-    def _by_words(self, text: str, k: int, allowed: _Allowed) -> list[Ranked]:
+    def _lexical(self, text: str, k: int, allowed: _Allowed, *, ties: bool = False) -> list[Ranked]:
+        """The k best documents of one query by the BM25 score of their best passage."""
+        if not ties:
+            return self._best_matches(text, k, allowed)
+        depth = k + 1
+        ranking = self._best_matches(text, depth, allowed)
+        while _tied_to_the_end(ranking, k, depth):
+            depth *= 8
+            ranking = self._best_matches(text, depth, allowed)
+        return ranking[: _end(ranking, k)]
+
+    def _best_matches(self, text: str, k: int, allowed: _Allowed) -> list[Ranked]:
+        assert self.lexical is not None, "this ranker was made for vectors alone"
+        index = self.lexical.index_of(self.snapshot)
         depth = k if allowed.passages == allowed.documents else 4 * k
         while True:
-            rows, scores = self.lexical().search(text, depth, self.snapshot.next_row, allowed.rows)
+            rows, scores = index.search(text, depth, self.snapshot.next_row, allowed.rows)
             docs = segments.documents_of(self.segments, rows)
             ranking = _best_passages(docs.tolist(), scores.tolist(), rows.tolist())
             if len(rows) < depth or len(ranking) >= k:
                 return ranking[:k]
             depth *= 4
 
+    # Both
+
     def _fuse(
         self,
         vector: np.ndarray,
         by_vector: list[Ranked],
-        by_words: list[Ranked],
+        by_term: list[Ranked],
         k: int,
         options: SearchOptions,
+        *,
         ties: bool,
     ) -> list[Ranked]:
+        """Fuse the two rankings of one query."""
         similarity = {item.doc: item.score for item in by_vector}
-        words = {item.doc: item.score for item in by_words}
-        # Shown is the passage that vectors found best, if they found one: it carries the meaning asked for.
-        rows = {item.doc: item.row for item in (*by_words, *by_vector)}
+        bm25 = {item.doc: item.score for item in by_term}
+        # Shown is the passage that ranked best by its vector, if any did: it carries the meaning of the query.
+        rows = {item.doc: item.row for item in (*by_term, *by_vector)}
         if options.fusion == "rrf":
-            fused = fusion.reciprocal_rank((similarity, words), options.rrf_k)
+            fused = fusion.reciprocal_rank((similarity, bm25), options.rrf_k)
         else:
-            unscored = [doc for doc in words if doc not in similarity]
+            unscored = [doc for doc in bm25 if doc not in similarity]
             scores = segments.score(self.segments, vector, np.array([rows[doc] for doc in unscored], dtype=np.int64))
-            fused = fusion.weighted(
-                similarity | dict(zip(unscored, scores.tolist(), strict=True)), words, options.dense_weight
-            )
+            similarity |= dict(zip(unscored, scores.tolist(), strict=True))
+            fused = fusion.weighted(similarity, bm25, options.dense_weight)
         order = sorted(fused, key=lambda doc: (-fused[doc], doc))
-        end = _end([fused[doc] for doc in order], k) if ties else k
-        return [Ranked(doc, fused[doc], rows[doc]) for doc in order[:end]]
+        ranking = [Ranked(doc, fused[doc], rows[doc]) for doc in order]
+        return ranking[: _end(ranking, k) if ties else k]
 
 
-def _end(scores: Sequence[float], k: int) -> int:
-    """Where the k best end, when those that score as the last of them belong to them; `scores` are best first."""
-    end = min(k, len(scores))
-    while 0 < end < len(scores) and np.float32(scores[end]) == np.float32(scores[k - 1]):
+def _end(ranking: Sequence[Ranked], k: int) -> int:
+    """Where the k best end, counting those that tie with the last of them; `ranking` is best first."""
+    end = min(k, len(ranking))
+    while 0 < end < len(ranking) and np.float32(ranking[end].score) == np.float32(ranking[k - 1].score):
         end += 1
     return end
 
 
-def _with_ties(rank: Callable[[int], list[Ranked]], k: int, found: list[Ranked] | None = None) -> list[Ranked]:
-    """The k best, and those that score as the k-th; `found` is what `rank` gives for one more, if that is known."""
-    depth, ranking = k + 1, rank(k + 1) if found is None else found
-    while True:
-        end = _end([item.score for item in ranking], k)
-        if end < len(ranking) or len(ranking) < depth:
-            return ranking[:end]
-        depth *= 8
-        ranking = rank(depth)
+def _tied_to_the_end(ranking: Sequence[Ranked], k: int, depth: int) -> bool:
+    """Whether a ranking cut at `depth` may have lost documents that tie with the k-th."""
+    return len(ranking) >= depth and _end(ranking, k) == len(ranking)
 
 
 def _best_passages(docs: list[int], scores: list[float], rows: list[int]) -> list[Ranked]:
-    """Passages, best first, to documents by their first and so best passage; row -1, at the end, stands for none."""
-    there = rows.index(-1) if rows and rows[-1] < 0 else len(rows)
-    found = list(map(_ranked, zip(docs[:there], scores, rows, strict=False)))
+    """Rank documents by their first and so best passage; row -1, at the end, stands for no passage."""
+    count = rows.index(-1) if rows and rows[-1] < 0 else len(rows)
+    ranking = list(map(_ranked, zip(docs[:count], scores, rows, strict=False)))
     if len(set(docs)) == len(docs):
-        return found
+        return ranking
     best: dict[int, Ranked] = {}
-    for item in found:
+    for item in ranking:
         best.setdefault(item.doc, item)
     return list(best.values())

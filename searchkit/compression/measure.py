@@ -19,7 +19,7 @@ from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors.recipes import RECIPES, Plan, Tuning, default_tuning, nearest, plan
 from searchkit.indexer.vectors.storage import Storage
 from searchkit.metrics import drop_own, score
-from searchkit.ranking import Ranker, SearchOptions
+from searchkit.ranking import Ranker, SearchOptions, SearchRequest
 from searchkit.records import Judgements
 
 SAMPLE = 100_000
@@ -378,15 +378,12 @@ def _ndcg(engine: SearchEngine, chosen: Plan, tuning: Tuning, segment: InMemory,
         dead=np.empty(0, np.int64),
         storage=Storage(chosen, tuning),
     )
-    ranker = Ranker(engine.store, snapshot, _no_words)
-    rankings = ranker.rank([query.text for query in judged.queries], sample.queries, 10 + judged.drop_self, _DENSE)
+    ranker = Ranker(engine.store, snapshot)
+    texts = [query.text for query in judged.queries]
+    rankings = ranker.rank(SearchRequest(texts, sample.queries, 10 + judged.drop_self, _DENSE))
     ids = engine.ids_of(rankings)
     run = {
         query.id: {ids[item.doc]: item.score for item in ranking}
         for query, ranking in zip(judged.queries, rankings, strict=True)
     }
     return score(drop_own(run) if judged.drop_self else run, judged.qrels)[0]["ndcg@10"]
-
-
-def _no_words() -> Any:
-    raise AssertionError("a dense ranking needs no lexical index")

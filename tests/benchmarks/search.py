@@ -31,7 +31,8 @@ from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors.recipes import RECIPES, Tuning, plan
-from searchkit.ranking import Ranker, SearchOptions
+from searchkit.lexical_sync import LexicalSync
+from searchkit.ranking import Ranker, SearchOptions, SearchRequest
 
 WORDS = 50_000
 STOPPED = 100
@@ -167,9 +168,11 @@ def open_once(folder: Path) -> dict[str, Any]:
     with found[0] as engine:
         added = resident_mib() - before
         store = engine.store
-        ranker = Ranker(store, store.snapshot(), lambda: LexicalIndex(store.lexical.folder))
+        ranker = Ranker(store, store.snapshot())
         vector = queries(ranker.passages, ranker.plan.dim, 1)
-        first, second = (timed(lambda: ranker.rank([""], vector, 10, SearchOptions(mode="dense"))) for _ in range(2))
+        first, second = (
+            timed(lambda: ranker.rank(SearchRequest([""], vector, 10, SearchOptions(mode="dense")))) for _ in range(2)
+        )
     return {
         "documents": ranker.documents,
         "open_ms": round(1e3 * seconds, 1),
@@ -184,7 +187,7 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
     import faiss
 
     with Store(folder) as store:
-        ranker = Ranker(store, store.snapshot(), lambda: LexicalIndex(store.lexical.folder, "none"))
+        ranker = Ranker(store, store.snapshot())
         chosen, parts = ranker.plan, ranker.segments
         if len(parts) == 1:
             bare = dense.read(parts[0].folder / "dense.faiss", chosen)
@@ -208,7 +211,7 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
             sides: dict[str, Callable[[np.ndarray], Any]] = {
                 "faiss": lambda rows, depth=depth, params=params: bare.search(rows, depth, params=params),
                 "dense.search": lambda rows, tuning=tuning: dense.search(parts, rows, k, plan=chosen, tuning=tuning),
-                "Ranker.rank": lambda rows: ranker.rank([""] * len(rows), rows, k, options),
+                "Ranker.rank": lambda rows: ranker.rank(SearchRequest([""] * len(rows), rows, k, options)),
             }
             if rerank and isinstance(bare, dense.SignIndex):
                 del sides["faiss"]  # has nothing of the kind
@@ -264,15 +267,16 @@ FILTERS = {"": None, ", a third allowed": {"year": {"$gte": 2010}}, ", a thirtie
 def hybrid(folder: Path, rounds: int, k: int) -> dict[str, Any]:
     """One query at a time in every mode, without the embedding; a filter's first query reads all metadata."""
     with Store(folder) as store:
-        lexical = LexicalIndex(store.lexical.folder, "none")
-        ranker = Ranker(store, store.snapshot(), lambda: lexical)
+        ranker = Ranker(store, store.snapshot(), LexicalSync(store, "none"))
         vectors = queries(ranker.passages, ranker.plan.dim, min(16 * rounds, COMMIT_EVERY))
         asked = texts(len(vectors), (5, 5), 99)
         found: dict[str, Any] = {"recipe": ranker.plan.spelling, "passages": ranker.passages}
         for mode, (name, where) in product(("dense", "lexical", "hybrid"), FILTERS.items()):
             options = SearchOptions(mode=mode, where=where)
             taken = [
-                timed(lambda n=n, options=options: ranker.rank([asked[n]], vectors[n : n + 1], k, options))
+                timed(
+                    lambda n=n, options=options: ranker.rank(SearchRequest([asked[n]], vectors[n : n + 1], k, options))
+                )
                 for n in range(len(vectors))
             ]
             ms = np.percentile(1e3 * np.array(taken[1:]), [50, 95]).round(2).tolist()

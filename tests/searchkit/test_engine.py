@@ -21,7 +21,7 @@ from searchkit.indexer.filters import Condition
 from searchkit.indexer.fusion import reciprocal_rank, weighted
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.lexical_files import LexicalFiles
-from searchkit.lexical_sync import Words
+from searchkit.lexical_sync import LexicalSync
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import MODES, SearchOptions, as_mode
 from searchkit.records import Document, Hit, Query
@@ -485,7 +485,7 @@ def test_a_reader_sees_only_what_was_committed_when_it_opened(
         with SearchEngine.open(tmp_path / "x", model=embedder) as reader:
             writer.add(documents[10:])
             assert len(reader.search("note", options=LEXICAL)) == 10
-            reader._words.of(reader._ranker.snapshot).reload()  # as tantivy may at any moment
+            reader._lexical.index_of(reader._ranker.snapshot).reload()  # as tantivy may at any moment
             for mode in MODES:
                 hits = reader.search("note", k=100, options=SearchOptions(mode=as_mode(mode)))
                 assert sorted(ids(hits), key=int) == [str(n) for n in range(10)]
@@ -510,7 +510,7 @@ def test_words_a_killed_writer_did_not_index_are_made_good(
     tmp_path: Path, embedder: Embedder, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with SearchEngine.create(tmp_path / "x", model=embedder) as engine, monkeypatch.context() as patch:
-        patch.setattr(Words, "catch_up", lambda *_: None)  # killed after the commit each time
+        patch.setattr(LexicalSync, "catch_up", lambda *_: None)  # killed after the commit each time
         engine.add(documents)
     with SearchEngine.open(tmp_path / "x") as reader:
         assert len(reader.search("yeast", options=LEXICAL)) == 3

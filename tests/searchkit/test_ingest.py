@@ -17,8 +17,12 @@ from searchkit.records import Document
         ({"id": " ", "text": "tea"}, "the id is empty"),
         ({"id": "1", "text": " \n"}, "neither text nor title"),
         ({"id": "1", "text": "te\0a"}, "NUL byte"),
-        ({"id": "1", "text": "\ud800"}, "cannot be stored"),
-        ({"id": "1", "text": "tea", "metadata": {"set": {1}}}, "cannot be stored"),
+        ({"id": "1", "text": "\ud800"}, "lone surrogate"),
+        ({"id": "1", "text": "tea", "metadata": {"set": {1}}}, "metadata holds a set"),
+        ({"id": 7, "text": "tea"}, "document 7: id is 7; expected a string"),
+        ({"id": "1", "text": None}, "text is None; expected a string"),
+        ({"id": "1", "text": "tea", "metadata": None}, "metadata is None; expected a dict"),
+        ({"id": "1", "text": "tea", "metadata": {"year": float("nan")}}, "NaN or Infinity"),
     ],
 )
 def test_a_document_that_cannot_be_stored_is_refused(

@@ -28,7 +28,7 @@ from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.recipes import Tuning
 from searchkit.models.embedder import Embedder
-from searchkit.ranking import MODES, Ranker, SearchOptions
+from searchkit.ranking import MODES, Ranker, SearchOptions, SearchRequest
 from searchkit.records import Document
 
 __all__ = ["one_thread"]  # a fixture
@@ -119,9 +119,9 @@ class Pair:
         self.store = Store(self.folder, writable=True)
 
     def answers(self, where: dict[str, Any] | None = None) -> list[list[tuple[int, float]]]:
-        ranker = Ranker(self.store, self.store.snapshot(), lambda: pytest.fail("no words were asked for"))
+        ranker = Ranker(self.store, self.store.snapshot())
         options = SearchOptions(mode="dense", where=where)
-        found = ranker.rank([""] * 8, data()[1][:8], 10, options)
+        found = ranker.rank(SearchRequest([""] * 8, data()[1][:8], 10, options))
         return [[(item.doc, round(item.score, 5)) for item in ranking] for ranking in found]
 
     def check(self, where: dict[str, Any] | None = None, fits: Any = lambda metadata: True) -> None:
@@ -245,9 +245,11 @@ def test_all_that_a_filter_leaves_in_few_of_many_cells_is_found() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dense, "FEW", 0)
             patch.setattr(dense, "EXACT_BELOW", 0)
-            ranker = Ranker(store, store.snapshot(), lambda: pytest.fail("no words were asked for"))
+            ranker = Ranker(store, store.snapshot())
             options = SearchOptions(mode="dense", where={"few": True})
-            for query, ranking in zip(queries, ranker.rank([""] * 30, queries, 10, options), strict=True):
+            for query, ranking in zip(
+                queries, ranker.rank(SearchRequest([""] * 30, queries, 10, options)), strict=True
+            ):
                 assert {item.doc for item in ranking} == set(range(0, 600, 60))
                 true = rows[[item.doc for item in ranking]] @ query
                 np.testing.assert_allclose([item.score for item in ranking], true, atol=0.02)

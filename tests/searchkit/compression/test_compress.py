@@ -17,7 +17,7 @@ from searchkit.engine import SearchEngine
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.vectors.recipes import Tuning
 from searchkit.models.embedder import Embedder
-from searchkit.ranking import SearchOptions
+from searchkit.ranking import SearchOptions, SearchRequest
 from searchkit.records import Judgements, Query
 
 __all__ = ["one_thread"]  # a fixture
@@ -274,7 +274,7 @@ def test_what_was_chosen_is_stored_and_searched_as_it_was_measured(writable: Sea
         again = measure(engine, options=MeasureOptions(["int8"]))  # the vectors are there still
         assert again[1].recall_10 > 0.95
         queries = clustered(20, seed=3)
-        hits = engine._ranker.rank([""] * 20, queries, 10, SearchOptions(mode="dense"))
+        hits = engine._ranker.rank(SearchRequest([""] * 20, queries, 10, SearchOptions(mode="dense")))
         rows = clustered(COUNT)
         exact = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
         agreed = [

@@ -1,0 +1,395 @@
+"""Search an index: queries become a request, a commit ranks it, and the passages of its hits are fetched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from threading import RLock
+from typing import Any, Self
+
+import numpy as np
+
+from searchkit.binding import ModelChoice, check_model
+from searchkit.errors import InputError, StoreError
+from searchkit.indexer.documents import StoredPassage
+from searchkit.indexer.filters import compile_filter
+from searchkit.indexer.store import Store
+from searchkit.indexer.vectors import faiss_gpu as gpu
+from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.storage import Storage
+from searchkit.lexical_sync import LexicalSync
+from searchkit.models.embedder import Embedder
+from searchkit.ranking import Mode, Ranked, Ranker, SearchOptions, SearchRequest
+from searchkit.records import Document, Hit, Query
+from searchkit.tasks import get_task
+from searchkit.validation import check_instruction, check_text, checked_queries, described, whole_number
+
+_RETRIES = 8
+
+
+class Searcher:
+    """An open index folder with the model that belongs to it, for reading; `SearchEngine` adds what writes.
+
+    Threads may share one.
+
+    Args:
+        store: The index folder.
+        model: The model, or what is needed to load it.
+        device: Where vectors are searched, as `SearchEngine.open` has it.
+        replicate: Likewise.
+    """
+
+    def __init__(
+        self, store: Store, model: Embedder | ModelChoice, device: str | None = None, replicate: bool = False
+    ) -> None:
+        self._store = store
+        self._gpus = gpu.Gpus(device, replicate=replicate)
+        store.devices = self._gpus.devices
+        snapshot = store.snapshot()  # first: it compares the settings with their checksum
+        self.settings = store.database.settings()
+        self._model = model
+        if isinstance(model, Embedder):
+            check_model(self.settings["model"], model)
+        self._closed = False
+        self._reloading, self._loading = RLock(), RLock()
+        self._lexical = LexicalSync(store, self.settings["language"])
+        self._ranker = Ranker(store, snapshot, self._lexical, self._gpus)
+
+    def close(self) -> None:
+        """Close the files; the engine cannot be used afterwards."""
+        self._closed = True
+        self._ranker.snapshot.segments.clear()
+        self._gpus.let_go()
+        self._lexical.close()
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def store(self) -> Store:
+        """The folder behind the engine, for reading what is in it."""
+        return self._store
+
+    @property
+    def storage(self) -> Storage:
+        """How the vectors are stored."""
+        return self._ranker.snapshot.storage
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return self.storage.plan.dim
+
+    @property
+    def passages(self) -> int:
+        """Passages in the index."""
+        return self._ranker.passages
+
+    @property
+    def embedder(self) -> Embedder:
+        """The model, loaded when it is first needed: a lexical search never loads it."""
+        with self._loading:
+            if isinstance(self._model, ModelChoice):
+                self._model = self._model.load(self.settings["model"])
+            return self._model
+
+    # Documents
+
+    def __len__(self) -> int:
+        """Documents in the index."""
+        return self._ranker.documents
+
+    def __contains__(self, id: object) -> bool:
+        """Whether the index holds a document of that id."""
+        self._check_open()
+        return isinstance(id, str) and bool(self._store.documents.known_ids([id]))
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.documents()
+
+    def documents(self) -> Iterator[Document]:
+        """Every document, as it was added, in the order they came."""
+        self._check_open()
+        for id, title, text, metadata in self._store.documents.living():
+            yield Document(id, text, title=title, metadata=json.loads(metadata))
+
+    def get(self, id: str) -> Document | None:
+        """The document of that id, as it was added; None when the index does not hold it."""
+        check_text("id", id)
+        self._check_open()
+        for doc in self._store.documents.positions_of([id]):
+            _, stored = self._store.documents.document(doc)
+            return Document(stored.id, stored.text, stored.title, json.loads(stored.metadata))
+        return None
+
+    # Searching: a request is prepared once, ranked in one commit, and its passages are fetched
+
+    def search(
+        self,
+        query: str | Query,
+        *,
+        instruction: str | None = None,
+        task: str | None = None,
+        k: int = 10,
+        mode: Mode | None = None,
+        where: Mapping[str, Any] | None = None,
+        options: SearchOptions | None = None,
+    ) -> list[Hit]:
+        """The k best documents for one query, each shown by its best passage.
+
+        Args:
+            query: The text to search for.
+            instruction: One sentence that says what to find; None for the model's default, "" for none.
+            task: A named task (:data:`searchkit.tasks.TASKS`) instead of an instruction.
+            k: Number of documents.
+            mode: "dense", "lexical" or "hybrid"; None for hybrid.
+            where: A filter on metadata (see :mod:`searchkit.indexer.filters`).
+            options: All settings of a ranking, instead of `mode` and `where`.
+
+        Raises:
+            InputError: The query is empty, the task unknown, or an argument cannot be used or combined with another.
+        """
+        if not isinstance(query, str | Query):
+            raise InputError(f"query is {described(query)}; expected a string")
+        return self.search_many(
+            [query], instruction=instruction, task=task, k=k, mode=mode, where=where, options=options
+        )[0]
+
+    def search_many(
+        self,
+        queries: Iterable[str | Query],
+        *,
+        instruction: str | None = None,
+        task: str | None = None,
+        k: int = 10,
+        mode: Mode | None = None,
+        where: Mapping[str, Any] | None = None,
+        options: SearchOptions | None = None,
+        vectors: np.ndarray | None = None,
+    ) -> list[list[Hit]]:
+        """Like `search` for many queries; a :class:`Query` with an instruction of its own keeps it.
+
+        `vectors` are those of the queries, as `embed` returns them, so that they are not embedded again.
+        """
+        options = chosen_options(options, mode, where)
+        request = self._request(queries, chosen_instruction(instruction, task), k, options, vectors=vectors)
+        rankings, passages = self._answer(request, fetch=True)
+        return [as_hits(ranking, passages) for ranking in rankings]
+
+    def rank(
+        self,
+        queries: Iterable[str | Query],
+        *,
+        instruction: str | None = None,
+        task: str | None = None,
+        k: int = 10,
+        options: SearchOptions | None = None,
+        ties: bool = False,
+    ) -> list[list[Ranked]]:
+        """The ranking behind `search_many`, without fetching the documents' texts.
+
+        With `ties`, also the documents that score as the k-th does, of which a cut keeps those that were added first.
+        """
+        options = chosen_options(options)
+        request = self._request(queries, chosen_instruction(instruction, task), k, options, ties=ties)
+        return self._answer(request)[0]
+
+    def similar(self, id: str, *, k: int = 10, where: Mapping[str, Any] | None = None) -> list[Hit]:
+        """The k documents nearest to one that the index holds, by their vectors; no model is needed.
+
+        A document scores as its passage that is nearest to any passage of the given one, which is not among the hits.
+
+        Raises:
+            InputError: The index holds no document of that id.
+        """
+        check_text("id", id)
+        k = whole_number("k", k, 1)
+        options = chosen_options(None, "dense", where)
+        self._check_open()
+        for doc in self._store.documents.positions_of([id]):
+            if doc >= self._ranker.snapshot.next_doc:
+                self.reload()  # it was added since
+            first, stored = self._store.documents.document(doc)
+            vectors = self._ranker.vectors_of(np.arange(first, first + len(stored.spans)))
+            request = SearchRequest([stored.id] * len(vectors), vectors, k + 1, options)
+            rankings, passages = self._answer(request, fetch=True)
+            return as_hits(merged(rankings, k, without=doc), passages)
+        raise InputError(f"the index holds no document {described(id)}; documents are looked up by their exact id")
+
+    def embed(self, queries: Iterable[str | Query], instruction: str | None = None) -> np.ndarray:
+        """Embed queries, each with its own instruction or else with the given one, as (n, dim) float32 unit rows."""
+        return embed(self.embedder, checked_queries(queries), chosen_instruction(instruction, None))
+
+    def _request(
+        self,
+        queries: Iterable[str | Query],
+        instruction: str | None,
+        k: int,
+        options: SearchOptions,
+        *,
+        vectors: np.ndarray | None = None,
+        ties: bool = False,
+    ) -> SearchRequest:
+        """Validate and embed queries, once whatever happens to the index meanwhile."""
+        self._check_open()
+        checked = checked_queries(queries)
+        k = whole_number("k", k, 1)
+        if not checked or self.passages == 0:
+            vectors = None  # there is nothing to search, and no model to load
+        elif vectors is not None:
+            vectors = checked_vectors(vectors, len(checked), self.dim)
+        elif options.mode != "lexical":
+            vectors = self.embed(checked, instruction)
+        return SearchRequest([query.text for query in checked], vectors, k, options, ties)
+
+    def _answer(
+        self, request: SearchRequest, *, fetch: bool = False
+    ) -> tuple[list[list[Ranked]], dict[int, StoredPassage]]:
+        """Rank in the current commit, and fetch the passages; if a writer removed its files meanwhile, in the next."""
+        if request.vectors is None and request.options.mode != "lexical":  # the index was empty
+            return [[] for _ in request.texts], {}
+        for attempt in range(_RETRIES):
+            ranker = self._ranker
+            try:
+                rankings = ranker.rank(request)
+                return rankings, self._fetch(rankings) if fetch else {}
+            except (StoreError, OSError, RuntimeError):  # a file may go while it is read; RuntimeError is FAISS's
+                newer = self._store.database.setting("generation") != ranker.snapshot.generation
+                if not newer or attempt == _RETRIES - 1:
+                    raise
+                self.reload()
+        raise AssertionError("unreachable")
+
+    def _fetch(self, rankings: list[list[Ranked]]) -> dict[int, StoredPassage]:
+        rows = [item.row for ranking in rankings for item in ranking]
+        passages = self._store.documents.passages(rows)
+        if missing := set(rows) - passages.keys():
+            raise StoreError(f"{self._store.folder / 'index.db'} is damaged: {len(missing)} passages are missing")
+        return passages
+
+    def similarities(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The inner product of one query (dim,) with the passages of some rows (n,), as (n,) float32."""
+        return segments.score(self._ranker.segments, vector, rows)
+
+    def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
+        """The ids of all documents in some rankings, by their positions."""
+        return self._store.documents.ids_of({item.doc for ranking in rankings for item in ranking})
+
+    def sample(self, count: int, *, seed: int = 0) -> np.ndarray:
+        """Vectors of passages drawn at random, (at most count, dim) float32."""
+        snapshot = self._ranker.snapshot
+        total = sum(segment.count for segment in snapshot.segments)
+        drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count])
+        if not len(drawn):
+            return np.empty((0, self.dim), np.float32)
+        return segments.vectors_at(snapshot.segments, drawn)
+
+    # State
+
+    def reload(self) -> None:
+        """See what has been committed since the index was opened or last reloaded."""
+        self._check_open()
+        with self._reloading:
+            snapshot = self._store.snapshot()
+            if snapshot.generation == self._ranker.snapshot.generation:
+                return
+            self._lexical.follow(snapshot)
+            self._ranker = Ranker(self._store, snapshot, self._lexical, self._gpus)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self._store.folder} has been closed; open it again")
+
+
+def chosen_options(
+    options: SearchOptions | None, mode: Mode | None = None, where: Mapping[str, Any] | None = None
+) -> SearchOptions:
+    """Validate the settings of a ranking, given as a record or as keywords.
+
+    Raises:
+        InputError: Both came, or one of them cannot be used.
+    """
+    if options is None:
+        options = SearchOptions(where=where) if mode is None else SearchOptions(mode=mode, where=where)
+    elif not isinstance(options, SearchOptions):
+        raise InputError(f"options is {described(options)}; expected searchkit.SearchOptions")
+    elif mode is not None or where is not None:
+        raise InputError(
+            "both options and mode or where came; set them in one place: SearchOptions(mode=..., where=...)"
+        )
+    if options.where is not None:
+        compile_filter(options.where)  # its mistakes are reported even where there is nothing to search
+    return options
+
+
+def chosen_instruction(instruction: str | None, task: str | None) -> str | None:
+    """The instruction, or that of a named task.
+
+    Raises:
+        InputError: Both came, one of them is not a string, or there is no such task.
+    """
+    check_instruction(instruction)
+    if task is None:
+        return instruction
+    if instruction is not None:
+        raise InputError("both a task and an instruction came; give one of them")
+    check_text("task", task)
+    return get_task(task).instruction
+
+
+def embed(embedder: Embedder, queries: Sequence[Query], instruction: str | None) -> np.ndarray:
+    """Embed queries, each with its own instruction or else with the given one, as (n, dim) float32 unit rows."""
+    rows = np.empty((len(queries), embedder.dim), dtype=np.float32)
+    groups: dict[str | None, list[int]] = {}
+    for position, query in enumerate(queries):
+        own = query.instruction if query.instruction is not None else instruction
+        groups.setdefault(own, []).append(position)
+    for own, positions in groups.items():
+        rows[positions] = embedder.encode_queries([queries[i].text for i in positions], own)
+    return rows
+
+
+def checked_vectors(vectors: object, count: int, dim: int) -> np.ndarray:
+    """Return vectors that came with their queries, (count, dim) float32; InputError where they are anything else."""
+    try:
+        rows = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"vectors is {described(vectors)}; expected an array of {(count, dim)}") from None
+    if rows.shape != (count, dim):
+        raise InputError(f"vectors are {rows.shape}; expected {(count, dim)}, a row a query")
+    if not np.isfinite(rows).all():
+        raise InputError("vectors hold NaN or Infinity; expected unit rows, as SearchEngine.embed returns them")
+    return rows
+
+
+def merged(rankings: Iterable[Iterable[Ranked]], k: int, *, without: int) -> list[Ranked]:
+    """The k best documents over several rankings, each by its best score; `without` is left out."""
+    best: dict[int, Ranked] = {}
+    for item in sorted((item for ranking in rankings for item in ranking), key=lambda item: (-item.score, item.doc)):
+        if item.doc != without:
+            best.setdefault(item.doc, item)
+    return list(best.values())[:k]
+
+
+def as_hits(ranking: Iterable[Ranked], passages: Mapping[int, StoredPassage]) -> list[Hit]:
+    """The hits of one ranking, from its passages by row."""
+    hits = []
+    for rank, item in enumerate(ranking, start=1):
+        passage = passages[item.row]
+        hits.append(
+            Hit(
+                id=passage.id,
+                score=item.score,
+                rank=rank,
+                title=passage.title,
+                text=passage.text,
+                start=passage.start,
+                stop=passage.stop,
+                metadata=passage.metadata,
+            )
+        )
+    return hits

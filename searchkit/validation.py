@@ -1,0 +1,167 @@
+"""Checks of what callers pass in: one for each kind of value, whichever way it comes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+from operator import index
+from os import PathLike
+from pathlib import Path
+
+from searchkit.errors import InputError
+from searchkit.records import Document, Query
+
+MAX_DEPTH = 500
+"""Levels of metadata: SQLite, which filters read it with, takes no more than 1000."""
+
+
+def check_document(document: object) -> None:
+    """Raise InputError unless a document can be stored and filtered as it is.
+
+    The message does not say which document: callers know its place, line or id.
+    """
+    if not isinstance(document, Document):
+        raise InputError(f"{described(document)} came in place of a document; expected searchkit.Document(id, text)")
+    for name in ("id", "title", "text", "place"):
+        check_text(name, getattr(document, name))
+    if not document.id.strip():
+        raise InputError("the id is empty")
+    if not document.text.strip() and not document.title.strip():
+        raise InputError("there is neither text nor title")
+    for name in ("id", "title", "text"):
+        value = getattr(document, name)
+        if "\0" in value:
+            raise InputError(f"{name} holds a NUL byte at character {value.index(chr(0))}; take it out")
+    check_metadata(document.metadata)
+
+
+def check_metadata(metadata: object) -> None:
+    """Raise InputError unless metadata is a JSON object that SQLite reads as Python wrote it."""
+    if not isinstance(metadata, dict):
+        raise InputError(f"metadata is {described(metadata)}; expected a dict, {{}} for none")
+    stack: list[tuple[str, object, int]] = [("", metadata, 1)]
+    while stack:  # not recursive: metadata may nest deeper than Python's stack, or contain itself
+        path, value, depth = stack.pop()
+        if depth > MAX_DEPTH:
+            raise InputError(f"metadata is nested too deeply to store, more than {MAX_DEPTH} levels; flatten it")
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    raise InputError(f"metadata holds the key {described(key)}{_at(path)}; keys must be strings")
+                check_text("metadata", key)
+                stack.append((f"{path}.{key}" if path else key, inner, depth + 1))
+        elif isinstance(value, list | tuple):
+            stack += [(f"{path}[{n}]", inner, depth + 1) for n, inner in enumerate(value)]
+        else:
+            _check_scalar(path, value)
+
+
+def _check_scalar(path: str, value: object) -> None:
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, str):
+        check_text("metadata", value)
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise InputError(f"metadata holds an integer beyond 64 bits{_at(path)}; write it as a string")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(f"metadata holds NaN or Infinity{_at(path)}, which JSON cannot express; use null")
+    else:
+        raise InputError(
+            f"metadata holds {described(value)}{_at(path)}; expected a string, a number, a boolean, None, "
+            "or a list or dict of them"
+        )
+
+
+def _at(path: str) -> str:
+    return f' under "{path if len(path) <= 60 else path[:60] + "..."}"' if path else ""
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise InputError unless a value is a string that UTF-8 can store."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} is {described(value)}; expected a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(value[error.start]):04x}"
+        raise InputError(f"{name} holds the lone surrogate {code}, which UTF-8 cannot store; take it out") from None
+
+
+def checked_queries(queries: object) -> list[Query]:
+    """Queries as records: strings become queries without an instruction of their own.
+
+    Raises:
+        InputError: They are not a list of strings and queries, or one of them has no text.
+    """
+    if isinstance(queries, str | Query) or not isinstance(queries, Iterable):
+        raise InputError(f"queries is {described(queries)}; expected a list of strings or of searchkit.Query")
+    checked = []
+    for number, query in enumerate(queries, start=1):
+        if isinstance(query, str):
+            query = Query("", query)
+        if not isinstance(query, Query):
+            raise InputError(f"query {number} is {described(query)}; expected a string or a searchkit.Query")
+        check_text("the text of a query", query.text)
+        if not query.text.strip():
+            raise InputError("a query is empty; write what to search for")
+        check_instruction(query.instruction)
+        checked.append(query)
+    return checked
+
+
+def check_instruction(instruction: object) -> None:
+    """Raise InputError unless an instruction is a string or None."""
+    if instruction is not None:
+        check_text("instruction", instruction)
+
+
+def checked_ids(ids: object) -> list[str]:
+    """Ids of documents, each once, in order; InputError where they are not a list of strings."""
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InputError(f'ids is {described(ids)}; expected a list of ids, such as ["17"]')
+    checked = list(ids)
+    for id in checked:
+        check_text("id", id)
+    return list(dict.fromkeys(checked))
+
+
+def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
+    """Return an integer, numpy's too, in a range; InputError where it is anything else."""
+    expected = f"{least} or more" if most is None else f"{least} to {most}"
+    try:
+        number = None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]  # that is what it checks
+    except TypeError:
+        number = None
+    if number is None:
+        raise InputError(f"{name} is {described(value)}; expected a whole number, {expected}")
+    if number < least or (most is not None and number > most):
+        raise InputError(f"{name} is {number}; expected {expected}")
+    return number
+
+
+def check_share(name: str, value: object) -> None:
+    """Raise InputError unless a value is a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise InputError(f"{name} is {described(value)}; expected 0 to 1")
+
+
+def checked_path(name: str, value: object) -> Path:
+    """Return a path; InputError where it is neither a string nor a path."""
+    if not isinstance(value, str | PathLike):
+        raise InputError(f"{name} is {described(value)}; expected a path")
+    return Path(value)
+
+
+def described(value: object) -> str:
+    """A value as messages show it: itself where it is short and plain, else its type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        try:
+            text = repr(value)
+        except ValueError:  # more digits than Python writes
+            text = "a very large integer"
+        return text if len(text) <= 60 else f"{text[:60]}..."
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
