@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +105,7 @@ def adapt(
             on_step=bar.update,
         )  # fmt: skip
     if output == "json":
-        click.echo(json.dumps({**asdict(report), "wins": report.wins, "certain": report.certain}, indent=1))
+        click.echo(json.dumps(report.to_json(), indent=1))
     else:
         _show(report, index, out, options["keep_index"])
 
@@ -143,7 +142,7 @@ def _write(index: Path, file: Path, options: dict[str, Any]) -> None:
         f"{file}: {report.examples} pairs written ({report.asked} questions asked now; "
         f"{report.tokens_in + report.tokens_out} tokens in all{cost}); left out: {left_out or 'none'}"
     )
-    if "budget" in report.stopped:
+    if report.out_of_budget:
         note(f"{report.stopped}: going on with these pairs")
     elif report.stopped:
         raise click.ClickException(f"writing ended before its time: {report.stopped}; the same command goes on")
@@ -184,8 +183,8 @@ def _show(report: AdaptReport, index: Path, out: Path, keep_index: bool) -> None
         )
         table.add_row(mode, *found, f"{both.gain:+.4f}", f"{both.p:.4f}", *recalled)
     Console().print(table)
-    if report.elsewhere:
-        first, second = report.elsewhere
+    if report.out_of_domain:
+        first, second = report.out_of_domain
         click.echo(f"on texts of other kinds (corpora/intents), dense: {first:.4f} before, {second:.4f} after")
     counts = report.pairs
     queries = len(next(iter(report.modes.values())).changes)

@@ -89,8 +89,9 @@ def _leaks(
 ) -> dict[str, Any]:
     """What a file of training pairs shares with the queries and the index, and the scores without shared queries."""
     from searchkit.evaluation.diagnosis import Grouping
-    from searchkit.training.contamination import find_leaks, fingerprint
+    from searchkit.training.contamination import find_leaks
     from searchkit.training.dataset import read_examples
+    from searchkit.training.texts import fingerprint
 
     note(f"comparing {file} with the queries and the index ...")
     scores = {item.mode: item.per_query["ndcg@10"] for item in evaluations}

@@ -132,7 +132,7 @@ def synthesize(index: Path | None, **options: Any) -> None:
     _draw(config.beside(""), report)
     if report.stopped:
         note(f"Ended before its time: {report.stopped}")
-        if "budget" not in report.stopped:
+        if not report.out_of_budget:
             raise SystemExit(1)
 
 
@@ -215,7 +215,7 @@ class Line:
 
     def update(self, progress: Progress) -> None:
         """Show where the run is."""
-        stages = {"tasks": "thinking of tasks", "asking": "asking", "sifting": "sifting", "judging": "judging"}
+        stages = {"tasks": "thinking of tasks", "asking": "asking", "filtering": "filtering", "judging": "judging"}
         values: dict[str, Any] = {
             "description": stages[progress.stage],
             "tokens": progress.tokens,

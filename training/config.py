@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from searchkit.errors import InputError
-from searchkit.training.dataset import Source
+from searchkit.training.batches import Source
 
 _LEAST = {
     "epochs": 1, "batch_size": 2, "chunk": 1, "warmup_steps": 0, "weight_decay": 0, "negatives_per_query": 0,

@@ -1,4 +1,4 @@
-"""Find training examples whose text is also in a collection that judges the result.
+"""Find training examples whose text also occurs in an evaluation set.
 
 The check of Wang et al., arXiv 2401.00368: equal strings, ignoring case and spacing. A text that was reworded, cut or
 extended is not found.
@@ -6,32 +6,26 @@ extended is not found.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
-from searchkit.errors import InputError
 from searchkit.records import Document, Query, join_title
 from searchkit.training.dataset import Example
+from searchkit.training.texts import fingerprint, words
 
-FEW_WORDS = 4  # a text with fewer different words is low in entropy
+FEW_WORDS = 4  # a text with fewer distinct words is low in entropy
 
-# Thai to Burmese, Khmer, kana and Han write without spaces: there every character counts as a word.
-_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _SHOWN = 200  # characters of a sample that are kept
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A text of a training example that the evaluation holds too.
+    """A text of a training example that also occurs in the evaluation set.
 
     Args:
-        position: Of the example, counted from 0.
+        position: Position of the example, from 0.
         place: "query", "positive" or "negative".
-        text: Its beginning, as the example has it.
+        text: The beginning of the text, as in the example.
     """
 
     position: int
@@ -44,7 +38,7 @@ class Matches:
     """The examples of one class of leak.
 
     Args:
-        positions: Of the examples; one example may be in several classes.
+        positions: Positions of the examples; an example may be in several classes.
         samples: The first few matches.
     """
 
@@ -57,15 +51,15 @@ class Matches:
 
 @dataclass
 class Leaks:
-    """What the training examples share with an evaluation.
+    """What training examples share with an evaluation set.
 
     Args:
-        examined: How many examples were read.
+        examined: Number of examples.
         questions: Examples whose query is an evaluation query.
         documents: Examples with a positive or a negative that is an evaluation document.
-        low_entropy: Examples with a match of either kind on a text of so few words that it may well be chance, such
-            as "thank you"; such a match is in this class only.
-        asked: Fingerprints of the evaluation queries that examples ask too, whatever their class.
+        low_entropy: Examples with a match on a text of so few words that it may be chance, such as "thank you"; such a
+            match is in this class only.
+        asked: Fingerprints of the evaluation queries that examples repeat, of any class.
     """
 
     examined: int = 0
@@ -74,34 +68,13 @@ class Leaks:
     low_entropy: Matches = field(default_factory=Matches)
     asked: set[bytes] = field(default_factory=set)
 
-    @property
-    def positions(self) -> set[int]:
-        """Positions of the examples in any class."""
-        return self.questions.positions | self.documents.positions | self.low_entropy.positions
-
-    def without(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """Yield the examples that are in no class; they must be those that were examined, in the same order.
-
-        Raises:
-            ValueError: At the end, if there are not as many as were examined.
-        """
-        leaking = self.positions
-        count = 0
-        for count, example in enumerate(examples, 1):
-            if count - 1 not in leaking:
-                yield example
-        if count != self.examined:
-            raise InputError(
-                f"{count} examples came but {self.examined} were examined, so positions may not fit; examine these"
-            )
-
 
 class Evaluation:
-    """Fingerprints of an evaluation's texts, 16 bytes each, so that several files can be checked against one reading.
+    """Fingerprints of an evaluation set's texts, 16 bytes each, against which several files can be checked.
 
     Args:
-        queries: Those that judge.
-        documents: The collection they are asked of; a document is known by its text with its title and without.
+        queries: The evaluation queries.
+        documents: The corpus; a document is recognised by its text with and without its title.
     """
 
     def __init__(self, queries: Iterable[Query], documents: Iterable[Document] = ()) -> None:
@@ -113,10 +86,10 @@ class Evaluation:
             self._documents.add(fingerprint(join_title(document.title, document.text)))
             self._documents.add(fingerprint(document.text))
         for texts in (self._queries, self._documents):
-            texts.discard(fingerprint(""))  # of a document that has a title only
+            texts.discard(fingerprint(""))  # the text of a document with only a title
 
     def find_leaks(self, examples: Iterable[Example], *, samples: int = 5, few_words: int = FEW_WORDS) -> Leaks:
-        """Check examples one by one; see :func:`find_leaks`."""
+        """Check a stream of examples; see :func:`find_leaks`."""
         leaks = Leaks()
         for position, example in enumerate(examples):
             leaks.examined += 1
@@ -127,7 +100,7 @@ class Evaluation:
                 if known and (mark := fingerprint(text)) in known:
                     if place == "query":
                         leaks.asked.add(mark)
-                    matches = leaks.low_entropy if _has_few_words(text, few_words) else matches
+                    matches = leaks.low_entropy if len(set(words(text))) < few_words else matches
                     matches.positions.add(position)
                     if len(matches.samples) < samples:
                         matches.samples.append(Match(position, place, text[:_SHOWN]))
@@ -142,24 +115,18 @@ def find_leaks(
     samples: int = 5,
     few_words: int = FEW_WORDS,
 ) -> Leaks:
-    """Find the training examples that share a query or a document with an evaluation.
+    """Find the training examples that share a query or a document with an evaluation set.
 
-    Examples and documents stream; memory goes with the number of the evaluation's texts and of the leaks.
+    Examples and documents stream; memory grows with the texts of the evaluation set and the leaks.
 
     Args:
-        examples: The training text.
-        queries: Those that judge, not the training queries of the same collection.
-        documents: The collection they are asked of.
-        samples: How many matches to keep of each class.
-        few_words: A match with fewer different words is set apart as low in entropy.
+        examples: The training examples.
+        queries: The evaluation queries, not the training queries of the same collection.
+        documents: The corpus.
+        samples: Matches to keep of each class.
+        few_words: A match with fewer distinct words counts as low in entropy.
     """
     return Evaluation(queries, documents).find_leaks(examples, samples=samples, few_words=few_words)
-
-
-def fingerprint(text: str) -> bytes:
-    """16 bytes that two texts share if they differ in case, white space and Unicode compatibility forms only."""
-    plain = "".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _texts(example: Example) -> Iterator[tuple[str, str]]:
@@ -167,13 +134,3 @@ def _texts(example: Example) -> Iterator[tuple[str, str]]:
     yield "positive", example.positive
     for negative in example.negatives:
         yield "negative", negative
-
-
-def _has_few_words(text: str, few: int) -> bool:
-    """Whether a text has fewer different words."""
-    seen: set[str] = set()
-    for match in _WORD.finditer(text):
-        seen.add(match[0].casefold())
-        if len(seen) >= few:
-            return False
-    return len(seen) < few

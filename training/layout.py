@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from searchkit.models.conventions import SETTINGS, Conventions
 from searchkit.models.embedder import Embedder
+from searchkit.training.files import read_json, write_json
 
 _POOLING_NAMES = {"last": "lasttoken", "cls": "cls", "mean": "mean", "weighted-mean": "weightedmean", "max": "max"}
 _OLD_POOLING_KEYS = {
@@ -69,11 +69,6 @@ def write_layout(
     write_json(out / "modules.json", modules)
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write a settings file as the others of a model folder are written."""
-    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
 def _write_tokenizer(embedder: Embedder, out: Path) -> None:
     """The tokenizer's files, changed where the model is used with marks around a text that it does not put there."""
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
@@ -93,6 +88,6 @@ def _write_tokenizer(embedder: Embedder, out: Path) -> None:
     tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=marks)
     tokenizer.save(str(out / "tokenizer.json"))
     file = out / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    # Tokenizers of the Llama kind go by this and not by tokenizer.json.
+    settings = read_json(file) if file.is_file() else {}
+    # Tokenizers of the Llama kind follow this flag, not tokenizer.json.
     write_json(file, {**settings, "add_eos_token": template[-1:] == [str(settings.get("eos_token"))]})

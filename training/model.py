@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.models.torch_runtime import BASE_CONFIG, TorchRuntime, is_decoder, sees_ahead
 from searchkit.training.config import TrainConfig
 from searchkit.training.export import unpack
-from searchkit.training.layout import write_json, write_layout
+from searchkit.training.files import read_json, write_json
+from searchkit.training.layout import write_layout
 
 # What config.json has to say. transformers asks `is_decoder` of encoders such as BERT and, from 5.2 on, `is_causal` of
 # decoders; sentence-transformers goes by the same file.
@@ -45,7 +45,7 @@ def lay_out(config: TrainConfig, work: Path) -> None:
         base.mkdir(parents=True)
         for file in folder.iterdir():
             (base / file.name).symlink_to(file.resolve())
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = read_json(folder / "config.json")
         (base / "config.json").unlink()
         write_json(base / "config.json", {**values, **ATTENTION[config.attention], "use_cache": False})
 

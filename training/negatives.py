@@ -1,4 +1,4 @@
-"""Hard negatives from an index: passages that rank high for a query and are not its answer."""
+"""Hard negatives from an index: passages that rank high for a query and do not answer it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from searchkit.errors import InputError
 from searchkit.indexer.documents import StoredPassage
 from searchkit.ranking import SearchOptions
 from searchkit.records import Query, join_title
-from searchkit.training.dataset import Example, folded
+from searchkit.training.dataset import Example
+from searchkit.training.texts import folded
 
 _BATCH = 64
 
 
 @dataclass
 class MineReport:
-    """What mining kept and dropped."""
+    """What mining kept and dropped.
+
+    Attributes:
+        examples: Examples read.
+        negatives: Negatives added.
+        copies: Passages dropped as copies of the example's own texts.
+        too_close: Passages dropped as likely answers.
+        without: Examples that got no negative.
+    """
 
     examples: int = 0
     negatives: int = 0
@@ -40,27 +49,27 @@ def mine(
     options: SearchOptions | None = None,
     without: Collection[str] = (),
 ) -> Iterator[Example]:
-    """Yield the examples with `count` hard negatives each, best ranked first; those they had are kept before them.
+    """Yield the examples with up to `count` hard negatives each, best ranked first, after those they already have.
 
-    Most passages that rank high and are not labelled are answers all the same. One whose similarity to the query is
-    above `margin` times the positive's is dropped as such (Moreira et al., 2024, arXiv 2407.15831), and counted.
+    Many passages that rank high are answers without a label. One whose similarity to the query exceeds `margin` times
+    the positive's is dropped as a likely answer (Moreira et al., 2024, arXiv 2407.15831), and counted.
 
     Args:
-        engine: The index to mine; its model judges similarity in every mode.
-        examples: Read as they are needed.
-        report: Filled while the result is read.
-        count: Negatives wanted of the index; an example may get fewer.
-        depth: Passages looked at for each query.
+        engine: The index to mine; its model measures similarity in every mode.
+        examples: Read as needed.
+        report: Updated while the result is read.
+        count: Negatives per example.
+        depth: Passages considered per query.
         margin: Share of the positive's similarity that a negative may reach.
         options: How to rank; hybrid by default.
-        without: Ids of documents that are not taken.
+        without: Ids of documents to skip.
 
     Raises:
-        ValueError: Too little depth for so many negatives, or a margin that is no share.
+        InputError: `count`, `depth` or `margin` is out of range.
     """
     if count < 1 or depth < count:
         raise InputError(
-            f"{count} negatives of the first {depth} hits are asked for; take 1 or more, of at least as many"
+            f"count is {count} and depth is {depth}; expected 1 negative or more, and a depth of at least as many"
         )
     if not 0 < margin < float("inf"):
         raise InputError(f"margin is {margin}; expected a share of the positive's similarity, such as 0.95")
@@ -76,12 +85,12 @@ def mine(
             for vector, ranking in zip(vectors, rankings, strict=True)
         ]
         nearness = _nearness(engine, batch, vectors, passages, similarities)
-        limits = nearness - (1 - margin) * np.abs(nearness)  # below the positive's also where that is negative
-        for example, limit, found_passages, similar in zip(batch, limits, passages, similarities, strict=True):
+        limits = nearness - (1 - margin) * np.abs(nearness)  # below the positive's even where that is negative
+        for example, limit, hits, scores in zip(batch, limits, passages, similarities, strict=True):
             own = {folded(text) for text in (example.positive, example.query, *example.negatives)}
-            whole = folded(example.positive)  # an index may have cut it into passages
-            found: list[str] = []
-            for passage, similarity in zip(found_passages, similar, strict=True):
+            whole = folded(example.positive)  # the index may have cut it into passages
+            negatives: list[str] = []
+            for passage, similarity in zip(hits, scores, strict=True):
                 text = join_title(passage.title, passage.text)
                 if passage.id in without:
                     continue
@@ -89,12 +98,12 @@ def mine(
                     report.copies += 1
                 elif similarity > limit:
                     report.too_close += 1
-                elif len(found) < count:
-                    found.append(text)
+                elif len(negatives) < count:
+                    negatives.append(text)
             report.examples += 1
-            report.negatives += len(found)
-            report.without += not found
-            yield replace(example, negatives=(*example.negatives, *found))
+            report.negatives += len(negatives)
+            report.without += not negatives
+            yield replace(example, negatives=(*example.negatives, *negatives))
 
 
 def _nearness(
@@ -104,15 +113,15 @@ def _nearness(
     passages: Sequence[Sequence[StoredPassage]],
     similarities: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """The similarity of every query to its positive, (batch,): what the index has, before anything is embedded."""
+    """The similarity of every query to its positive, (batch,); a positive is embedded only if the hits lack it."""
     nearness = np.empty(len(batch), dtype=np.float32)
     unknown = []
-    for n, (example, found, similar) in enumerate(zip(batch, passages, similarities, strict=True)):
-        wanted = folded(example.positive)
+    for n, (example, hits, scores) in enumerate(zip(batch, passages, similarities, strict=True)):
+        positive = folded(example.positive)
         known = [
-            value
-            for passage, value in zip(found, similar, strict=True)
-            if folded(join_title(passage.title, passage.text)) == wanted
+            score
+            for passage, score in zip(hits, scores, strict=True)
+            if folded(join_title(passage.title, passage.text)) == positive
         ]
         if known:
             nearness[n] = known[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from searchkit.models.embedder import Embedder
 from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
-from searchkit.training.dataset import Batch
+from searchkit.training.batches import Batch
 from searchkit.training.gradcache import gather_list
 from searchkit.training.loss import distillation
 

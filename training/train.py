@@ -38,10 +38,11 @@ from searchkit.readers.judgements import read_beir_split
 from searchkit.readers.rejects import Rejects
 from searchkit.records import Judgements
 from searchkit.tasks import find_task
+from searchkit.training.batches import Batch, Batches, Source
 from searchkit.training.card import model_card
 from searchkit.training.config import TrainConfig
 from searchkit.training.contamination import Evaluation
-from searchkit.training.dataset import Batch, Batches, Example, Source, read_examples
+from searchkit.training.dataset import Example, read_examples
 from searchkit.training.gradcache import cached_backward, gather_list
 from searchkit.training.log import Leaking, TrainLog, TrainReport
 from searchkit.training.loss import info_nce, matryoshka

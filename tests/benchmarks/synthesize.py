@@ -61,7 +61,7 @@ def main() -> None:
     here, there = multiprocessing.get_context("spawn").Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(options.latency, there))
     server.start()
-    memory: dict[str, dict[int, float]] = {"asking": {}, "sifting": {}}
+    memory: dict[str, dict[int, float]] = {"asking": {}, "filtering": {}}
     asked: list[tuple[float, int]] = []
 
     def watch(progress: Progress) -> None:

@@ -31,8 +31,9 @@ from typing import Any
 
 from searchkit.models.location import find_model
 from searchkit.readers.corpus import corpus_folder, read_corpus
+from searchkit.training.batches import Batches, Source
 from searchkit.training.config import TrainConfig
-from searchkit.training.dataset import Batches, Example, Source, read_examples
+from searchkit.training.dataset import Example, read_examples
 
 SIDES = ("searchkit", "sentence-transformers")
 

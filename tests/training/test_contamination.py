@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from searchkit.records import Document, Query
-from searchkit.training.contamination import Evaluation, Match, find_leaks
+from searchkit.training.contamination import Evaluation, Leaks, Match, find_leaks
 from searchkit.training.dataset import Example
 
 QUERIES = [Query("q1", "Why does bread rise?"), Query("q2", "Thank you")]
@@ -17,6 +17,10 @@ DOCUMENTS = [
     Document("d2", "Salt lowers the freezing point of water."),
     Document("d3", "", title="Nothing but a title here"),
 ]
+
+
+def positions(leaks: Leaks) -> set[int]:
+    return leaks.questions.positions | leaks.documents.positions | leaks.low_entropy.positions
 
 
 @pytest.mark.parametrize(
@@ -35,7 +39,7 @@ DOCUMENTS = [
 def test_a_leak_is_found_ignoring_case_and_spacing(example, kind, place):
     leaks = find_leaks([Example("clean", "text"), example], QUERIES, DOCUMENTS)
     text = {"query": example.query, "positive": example.positive, "negative": example.negatives[-1:]}[place]
-    assert leaks.positions == getattr(leaks, kind).positions == {1}
+    assert positions(leaks) == getattr(leaks, kind).positions == {1}
     assert getattr(leaks, kind).samples == [Match(1, place, text if isinstance(text, str) else text[0])]
     assert leaks.examined == 2
 
@@ -49,14 +53,14 @@ def test_a_leak_is_found_ignoring_case_and_spacing(example, kind, place):
     ],
 )
 def test_what_is_not_the_same_string_in_the_same_role_is_no_leak(example):
-    assert not find_leaks([example], QUERIES, DOCUMENTS).positions
+    assert not positions(find_leaks([example], QUERIES, DOCUMENTS))
 
 
 def test_an_example_counts_once_a_class_and_in_every_class_it_is_in():
     salt = DOCUMENTS[1].text
     leaks = find_leaks([Example("Why does bread rise?", salt, (salt.upper(),)), Example("q", salt)], QUERIES, DOCUMENTS)
     assert (len(leaks.questions), len(leaks.documents), len(leaks.low_entropy)) == (1, 2, 0)
-    assert leaks.positions == {0, 1}
+    assert positions(leaks) == {0, 1}
 
 
 def test_words_are_counted_where_no_spaces_part_them():
@@ -86,16 +90,9 @@ def test_what_remains_has_no_leak_and_is_in_order():
     mine = [Example(f"why is number {n} a number", f"because of {n}") for n in range(200)]
     asked = {row.query for row in random.sample(mine, 40)}
     leaks = find_leaks(iter(mine), [Query(text, text.upper()) for text in asked])
-    kept = list(leaks.without(iter(mine)))
+    kept = [row for n, row in enumerate(mine) if n not in positions(leaks)]
     assert kept == [row for row in mine if row.query not in asked]
-    assert not find_leaks(kept, [Query(text, text) for text in asked]).positions
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_other_examples_than_those_examined_are_refused(count):
-    leaks = find_leaks([Example("a", "b")] * 2, QUERIES)
-    with pytest.raises(ValueError, match=f"{count} examples came but 2 were examined"):
-        list(leaks.without([Example("a", "b")] * count))
+    assert not positions(find_leaks(kept, [Query(text, text) for text in asked]))
 
 
 def test_one_evaluation_serves_many_files():

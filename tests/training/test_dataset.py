@@ -17,7 +17,8 @@ import pytest
 from searchkit.errors import CorpusError
 from searchkit.readers.rejects import Rejects
 from searchkit.tasks import get_task
-from searchkit.training.dataset import Batch, Batches, Example, Source, read_examples
+from searchkit.training.batches import Batch, Batches, Source
+from searchkit.training.dataset import Example, read_examples
 
 PAIR = {"query": "hot tea", "positive": "Tea is hot."}
 FILE = Source(Path("pairs.jsonl"))
@@ -116,7 +117,7 @@ def test_a_file_of_another_kind_is_not_an_empty_training_set(tmp_path):
     documents = write(tmp_path / "corpus.jsonl", {"_id": "1", "text": "x"}, {"_id": "2", "text": "y"})
     with (
         Rejects(tmp_path / "rejects.jsonl") as rejects,
-        pytest.raises(CorpusError, match=r'all 2 rows were refused \(.*corpus.jsonl:1: no "query" among "_id", "text"'),
+        pytest.raises(CorpusError, match=r'all 2 rows were rejected \(.*corpus.jsonl:1: no "query" among "_id", '),
     ):
         list(read_examples(documents, rejects=rejects))
 
@@ -158,14 +159,14 @@ def test_an_id_that_names_no_document_is_a_bad_row(tmp_path, beir, ids, reason):
 
 def test_ids_without_a_corpus_stop_even_a_lenient_run(tmp_path):
     path = write(tmp_path / "s.jsonl", PAIR, {"query": "tea", "positive_id": "1"})
-    with pytest.raises(CorpusError, match=r's.jsonl:2: names document "1" but no corpus came'):
+    with pytest.raises(CorpusError, match=r's.jsonl:2: names document "1", but there is no corpus'):
         list(read_examples(path, rejects=Rejects(tmp_path / "rejects.jsonl")))
 
 
 def test_one_id_for_two_texts_is_refused(tmp_path):
     corpus = write(tmp_path / "c.jsonl", {"id": "1", "text": "Tea."}, {"id": "1", "text": "Ice."})
     path = write(tmp_path / "s.jsonl", {"query": "what is hot", "positive_id": "1"})
-    with pytest.raises(CorpusError, match=r'c.jsonl:2: document id "1" came before with another text'):
+    with pytest.raises(CorpusError, match=r'c.jsonl:2: document id "1" is repeated with another text'):
         list(read_examples(path, corpus=corpus))
 
 
@@ -205,7 +206,7 @@ def test_a_source_may_be_kept_and_its_batches_know():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.jsonl@0", "the sample ratio is 0; it must be above 0"),
+        ("a.jsonl@0", "the sample ratio is 0; expected a number above 0"),
         ("a.jsonl@-1", "ratio is -1"),
         ("a.jsonl@nan", "ratio is nan"),
         ("a.jsonl@inf", "ratio is inf"),
@@ -253,7 +254,7 @@ def test_white_space_does_not_hide_a_shared_positive():
 
 def test_a_batch_holds_one_task():
     own = [*examples(20, instruction="Find."), *examples(20, instruction="Refute."), *examples(20)]
-    sources = [(FILE, own), (FILE, examples(20)), (Source(Path("b"), instruction="Refute."), examples(20, source="b"))]
+    sources = [(FILE, own), (FILE, examples(20)), (Source(Path("b")), examples(20, source="b", instruction="Refute."))]
     batches = list(Batches(sources, 16).epoch(0))
     assert len(batches) == 10  # two a task: the second file with source "a" is a task of its own
     assert all(len({(row.source, row.instruction) for row in batch.examples}) == 1 for batch in batches)
@@ -265,7 +266,7 @@ def test_a_batch_holds_one_task():
 def test_a_mixed_source_shares_batches_across_instructions():
     rows = [Example(f"query {n}", f"text {n}", (), f"Instruction {n}") for n in range(10)]
     assert drawn(Batches([(Source(Path("synthetic"), mixed=True), rows)], 4)) == Counter(rows)
-    with pytest.raises(ValueError, match="epoch 0 has no batch: 10 examples came, 10 were drawn"):
+    with pytest.raises(ValueError, match="epoch 0 has no batch: of 10 examples 10 were sampled"):
         Batches([(FILE, rows)], 4).epoch(0)
 
 
@@ -316,7 +317,7 @@ def test_the_negatives_drawn_change_with_the_seed_and_with_the_epoch():
 
 def test_batches_do_not_depend_on_the_process(tmp_path):
     code = (
-        "from pathlib import Path; from searchkit.training.dataset import *;"
+        "from pathlib import Path; from searchkit.training.batches import *; from searchkit.training.dataset import *;"
         "rows = [Example(f'q{n % 40}', f'p{n % 30}', (f'm{n}', f'n{n}')) for n in range(100)];"
         "print([(b.examples, b.negatives) for b in Batches([(Source(Path('a'), 1.5), rows)], 8).epoch(1)])"
     )
@@ -391,13 +392,13 @@ def test_duplicates_are_the_other_copies_of_a_querys_positive():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 1}, "batch_size is 1; a batch takes 2 examples or more"),
+        ({"batch_size": 1}, "batch_size is 1; expected 2 or more"),
         ({"negatives_per_query": -1}, "negatives_per_query is -1"),
-        ({"smallest_batch": 1}, "smallest_batch is 1; it must be between 2 and batch_size, 2"),
+        ({"smallest_batch": 1}, "smallest_batch is 1; expected 2 to batch_size, 2"),
         ({"smallest_batch": 3}, "smallest_batch is 3"),
         ({"seed": -1}, "seed is -1"),
-        ({"sources": []}, "0 sources with no examples"),
-        ({"sources": [(FILE, [])]}, "1 sources with no examples"),
+        ({"sources": []}, "0 sources without any examples"),
+        ({"sources": [(FILE, [])]}, "1 sources without any examples"),
     ],
 )
 def test_batches_that_cannot_be_made_say_why(options, message):
@@ -406,7 +407,7 @@ def test_batches_that_cannot_be_made_say_why(options, message):
 
 
 def test_an_epoch_before_the_first_is_refused():
-    with pytest.raises(ValueError, match="epoch -1 and skip 0 must be 0 or more"):
+    with pytest.raises(ValueError, match="epoch is -1 and skip is 0; expected 0 or more"):
         Batches([(FILE, examples(4))], 2).epoch(-1)
 
 

@@ -4,23 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from searchkit.training.stages import Stages, digest, write_whole
+from searchkit.training.files import digest, write_whole
+from searchkit.training.stages import Stages
 
 
 def stage(folder: Path, inputs: dict[str, int], *, fails: bool = False) -> bool:
     """Run one stage that counts its goes in a file; returns whether it did anything."""
-    did = False
-
-    def work() -> None:
-        nonlocal did
-        did = True
-        file = folder / "out.txt"
-        file.write_text((file.read_text() if file.is_file() else "") + "x")
-        if fails:
-            raise KeyboardInterrupt
-
-    Stages(folder).run("one", inputs, ["out.txt"], work)
-    return did
+    with Stages(folder).stage("one", inputs, ["out.txt"]) as needed:
+        if needed:
+            file = folder / "out.txt"
+            file.write_text((file.read_text() if file.is_file() else "") + "x")
+            if fails:
+                raise KeyboardInterrupt
+    return needed
 
 
 def test_a_stage_is_done_once_for_the_same_inputs(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from tiny_models import build_tokenizer
 from torch import Tensor
 
 from searchkit.models.embedder import Embedder
+from searchkit.training.batches import Batch
 from searchkit.training.config import TrainConfig
-from searchkit.training.dataset import Batch, Example
+from searchkit.training.dataset import Example
 from searchkit.training.teacher import Teacher, teaching_loss
 from searchkit.training.train import train
 

@@ -19,8 +19,9 @@ from searchkit.cli.main import main
 from searchkit.engine import SearchEngine
 from searchkit.models.embedder import Embedder
 from searchkit.readers.corpus import read_corpus
+from searchkit.training.batches import Batch
 from searchkit.training.config import TrainConfig
-from searchkit.training.dataset import Batch, Example
+from searchkit.training.dataset import Example
 from searchkit.training.log import Leaking, TrainReport, draw, moving_averages
 from searchkit.training.model import attach_lora, trainable
 from searchkit.training.teacher import Teacher

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from searchkit.errors import InputError
+from searchkit.training.checking import check_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,23 +14,23 @@ class AdaptConfig:
     """How a model is adapted to an index.
 
     Args:
-        index: The index; its model is where training begins.
-        pairs: Files of examples: `query` with `positive_id` or `positive`, maybe `instruction` and `negatives`.
-        out: Folder for what every stage writes, the new model among it.
-        general: Further examples, not of this index, against forgetting; the package's own come with them.
-        held_out: Share of the pairs' documents that judge where there are no judgements; those are never trained on.
-        most_held_out: Documents held out at most.
-        depth: A pair whose document is not among so many hits for its query is set aside.
-        negatives: Hard negatives mined for each query.
-        steps: Steps of training; None goes through the pairs once, within 60 to 400 steps.
-        batch_size: Queries a step.
-        learning_rate: Highest; None takes 6e-5 for all weights and 1e-4 for adapters.
-        max_length: Tokens of a text in training; longer ones are cut there, and only there. A query is written as
+        index: The index; training starts from its model.
+        pairs: Files of examples: `query` with `positive_id` or `positive`, optionally `instruction` and `negatives`.
+        out: Folder for what every stage writes, including the new model.
+        general: Further examples from outside the index, against forgetting, in addition to the package's own.
+        held_out: Share of the pairs' documents that judge the result, and are never trained on, without judgements.
+        most_held_out: Largest number of documents held out.
+        depth: A pair is set aside unless its document is among this many hits for its query.
+        negatives: Hard negatives mined per query.
+        steps: Training steps; None goes through the pairs once, within 60 to 400 steps.
+        batch_size: Queries per step.
+        learning_rate: Peak learning rate; None takes 6e-5 for all weights and 1e-4 for adapters.
+        max_length: Tokens of a text in training; longer texts are cut there, and only there. A query is repeated as
             often as the model reads it (`query_repeats`), or as there is room for.
-        teacher_weight: How strongly vectors are held near those of the model before.
-        general_share: Share of general examples among those trained on.
-        lora_rank: Of adapters; 0 trains all weights, None does so for models of up to 100 million.
-        seed: Of everything drawn.
+        teacher_weight: How strongly vectors are held near those of the old model.
+        general_share: Share of general examples in training.
+        lora_rank: Rank of the adapters; 0 trains all weights, None does so for models of up to 100 million.
+        seed: Random seed.
     """
 
     index: Path
@@ -50,9 +51,10 @@ class AdaptConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.pairs:
-            raise InputError("no pairs: give at least one file of queries with their documents")
+            raise InputError("no pairs; give at least one file of queries with their documents")
         if not 0 < self.held_out < 1:
-            raise InputError(f"held_out is {self.held_out}; it is a share, above 0 and below 1")
+            raise InputError(f"held_out is {self.held_out}; expected a share above 0 and below 1")
         if not 0 <= self.general_share < 1:
-            raise InputError(f"general_share is {self.general_share}; it is a share, 0 or more and below 1")
+            raise InputError(f"general_share is {self.general_share}; expected a share of 0 or more, below 1")

@@ -1,4 +1,4 @@
-"""Where an adapted model goes: what has to be so before the work, the exchange after it, and how that is seen later."""
+"""Replacing an index by the adapted one: what is checked before the work, and the exchange after it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from searchkit.errors import InputError, MissingExtraError
 from searchkit.evaluation.evaluate import judged_queries
 from searchkit.indexer.files import LOCK, exchange
 from searchkit.training.adaptation.report import AdaptReport, read_report, write_report
+from searchkit.training.files import remove
 from searchkit.training.stages import FILE as STAGES
-from searchkit.training.stages import remove
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 MODEL, AFTER, BEFORE, REPORT = "model", "after.index", "before.index", "report.json"
 
-# By the stages in their order: training, exporting, measuring.
+# In the order of the stages: training, exporting, measuring.
 _NEEDED = ("torch", "transformers", "accelerate", "onnx", "onnxscript", "scipy")
 
 
 def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) -> None:
-    """Find what would end a run only after a language model was paid or a model trained.
+    """Find what would otherwise end a run only after a language model was paid or a model trained.
 
     Args:
         config: The run.
-        judgements: What judges the result, if it is given.
-        install: The new index may come in the place of the old one.
+        judgements: The user's own, if any.
+        install: The new index may replace the old one.
 
     Raises:
-        ImportError: A library is missing.
-        ValueError: The folder holds something else or lies where the index cannot be moved from, or the index, its
-            model and the judgements do not go together.
+        MissingExtraError: A library is missing.
+        InputError: The folder holds something else or is on another file system than the index, or the index, its model
+            and the judgements do not belong together.
     """
     if missing := next((name for name in _NEEDED if find_spec(name) is None), None):
         raise MissingExtraError(f"adapting a model needs {missing}: pip install 'searchkit[train]'", name=missing)
     out = config.out.resolve()
-    there = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
-    if (out.exists() and not out.is_dir()) or (there and STAGES not in there):
-        raise InputError(f"{out} is there and holds no such run; name another --out")
+    names = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
+    if (out.exists() and not out.is_dir()) or (names and STAGES not in names):
+        raise InputError(f"{out} exists and holds no run of adapt; choose another --out")
     with SearchEngine.open(config.index) as engine:
         model = engine.settings["model"]
         if model["adapter"]:
@@ -54,56 +54,59 @@ def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) 
         if judgements:
             judged_queries(engine, judgements)
     if install:
-        _check_place(config.index.resolve(), out)
+        _check_file_system(config.index.resolve(), out)
 
 
-def _check_place(index: Path, out: Path) -> None:
-    """Raise unless a folder in `out` can change places with the index."""
-    there = next(folder for folder in (out, *out.parents) if folder.exists())
-    if len({folder.stat().st_dev for folder in (there, index, index.parent)}) > 1:
+def _check_file_system(index: Path, out: Path) -> None:
+    """Raise InputError unless a folder in `out` and the index can be renamed to each other."""
+    existing = next(folder for folder in (out, *out.parents) if folder.exists())
+    if len({folder.stat().st_dev for folder in (existing, index, index.parent)}) > 1:
         raise InputError(
-            f"{out} and {index} are on different file systems, and the new index takes the old one's place by a "
-            "change of names; name an --out on that of the index, or leave the index alone with --keep-index"
+            f"{out} and {index} are on different file systems, and the new index replaces the old one by renaming; "
+            "choose an --out on the file system of the index, or leave the index alone with --keep-index"
         )
 
 
 def adapted(config: AdaptConfig) -> AdaptReport | None:
-    """The report, when the index already searches with the model of that folder; ValueError when it is damaged."""
+    """The report of a run whose model the index already searches with; None if there is no such run.
+
+    Raises:
+        InputError: The report is lost.
+    """
     out = config.out.resolve()
     with SearchEngine.open(config.index) as engine:
         if engine.settings["model"]["model"] != str(out / MODEL):
             return None
-    if (out / AFTER).exists():  # stopped between the exchange and this
+    if (out / AFTER).exists():  # stopped between the exchange and the renaming
         (out / AFTER).rename(out / BEFORE)
     try:
         report = read_report(out / REPORT)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{config.index} searches with {out / MODEL} already, but its report is lost: {error}; "
-            "for another round, name another --out"
+            f"{config.index} already searches with {out / MODEL}, but its report is lost: {error}; "
+            "to adapt it again, choose another --out"
         ) from error
     report.kept = True
     write_report(out / REPORT, report)
     return report
 
 
-def install(index: Path, out: Path, documents: str) -> None:
-    """Put the new index in the place of the old one, which nobody may be writing to, and keep that.
+def put_in_place(index: Path, out: Path, documents: str) -> None:
+    """Replace an index that nobody is writing to by the new one, and keep the old one.
 
     Args:
-        index: The old one.
-        out: The folder that holds the new one.
-        documents: The checksum of those that the new one holds.
+        index: The old index.
+        out: The folder with the new one.
+        documents: The checksum of the documents in the new one.
 
     Raises:
-        ValueError: The old one holds others by now.
+        InputError: The old one holds other documents by now.
     """
     remove(out / BEFORE)
     with SearchEngine.open(index, writable=True) as engine:
         if engine.store.documents.checksum() != documents:
             raise InputError(
-                f"{index} has been changed since its documents were indexed with the new model; run the same command "
-                "again"
+                f"{index} has changed since its documents were indexed with the new model; run the same command again"
             )
         exchange(out / AFTER, index)
     (out / AFTER).rename(out / BEFORE)

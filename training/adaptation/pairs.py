@@ -4,75 +4,152 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.indexer.documents import StoredPassage
 from searchkit.ranking import SearchOptions
 from searchkit.readers.rejects import Rejects
-from searchkit.records import Document, Qrels, Query, join_title
-from searchkit.training.contamination import fingerprint
+from searchkit.records import Judgements, Qrels, Query, join_title
+from searchkit.training.adaptation.config import AdaptConfig
 from searchkit.training.dataset import Example, read_examples
+from searchkit.training.files import remove
+from searchkit.training.texts import fingerprint
 
+FEWEST_PAIRS = 50
+FEWEST_HELD_OUT = 10  # documents
 _BATCH = 256
 
 
+@dataclass(frozen=True, slots=True)
+class SortedPairs:
+    """What becomes of the pairs.
+
+    Args:
+        training: Examples to train on.
+        held_out: Examples that judge the result; empty where the user gave judgements.
+        read: Pairs read, bad rows included.
+        set_aside: Pairs that are in neither part.
+    """
+
+    training: list[Example]
+    held_out: list[Example]
+    read: int
+    set_aside: int
+
+    def counts(self) -> dict[str, int]:
+        """The numbers, by their names in the report."""
+        return {
+            "read": self.read,
+            "trained_on": len(self.training),
+            "held_out": len(self.held_out),
+            "set_aside": self.set_aside,
+        }
+
+
+def sort_pairs(
+    config: AdaptConfig, engine: SearchEngine, judgements: Judgements | None, set_aside: Path
+) -> SortedPairs:
+    """Read the pairs, and divide them into those to train on and those that judge.
+
+    Args:
+        config: Names the files, and how much is held out.
+        engine: The index.
+        judgements: The user's own, if any; then nothing is held out.
+        set_aside: Where pairs that are in neither part go, with the reason.
+
+    Raises:
+        InputError: Too few pairs are left.
+    """
+    remove(set_aside)
+    held_out: list[Example] = []
+    with Rejects(set_aside) as rejects:
+        examples = read_pairs(config.pairs, engine, rejects)
+        read = len(examples) + rejects.count
+        judging = {fingerprint(query.text) for query in judgements.queries} if judgements else set()
+        training = list(filter_pairs(examples, engine, judging, rejects, depth=config.depth))
+        if judgements is None:
+            training, held_out, neither = split(
+                training, share=config.held_out, most=config.most_held_out, seed=config.seed
+            )
+            for example in neither:
+                rejects.refuse(example.source, "its query or its document is held out", example.query)
+        count = rejects.count
+    documents = len({example.positive_id for example in held_out})
+    if judgements is None and documents < FEWEST_HELD_OUT:
+        raise InputError(
+            f"{len(held_out)} pairs on {documents} documents are left to judge the result, too few to tell better from "
+            f"worse; {FEWEST_HELD_OUT} documents are needed. Give more pairs, or judgements of your own. "
+            f"Pairs set aside: {count}, see {set_aside}"
+        )
+    if len(training) < FEWEST_PAIRS:
+        raise InputError(
+            f"{len(training)} of {read} pairs are left to train on, and {FEWEST_PAIRS} are needed. "
+            f"Pairs set aside: {count}, see {set_aside}"
+        )
+    return SortedPairs(sorted(training, key=lambda example: example.positive_id or ""), held_out, read, count)
+
+
 def read_pairs(files: Iterable[Path], engine: SearchEngine, rejects: Rejects) -> list[Example]:
-    """The examples of some files, each with the id of the document that its positive is, where it is one.
+    """Read examples, and find the document of the index that each positive is.
 
     Args:
         files: JSON lines that `read_examples` reads.
-        engine: The index that a `positive_id` names a document of, and that a `positive` may be a document of.
+        engine: The index that a `positive_id` refers to, and whose documents a `positive` may equal.
         rejects: Where bad rows go.
+
+    Returns:
+        The examples; `positive_id` is None where the positive is not in the index.
     """
-    found = [example for file in files for example in read_examples(file, corpus=engine, rejects=rejects)]
-    if all(example.positive_id for example in found):
-        return found
-    wanted = {fingerprint(example.positive) for example in found if not example.positive_id}
+    examples = [example for file in files for example in read_examples(file, corpus=engine, rejects=rejects)]
+    if all(example.positive_id for example in examples):
+        return examples
+    unknown = {fingerprint(example.positive) for example in examples if not example.positive_id}
     ids: dict[bytes, str] = {}
     for document in engine.documents():
-        for key in _fingerprints(document):
-            if key in wanted:
-                ids.setdefault(key, document.id)
+        for text in (join_title(document.title, document.text), document.text):
+            if (mark := fingerprint(text)) in unknown:
+                ids.setdefault(mark, document.id)
     return [
         example if example.positive_id else replace(example, positive_id=ids.get(fingerprint(example.positive)))
-        for example in found
+        for example in examples
     ]
 
 
-def sieve(
+def filter_pairs(
     examples: Sequence[Example], engine: SearchEngine, judging: Collection[bytes], rejects: Rejects, *, depth: int
 ) -> Iterator[Example]:
-    """Yield the examples that are worth training on; the others are set aside with the reason.
+    """Yield the examples that are worth training on, and set the others aside with the reason.
 
-    Set aside are those that came before, those that ask what the judgements ask, and those whose document is not
-    among the first hits for its own query: such a pair is mostly wrong. The positive of a document of several
-    passages becomes the passage that is nearest to the query.
+    Set aside are repeated examples, those whose query is one of the judgements', and those whose document is not among
+    the first hits for its own query, as such a pair is usually wrong. Where the document has several passages, the
+    positive becomes the passage that is nearest to the query.
 
     Args:
-        examples: As `read_pairs` gives them.
-        engine: The index; it searches as it does by default.
-        judging: Fingerprints of the queries that judge.
+        examples: As `read_pairs` returns them.
+        engine: The index, searched with its default options.
+        judging: Fingerprints of the judgements' queries.
         rejects: Where the others go.
-        depth: How many hits are looked at.
+        depth: Number of hits to look at.
     """
     seen: set[tuple[bytes, bytes]] = set()
-    fresh = []
+    new = []
     for number, example in enumerate(examples, start=1):
         query, positive = fingerprint(example.query), fingerprint(example.positive)
         place = f"{example.source}, example {number}"
         if query in judging:
             rejects.refuse(place, "its query is one of those that judge the result", example.query)
         elif (query, positive) in seen:
-            rejects.refuse(place, "it came before", example.query)
+            rejects.refuse(place, "it repeats an earlier pair", example.query)
         else:
             seen.add((query, positive))
-            fresh.append((place, example))
-    for start in range(0, len(fresh), _BATCH):
-        yield from _found(fresh[start : start + _BATCH], engine, rejects, depth)
+            new.append((place, example))
+    for start in range(0, len(new), _BATCH):
+        yield from _retrieved(new[start : start + _BATCH], engine, rejects, depth)
 
 
 def split(
@@ -80,31 +157,32 @@ def split(
 ) -> tuple[list[Example], list[Example], list[Example]]:
     """Divide the examples by document into (those to train on, those held out, those in neither part).
 
-    No document and no query is in both parts: an example that asks a held-out query of another document, or has a
+    No document and no query is in both parts: an example that repeats a held-out query for another document, or has a
     copy of a held-out document, is in neither. Only documents of the index can be held out.
 
     Args:
         examples: All of them.
-        share: Of the documents that are held out.
-        most: Documents held out.
+        share: Share of the documents to hold out.
+        most: Largest number of documents to hold out.
         seed: Decides which.
     """
     documents = sorted({example.positive_id for example in examples if example.positive_id})
     random.Random(seed).shuffle(documents)
-    held = set(documents[: min(most, round(share * len(documents)))])
-    judging = [example for example in examples if example.positive_id in held]
-    asked = {fingerprint(example.query) for example in judging}
-    texts = {fingerprint(example.positive) for example in judging}
-    parts: tuple[list[Example], list[Example]] = [], []
+    chosen = set(documents[: min(most, round(share * len(documents)))])
+    held_out = [example for example in examples if example.positive_id in chosen]
+    queries = {fingerprint(example.query) for example in held_out}
+    texts = {fingerprint(example.positive) for example in held_out}
+    training: list[Example] = []
+    neither: list[Example] = []
     for example in examples:
-        if example.positive_id not in held:
-            touches = fingerprint(example.query) in asked or fingerprint(example.positive) in texts
-            parts[touches].append(example)
-    return parts[0], judging, parts[1]
+        if example.positive_id not in chosen:
+            overlaps = fingerprint(example.query) in queries or fingerprint(example.positive) in texts
+            (neither if overlaps else training).append(example)
+    return training, held_out, neither
 
 
 def as_judgements(examples: Iterable[Example]) -> tuple[list[Query], Qrels]:
-    """Held-out examples as queries and judgements; one query of several documents is one query."""
+    """Held-out examples as queries and qrels; a query that several documents answer is one query."""
     queries: dict[tuple[bytes, str | None], Query] = {}
     qrels: Qrels = {}
     for example in examples:
@@ -114,16 +192,17 @@ def as_judgements(examples: Iterable[Example]) -> tuple[list[Query], Qrels]:
     return list(queries.values()), qrels
 
 
-def _found(
+def _retrieved(
     batch: Sequence[tuple[str, Example]], engine: SearchEngine, rejects: Rejects, depth: int
 ) -> Iterator[Example]:
+    """The examples whose document is among the hits for their query, with the nearest passage as the positive."""
     queries = [Query("", example.query, example.instruction) for _, example in batch]
     rankings = engine.rank(queries, k=depth, options=SearchOptions())
     ids = engine.ids_of(rankings)
     passages = _passages(engine, {example.positive_id for _, example in batch if example.positive_id})
     vectors = engine.embed(queries) if any(len(rows) > 1 for rows in passages.values()) else None
     for n, (place, example) in enumerate(batch):
-        if example.positive_id is None:  # of a text from elsewhere the index knows nothing
+        if example.positive_id is None:  # the index knows nothing of a text from outside it
             yield example
         elif example.positive_id not in {ids[item.doc] for item in rankings[n]}:
             rejects.refuse(place, f"its document is not among the first {depth} hits for its query", example.query)
@@ -131,22 +210,18 @@ def _found(
             yield example
         else:
             own = passages[example.positive_id]
-            similar = engine.similarities(vectors[n], np.array([item.row for item in own], dtype=np.int64))
-            best = own[int(similar.argmax())]
-            yield replace(example, positive=join_title(best.title, best.text))
+            similarities = engine.similarities(vectors[n], np.array([item.row for item in own], dtype=np.int64))
+            nearest = own[int(similarities.argmax())]
+            yield replace(example, positive=join_title(nearest.title, nearest.text))
 
 
 def _passages(engine: SearchEngine, ids: Collection[str]) -> dict[str, list[StoredPassage]]:
-    """The passages of some documents, by the documents' ids."""
+    """The passages of some documents, by document id."""
     rows: list[int] = []
     for doc in engine.store.documents.positions_of(sorted(ids)):
         first, document = engine.store.documents.document(doc)
         rows += range(first, first + len(document.spans))
-    found: dict[str, list[StoredPassage]] = {}
+    passages: dict[str, list[StoredPassage]] = {}
     for passage in engine.store.documents.passages(rows).values():
-        found.setdefault(passage.id, []).append(passage)
-    return found
-
-
-def _fingerprints(document: Document) -> tuple[bytes, bytes]:
-    return fingerprint(join_title(document.title, document.text)), fingerprint(document.text)
+        passages.setdefault(passage.id, []).append(passage)
+    return passages

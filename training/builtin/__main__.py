@@ -1,4 +1,4 @@
-"""Make the built-in model: python -m searchkit.training.builtin PAIRS/ OUT/."""
+"""`python -m searchkit.training.builtin PAIRS/ OUT/`: the recipe of the built-in model (never yet run to its end)."""
 
 from searchkit.training.builtin.make import main
 

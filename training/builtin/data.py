@@ -1,4 +1,4 @@
-"""What the built-in model learns instructions and single sentences from, made of plain pairs and written topics."""
+"""Training data of the built-in model: instructions and single sentences, derived from plain pairs and topics."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from searchkit.readers.corpus import corpus_folder
 from searchkit.readers.rejects import Rejects
 from searchkit.training.dataset import Example, read_examples
+from searchkit.training.files import write_lines
 
 Row = dict[str, Any]
 
@@ -79,51 +80,51 @@ _QUESTION = {
 
 
 def with_sentences(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
-    """Pairs with two sentences of the passage beside them: short texts for the student to learn the vectors of."""
+    """Pairs with two sentences of the passage as short texts, whose vectors the student learns too."""
     for example in examples:
         sentences = [text for text in _sentences(example.positive) if 40 <= len(text) <= 250]
-        drawn = rng.sample(sentences, min(2, len(sentences)))
-        drawn = [text for text in drawn if text not in (example.query, example.positive)]
-        yield {"query": example.query, "positive": example.positive, "negatives": drawn}
+        sample = rng.sample(sentences, min(2, len(sentences)))
+        negatives = [text for text in sample if text not in (example.query, example.positive)]
+        yield {"query": example.query, "positive": example.positive, "negatives": negatives}
 
 
-def plain(rows: Sequence[Row], count: int, told: Sequence[str], rng: random.Random) -> Iterator[Row]:
-    """Some of the pairs, of which 55 % get an instruction that changes nothing: so it is learnt as such."""
+def plain(rows: Sequence[Row], count: int, instructions: Sequence[str], rng: random.Random) -> Iterator[Row]:
+    """A sample of the pairs, 55 % with an instruction that changes nothing, so that the model learns this too."""
     for row in rng.sample(rows, min(count, len(rows))):
-        yield {**row, "instruction": rng.choice(told)} if rng.random() < 0.55 else row
+        yield {**row, "instruction": rng.choice(instructions)} if rng.random() < 0.55 else row
 
 
 def sections(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
-    """A title as the query and a heading in the instruction; the title's other sections are wrong."""
-    of_title: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    """A title as the query and a heading in the instruction; the title's other sections are negatives."""
+    by_title: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for example in examples:
         title, _, heading = example.query.partition(" - ")
-        of_title[title].append((heading, example.positive))
-    for title, found in of_title.items():
-        if len({heading for heading, _ in found}) < 2:
+        by_title[title].append((heading, example.positive))
+    for title, parts in by_title.items():
+        if len({heading for heading, _ in parts}) < 2:
             continue
-        for heading, text in rng.sample(found, min(2, len(found))):
-            others = [other for name, other in found if name != heading]
-            told = rng.choice(_ABOUT).format(heading=heading[:1].lower() + heading[1:])
-            yield _row(title, told, text, others, rng)
+        for heading, text in rng.sample(parts, min(2, len(parts))):
+            others = [other for name, other in parts if name != heading]
+            instruction = rng.choice(_ABOUT).format(heading=heading[:1].lower() + heading[1:])
+            yield _row(title, instruction, text, others, rng)
 
 
 def conditions(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
-    """A disease as the query and what is asked of it in the instruction; other answers on it are wrong."""
-    of_name: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
+    """A disease as the query and an aspect of it in the instruction; answers on other aspects are negatives."""
+    by_name: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
     for example in examples:
-        for pattern, wanted in _MEDICAL.items():
-            if found := re.fullmatch(pattern + r"\s*\??", example.query):
-                of_name[found[1].strip()].append((wanted, example.positive))
-    for name, answers in of_name.items():
-        for wanted, text in answers:
-            others = [other for asked, other in answers if asked != wanted]
+        for pattern, aspect in _MEDICAL.items():
+            if match := re.fullmatch(pattern + r"\s*\??", example.query):
+                by_name[match[1].strip()].append((aspect, example.positive))
+    for name, answers in by_name.items():
+        for aspect, text in answers:
+            others = [other for other_aspect, other in answers if other_aspect != aspect]
             if others:
-                yield _row(name, f"Given a disease, find passages that {rng.choice(wanted)}", text, others, rng)
+                yield _row(name, f"Given a disease, find passages that {rng.choice(aspect)}", text, others, rng)
 
 
 def openings(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
-    """The first sentence of an abstract as the query; its title and the rest of it are each right once."""
+    """The first sentence of an abstract as the query; the title and the rest are each the positive once."""
     for example in examples:
         first, *rest = _sentences(example.positive)
         if not rest or len(first) < 40:
@@ -134,41 +135,50 @@ def openings(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
 
 
 def questions(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
-    """A question with its paragraph and another question on that; each is right once."""
-    of_passage: dict[str, list[str]] = defaultdict(list)
+    """A question with its paragraph and another question about it; each is the positive once."""
+    by_passage: dict[str, list[str]] = defaultdict(list)
     for example in examples:
-        of_passage[example.positive].append(example.query)
-    for passage, asked in of_passage.items():
-        if len(asked) > 1:
-            first, second = rng.sample(asked, 2)
+        by_passage[example.positive].append(example.query)
+    for passage, queries in by_passage.items():
+        if len(queries) > 1:
+            first, second = rng.sample(queries, 2)
             yield _row(first, f"Given a question, {rng.choice(_SAME_PASSAGE)}", second, [passage], rng)
             yield _row(first, f"Given a question, {rng.choice(_ANSWERED)}", passage, [second], rng)
 
 
 def kinds(topics: Iterable[Row], rng: random.Random) -> Iterator[Row]:
-    """Topics written for the purpose: one query text, and for each instruction another right answer."""
+    """Topics written for this purpose: the same query, with another right answer for every instruction."""
     for topic in topics:
         passages = {name: topic[name] for name in ("support", "refute", "define", "duplicate", "answer")}
         passages |= {f"aspect {n}": aspect["text"] for n, aspect in enumerate(topic["aspects"])}
-
-        def row(query: str, told: str, right: str, passages: dict[str, str] = passages) -> Row:
-            others = [text for name, text in passages.items() if name != right]
-            # The opposite side is the hardest to tell apart, so it is always among the wrong ones.
-            opposite = [passages[{"support": "refute", "refute": "support"}[right]]] if right in _CLAIM else []
-            return {**_row(query, told, passages[right], others, rng), "negatives": _first(opposite, others, rng)}
-
-        for right, told in _CLAIM.items():
-            yield row(topic["claim"], rng.choice(told), right)
-        for right, told in _QUESTION.items():
-            yield row(topic["question"], rng.choice(told), right)
-        yield row(rng.choice((topic["term"], topic["claim"])), rng.choice(_TERM), "define")
+        for right, instructions in _CLAIM.items():
+            yield _topic_row(topic["claim"], rng.choice(instructions), right, passages, rng)
+        for right, instructions in _QUESTION.items():
+            yield _topic_row(topic["question"], rng.choice(instructions), right, passages, rng)
+        query = rng.choice((topic["term"], topic["claim"]))
+        yield _topic_row(query, rng.choice(_TERM), "define", passages, rng)
         for n, aspect in enumerate(topic["aspects"]):
-            yield row(topic[rng.choice(("term", "claim", "question"))], aspect["instruction"], f"aspect {n}")
+            query = topic[rng.choice(("term", "claim", "question"))]
+            yield _topic_row(query, aspect["instruction"], f"aspect {n}", passages, rng)
 
 
-def _row(query: str, told: str, positive: str, negatives: list[str], rng: random.Random) -> Row:
-    drawn = rng.sample(negatives, min(3, len(negatives)))
-    return {"query": query, "instruction": told, "positive": positive, "negatives": drawn}
+def topics() -> Iterator[Row]:
+    """The topics that come with searchkit."""
+    with (corpus_folder("kinds") / "topics.jsonl").open(encoding="utf-8") as stream:
+        yield from map(json.loads, stream)
+
+
+def _topic_row(query: str, instruction: str, right: str, passages: dict[str, str], rng: random.Random) -> Row:
+    others = [text for name, text in passages.items() if name != right]
+    # The opposite side is the hardest to tell apart, so it is always among the negatives.
+    opposite = [passages[{"support": "refute", "refute": "support"}[right]]] if right in _CLAIM else []
+    row = _row(query, instruction, passages[right], others, rng)
+    return {**row, "negatives": _first(opposite, others, rng)}
+
+
+def _row(query: str, instruction: str, positive: str, negatives: list[str], rng: random.Random) -> Row:
+    sample = rng.sample(negatives, min(3, len(negatives)))
+    return {"query": query, "instruction": instruction, "positive": positive, "negatives": sample}
 
 
 def _first(always: list[str], others: list[str], rng: random.Random) -> list[str]:
@@ -198,33 +208,32 @@ def write(pairs: Path, out: Path, *, seed: int = 0) -> None:
 
     Args:
         pairs: Folder with arxiv_title_abstract, medquad, squad_train, wikipedia_en_section and others as .jsonl.gz of
-            query and positive; what is missing there is left out.
-        out: Folder for a file of each with sentences beside, those made of them, and plain.jsonl, some pairs of each.
-        seed: Of what is drawn.
+            query and positive; missing files are skipped.
+        out: Folder for every file with sentences added, the files derived from them, and plain.jsonl, a sample of all.
+        seed: Random seed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    told = json.loads(INSTRUCTIONS.read_text(encoding="utf-8"))
-    some: list[Row] = []
+    instructions = json.loads(INSTRUCTIONS.read_text(encoding="utf-8"))
+    sample: list[Row] = []
     with Rejects(out / "rejects.jsonl") as rejects:
         for file in sorted(pairs.glob("*.jsonl.gz")):
             name = file.name.removesuffix(".jsonl.gz")
             examples = read_examples(file, rejects=rejects)
             rows = _write(out / f"{name}.jsonl", with_sentences(examples, random.Random(seed)))
             if name in _PLAIN:
-                some += plain(rows, _PLAIN[name], told[name], random.Random(seed))
-        _write(out / "plain.jsonl", some)
+                sample += plain(rows, _PLAIN[name], instructions[name], random.Random(seed))
+        _write(out / "plain.jsonl", sample)
         for name, (source, make) in _FROM_PAIRS.items():
             if (file := pairs / f"{source}.jsonl.gz").is_file():
                 examples = read_examples(file, rejects=rejects)
                 _write(out / f"{name}.jsonl", make(examples, random.Random(seed)))
-    with (corpus_folder("kinds") / "topics.jsonl").open(encoding="utf-8") as stream:
-        _write(out / "kinds.jsonl", kinds(map(json.loads, stream), random.Random(seed)))
+    _write(out / "kinds.jsonl", kinds(topics(), random.Random(seed)))
 
 
 def _write(file: Path, rows: Iterable[Row]) -> list[Row]:
-    """Write the rows in an order of their own, so that a share of the file is a sample of it."""
-    found = [row for row in rows if all(row["positive"] != text for text in (row["query"], *row["negatives"]))]
-    random.Random(0).shuffle(found)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
-    print(f"{file}: {len(found)} rows")
-    return found
+    """Write the rows shuffled, without those whose positive is another of their texts."""
+    kept = [row for row in rows if all(row["positive"] != text for text in (row["query"], *row["negatives"]))]
+    random.Random(0).shuffle(kept)
+    write_lines(file, kept)
+    print(f"{file}: {len(kept)} rows")
+    return kept

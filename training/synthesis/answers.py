@@ -1,4 +1,8 @@
-"""What a model has to answer, as schemas. Its text is parsed as JSON and validated; nothing else is done with it."""
+"""The answers that a model can be asked for, as schemas. Its text is parsed as JSON and validated, never executed.
+
+Names and docstrings of the classes are part of the schemas that models are sent, and so of the key of every request:
+a change makes earlier answers useless.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ def _written(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError("a lone surrogate, which UTF-8 cannot store") from None
+        raise InputError("the text has a lone surrogate, which UTF-8 cannot store") from None
     return text.strip()
 
 
@@ -124,8 +128,8 @@ ANSWERS: dict[str, type[Answer]] = {
 }
 
 _THOUGHTS = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
-# What users ask and documents say holds "I'm unable to log in" and "I can't help falling in love". So where an example
-# was asked for, only a text that begins as an excuse does, and says what about, is one.
+# Queries and documents may say "I'm unable to log in" or "I can't help falling in love". So the text of an example is
+# an excuse only if it begins like one and says what it refuses.
 _EXCUSE = re.compile(
     r"\A\W*(?:as an ai(?: language)? (?:model|assistant),? i\b"
     r"|(?:(?:i['\u2019]?m|i am) (?:very |so )?sorry|sorry|i apologi[sz]e|unfortunately)?,? ?(?:but )?"
@@ -137,7 +141,7 @@ _EXCUSE = re.compile(
     r"(?:content|information|material|query|question|request|text)\b))",
     re.IGNORECASE,
 )
-# Where JSON was asked for and prose came, less is enough.
+# Where prose came instead of JSON, less is enough.
 _REFUSAL = re.compile(
     r"\b(?:as an ai(?: language)? model|i['\u2019]?m sorry,? but i|i (?:cannot|can['\u2019]?t) "
     r"(?:help|assist|fulfil|comply|generate|provide)|i['\u2019]?m (?:unable|not able) to)\b",
@@ -154,22 +158,22 @@ _JSON = json.JSONDecoder(parse_constant=_no_constant)
 
 @cache
 def schema_of(name: str) -> dict[str, Any]:
-    """The JSON schema of an answer, as servers take it."""
+    """The JSON schema of an answer, as servers accept it."""
     return ANSWERS[name].model_json_schema()
 
 
 def read_answer(name: str, text: str) -> Answer:
-    """Return what a model wrote, validated.
+    """Parse and validate what a model wrote.
 
     Raises:
-        AnswerError: It is empty, a refusal, no JSON, or not of the schema.
+        AnswerError: It is empty, a refusal, not JSON, or not of the schema.
     """
     text = _THOUGHTS.sub("", text).strip()
     if not text:
         raise AnswerError("empty", "the answer is empty")
     try:
         start = text.find("{")
-        values = _JSON.decode(text) if start < 0 else _JSON.raw_decode(text, start)[0]  # with prose on either side
+        values = _JSON.decode(text) if start < 0 else _JSON.raw_decode(text, start)[0]  # prose around it is skipped
     except (ValueError, RecursionError) as error:
         if _REFUSAL.search(text[:300]):
             raise AnswerError("refused by the model", text[:200]) from None
@@ -183,5 +187,5 @@ def read_answer(name: str, text: str) -> Answer:
 
 
 def refuses(text: str) -> bool:
-    """Whether the text of an example is a model's excuse rather than what was asked for."""
+    """Whether the text of an example is a model's excuse for not writing one."""
     return _EXCUSE.match(text) is not None

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from searchkit.errors import InputError
-from searchkit.training.dataset import folded
 from searchkit.training.synthesis.answers import Answer
-from searchkit.training.synthesis.llm import Request
 from searchkit.training.synthesis.prompting import Mix, Prompt, load_prompt, quota
+from searchkit.training.synthesis.protocol import Request
 from searchkit.training.synthesis.quality import Candidate
+from searchkit.training.texts import folded
 
 BRAINSTORMED = ("short-long", "long-short", "short-short", "long-long")
-"""Groups whose examples follow a task definition that the model thought of before."""
+"""Groups whose examples follow a task definition that the model wrote before."""
 
 TASKS_A_CALL = 20
-_SLOTS = 1 << 32  # more than any run has
+_SLOTS = 1 << 32  # more than any run needs
 
-# Which fields of the answer are query, positive and negative.
+# The fields of the answer that are query, positive and negative.
 _FIELDS = {
     "short-long": ("user_query", "positive_document", "hard_negative_document"),
     "long-short": ("input_text", "label", "misleading_label"),
@@ -31,29 +31,28 @@ _FIELDS = {
 
 
 class Asker(Protocol):
-    """Asks a model, and remembers what was made of the answers.
+    """Sends requests to a model, and stores what was derived from the answers."""
 
-    Attributes:
-        trouble: Why the last question that came to nothing did.
-    """
-
-    trouble: str
+    @property
+    def trouble(self) -> str:
+        """Why the last answer that was rejected was."""
+        ...
 
     @property
     def stopped(self) -> str:
-        """Why nothing more is asked; "" while there is no reason."""
+        """Why no more requests are sent; "" while they are."""
         ...
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer | None]:
-        """The answers in the order of the questions, None for those that came to nothing."""
+        """The answers in the order of the requests, None where there is no usable one."""
         ...
 
     def settled(self, name: str) -> Any:
-        """What was remembered under a name, also by an earlier run; None when nothing."""
+        """What this or an earlier run stored under a name; None if nothing."""
         ...
 
     def settle(self, name: str, value: Any) -> None:
-        """Remember something that JSON can hold; not in a run that was stopped."""
+        """Store a JSON value; does nothing in a run that was stopped."""
         ...
 
 
@@ -61,12 +60,12 @@ class Slot(NamedTuple):
     """A place for one example.
 
     Args:
-        number: Among all.
+        number: Position among all slots.
         group: The task group.
-        place: Number among those of the group.
-        language: Code.
-        target_language: Code of the positive's language, where it is another.
-        attempt: How often it has been tried to fill it.
+        place: Position among the slots of the group.
+        language: Language code.
+        target_language: Code of the positive's language, where it differs.
+        attempt: Earlier attempts to fill it.
     """
 
     number: int
@@ -78,17 +77,17 @@ class Slot(NamedTuple):
 
 
 class FromNothing:
-    """Asks for examples slot by slot; what is asked for a slot depends on the seed and its number alone.
+    """Requests examples slot by slot; the request for a slot depends on the seed and the slot's number alone.
 
-    A slot keeps its group and language until an example fills it, so that refusals do not shift the proportions.
+    A slot keeps its group and language until an example fills it, so that rejections do not shift the proportions.
 
     Args:
-        mix: How often which group and language come.
-        count: Examples wanted.
-        seed: Of everything drawn.
-        tries: Times that a slot is asked for.
-        examples_per_task: Of each task definition; the paper has about two.
-        folder: The user's own prompts, which go before those that ship.
+        mix: Weights of groups and languages.
+        count: Number of examples to write.
+        seed: Random seed.
+        tries: Attempts to fill a slot.
+        examples_per_task: Examples per task definition; the paper has about two.
+        folder: The user's own prompts, which take precedence over the shipped ones.
     """
 
     def __init__(
@@ -109,19 +108,19 @@ class FromNothing:
         }
         if unknown := [prompt.name for prompt in self._prompts.values() if prompt.answer not in _FIELDS]:
             raise InputError(
-                f"prompt {unknown[0]} asks for an answer that is no example; one of {', '.join(_FIELDS)} is"
+                f"prompt {unknown[0]} asks for an answer that holds no example; use one of {', '.join(_FIELDS)}"
             )
         self._tasks: dict[str, list[str]] = {}
         self._filled = bytearray(count)
-        self._round = 0
+        self._attempt = -1
 
     async def prepare(self, asker: Asker) -> None:
-        """Have the model think of task definitions: as many as the examples need, with none twice.
+        """Have the model write task definitions: as many as the examples need, all different.
 
-        Those of an earlier run keep their places, so that the same is asked with them.
+        Those of an earlier run keep their positions, so that the same requests follow from them.
 
         Raises:
-            ValueError: It thought of none for a group.
+            InputError: It wrote none for a group.
         """
         wanted: dict[str, int] = {}
         for slot in self._slots():
@@ -144,20 +143,24 @@ class FromNothing:
                     break
             if not tasks and not asker.stopped:
                 raise InputError(
-                    f"the model thought of no task for the group {group}, so no example of it can be asked for "
+                    f"the model wrote no task for the group {group}, so no example of it can be requested "
                     f"({asker.trouble})"
                 )
-            # Where it has run out of ideas they come round again, and later ones follow after that.
+            # Where the model has run out of ideas the tasks repeat, and later ones follow after that.
             tasks = list(islice(cycle(tasks), max(count, len(tasks))))
             asker.settle(name, {"tasks": tasks, "calls": calls})
             self._tasks[group] = tasks
 
-    def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]:
-        """For each round what to ask in it, over and over the same, until all slots are filled or were tried enough."""
-        for attempt in range(self._tries):
-            self._round = attempt
-            if not all(self._filled):
-                yield self._requests
+    def next_round(self) -> bool:
+        """Begin a round; False once all slots are filled or were tried often enough."""
+        self._attempt += 1
+        return self._attempt < self._tries and not all(self._filled)
+
+    def requests(self) -> Iterator[Request]:
+        """The requests of the current round, the same each time this is called within it."""
+        for slot in self._slots():  # a run that was stopped may lack the tasks of a group
+            if not self._filled[slot.number] and self._tasks.get(slot.group) != []:
+                yield self._request(slot)
 
     def candidates(self, request: Request, answer: Answer) -> list[Candidate]:
         """The example in an answer."""
@@ -178,13 +181,13 @@ class FromNothing:
             )
         ]
 
-    def accept(self, one: Candidate) -> bool:
-        """Fill the example's slot with it."""
-        self._filled[one.slot] = True
+    def accept(self, candidate: Candidate) -> bool:
+        """Fill the example's slot."""
+        self._filled[candidate.slot] = True
         return True
 
     def described(self, request: Request) -> dict[str, Any]:
-        """What to say of a question that came to nothing."""
+        """What identifies a request whose answer is rejected."""
         slot = request.about[0]
         return {"group": slot.group, "language": slot.language}
 
@@ -193,11 +196,11 @@ class FromNothing:
         places = dict.fromkeys(self._mix.groups, 0)
         groups = quota(self._mix.groups, random.Random(f"{self._seed}/groups"))
         for number, group in enumerate(islice(groups, self._count)):
-            yield Slot(number, group, places[group], *next(languages[group]), self._round)
+            yield Slot(number, group, places[group], *next(languages[group]), self._attempt)
             places[group] += 1
 
     def _languages(self, group: str) -> Iterator[tuple[str, str]]:
-        """(language, language of the positive where it is another) for the slots of a group."""
+        """(language, language of the positive where it differs) for the slots of a group."""
         weights = self._mix.languages
         for number, code in enumerate(quota(weights, random.Random(f"{self._seed}/languages/{group}"))):
             if group != "bitext":
@@ -206,12 +209,7 @@ class FromNothing:
                 rng = random.Random(f"{self._seed}/targets/{number}")
                 yield code, rng.choices(list(others), list(others.values()))[0]
             else:
-                raise InputError("bitext needs two languages or more; name another one, or leave the group out")
-
-    def _requests(self) -> Iterator[Request]:
-        for slot in self._slots():  # without tasks, in a run that was stopped, nothing of the group can be there
-            if not self._filled[slot.number] and self._tasks.get(slot.group) != []:
-                yield self._request(slot)
+                raise InputError("bitext needs at least two languages; name another, or leave the group out")
 
     def _request(self, slot: Slot) -> Request:
         prompt = self._prompts[slot.group]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -15,36 +15,38 @@ from searchkit.errors import InputError
 from searchkit.indexer.documents import StoredPassage
 from searchkit.indexer.vectors import segments
 from searchkit.records import join_title
-from searchkit.training.contamination import fingerprint
 from searchkit.training.synthesis.answers import Answer
+from searchkit.training.synthesis.duplicates import Seen
 from searchkit.training.synthesis.from_nothing import Asker
-from searchkit.training.synthesis.llm import Request
+from searchkit.training.synthesis.languages import Languages
 from searchkit.training.synthesis.prompting import Kind, load_prompt
-from searchkit.training.synthesis.quality import Candidate, Languages, Seen, words
+from searchkit.training.synthesis.protocol import Request
+from searchkit.training.synthesis.quality import Candidate
+from searchkit.training.texts import fingerprint, words
 
-_CLUSTERED = 20_000  # passages that are clustered; of a larger collection those drawn first
-_SHOWN = 6000  # characters of a passage that the model is shown
-_GLIMPSES = 8  # passages that the model is shown when it thinks of instructions
+_CLUSTERED = 20_000  # passages that are clustered; a random sample of a larger collection
+_SHOWN = 6000  # characters of a passage that the model sees
+_GLIMPSES = 8  # passages that the model sees when it writes instructions
 _GLIMPSE = 700  # characters of each of them
-_PASSES = 3  # times that a passage is asked about, with other kinds and readers, where passages run out
+_PASSES = 3  # requests about one passage, with other kinds of query, where passages run out
 _BATCH = 64
 
 
 class Grounded:
-    """Asks for queries passage by passage, those first that are least alike.
+    """Requests queries passage by passage, the most different passages first.
 
     Args:
         engine: The index.
         names: Language code -> name in English.
-        count: Examples wanted.
-        seed: Of everything drawn.
-        per_passage: Queries asked for in one call.
+        count: Number of examples to write.
+        seed: Random seed.
+        per_passage: Queries per request.
         kinds: Names of the kinds of query; empty takes all of the prompt.
-        instruction: For all examples; None lets the model write some that fit the collection.
-        samples: Real queries of the collection, of which each call shows three for their tone.
-        min_words: Shorter passages are left out.
-        tries: Rounds of asking.
-        folder: The user's own prompts, which go before those that ship.
+        instruction: For all examples; None has the model write instructions that fit the collection.
+        samples: Real queries of the collection; each request shows three, for their tone.
+        min_words: Shorter passages are skipped.
+        tries: Limits the number of rounds.
+        folder: The user's own prompts, which take precedence over the shipped ones.
     """
 
     def __init__(
@@ -67,38 +69,39 @@ class Grounded:
         self._brainstorm = load_prompt("corpus-tasks", folder)
         known = {kind.name: kind for kind in self._prompt.kinds}
         if unknown := [name for name in kinds if name not in known]:
-            raise InputError(f'no kind of query is called "{unknown[0]}"; there are: {", ".join(known) or "none"}')
+            raise InputError(f'no kind of query is called "{unknown[0]}"; choose from: {", ".join(known) or "none"}')
         self._kinds = [known[name] for name in kinds or known]
         if not self._kinds:
-            raise InputError(f"prompt {self._prompt.name} has no [kinds]; see the one that ships")
+            raise InputError(f"prompt {self._prompt.name} has no [kinds]; see the shipped prompt")
         self._per_passage = min(per_passage, len(self._kinds))
         self._instruction = instruction
         self._instructions: dict[str, list[str]] = {}
         self._samples, self._min_words, self._tries = list(samples), min_words, tries
         self._order = diverse_rows(engine, seed=seed)
-        self._read = 0  # of the order
+        self._read = 0  # rows of the order that were considered
         self._asker: Asker
-        self._chosen: list[tuple[int, str]] = []  # row, mark
+        self._chosen: list[tuple[int, str]] = []  # row, fingerprint
         self._seen = Seen()
         self._languages = Languages()
-        self._round = (0, 0)
+        self._rounds = 0
+        self._first = self._end = 0  # requests of the current round
         self._accepted = 0
 
     async def prepare(self, asker: Asker) -> None:
         """Have the model write instructions that fit the collection, and choose the first passages.
 
-        Those of an earlier run stay what they are, though the index has changed, so that the same is asked again.
+        Those of an earlier run stay as they are even if the index has changed, so that the same requests follow.
 
         Raises:
-            ValueError: No passage is long enough to ask about.
+            InputError: No passage is long enough.
         """
         self._asker = asker
         again = self._choose_again(asker)
         self._choose(_GLIMPSES)
         if not self._chosen:
             raise InputError(
-                f"the index has no passage of {self._min_words} words or more to ask about; "
-                "see --min-words, or add documents"
+                f"the index has no passage of {self._min_words} words or more to write queries for; "
+                "lower --min-words, or add documents"
             )
         if self._instruction is not None:
             return
@@ -108,7 +111,7 @@ class Grounded:
             self._instructions = kept
             return
         passages = self._passages([row for row, _ in self._chosen[:_GLIMPSES]])
-        texts = [f"<passage>\n{_text(one)[:_GLIMPSE]}\n</passage>" for one in passages]
+        texts = [f"<passage>\n{_text(passage)[:_GLIMPSE]}\n</passage>" for passage in passages]
         values = {
             "count": str(len(texts)),
             "passages": "\n\n".join(texts),
@@ -125,27 +128,33 @@ class Grounded:
                 break
         asker.settle(name, self._instructions)
 
-    def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]:
-        """For each round what to ask in it, over and over the same, until there are enough examples."""
-        asked = 0
-        for number in range(2 * self._tries):
-            missing = self._count - self._accepted
-            if missing <= 0:
-                return
-            if number == 2 and not self._accepted:
-                return  # whatever is wrong, asking on would only cost
-            share = self._accepted / (asked * self._per_passage) if asked else 1.0
-            more = ceil(missing / (self._per_passage * max(share, 0.25)))
-            self._choose(asked + more)
-            more = min(more, _PASSES * len(self._chosen) - asked)
-            if more <= 0:
-                return
-            self._round = (asked, asked + more)
-            asked += more
-            yield self._requests
+    def next_round(self) -> bool:
+        """Begin a round; False once there are enough examples, or no more to be had."""
+        missing, sent = self._count - self._accepted, self._end
+        if missing <= 0 or self._rounds == 2 * self._tries:
+            return False
+        if self._rounds == 2 and not self._accepted:
+            return False  # whatever is wrong, further requests would only cost
+        share = self._accepted / (sent * self._per_passage) if sent else 1.0
+        more = ceil(missing / (self._per_passage * max(share, 0.25)))
+        self._choose(sent + more)
+        more = min(more, _PASSES * len(self._chosen) - sent)
+        self._rounds += 1
+        self._first, self._end = sent, sent + max(0, more)
+        return more > 0
+
+    def requests(self) -> Iterator[Request]:
+        """The requests of the current round, the same each time this is called within it."""
+        for start in range(self._first, self._end, _BATCH):
+            numbers = range(start, min(start + _BATCH, self._end))
+            rows = [self._chosen[number % len(self._chosen)][0] for number in numbers]
+            passages = {passage.row: passage for passage in self._passages(rows)}
+            for number, row in zip(numbers, rows, strict=True):
+                if row in passages:  # another process may have deleted it, and compacted the index
+                    yield self._request(passages[row], number // len(self._chosen))
 
     def candidates(self, request: Request, answer: Answer) -> list[Candidate]:
-        """The queries in an answer, those of a kind that was asked for."""
+        """The queries in an answer that are of a requested kind."""
         passage, language, kinds = request.about
         instructions = {kind.name: instruction for kind, instruction in kinds}
         return [
@@ -163,29 +172,19 @@ class Grounded:
             if asked.kind in instructions
         ]
 
-    def accept(self, one: Candidate) -> bool:
-        """Take an example; False when there are enough."""
+    def accept(self, candidate: Candidate) -> bool:
+        """Count an example; False when there are enough."""
         if self._accepted >= self._count:
             return False
         self._accepted += 1
         return True
 
     def described(self, request: Request) -> dict[str, Any]:
-        """What to say of a question that came to nothing."""
+        """What identifies a request whose answer is rejected."""
         if request.about is None:
             return {"group": "grounded"}
         passage, language, _ = request.about
         return {"group": "grounded", "language": language, "positive_id": passage.id}
-
-    def _requests(self) -> Iterator[Request]:
-        first, last = self._round
-        for start in range(first, last, _BATCH):
-            numbers = range(start, min(start + _BATCH, last))
-            rows = [self._chosen[number % len(self._chosen)][0] for number in numbers]
-            there = {passage.row: passage for passage in self._passages(rows)}
-            for number, row in zip(numbers, rows, strict=True):
-                if row in there:  # another process may have deleted it, and compacted the index
-                    yield self._request(there[row], number // len(self._chosen))
 
     def _request(self, passage: StoredPassage, draw: int) -> Request:
         rng = random.Random(f"{self._seed}/{passage.row}/{draw}")
@@ -199,7 +198,7 @@ class Grounded:
             "kinds": shown,
             "language": self._names.get(code, "the language of the passage"),
             "examples": "\nQueries of real users, for their tone alone:\n"
-            + "\n".join(f"- {one}" for one in samples)
+            + "\n".join(f"- {sample}" for sample in samples)
             + "\n"
             if samples
             else "",
@@ -213,16 +212,16 @@ class Grounded:
         return rng.choice(self._instructions.get(kind.name) or [kind.instruction])
 
     def _choose_again(self, asker: Asker) -> bool:
-        """Choose what an earlier run has chosen and the index still holds; False when that is nothing."""
+        """Choose what an earlier run chose and the index still holds; False if that is nothing."""
         kept = asker.settled(f"passages, seed {self._seed}") or []
         living = set(self._order.tolist()) if kept else set()
         for start in range(0, len(kept), _BATCH):
             marks = {row: mark for row, mark in kept[start : start + _BATCH] if row in living}
-            self._take(one for one in self._passages(list(marks)) if _mark(one) == marks[one.row])
+            self._take(passage for passage in self._passages(list(marks)) if _mark(passage) == marks[passage.row])
         return bool(self._chosen)
 
     def _choose(self, count: int) -> None:
-        """Go on in the order until so many passages are chosen, and remember them."""
+        """Continue in the order until enough passages are chosen, and store the choice."""
         while len(self._chosen) < count and self._read < len(self._order):
             rows = self._order[self._read : self._read + _BATCH].tolist()
             self._read += len(rows)
@@ -230,7 +229,7 @@ class Grounded:
         self._asker.settle(f"passages, seed {self._seed}", self._chosen)
 
     def _take(self, passages: Iterable[StoredPassage]) -> None:
-        """Choose those that are long enough and no near-duplicates of chosen ones."""
+        """Choose the passages that are long enough and not near-duplicates of chosen ones."""
         for passage in passages:
             text = _text(passage)
             if len(words(text)) >= self._min_words and not self._seen.match(text):
@@ -238,15 +237,15 @@ class Grounded:
                 self._chosen.append((passage.row, _mark(passage)))
 
     def _passages(self, rows: Sequence[int]) -> list[StoredPassage]:
-        found = self._engine.store.documents.passages(rows)
-        return [found[row] for row in rows if row in found]
+        passages = self._engine.store.documents.passages(rows)
+        return [passages[row] for row in rows if row in passages]
 
 
 def diverse_rows(engine: SearchEngine, *, seed: int = 0, most: int = _CLUSTERED) -> np.ndarray:
-    """The rows of all living passages, (n,) int64, in an order that goes round the clusters of their vectors.
+    """The rows of all living passages, (n,) int64, in an order that cycles through the clusters of their vectors.
 
-    So any first part of them is as varied as the index allows. Of more than `most` passages that many are clustered,
-    and the others follow at random.
+    Any prefix of it is as varied as the index allows. Beyond `most` passages only a sample is clustered, and the others
+    follow in random order.
     """
     snapshot = engine.store.snapshot()
     parts = snapshot.segments
@@ -266,14 +265,14 @@ def diverse_rows(engine: SearchEngine, *, seed: int = 0, most: int = _CLUSTERED)
         mine = owners == number
         vectors[mine] = parts[number].vectors(parts[number].positions(drawn[mine]))
     clusters = min(256, int(len(drawn) ** 0.5))
-    # min_points silences a warning about small clusters, which are as welcome here as large ones.
+    # min_points silences a warning about small clusters, which do no harm here.
     means = faiss.Kmeans(
         vectors.shape[1], clusters, niter=10, seed=seed, spherical=True, min_points_per_centroid=1,
         max_points_per_centroid=max(1, len(drawn) // clusters + 1),
     )  # fmt: skip
     means.train(vectors)
     cluster = means.index.search(vectors, 1)[1][:, 0]
-    # The how-manieth of its cluster each is: the first ones of all clusters come first, in random order.
+    # The rank of each passage within its cluster: the first of every cluster come first, in random order.
     order = np.argsort(cluster, kind="stable")
     starts = np.searchsorted(cluster[order], np.arange(clusters))
     turn = np.empty(len(drawn), dtype=np.int64)
@@ -282,8 +281,8 @@ def diverse_rows(engine: SearchEngine, *, seed: int = 0, most: int = _CLUSTERED)
 
 
 def _drawn(rng: random.Random, kinds: Sequence[Kind], count: int) -> list[Kind]:
-    """Some kinds, no two the same, the likelier the higher their weight; in the order of the prompt."""
-    # Efraimidis and Spirakis, 2006: the largest of u ** (1 / weight).
+    """A weighted sample of the kinds without replacement, in the order of the prompt."""
+    # Efraimidis and Spirakis, 2006: the largest u ** (1 / weight).
     places = sorted(range(len(kinds)), key=lambda place: rng.random() ** (1 / kinds[place].weight), reverse=True)
     return [kinds[place] for place in sorted(places[:count])]
 
@@ -293,5 +292,5 @@ def _text(passage: StoredPassage) -> str:
 
 
 def _mark(passage: StoredPassage) -> str:
-    """Tells a passage from one that another index has in the same row."""
+    """Distinguishes a passage from one in the same row of another index."""
     return fingerprint(_text(passage)).hex()

@@ -1,4 +1,4 @@
-"""What a model has answered so far, on disk by the content of the question, so that nothing is paid for twice."""
+"""The answers so far, on disk under the content of their requests, so that nothing is paid for twice."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Reply(NamedTuple):
     """One answer as it came.
 
     Args:
-        status: "ok", "cut" (at the most tokens) or "refused".
-        text: What the model wrote, or why it was refused.
-        tokens_in: Tokens of the question, as the server counted them.
+        status: "ok", "cut" (at the token limit) or "refused".
+        text: What the model wrote, or why there is no answer.
+        tokens_in: Tokens of the request, as the server counted them.
         tokens_out: Tokens of the answer.
-        estimated: The server counted nothing, so the two are guessed from the number of bytes.
+        estimated: The server counted nothing, so both are estimated from the number of bytes.
     """
 
     status: str
@@ -41,13 +41,13 @@ class Reply(NamedTuple):
 
 
 class Journal:
-    """The answers of one run, in a folder that one process writes at a time.
+    """The answers of one output, in a folder that one process writes at a time.
 
-    An answer is written in a transaction of its own the moment it comes: killing the process loses what is in flight
-    and nothing else. A crash of the whole machine may lose the last few too.
+    Every answer is written in its own transaction as soon as it arrives: killing the process loses only the requests in
+    flight. A crash of the whole machine may lose the last few answers too.
 
     Raises:
-        BusyError: Another process writes it.
+        BusyError: Another process writes the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,17 +78,17 @@ class Journal:
         return self._db.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone() is not None
 
     def get(self, key: bytes) -> Reply | None:
-        """The answer to a question, or None when there is none yet."""
-        found = self._db.execute(
+        """The answer to a request, or None if there is none yet."""
+        row = self._db.execute(
             "SELECT status, text, tokens_in, tokens_out, estimated FROM answers WHERE key = ?", (key,)
         ).fetchone()
-        if found is None:
+        if row is None:
             return None
-        status, text, tokens_in, tokens_out, estimated = found
+        status, text, tokens_in, tokens_out, estimated = row
         return Reply(status, text, tokens_in, tokens_out, bool(estimated))
 
     def put(self, key: bytes, prompt: str, model: str, reply: Reply) -> None:
-        """Keep an answer, and count its tokens."""
+        """Store an answer, and count its tokens."""
         with closing(
             self._db.execute(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, prompt, model, *reply)
@@ -110,18 +110,18 @@ class Journal:
         return dict(self._db.execute("SELECT name, count FROM totals ORDER BY name"))
 
     def batches(self) -> dict[str, str]:
-        """Batches that were handed in: a name for the questions in it -> the server's id, "" when it was read."""
+        """Submitted batches: a name derived from their requests -> the server's id, "" once read."""
         return dict(self._db.execute("SELECT name, id FROM batches"))
 
     def note_batch(self, name: str, id: str) -> None:
-        """Remember a batch."""
+        """Record a batch."""
         self._db.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (name, id))
 
     def settled(self, name: str) -> Any:
-        """What an earlier run made of its answers under this name, as it came out of JSON; None when nothing."""
-        found = self._db.execute("SELECT value FROM settled WHERE name = ?", (name,)).fetchone()
-        return None if found is None else json.loads(found[0])
+        """What an earlier run derived from its answers and stored under this name; None if nothing."""
+        row = self._db.execute("SELECT value FROM settled WHERE name = ?", (name,)).fetchone()
+        return None if row is None else json.loads(row[0])
 
     def settle(self, name: str, value: Any) -> None:
-        """Remember what was made of answers, so that further answers do not change what follows from them."""
+        """Store what was derived from answers, so that further answers do not change what follows from it."""
         self._db.execute("INSERT OR REPLACE INTO settled VALUES (?, ?)", (name, json.dumps(value)))

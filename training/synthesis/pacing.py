@@ -1,4 +1,4 @@
-"""How fast and how far a model is asked: what may be spent, how many questions at once, and when to wait."""
+"""How fast requests are sent: what may be spent, how many may be in flight, and when to wait."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from searchkit.training.synthesis.journal import Journal
 
 @dataclass
 class Budget:
-    """What may be spent, counted together with what earlier runs of the same output spent.
+    """What may be spent, including what earlier runs of the same output spent.
 
-    No question is asked unless its longest possible answer fits, so the limits hold for everything that was answered.
+    No request is sent unless its longest possible answer fits, so the limits hold whatever the model answers.
 
     Args:
-        max_tokens: Of questions and answers together.
-        max_cost: In the currency of the prices.
-        price_in: Of a million tokens asked.
-        price_out: Of a million tokens answered.
+        max_tokens: Token limit for requests and answers together.
+        max_cost: Cost limit, in the currency of the prices.
+        price_in: Price per million input tokens.
+        price_out: Price per million output tokens.
     """
 
     max_tokens: int | None = None
@@ -36,14 +36,14 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.max_cost is not None and not (self.price_in > 0 or self.price_out > 0):
-            raise InputError("a highest cost came without prices; give the prices of a million tokens too")
+            raise InputError("max_cost needs prices; give price_in and price_out per million tokens too")
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
-        """What so many tokens cost."""
+        """The cost of these tokens."""
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
     def reserve(self, journal: Journal, tokens_in: int, tokens_out: int) -> bool:
-        """Set aside what one question may take at most; False when it does not fit now."""
+        """Set aside the most that one request can take; False if it does not fit now."""
         whole_in = journal.tokens_in + self._flying[0] + tokens_in
         whole_out = journal.tokens_out + self._flying[1] + tokens_out
         if self.max_tokens is not None and whole_in + whole_out > self.max_tokens:
@@ -54,17 +54,17 @@ class Budget:
         return True
 
     def release(self, tokens_in: int, tokens_out: int) -> None:
-        """Give back what was set aside."""
+        """Return what was set aside."""
         self._flying[0] -= tokens_in
         self._flying[1] -= tokens_out
 
 
 class Gate:
-    """How many questions are with the server: fewer after each "too many requests", slowly more again.
+    """Limits the requests in flight: halved after each "too many requests", then slowly raised again.
 
     Args:
-        most: Questions at once.
-        pause: Waits so many seconds, or less when the run is being stopped.
+        most: Highest limit.
+        pause: Sleeps, and returns early when the run is being stopped.
     """
 
     def __init__(self, most: int, pause: Callable[[float], Awaitable[None]]) -> None:
@@ -98,23 +98,23 @@ class Gate:
                 self._changed.notify(2)
 
     def open(self) -> None:
-        """Let those in that wait for a pause to end."""
+        """End the current pause."""
         self._until = 0.0
 
     def slow_down(self, seconds: float) -> None:
-        """Let nobody in for some seconds, and half as many from then on."""
+        """Send nothing for some seconds, and halve the limit."""
         now = time.monotonic()
-        if now >= self._until:  # those that were refused together count once
+        if now >= self._until:  # requests that were rejected together count once
             self._limit = max(1.0, self._limit / 2)
         self._until = max(self._until, now + seconds)
 
     def speed_up(self) -> None:
-        """An answer came."""
+        """Raise the limit a little, after an answer."""
         self._limit = min(float(self._most), self._limit + 0.5)
 
 
 def retry_after(headers: Any) -> float | None:
-    """Seconds that a server asks to wait, at most an hour."""
+    """Seconds that a server asks to wait, at most an hour; None if it does not say."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:

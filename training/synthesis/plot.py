@@ -1,4 +1,4 @@
-"""What was written, in one figure: task groups, languages, and how long queries and passages are."""
+"""What was written, in one figure: task groups, languages, and the lengths of queries and passages."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
     from searchkit.training.synthesis.settings import SynthesisReport
 
-_MOST = 14  # bars of a panel; what is left shares the last
+_MOST = 14  # bars of a panel; the rest shares one more
 
 
 def synthesis_chart(file: Path, report: SynthesisReport, *, dark: bool = False) -> list[Path]:
     """Draw a report, and write FILE.png and FILE.svg.
 
     Args:
-        file: Where to, without an ending.
+        file: Path without a suffix.
         report: Of a run that wrote something.
-        dark: For a dark page.
+        dark: Draw for a dark page.
 
     Returns:
         The two files.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: There is nothing to draw.
+        MissingExtraError: matplotlib is missing.
+        InputError: There is nothing to draw.
     """
     return write_figure(figure_of(report, dark=dark), file)
 
@@ -54,7 +54,7 @@ def figure_of(report: SynthesisReport, *, dark: bool = False) -> Figure:
 
 
 def _shares(counts: dict[str, int]) -> list[tuple[str, float]]:
-    """Names and per cents, the largest first; beyond the room there is, all others together."""
+    """Names and percentages, the largest first; what does not fit shares one bar."""
     total = sum(counts.values())
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     if len(most) > _MOST + 1:
@@ -80,13 +80,13 @@ def _bars(axes: Axes, name: str, shares: Sequence[tuple[str, float]], style: Sty
 
 def _lengths(axes: Axes, report: SynthesisReport, style: Style) -> None:
     """Two histograms side by side, over ranges that double."""
-    lows = [int(one.partition("-")[0]) for counts in report.words.values() for one in counts]
+    lows = [int(name.partition("-")[0]) for counts in report.words.values() for name in counts]
     steps = range(min(lows).bit_length() - 1, max(lows).bit_length())
-    ranges = ["1" if step == 0 else f"{1 << step}-{(2 << step) - 1}" for step in steps]  # the empty ones between too
-    for turn, (name, counts) in enumerate(report.words.items()):
+    ranges = ["1" if step == 0 else f"{1 << step}-{(2 << step) - 1}" for step in steps]  # empty ranges in between too
+    for turn, (side, counts) in enumerate(report.words.items()):
         places = [place + (turn - 0.5) * 0.4 for place in range(len(ranges))]
-        heights = [100 * counts.get(one, 0) / report.examples for one in ranges]
-        axes.bar(places, heights, width=0.38, color=style.lines[turn + 2], label=name, zorder=2)
+        heights = [100 * counts.get(name, 0) / report.examples for name in ranges]
+        axes.bar(places, heights, width=0.38, color=style.lines[turn + 2], label=side, zorder=2)
         for place, height in zip(places, heights, strict=True):
             if height:
                 axes.annotate(
@@ -96,12 +96,12 @@ def _lengths(axes: Axes, report: SynthesisReport, style: Style) -> None:
     axes.set_xticks(range(len(ranges)), ranges, rotation=30, ha="right")
     axes.set_yticks([])
     axes.margins(y=0.1)
-    # Above the bars, which may be anywhere.
+    # Above the bars, which may be of any height.
     axes.legend(
         frameon=False, labelcolor=style.quiet, prop={"family": FONT, "size": 9}, ncols=2, loc="lower right",
         bbox_to_anchor=(1.02, 0.98),
     )  # fmt: skip
-    _furnish(axes, "words a text, % of them", style)
+    _furnish(axes, "words per text, % of the texts", style)
 
 
 def _furnish(axes: Axes, name: str, style: Style) -> None:

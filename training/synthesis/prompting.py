@@ -1,4 +1,4 @@
-"""Prompts as data: what a model is asked, what is drawn for each call, and how often which task and language come."""
+"""Prompts as data: their texts, what is drawn for each request, and the proportions of tasks and languages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from searchkit.errors import InputError
+from searchkit.training.synthesis.answers import ANSWERS
 
 FOLDER = Path(__file__).parent / "prompts"
 _PLACE = re.compile(r"\{([a-z_]+)\}")
@@ -35,13 +36,13 @@ class Prompt:
     """One prompt of the folder.
 
     Args:
-        name: Its file's.
-        label: Name, version and a digest of the file, such as "sts@1-5f0c2a9e"; goes with every example.
-        answer: Which answer it asks for (see :mod:`searchkit.training.synthesis.answers`).
+        name: The file's name without suffix.
+        label: Name, version and a digest of the file, such as "sts@1-5f0c2a9e"; recorded with every example.
+        answer: The answer it asks for (see :mod:`searchkit.training.synthesis.answers`).
         texts: Role -> text with {placeholders}.
-        choices: Placeholder -> the values one is drawn of.
-        instruction: Of all its examples, where they share one.
-        kinds: Of queries, for grounded prompts.
+        choices: Placeholder -> the values that one is drawn from.
+        instruction: Shared by all its examples, if any.
+        kinds: Kinds of query, for grounded prompts.
     """
 
     name: str
@@ -53,20 +54,20 @@ class Prompt:
     kinds: tuple[Kind, ...] = ()
 
     def draw(self, rng: random.Random) -> dict[str, str]:
-        """One value for every placeholder that has choices."""
+        """A random value for every placeholder that has choices."""
         return {name: rng.choice(values) for name, values in self.choices.items()}
 
     def messages(self, values: Mapping[str, str]) -> tuple[Message, ...]:
-        """The chat messages; what is put in for a placeholder is not searched for further ones.
+        """The chat messages; inserted values are not searched for further placeholders.
 
         Raises:
-            ValueError: A placeholder has no value.
+            InputError: A placeholder has no value.
         """
 
         def value(match: re.Match[str]) -> str:
             if match[1] not in values:
                 known = ", ".join(sorted(values)) or "none"
-                raise InputError(f"prompt {self.name} has a placeholder {match[0]}, but values only for: {known}")
+                raise InputError(f"prompt {self.name} has a placeholder {match[0]}; the known ones are: {known}")
             return values[match[1]]
 
         return tuple({"role": role, "content": _PLACE.sub(value, text).strip()} for role, text in self.texts.items())
@@ -74,7 +75,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How often which task group and language come.
+    """The proportions of task groups and languages.
 
     Args:
         groups: Name -> weight.
@@ -87,21 +88,21 @@ class Mix:
     names: Mapping[str, str] = field(repr=False)
 
     def only(self, groups: Mapping[str, float] | None = None, languages: Mapping[str, float] | None = None) -> Mix:
-        """The same with a user's own weights for the groups, the languages, or both."""
+        """The mix with a user's own weights for the groups, the languages, or both."""
         for what, given, known in (("task group", groups, self.groups), ("language", languages, self.names)):
             for name, weight in (given or {}).items():
                 if name not in known:
-                    raise InputError(f'no {what} is called "{name}"; there are: {", ".join(known)}')
+                    raise InputError(f'no {what} is called "{name}"; choose from: {", ".join(known)}')
                 if not 0 < weight < float("inf"):
                     raise InputError(f"the {what} {name} has weight {weight:g}; it must be a number above 0")
         return Mix(dict(groups or self.groups), dict(languages or self.languages), self.names)
 
 
 def load_prompt(name: str, folder: Path | None = None) -> Prompt:
-    """Read one prompt: the user's own if their folder has one of that name, else the one that ships.
+    """Read one prompt: the user's own if their folder has one of that name, else the shipped one.
 
     Raises:
-        ValueError: The file cannot be read as a prompt.
+        InputError: The file cannot be read as a prompt.
     """
     file, values = _read(name, folder)
     content = file.read_text("utf-8").replace("\r\n", "\n")
@@ -111,7 +112,7 @@ def load_prompt(name: str, folder: Path | None = None) -> Prompt:
             f"{name}@{int(values['version'])}-{hashlib.sha256(content.encode()).hexdigest()[:8]}",
             str(values["answer"]),
             {role: str(text) for role, text in values["messages"].items()},
-            {place: tuple(map(str, drawn)) for place, drawn in values.get("choices", {}).items()},
+            {place: _choices(drawn) for place, drawn in values.get("choices", {}).items()},
             str(values.get("instruction", "")),
             tuple(
                 Kind(kind, float(says["weight"]), str(says["is"]), str(says["instruction"]))
@@ -120,8 +121,10 @@ def load_prompt(name: str, folder: Path | None = None) -> Prompt:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{file}: {error!r}; a prompt has version, answer and [messages] (see the prompts that ship)"
+            f"{file}: {error!r}; a prompt has version, answer and [messages] (see the shipped prompts)"
         ) from None
+    if prompt.answer not in ANSWERS or not prompt.texts:
+        raise InputError(f"{file}: answer is one of {', '.join(ANSWERS)}, and [messages] holds at least one text")
     for kind in prompt.kinds:
         if not 0 < kind.weight < float("inf"):
             raise InputError(f"{file}: the kind {kind.name} has weight {kind.weight:g}; it must be a number above 0")
@@ -139,7 +142,7 @@ def load_mix(folder: Path | None = None) -> Mix:
         share = float(values.get("others", 0))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{file}: {error!r}; it has [groups], [weights] and [languages] as the one that ships"
+            f"{file}: {error!r}; expected [groups], [weights] and [languages], as in the shipped file"
         ) from None
     for name, weight in [*groups.items(), *weights.items(), ("others", share)]:
         if not 0 <= weight < float("inf"):
@@ -153,13 +156,13 @@ def load_mix(folder: Path | None = None) -> Mix:
 
 
 def quota(weights: Mapping[str, float], rng: random.Random) -> Iterator[str]:
-    """Names without end, each as often as its weight says, in every stretch of them and not on average alone.
+    """An endless sequence of names in which every stretch, not just the average, follows the weights.
 
-    Of the first n, a name has its share of n, give or take one; where it begins is drawn, so that rare names come in
-    short stretches too, as often as they should. The sequence does not depend on how much of it is read.
+    Among the first n, a name has its share of n, give or take one. Where it begins is random, so that rare names occur
+    in short stretches too, as often as they should. The sequence does not depend on how much of it is read.
     """
     if not weights:
-        raise InputError("no weights came; give at least one name a weight above 0")
+        raise InputError("there are no weights; give at least one name a weight above 0")
     total = sum(weights.values())
     places = [(rng.random() * total / weight, name) for name, weight in weights.items()]
     heapq.heapify(places)
@@ -169,11 +172,17 @@ def quota(weights: Mapping[str, float], rng: random.Random) -> Iterator[str]:
         heapq.heapreplace(places, (place + total / weights[name], name))
 
 
+def _choices(values: list[Any]) -> tuple[str, ...]:
+    if not isinstance(values, list) or not values:
+        raise TypeError(f"choices are {values!r}, not a list of values")
+    return tuple(map(str, values))
+
+
 def _read(name: str, folder: Path | None) -> tuple[Path, dict[str, Any]]:
     file = FOLDER / f"{name}.toml"
     if folder is not None:
         if not folder.is_dir():
-            raise InputError(f"{folder} is no folder; it should hold prompts such as queries.toml")
+            raise InputError(f"{folder} is not a folder; expected one that holds prompts such as queries.toml")
         if (folder / file.name).is_file():
             file = folder / file.name
     try:

@@ -1,33 +1,31 @@
-"""Training examples written by a language model: ask, sift, and write what is left, with a report."""
+"""Training examples written by a language model: request, filter, and write what is left, with a report."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from searchkit.engine import SearchEngine
-from searchkit.errors import AnswerError, CorpusError, InputError
-from searchkit.readers.judgements import read_beir_split, read_queries
-from searchkit.readers.lines import existing, json_lines
-from searchkit.readers.values import quoted
-from searchkit.tasks import find_task
+from searchkit.errors import AnswerError, InputError
+from searchkit.training.files import write_json
 from searchkit.training.synthesis.answers import Answer
 from searchkit.training.synthesis.batch import ask_in_batches
 from searchkit.training.synthesis.from_nothing import Asker, FromNothing
 from searchkit.training.synthesis.grounded import Grounded
 from searchkit.training.synthesis.journal import Journal
 from searchkit.training.synthesis.judging import Judge
-from searchkit.training.synthesis.llm import Client, Endpoint, Request, answer_of
+from searchkit.training.synthesis.llm import Client
+from searchkit.training.synthesis.output import Output
 from searchkit.training.synthesis.pacing import Budget
 from searchkit.training.synthesis.prompting import load_mix
-from searchkit.training.synthesis.quality import Candidate, Languages, Seen, copied, found_again, malformed
+from searchkit.training.synthesis.protocol import Endpoint, Request, answer_of
+from searchkit.training.synthesis.quality import Candidate, Checks, found_again
 from searchkit.training.synthesis.settings import (
     KEY_VARIABLE,
     Progress,
@@ -35,22 +33,23 @@ from searchkit.training.synthesis.settings import (
     SynthesizeConfig,
     without_secrets,
 )
+from searchkit.training.synthesis.user_queries import read_evaluation_queries, read_samples
 
 __all__ = ["Progress", "SynthesisReport", "SynthesizeConfig", "synthesize"]
 
-_BATCH = 64  # examples that are looked up in the index at once
-_JUDGED = 512  # examples that are graded before the next ones are looked up
-_SAMPLES = 1000  # queries of the user's own that are read
-_OFTEN = 0.1  # seconds between two reports of progress
+_BATCH = 64  # examples whose documents are looked up at once
+_JUDGED = 512  # examples that are graded at once
+_INTERVAL = 0.1  # seconds between two progress reports
 
 
 class Source(Protocol):
-    """Where questions come from, and what becomes of their answers."""
+    """Where requests come from, and what becomes of their answers."""
 
     async def prepare(self, asker: Asker) -> None: ...
-    def rounds(self) -> Iterator[Callable[[], Iterator[Request]]]: ...
+    def next_round(self) -> bool: ...
+    def requests(self) -> Iterator[Request]: ...
     def candidates(self, request: Request, answer: Answer) -> list[Candidate]: ...
-    def accept(self, one: Candidate) -> bool: ...
+    def accept(self, candidate: Candidate) -> bool: ...
     def described(self, request: Request) -> dict[str, Any]: ...
 
 
@@ -60,41 +59,46 @@ def synthesize(
     *,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> SynthesisReport:
-    """Have a model write training examples, and write those that pass every check to ``config.out``.
+    """Have a language model write training examples, and write those that pass every check to ``config.out``.
 
-    With an index the examples are queries for its passages, without one they are made from nothing, as in the paper.
-    Every answer is kept in a folder beside the output the moment it comes: the same call, after whatever stopped the
-    last one, asks nothing twice, and with a higher count or budget it goes on. The output follows from the answers
-    alone, not from the order in which they came.
+    With an index the examples are queries for its passages; without one they are made from nothing, as in the paper.
+    Every answer is stored in a folder beside the output as soon as it arrives: the same call, whatever stopped the last
+    one, requests nothing twice, and with a higher count or budget it continues. The output depends on the answers
+    alone, not on the order in which they arrived.
 
     Args:
-        config: What is wanted.
-        engine: The index to ask about; None writes from nothing.
+        config: What to write.
+        engine: The index to write queries for; None writes from nothing.
         on_progress: Called now and then.
 
     Raises:
-        ValueError: The server refuses, or nothing that it wrote was of use; the message says why.
+        InputError: The settings are unusable, the server refuses, or no answer was usable; the message says why.
         BusyError: Another process writes the same output.
-        ImportError: A library of the extra "train" is missing.
+        MissingExtraError: A library of the extra "train" is missing.
     """
-    out = Path(config.out)
-    work = config.beside(".work")
+    out, work = Path(config.out), config.beside(".work")
     if out.exists() and not work.is_dir():
-        raise InputError(f"{out} is there and was not written by synthesize; name another file")
-    config.check_use(of_an_index=engine is not None)
+        raise InputError(f"{out} exists and was not written by synthesize; choose another file")
+    config.check_use(with_index=engine is not None)
     key = _key(config)
     source = _source(config, engine)
-    with ExitStack() as stack:
-        journal = stack.enter_context(Journal(work))
-        values = asdict(config) | {"base_url": config.base_url and without_secrets(config.base_url)}
-        (work / "config.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        run = stack.enter_context(_Run(config, key, engine, source, journal, on_progress or (lambda progress: None)))
-        asyncio.run(run.run())
-    return run.report
+    with Journal(work) as journal:
+        write_json(
+            work / "config.json",
+            asdict(config) | {"base_url": config.base_url and without_secrets(config.base_url)},
+        )
+        checks = Checks(
+            likeness=config.likeness, check_language=config.check_language,
+            evaluation=read_evaluation_queries(config.evaluation),
+        )  # fmt: skip
+        with Output(config) as output, closing(checks):
+            run = _Run(config, engine, source, journal, checks, output, on_progress)
+            asyncio.run(run.run(key))
+    return output.report
 
 
 def _key(config: SynthesizeConfig) -> str:
-    """The key, "" where none is needed."""
+    """The API key, "" where none is needed."""
     name = config.key_variable
     key = os.environ.get(name, "")
     if key or (config.base_url is not None and name == KEY_VARIABLE):
@@ -106,7 +110,7 @@ def _key(config: SynthesizeConfig) -> str:
 
 
 def _source(config: SynthesizeConfig, engine: SearchEngine | None) -> Source:
-    folder = None if config.prompts is None else Path(config.prompts)
+    folder = config.prompts_folder
     mix = load_mix(folder)
     if engine is None:
         return FromNothing(
@@ -117,7 +121,6 @@ def _source(config: SynthesizeConfig, engine: SearchEngine | None) -> Source:
             examples_per_task=config.examples_per_task,
             folder=folder,
         )
-    samples = [] if config.samples is None else _samples(Path(config.samples))
     return Grounded(
         engine,
         dict(mix.names),
@@ -126,7 +129,7 @@ def _source(config: SynthesizeConfig, engine: SearchEngine | None) -> Source:
         per_passage=config.queries_per_passage,
         kinds=config.kinds,
         instruction=config.instruction,
-        samples=samples,
+        samples=[] if config.samples is None else read_samples(Path(config.samples)),
         min_words=config.min_words,
         tries=config.tries,
         folder=folder,
@@ -134,49 +137,23 @@ def _source(config: SynthesizeConfig, engine: SearchEngine | None) -> Source:
 
 
 class _Run:
-    """One call of `synthesize`."""
+    """One call of `synthesize`; as an :class:`Asker`, it sends the requests of its source."""
 
     def __init__(
         self,
         config: SynthesizeConfig,
-        key: str,
         engine: SearchEngine | None,
         source: Source,
         journal: Journal,
-        on_progress: Callable[[Progress], None],
+        checks: Checks,
+        output: Output,
+        on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self._config, self._key, self._engine, self._source, self._journal = config, key, engine, source, journal
-        self._on_progress = on_progress
-        self._began, self._told = time.monotonic(), 0.0
+        self._config, self._engine, self._source, self._journal = config, engine, source, journal
+        self._checks, self._output, self._on_progress = checks, output, on_progress
+        self._start, self._reported = time.monotonic(), 0.0
         self._budget = Budget(config.max_tokens, config.max_cost, config.price_in, config.price_out)
-        self._stage, self._before = "tasks", 0
-        self._languages = Languages() if config.check_language else None
-        self._seen, self._judging = Seen(config.likeness), Seen(config.likeness)
-        for query in _evaluation_queries(config.evaluation):
-            self._judging.add(query)
-        self._judge = None
-        if config.judge and engine is not None:
-            folder = None if config.prompts is None else Path(config.prompts)
-            self._judge = Judge(engine, depth=config.judged, folder=folder)
-        self._unjudged: list[Candidate] = []
-        self._files = ExitStack()
-        self.trouble = ""
-        self.report = SynthesisReport(wanted=config.count, model=config.model, seed=config.seed)
-
-    def __enter__(self) -> _Run:
-        self._out = self._files.enter_context(_replacing(Path(self._config.out)))
-        self._rejects = self._files.enter_context(_replacing(self._config.beside(".rejects.jsonl"), always=True))
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._seen.close()
-        self._judging.close()
-        self._files.__exit__(*error)
-
-    async def run(self) -> None:
-        """Ask and sift, round by round."""
-        config = self._config
-        endpoint = Endpoint(
+        self._endpoint = Endpoint(
             model=config.model,
             base_url=config.base_url,
             concurrency=config.concurrency,
@@ -187,230 +164,175 @@ class _Run:
             top_p=config.top_p,
             max_output_tokens=config.max_output_tokens,
         )
-        there = self._journal.answers
-        async with Client(endpoint, self._key or "none", self._journal, self._budget, self._tell) as client:
-            self._client, self._endpoint = client, endpoint
+        self._judge: Judge | None = None
+        if config.judge and engine is not None:
+            self._judge = Judge(engine, depth=config.judged, folder=config.prompts_folder)
+        self._stage = "tasks"
+        self._examples_before = 0  # the round
+        self._unjudged: list[Candidate] = []
+
+    async def run(self, key: str) -> None:
+        """Request and filter, round by round."""
+        known = self._journal.answers
+        async with Client(self._endpoint, key or "none", self._journal, self._budget, self._report) as self._client:
             await self._source.prepare(self)
-            for requests in self._source.rounds():
-                self._before = self.report.examples - client.examples
+            # After a stop the rounds continue with the answers that exist: those of earlier runs count too.
+            while self._source.next_round():
+                self._examples_before = self._output.report.examples - self._client.examples
                 self._enter("asking")
-                await self._ask_all(requests())
-                self._enter("sifting")
-                self._sift(requests())
+                await self._send(self._source.requests())
+                self._enter("filtering")
+                self._filter(self._source.requests())
                 if self._judge is not None:
                     self._enter("judging")
-                    await self._look_again(self._judge)
-                # After a stop the rounds go on with the answers that are there: those of earlier runs count too.
+                    await self._grade(self._judge)
             self._enter(self._stage)
-            self._finish(client.stopped, self._journal.answers - there)
+            self._finish(self._journal.answers - known)
 
-    async def _ask_all(self, requests: Iterable[Request]) -> None:
-        if self._config.batch:
-            await ask_in_batches(self._client, requests, poll=self._config.poll)
-        else:
-            await self._client.ask_all(requests)
+    # Asker
 
-    async def _look_again(self, judge: Judge) -> None:
-        """Have the model grade what the index finds for the examples of a round, and take those that stand."""
-        waiting, self._unjudged = self._unjudged, []
-        for start in range(0, len(waiting), _JUDGED):
-            requests = list(judge.requests(waiting[start : start + _JUDGED]))
-            await self._ask_all(requests)
-            for request in requests:
-                one = request.about[0]
-                answer = self._answer(request, one.row(self._config.model))
-                if answer is None:
-                    continue
-                try:
-                    self._accept(judge.judged(request, answer))
-                except AnswerError as error:
-                    self._refuse(error.reason, str(error), one.row(self._config.model))
-            self._tell()
+    @property
+    def trouble(self) -> str:
+        return self._output.trouble
 
     @property
     def stopped(self) -> str:
         return self._client.stopped
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer | None]:
-        await self._ask_all(requests)
-        return [self._answer(request) for request in requests]
+        await self._send(requests)
+        return [self._answer(request, self._source.described(request)) for request in requests]
 
     def settled(self, name: str) -> Any:
         return self._journal.settled(self._scoped(name))
 
     def settle(self, name: str, value: Any) -> None:
-        if not self.stopped:  # with more answers it would come out otherwise
+        if not self.stopped:  # with more answers it would come out differently
             self._journal.settle(self._scoped(name), value)
 
     def _scoped(self, name: str) -> str:
-        """A name for what one model says when it is sampled in one way."""
-        one = self._endpoint
-        return f"{name}: {one.model}, {one.temperature}, {one.top_p}, {one.max_output_tokens}"
+        """A name for what one model answers with one set of sampling settings."""
+        endpoint = self._endpoint
+        return f"{name}: {endpoint.model}, {endpoint.temperature}, {endpoint.top_p}, {endpoint.max_output_tokens}"
 
-    def _answer(self, request: Request, row: dict[str, Any] | None = None) -> Answer | None:
-        """What the journal holds for a question; None, and a line among the refused, when it is of no use."""
+    # A round
+
+    async def _send(self, requests: Iterable[Request]) -> None:
+        if self._config.batch:
+            await ask_in_batches(self._client, requests, poll=self._config.poll)
+        else:
+            await self._client.ask_all(requests)
+
+    def _answer(self, request: Request, row: dict[str, Any]) -> Answer | None:
+        """The answer to a request; None, with a line among the rejects, if there is none or it is of no use."""
         key = request.key(self._endpoint)
         reply = self._journal.get(key)
-        described = (self._source.described(request) if row is None else row) | {"prompt": request.prompt}
+        row = row | {"prompt": request.prompt}
         if reply is None:
             if why := self._client.failed.get(key):
-                self._refuse("no answer", why, described)
+                self._output.reject("no answer", why, row)
             return None
         try:
             return answer_of(request, reply)
         except AnswerError as error:
-            self._refuse(error.reason, str(error), described)
+            self._output.reject(error.reason, str(error), row)
             return None
 
-    def _sift(self, requests: Iterable[Request]) -> None:
+    def _filter(self, requests: Iterable[Request]) -> None:
         """Write the examples that pass every check."""
-        waiting: list[Candidate] = []
+        passed: list[Candidate] = []
         for request in requests:
-            answer = self._answer(request)
+            row = self._source.described(request)
+            answer = self._answer(request, row)
             if answer is None:
                 continue
             candidates = self._source.candidates(request, answer)
             if not candidates:
-                self._refuse("nothing to ask", "no query of a kind that was asked for", self._source.described(request))
-            for one in candidates:
-                if fault := self._fault(one):
-                    self._refuse(*fault, one.row(self._config.model))
+                self._output.reject("nothing to ask", "no query of a kind that was asked for", row)
+            for candidate in candidates:
+                if fault := self._checks.fault(candidate):
+                    self._output.reject_example(*fault, candidate)
                 else:
-                    waiting.append(one)
-            if len(waiting) >= _BATCH:
-                self._take(waiting)
-                waiting = []
-        self._take(waiting)
+                    passed.append(candidate)
+            if len(passed) >= _BATCH:
+                self._keep(passed)
+                passed = []
+        self._keep(passed)
 
-    def _fault(self, one: Candidate) -> tuple[str, str] | None:
-        """(reason, detail) why an example is left out; one that is not is remembered, to know its copies."""
-        if reason := malformed(one):
-            return reason, ""
-        if one.group not in ("long-short", "bitext") and (run := copied(one.query, one.positive)):
-            return "copied from the passage", run
-        if self._languages is not None:
-            sides = [(one.query, one.language)]
-            if one.group != "grounded":  # there the positive is the user's own
-                sides.append((one.positive, one.target_language or one.language))
-            for text, expected in sides:
-                if other := self._languages.wrong(text, expected):
-                    return "wrong language", f"{other} instead of {expected}"
-        if self._judging.match(one.query):
-            return "an evaluation query", ""
-        if reason := self._seen.match(one.query):
-            return reason, ""
-        self._seen.add(one.query)
-        return None
-
-    def _take(self, candidates: Sequence[Candidate]) -> None:
-        """Write those whose positive the index finds."""
+    def _keep(self, candidates: Sequence[Candidate]) -> None:
+        """Write the examples whose positive the index finds, or put them aside for the judge."""
         k = self._config.round_trip
-        found = (
-            found_again(self._engine, candidates, k) if self._engine and k and candidates else [True] * len(candidates)
-        )
-        for one, there in zip(candidates, found, strict=True):
-            if not there:
-                self._refuse("not found again", f"not among the first {k} of the index", one.row(self._config.model))
+        found = [True] * len(candidates)
+        if self._engine and k and candidates:
+            found = found_again(self._engine, candidates, k)
+        for candidate, is_found in zip(candidates, found, strict=True):
+            if not is_found:
+                self._output.reject_example("not found again", f"not among the first {k} of the index", candidate)
             elif self._judge is not None:
-                self._unjudged.append(one)
+                self._unjudged.append(candidate)
             else:
-                self._accept(one)
-        self._tell()
+                self._accept(candidate)
+        self._report()
 
-    def _accept(self, one: Candidate) -> None:
-        """Write an example, if its source has a place for it."""
-        if self._source.accept(one):
-            self._out.write(json.dumps(one.row(self._config.model), ensure_ascii=False) + "\n")
-            self.report.add(one)
+    async def _grade(self, judge: Judge) -> None:
+        """Have the model grade what the index finds for the examples of a round, and write those that hold up."""
+        waiting, self._unjudged = self._unjudged, []
+        for start in range(0, len(waiting), _JUDGED):
+            requests = list(judge.requests(waiting[start : start + _JUDGED]))
+            await self._send(requests)
+            for request in requests:
+                candidate: Candidate = request.about.candidate
+                answer = self._answer(request, candidate.row(self._config.model))
+                if answer is None:
+                    continue
+                try:
+                    self._accept(judge.judged(request, answer))
+                except AnswerError as error:
+                    self._output.reject_example(error.reason, str(error), candidate)
+            self._report()
 
-    def _refuse(self, reason: str, detail: str, row: dict[str, Any]) -> None:
-        self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
-        self.trouble = f"{reason}: {detail}" if detail else reason
-        values = {"reason": reason, "detail": detail, **row}
-        self._rejects.write(json.dumps(values, ensure_ascii=False) + "\n")
+    def _accept(self, candidate: Candidate) -> None:
+        """Write an example, if its source still needs it."""
+        if self._source.accept(candidate):
+            self._output.write(candidate)
+
+    # Reports
 
     def _enter(self, stage: str) -> None:
         """Begin a stage, and report it at once."""
-        self._stage, self._told = stage, 0.0
-        self._tell()
+        self._stage, self._reported = stage, 0.0
+        self._report()
 
-    def _tell(self) -> None:
-        """Report the progress, but not too often."""
+    def _report(self) -> None:
+        """Report progress, but not too often."""
         now = time.monotonic()
-        if now - self._told < _OFTEN:
+        if self._on_progress is None or now - self._reported < _INTERVAL:
             return
-        self._told = now
-        sifting = self._stage in ("sifting", "judging")
+        self._reported = now
+        filtering = self._stage in ("filtering", "judging")
+        report, client, journal = self._output.report, self._client, self._journal
         self._on_progress(
             Progress(
                 self._stage,
-                self.report.examples if sifting else self._before + self._client.examples,
+                report.examples if filtering else self._examples_before + client.examples,
                 self._config.count,
-                self._journal.tokens_in + self._journal.tokens_out,
-                self._budget.cost(self._journal.tokens_in, self._journal.tokens_out),
-                now - self._began,
-                sum(self.report.refused.values()) if sifting else self._client.refused,
+                journal.tokens_in + journal.tokens_out,
+                self._budget.cost(journal.tokens_in, journal.tokens_out),
+                now - self._start,
+                sum(report.refused.values()) if filtering else client.refused,
             )
         )
 
-    def _finish(self, stopped: str, asked: int) -> None:
-        report, journal = self.report, self._journal
-        report.stopped, report.asked, report.answers = stopped, asked, journal.answers
+    def _finish(self, new_answers: int) -> None:
+        report, journal, stopped = self._output.report, self._journal, self._client.stopped
+        report.stopped, report.out_of_budget = stopped, self._client.out_of_budget
+        report.asked, report.answers = new_answers, journal.answers
         report.tokens_in, report.tokens_out, report.estimated = journal.tokens_in, journal.tokens_out, journal.estimated
         report.cost = self._budget.cost(journal.tokens_in, journal.tokens_out)
         report.troubles = journal.totals()
-        report.seconds = time.monotonic() - self._began
+        report.seconds = time.monotonic() - self._start
         if not report.examples:
-            refused = ", ".join(f"{reason} ({count})" for reason, count in report.refused.items())
-            refused = refused and f"{refused}; the last: {self.trouble}"
-            raise InputError(f"nothing was written: {stopped or refused or 'the model gave no answer'}")
+            rejected = ", ".join(f"{reason} ({count})" for reason, count in report.refused.items())
+            rejected = rejected and f"{rejected}; the last: {self.trouble}"
+            raise InputError(f"nothing was written: {stopped or rejected or 'the model gave no answer'}")
         report.save(self._config.beside(".report.json"))
-
-
-def _samples(file: Path) -> list[str]:
-    """The first queries of a file: pairs, or queries as BEIR has them."""
-    found = []
-    for place, values in json_lines(existing(file)):
-        text = values.get("query") or values.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise CorpusError(f'{place}: expected a query as "query" or "text"; the keys are {quoted(values)}')
-        found.append(text)
-        if len(found) == _SAMPLES:
-            break
-    if not found:
-        raise CorpusError(f"{file}: no queries in it")
-    return found
-
-
-def _evaluation_queries(sources: Sequence[str]) -> Iterator[str]:
-    """The queries of BEIR folders, as FOLDER or FOLDER:SPLIT, and of files."""
-    for source in sources:
-        folder, _, split = source.rpartition(":")
-        if Path(source).is_file():
-            found = read_queries(source)
-        elif Path(source).is_dir():
-            task = find_task(Path(source).name)
-            found = read_beir_split(source, task.split if task else "test")[0]
-        else:
-            found = read_beir_split(folder or source, split or "test")[0]
-        yield from (query.text for query in found)
-
-
-class _replacing:
-    """A text file that takes its name when it is complete; after an error, unless `always`, the older one stays."""
-
-    def __init__(self, file: Path, *, always: bool = False) -> None:
-        self._file, self._always = file, always
-        self._part = file.with_name(file.name + ".part")
-
-    def __enter__(self) -> TextIO:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self._part.open("w", encoding="utf-8")
-        return self._stream
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._stream.close()
-        if kind is None or self._always:
-            self._part.replace(self._file)
-        else:
-            self._part.unlink(missing_ok=True)

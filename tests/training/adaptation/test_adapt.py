@@ -29,7 +29,7 @@ from searchkit.training.adaptation.adapt import adapt
 from searchkit.training.adaptation.config import AdaptConfig
 from searchkit.training.adaptation.install import check
 from searchkit.training.adaptation.report import AdaptReport, Compared, read_report
-from searchkit.training.contamination import fingerprint
+from searchkit.training.texts import fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 ALL = ["pairs", "mine", "general", "train", "export", "index", "evaluate"]
@@ -83,7 +83,7 @@ def test_every_stage_leaves_a_file_to_look_at_and_the_report_says_what_judged(pl
     assert (report.judged_by, report.own_judgements, report.kept) == ("held-out pairs", False, False)
     assert list(report.modes) == ["dense", "lexical", "hybrid"]
     assert report.modes["lexical"].gain == 0
-    assert report.elsewhere is not None
+    assert report.out_of_domain is not None
     there = {file.name for file in (place / "out").iterdir()}
     assert {"pairs.kept.jsonl", "mined.jsonl", "general.jsonl", "model", "after.index", "changes.png"} <= there
 
@@ -229,7 +229,7 @@ def test_too_few_pairs_are_refused_with_what_became_of_them(config: AdaptConfig)
 
 def test_a_folder_of_something_else_is_left_alone(config: AdaptConfig) -> None:
     (config.out / "model").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds no such run; name another --out"):
+    with pytest.raises(ValueError, match="holds no run of adapt; choose another --out"):
         adapt(config)
     assert (config.out / "model").is_dir()
 
@@ -275,7 +275,7 @@ def test_a_damaged_report_is_made_anew_and_one_of_an_installed_model_is_named(co
     assert told.did == ["evaluate"]
     assert again.modes == before.modes
     report.write_text("{}")
-    with pytest.raises(ValueError, match=r"searches with .*/out/model already, but .* it is damaged"):
+    with pytest.raises(ValueError, match=r"already searches with .*/out/model, but .* it is damaged"):
         adapt(config)
 
 
@@ -358,7 +358,7 @@ def test_nothing_is_asked_where_the_run_cannot_be(phrases: Path, tmp_path: Path)
     with FakeLLM(echoing) as server:
         arguments = ["adapt", phrases, "--writer", "m", "--base-url", server.url, *QUICK]
         assert "--qrels FILE" in call(*arguments, "--queries", queries, code=2).stderr
-        assert "holds no such run" in call(*arguments, "--out", other, code=1).stderr
+        assert "holds no run of adapt" in call(*arguments, "--out", other, code=1).stderr
         assert not server.asked
 
 

@@ -10,9 +10,9 @@ from searchkit.engine import SearchEngine
 from searchkit.models.embedder import Embedder
 from searchkit.readers.rejects import Rejects
 from searchkit.records import Document
-from searchkit.training.adaptation.pairs import as_judgements, read_pairs, sieve, split
-from searchkit.training.contamination import fingerprint
+from searchkit.training.adaptation.pairs import as_judgements, filter_pairs, read_pairs, split
 from searchkit.training.dataset import Example
+from searchkit.training.texts import fingerprint
 
 LONG = " ".join(SENTENCES * 4)
 
@@ -57,17 +57,17 @@ def test_repeated_leaking_and_unfound_pairs_are_set_aside_with_the_reason(engine
         Example("anything", "a text from elsewhere"),
     ]
     with Rejects(tmp_path / "refused.jsonl") as rejects:
-        kept = list(sieve(given, engine, {fingerprint("the bridge OVER")}, rejects, depth=1))
+        kept = list(filter_pairs(given, engine, {fingerprint("the bridge OVER")}, rejects, depth=1))
     assert [example.query for example in kept] == ["Bread rises because yeast", "anything"]
     one, two, three = reasons(tmp_path / "refused.jsonl")
-    assert "came before" in one
+    assert "repeats an earlier pair" in one
     assert "those that judge" in two
     assert "not among the first 1 hits" in three
 
 
 def test_of_a_long_document_the_nearest_passage_is_the_positive(engine: SearchEngine, embedder: Embedder) -> None:
     query = "Salt lowers the freezing point of water."
-    (kept,) = sieve([Example(query, LONG, positive_id="long")], engine, set(), Rejects(), depth=31)
+    (kept,) = filter_pairs([Example(query, LONG, positive_id="long")], engine, set(), Rejects(), depth=31)
     (doc,) = engine.store.documents.positions_of(["long"])
     _, document = engine.store.documents.document(doc)
     passages = [LONG[start:stop] for start, stop in document.spans]

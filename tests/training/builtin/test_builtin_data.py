@@ -19,11 +19,6 @@ def rng() -> random.Random:
     return random.Random(0)
 
 
-def topics() -> list[builtin_data.Row]:
-    with (corpus_folder("kinds") / "topics.jsonl").open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
-
-
 def test_a_heading_goes_into_the_instruction_and_the_other_sections_are_wrong(rng: random.Random) -> None:
     pairs = [
         Example("Ada - Early life", "Born in London."),
@@ -86,7 +81,7 @@ def test_some_plain_pairs_get_an_instruction(tmp_path: Path, rng: random.Random)
 
 
 def test_every_topic_gives_eight_examples_and_the_opposite_side_is_wrong(rng: random.Random) -> None:
-    whole = topics()
+    whole = list(builtin_data.topics())
     rows = list(builtin_data.kinds(whole, rng))
     assert len(rows) == 8 * len(whole) == 2240
     assert len({topic["topic"] for topic in whole}) == len(whole)
@@ -101,7 +96,7 @@ def test_every_topic_gives_eight_examples_and_the_opposite_side_is_wrong(rng: ra
 
 def test_the_training_topics_share_no_text_with_the_test_collection(tmp_path: Path, rng: random.Random) -> None:
     file = tmp_path / "kinds.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in builtin_data.kinds(topics(), rng)))
+    file.write_text("".join(json.dumps(row) + "\n" for row in builtin_data.kinds(builtin_data.topics(), rng)))
     folder = corpus_folder("intents")
     for split in ("dev", "test"):
         leaks = find_leaks(list(read_examples(file)), read_beir_split(folder, split)[0], read_corpus(folder))

@@ -78,7 +78,7 @@ def test_models_of_two_shapes_have_no_mean(tmp_path: Path) -> None:
     for name, width in (("one", 4), ("other", 6)):
         (tmp_path / name).mkdir()
         save_file({"weight": np.zeros((width, 2), np.float32)}, tmp_path / name / "model.safetensors")
-    with pytest.raises(ValueError, match="only models of one shape have a mean"):
+    with pytest.raises(ValueError, match="only models of the same shape have a mean"):
         builtin.mean(tmp_path / "one", tmp_path / "other", tmp_path / "mean")
 
 
@@ -96,7 +96,7 @@ def test_a_folder_without_pairs_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["builtin", str(tmp_path / "none"), str(tmp_path / "out")])
     with pytest.raises(
-        SystemExit, match=r"Error: .*none holds none of arxiv_title_abstract.jsonl.gz, .*; give the pairs"
+        SystemExit, match=r"Error: .*none holds none of arxiv_title_abstract.jsonl.gz, .*; give the folder of the pairs"
     ):
         builtin.main()
     assert not (tmp_path / "out").exists()

@@ -46,7 +46,7 @@ def test_an_answer_may_hold_separators_of_lines(tmp_path: Path) -> None:
 def test_a_batch_that_failed_ends_the_run_with_the_services_reason(tmp_path: Path) -> None:
     with FakeLLM() as server:
         server.batch_faults = ["Enqueued token limit reached", "Enqueued token limit reached"]
-        with pytest.raises(ValueError, match="the batch is failed: Enqueued token limit reached; the same command"):
+        with pytest.raises(ValueError, match="the batch is failed: Enqueued token limit reached; run the same command"):
             synthesize(config(server, tmp_path, **SETTINGS))
         assert len(server.batches) == 1
         server.batch_faults = []

@@ -14,8 +14,9 @@ from searchkit.errors import AnswerError, BusyError
 from searchkit.training.synthesis.answers import read_answer, schema_of
 from searchkit.training.synthesis.journal import Journal
 from searchkit.training.synthesis.journal import Reply as Kept
-from searchkit.training.synthesis.llm import Client, Endpoint, Request, answer_of
+from searchkit.training.synthesis.llm import Client
 from searchkit.training.synthesis.pacing import Budget
+from searchkit.training.synthesis.protocol import Endpoint, Refusal, Request, answer_of, meaning_of
 
 
 def request(n: int, text: str = "Say something") -> Request:
@@ -90,7 +91,7 @@ def test_a_question_is_given_up_in_the_end_and_the_reason_kept(tmp_path: Path) -
     with FakeLLM(one_bad) as server:
         client, found = ask(server, tmp_path, [request(n) for n in range(6)], retries=2)
     assert [text for text, reply in found.items() if reply is None] == ["Say something 3"]
-    assert list(client.failed.values()) == ["given up after 3 tries: status 500"]
+    assert list(client.failed.values()) == ["given up after 3 tries: status 500: x"]
     assert max(server.asked.values()) == 3
 
 
@@ -105,7 +106,7 @@ def test_a_dead_server_ends_the_run(tmp_path: Path) -> None:
 def test_a_model_that_never_gives_what_is_asked_for_ends_the_run(tmp_path: Path) -> None:
     with FakeLLM(always(Reply("Sure! Here you go."))) as server:
         client, _ = ask(server, tmp_path, [request(n) for n in range(100)], concurrency=4)
-    assert client.stopped == "none of the first 20 answers was of use: not JSON (20); try another model"
+    assert client.stopped == "none of the first 20 answers was usable: not JSON (20); try another model"
     assert sum(server.asked.values()) < 30
 
 
@@ -120,6 +121,73 @@ def test_servers_that_take_less_are_asked_for_less(tmp_path: Path, takes: str) -
         client, found = ask(server, tmp_path, [request(n) for n in range(20)])
     assert not client.stopped
     assert [answer_of(request(0), reply).model_dump() for reply in found.values() if reply] == [ANSWER] * 20
+
+
+# As llama-cpp-python's server answers: status 500 for what it does not accept, and for what it fails at.
+INVALID = (
+    "[{'type': 'literal_error', 'loc': ('body', 'response_format', 'type'), "
+    "'msg': \"Input should be 'text' or 'json_object'\", 'input': 'json_schema'}]"
+)
+
+
+def failing(message: str) -> Reply:
+    error = {"message": message, "type": "internal_server_error", "param": None, "code": None}
+    return Reply(raw=json.dumps({"error": error}).encode(), status=500)
+
+
+def test_a_parameter_rejected_with_status_500_is_dropped_and_not_retried(tmp_path: Path) -> None:
+    def llama(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        accepted = asked["response_format"]["type"] == "json_object"
+        return Reply(json.dumps(ANSWER)) if accepted else failing(INVALID)
+
+    with FakeLLM(llama) as server:
+        client, found = ask(server, tmp_path, [request(n) for n in range(5)], concurrency=1, retries=0)
+    assert (client.stopped, client.failed) == ("", {})
+    assert [reply.status for reply in found.values() if reply] == ["ok"] * 5
+    assert sum(server.asked.values()) == 6  # one in vain, whatever the number of requests
+
+
+def test_status_500_without_such_a_message_is_a_failure_to_retry(tmp_path: Path) -> None:
+    def moody(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        return Reply(json.dumps(ANSWER)) if seen else failing("llama_decode returned 1")
+
+    with FakeLLM(moody) as server:
+        _, found = ask(server, tmp_path, [request(n) for n in range(3)], concurrency=1, retries=1)
+    assert [reply.status for reply in found.values() if reply] == ["ok"] * 3
+    assert {body["response_format"]["type"] for body in server.bodies} == {"json_schema"}
+
+
+def test_what_the_server_said_is_shown(tmp_path: Path) -> None:
+    with FakeLLM(always(failing(INVALID))) as server:
+        client, _ = ask(server, tmp_path, [request(0)], retries=6)
+        assert sum(server.asked.values()) == 3  # each way to request JSON once
+    assert client.stopped.startswith("the server answered 500: [{'type': 'literal_error', 'loc': ('body', 'response_f")
+    with FakeLLM(always(failing("out of memory"))) as server:
+        client, _ = ask(server, tmp_path, [request(n) for n in range(3)], retries=1, concurrency=3)
+    assert client.stopped == (
+        "the server keeps failing (given up after 2 tries: status 500: out of memory); "
+        "run the same command again to resume"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "refusal"),
+    [
+        (500, INVALID, Refusal.FORM),
+        (500, "1 validation error: response_format.type", Refusal.FORM),
+        (501, "response_format json_schema is not supported", Refusal.FORM),
+        (500, "top_p and temperature: CUDA error, device-side assert", Refusal.RETRY),
+        (500, "invalid memory access", Refusal.RETRY),
+        (503, "busy", Refusal.RETRY),
+        (429, "slow down", Refusal.RETRY),
+        (429, "insufficient_quota", Refusal.FATAL),
+        (422, "Extra inputs are not permitted: top_p", Refusal.FORM),
+        (400, "This model's maximum context length is 10 tokens", Refusal.CONTENT),
+        (401, "wrong key", Refusal.FATAL),
+    ],
+)
+def test_a_refusal_is_told_from_a_failure_by_status_and_body(status: int, message: str, refusal: Refusal) -> None:
+    assert meaning_of(status, message) is refusal
 
 
 def test_newer_models_get_the_names_they_want(tmp_path: Path) -> None:

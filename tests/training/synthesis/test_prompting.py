@@ -48,7 +48,7 @@ def test_what_is_filled_in_is_not_searched_for_places() -> None:
 
 
 def test_a_place_without_a_value_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"placeholder \{[a-z_]+\}, but values only for: task"):
+    with pytest.raises(ValueError, match=r"placeholder \{[a-z_]+\}; the known ones are: task"):
         load_prompt("long-short").messages({"task": "x"})
 
 

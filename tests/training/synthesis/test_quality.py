@@ -5,7 +5,9 @@ import random
 import pytest
 from fake_llm import phrase
 
-from searchkit.training.synthesis.quality import Candidate, Languages, Seen, copied, malformed
+from searchkit.training.synthesis.duplicates import Seen
+from searchkit.training.synthesis.languages import Languages
+from searchkit.training.synthesis.quality import Candidate, copied, malformed
 
 PASSAGE = (
     "The aileron was tested in a wind tunnel at speeds of up to Mach two, and the hinge moment rose with the angle."
