@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @event_priority(100)  # before mkdocstrings reads its settings
 def on_config(config: Any) -> Any:
-    """Point mkdocstrings, which reads sources without importing them, at links: indexer/ and others inside searchkit/."""
+    """Point mkdocstrings, which reads sources without importing them, at a tree of links in the wheel's layout."""
     folder = Path(tempfile.mkdtemp(prefix="searchkit-docs-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "searchkit").mkdir()
