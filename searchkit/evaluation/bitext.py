@@ -1,4 +1,4 @@
-"""Bitext mining: does every sentence find its translation among all others?"""
+"""Bitext mining: does every sentence retrieve its translation among all others?"""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from searchkit.readers.values import json_object, quoted, typename
 
 METRICS = ("accuracy", "f1", "precision", "recall")
 _SENTENCES = ("sentence1", "sentence2")
-_CELLS = 1 << 24  # similarities in memory at a time
+_BLOCK = 1 << 24  # similarities in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Bitext:
-    """Sentences and their translations, line by line.
+    """Sentences and their translations, in the same order.
 
     Args:
-        name: Of the pair of languages, for tables.
+        name: Name of the language pair, for tables.
         first: Sentences of one language.
-        second: Of the other; equally many.
+        second: As many sentences of the other.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Bitext:
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """How well one side finds the other.
+    """How well each side retrieves the other.
 
     Args:
-        name: Of the pair of languages.
-        forward: Metrics of looking for every first sentence among the second ones, which is what MTEB reports.
-        backward: Of the other way round.
-        sentences: How many pairs there are.
-        repeated: Second sentences that came before; of equal ones only that in the sentence's own line is right.
-        truncated: Sentences that are longer than the model reads.
+        name: Name of the language pair.
+        forward: Metrics of retrieving second sentences with the first ones, which is what MTEB reports.
+        backward: Metrics of the opposite direction.
+        sentences: Number of pairs.
+        repeated: Second sentences that occurred before; of equal ones only that on the sentence's own line is right.
+        truncated: Sentences longer than the model's input.
     """
 
     name: str
@@ -55,27 +55,28 @@ class Mined:
 
 
 def read_bitexts(files: Sequence[Path]) -> list[Bitext]:
-    """Read parallel sentences: .tsv of two columns, .jsonl of "sentence1" and "sentence2", or two plain files each.
+    """Read parallel sentences: .tsv of two columns, .jsonl of "sentence1" and "sentence2", or pairs of plain files.
 
     Raises:
-        CorpusError: A plain file lacks its other half, lines do not pair up, or a row is not as it should be.
+        CorpusError: A plain file lacks its counterpart, lines do not pair up, or a row is invalid.
     """
-    found, waiting = [], []
+    bitexts = []
+    first: Path | None = None  # of a pair of plain files
     for file in map(existing, files):
         kind = Path(file.name.lower().removesuffix(".gz")).suffix
         if kind in (".tsv", ".jsonl", ".ndjson"):
-            found.append(_read_rows(file, tabs=kind == ".tsv"))
+            bitexts.append(_read_rows(file, tabs=kind == ".tsv"))
+        elif first is None:
+            first = file
         else:
-            waiting.append(file)
-            if len(waiting) == 2:
-                found.append(_read_lines(*waiting))
-                waiting = []
-    if waiting:
+            bitexts.append(_read_lines(first, file))
+            first = None
+    if first:
         raise CorpusError(
-            f"{waiting[0]}: plain text comes in two files with equally many lines; name the translation's too, "
+            f"{first}: plain text comes in two files with equally many lines; name the translation's too, "
             "or give a .tsv or .jsonl file that holds both"
         )
-    return found
+    return bitexts
 
 
 def _read_lines(first: Path, second: Path) -> Bitext:
@@ -83,27 +84,27 @@ def _read_lines(first: Path, second: Path) -> Bitext:
     if len(sides[0]) != len(sides[1]):
         raise CorpusError(
             f"{first} has {len(sides[0])} lines and {second} has {len(sides[1])}; "
-            "a sentence and its translation must stand in the same line"
+            "a sentence and its translation must be on the same line"
         )
     return _checked(Bitext(f"{_stem(first)}-{_stem(second)}", tuple(sides[0]), tuple(sides[1])), first)
 
 
 def _lines(file: Path) -> list[str]:
     sentences = []
-    for number, (place, line) in enumerate(plain_lines(file), 1):
-        if place != f"{file}:{number}":  # blank ones do not come
-            raise CorpusError(f"{file}:{number}: the line is blank; take it out of both files")
+    for number, (location, line) in enumerate(plain_lines(file), 1):
+        if location != f"{file}:{number}":  # plain_lines skips blank ones
+            raise CorpusError(f"{file}:{number}: the line is blank; remove it from both files")
         sentences.append(line.strip())
     return sentences
 
 
 def _read_rows(file: Path, *, tabs: bool) -> Bitext:
     pairs = []
-    for place, line in plain_lines(file):
+    for location, line in plain_lines(file):
         try:
             pairs.append(_tab_pair(line) if tabs else _json_pair(line))
         except RowError as error:
-            raise CorpusError(f"{place}: {error}") from None
+            raise CorpusError(f"{location}: {error}") from None
     first, second = zip(*pairs, strict=True) if pairs else ((), ())
     return _checked(Bitext(_stem(file), first, second), file)
 
@@ -128,7 +129,7 @@ def _json_pair(line: str) -> tuple[str, str]:
 
 def _checked(bitext: Bitext, file: Path) -> Bitext:
     if not bitext.first:
-        raise CorpusError(f"{file}: no sentences in it")
+        raise CorpusError(f"{file}: it holds no sentences")
     return bitext
 
 
@@ -143,15 +144,15 @@ def mine(
     instruction: str | None = None,
     on_side: Callable[[str], None] | None = None,
 ) -> Mined:
-    """Look for every sentence's translation among all, by the highest cosine, both ways.
+    """Retrieve every sentence's translation by the highest cosine, in both directions.
 
-    Both sides are embedded alike, with the instruction: neither is a document that the other asks for.
+    Both sides are embedded in the same way, with the instruction: neither side consists of documents.
 
     Args:
         embedder: The model.
         bitext: The sentences.
         instruction: None takes the model's default, "" none.
-        on_side: Told which side is being embedded.
+        on_side: Called with a message before each side is embedded.
     """
     before = embedder.stats.truncated
     sides = []
@@ -169,38 +170,39 @@ def mine(
     )
 
 
-def nearest(asked: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """The row of `among` that is most like each row of `asked`, (len(asked),) int64; of equal ones the first.
+def nearest(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """The row of `candidates` most similar to each query, (len(queries),) int64; the first of several.
 
     Args:
-        asked: (n, dim) float32 unit rows.
-        among: (m, dim) float32 unit rows.
+        queries: (n, dim) float32 unit rows.
+        candidates: (m, dim) float32 unit rows.
     """
-    block = max(1, _CELLS // len(among))
-    found = [np.argmax(asked[start : start + block] @ among.T, axis=1) for start in range(0, len(asked), block)]
-    return np.concatenate(found)
+    block = max(1, _BLOCK // len(candidates))
+    starts = range(0, len(queries), block)
+    return np.concatenate([np.argmax(queries[start : start + block] @ candidates.T, axis=1) for start in starts])
 
 
-def score(found: np.ndarray) -> dict[str, float]:
-    """Metrics of what was found for sentences 0 to n - 1, whose right answers are 0 to n - 1, as MTEB's are.
+def score(retrieved: np.ndarray) -> dict[str, float]:
+    """MTEB's metrics for sentences 0 to n - 1, whose translations are 0 to n - 1.
 
-    Every sentence counts as a class of its own, which is there once: so recall is accuracy, the precision of a class is
-    one over how often it was found, where it was found rightly, and all are averaged over the classes.
+    Every sentence is a class with one member. Recall therefore is accuracy, and the precision of a class is one over
+    the number of times it was retrieved if its own sentence retrieved it. All are averaged over classes.
 
     Args:
-        found: (n,) int64, the row found for each.
+        retrieved: (n,) int64, the row retrieved for each sentence.
     """
-    times = np.bincount(found, minlength=len(found)).astype(np.float64)
-    right = found == np.arange(len(found))
+    times = np.bincount(retrieved, minlength=len(retrieved)).astype(np.float64)
+    right = retrieved == np.arange(len(retrieved))
     precision = np.where(right, 1 / np.maximum(times, 1), 0.0)
     f1 = np.where(right, 2 / (times + 1), 0.0)  # 2 p r / (p + r) with r = 1, p = 1 / times
     accuracy = float(right.mean())
     return {"accuracy": accuracy, "f1": float(f1.mean()), "precision": float(precision.mean()), "recall": accuracy}
 
 
-def average(found: Sequence[Mined]) -> dict[str, dict[str, float]]:
-    """Means over pairs of languages, which count alike however many sentences they have, by direction."""
+def average(pairs: Sequence[Mined]) -> dict[str, dict[str, float]]:
+    """Means over language pairs by direction; each pair has the same weight, whatever its size."""
+    sides = {"forward": [pair.forward for pair in pairs], "backward": [pair.backward for pair in pairs]}
     return {
-        way: {metric: sum(getattr(one, way)[metric] for one in found) / len(found) for metric in METRICS}
-        for way in ("forward", "backward")
+        direction: {metric: sum(values[metric] for values in results) / len(pairs) for metric in METRICS}
+        for direction, results in sides.items()
     }

@@ -1,17 +1,17 @@
-"""Set systems beside each other: means, paired tests, and the queries that changed most."""
+"""Compare systems: means, paired tests, and the queries that changed most."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from searchkit.errors import InputError
-from searchkit.metrics import METRICS, means, score_queries, top
+from searchkit.metrics import METRICS, drop_own, means, score_queries, top
 from searchkit.readers.judgements import read_run
 from searchkit.readers.values import quoted
 from searchkit.records import Qrels, Run
@@ -19,19 +19,19 @@ from searchkit.significance import FLIPS, PairedTest, compare_paired, holm
 
 BEST = "best"
 SHOWN = 10
-"""Documents a query that a system keeps for showing them."""
+"""Documents of a query that a system keeps, to be shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One way of answering a set of queries, measured.
+    """A system that answered a set of queries, measured.
 
     Args:
-        name: What it is called in tables.
+        name: Its name in tables.
         per_query: {metric: {query id: value}}, of every judged query.
-        top: The first documents of every query that found any, best first.
-        seconds_per_query: Embedding and search; None where it is not known.
-        bytes_per_document: What ranking needs on disk, a document; None where it is not known.
+        top: The first documents of every query with hits, best first.
+        seconds_per_query: Embedding and search; None if unknown.
+        bytes_per_document: Disk space needed for ranking; None if unknown.
     """
 
     name: str
@@ -43,14 +43,14 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One system against the one all are compared with, in one metric.
+    """A system against the baseline, in one metric.
 
     Args:
         system: Name of the system.
         metric: Name of the metric.
-        test: What the paired tests found.
+        test: Result of the paired tests.
         adjusted_randomisation: p of the randomisation test after Holm's correction for all tests of the comparison.
-        adjusted_t: The same of the t test.
+        adjusted_t: The same for the t test.
     """
 
     system: str
@@ -62,14 +62,14 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A query that two systems answer differently.
+    """A query that a system answers differently from the baseline.
 
     Args:
         query: Its id.
-        before: Value of the system compared with.
-        after: Value of the other.
-        documents_before: Ids of its first documents, best first.
-        documents_after: The same of the other.
+        before: The baseline's value.
+        after: The system's value.
+        documents_before: Ids of the baseline's first documents, best first.
+        documents_after: Ids of the system's.
     """
 
     query: str
@@ -81,15 +81,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Systems beside each other.
+    """The result of comparing systems.
 
     Args:
-        systems: All of them, in the order given.
-        against: Name of the system the others are compared with.
-        metrics: Names of the metrics, the first of which decides what is best and what changed most.
+        systems: All of them, in the given order.
+        against: Name of the baseline, with which the others are compared.
+        metrics: Names of the metrics; the first decides which system is best and which queries changed most.
         differences: Of every other system in every metric.
-        tests: How many tests Holm's correction counted.
-        changes: System name -> the queries that changed most against `against`, most first.
+        tests: Number of tests that Holm's correction counted.
+        changes: System name -> the queries that changed most, largest change first.
     """
 
     systems: list[System]
@@ -100,29 +100,29 @@ class Comparison:
     changes: dict[str, list[Change]]
 
     def summary(self) -> dict[str, Any]:
-        """Everything as JSON would have it; p values that could not be had are None."""
+        """Everything, ready for JSON; p values that are not defined are None."""
         return {
             "against": self.against,
             "metrics": self.metrics,
             "queries": len(next(iter(self.systems[0].per_query.values()))),
             "tests": self.tests,
             "systems": {
-                one.name: {
-                    **{name: value for name, value in means(one.per_query).items() if name in self.metrics},
-                    "seconds_per_query": one.seconds_per_query,
-                    "bytes_per_document": one.bytes_per_document,
+                system.name: {
+                    **{name: value for name, value in means(system.per_query).items() if name in self.metrics},
+                    "seconds_per_query": system.seconds_per_query,
+                    "bytes_per_document": system.bytes_per_document,
                 }
-                for one in self.systems
+                for system in self.systems
             },
             "differences": [
                 {
-                    "system": one.system,
-                    "metric": one.metric,
-                    **{name: _number(value) for name, value in asdict(one.test).items()},
-                    "adjusted_randomisation": _number(one.adjusted_randomisation),
-                    "adjusted_t": _number(one.adjusted_t),
+                    "system": difference.system,
+                    "metric": difference.metric,
+                    **{name: _number(value) for name, value in asdict(difference.test).items()},
+                    "adjusted_randomisation": _number(difference.adjusted_randomisation),
+                    "adjusted_t": _number(difference.adjusted_t),
                 }
-                for one in self.differences
+                for difference in self.differences
             ],
             "changes": {name: [asdict(change) for change in changes] for name, changes in self.changes.items()},
         }
@@ -139,83 +139,97 @@ def compare(
 ) -> Comparison:
     """Compare systems that answered the same queries, by paired tests.
 
-    p values are corrected by Holm's steps for every test the comparison makes, all metrics included. Where `against`
-    is "best", which system is compared with was chosen by the same values, so that every pair counts as tested.
+    p values are corrected by Holm's method for all tests of the comparison, over all metrics. With `against` "best",
+    the baseline was chosen by the same values, so every pair counts as tested.
 
     Args:
         systems: Two or more, with different names.
-        against: Name of the system to compare the others with, or "best"; None takes the first.
+        against: Name of the baseline, or "best"; None takes the first.
         metrics: Some of those that all systems have.
-        changed: How many of the queries that changed most to keep, of every system.
+        changed: Number of changed queries to keep for every system, largest change first.
         flips: Sign patterns of the randomisation test.
-        seed: Of those.
+        seed: Seed of the sign patterns.
 
     Raises:
-        ValueError: Fewer than two systems, equal names, different queries, an unknown system or metric.
+        InputError: Fewer than two systems, equal names, different queries, an unknown system or metric.
     """
-    by_name = {one.name: one for one in systems}
-    if len(systems) < 2:
-        raise InputError(f"{len(systems)} system came; a comparison takes two or more")
-    if len(by_name) < len(systems):
-        names = [one.name for one in systems]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise InputError(f"several systems are called {quoted(twice)}; give each a name of its own: NAME=FILE")
-    chosen = _checked(metrics, systems)
+    check_names([system.name for system in systems], against)
+    chosen = checked_metrics(metrics, systems)
     queries = list(systems[0].per_query[chosen[0]])
-    for one in systems[1:]:
-        if differing := queries_apart(one, set(queries), chosen):
+    for system in systems[1:]:
+        if differing := _queries_apart(system, set(queries), chosen):
             raise InputError(
-                f"{systems[0].name} and {one.name} were judged on different queries, such as {quoted(differing[:3])}; "
-                "only answers to the same queries can be compared"
+                f"{systems[0].name} and {system.name} were judged on different queries, such as "
+                f"{quoted(differing[:3])}; only answers to the same queries can be compared"
             )
     pairs = len(systems) - 1
-    base = by_name.get(systems[0].name if against is None else against)
-    if base is None:
-        if against != BEST:
-            raise InputError(f"no system is called {against!r}; there are {quoted(by_name)}, and {BEST!r}")
-        base = max(systems, key=lambda one: means(one.per_query)[chosen[0]])
+    base = {system.name: system for system in systems}.get(systems[0].name if against is None else against)
+    if base is None:  # against is "best"
+        base = max(systems, key=lambda system: means(system.per_query)[chosen[0]])
         pairs = len(systems) * (len(systems) - 1) // 2
-    others = [one for one in systems if one is not base]
-    differences = []
-    for one in others:
-        for metric in chosen:
-            before, after = (np.array([system.per_query[metric][query] for query in queries]) for system in (base, one))
-            test = compare_paired(before, after, flips=flips, seed=seed)
-            differences.append(Difference(one.name, metric, test, test.p_randomisation, test.p_t))
+    others = [system for system in systems if system is not base]
+    values = {
+        metric: [np.array([s.per_query[metric][query] for query in queries]) for s in (base, *others)]
+        for metric in chosen
+    }
+    results = [
+        (system.name, metric, compare_paired(values[metric][0], values[metric][n], flips=flips, seed=seed))
+        for n, system in enumerate(others, 1)
+        for metric in chosen
+    ]
     tests = pairs * len(chosen)
-    adjusted = zip(
-        differences,
-        holm([one.test.p_randomisation for one in differences], tests=tests),
-        holm([one.test.p_t for one in differences], tests=tests),
-        strict=True,
-    )
-    differences = [replace(one, adjusted_randomisation=p, adjusted_t=p_t) for one, p, p_t in adjusted]
-    changes = {one.name: _changes(base, one, queries, chosen[0], changed) for one in others}
+    randomisation = holm([test.p_randomisation for _, _, test in results], tests=tests)
+    student = holm([test.p_t for _, _, test in results], tests=tests)
+    differences = [Difference(*result, *p) for result, *p in zip(results, randomisation, student, strict=True)]
+    changes = {system.name: _changes(base, system, queries, chosen[0], changed) for system in others}
     return Comparison(list(systems), base.name, chosen, differences, tests, changes)
 
 
-def queries_apart(system: System, queries: set[str], metrics: Sequence[str]) -> list[str]:
-    """The queries that a system has and the others do not, or the other way round."""
+def check_names(names: Sequence[str], against: str | None) -> None:
+    """Raise InputError for fewer than two systems, equal names, or an unknown name to compare with."""
+    if len(names) < 2:
+        raise InputError(f"{len(names)} system came; a comparison takes two or more")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"several systems are called {quoted(repeated)}; give each a name of its own: NAME=FILE")
+    if against not in (None, BEST, *names):
+        raise InputError(f"no system is called {against!r}; there are {quoted(names)}, and {BEST!r}")
+
+
+def checked_metrics(metrics: Sequence[str], systems: Sequence[System]) -> list[str]:
+    """The metrics without repetition; InputError for one that a system does not have."""
+    chosen = list(dict.fromkeys(metrics))
+    for system in systems:
+        if missing := [name for name in chosen if name not in system.per_query]:
+            raise InputError(
+                f"{system.name} has no values of {quoted(missing)} for each query; it has {quoted(system.per_query)}"
+            )
+    if not chosen:
+        raise InputError(f"no metric came; expected some of {', '.join(systems[0].per_query)}")
+    return chosen
+
+
+def _queries_apart(system: System, queries: set[str], metrics: Sequence[str]) -> list[str]:
+    """The queries that only a system has, or only the others."""
     return sorted({query for metric in metrics for query in queries ^ system.per_query[metric].keys()})
 
 
 def system_of(name: str, run: Run, qrels: Qrels, *, seconds: float | None = None, size: float | None = None) -> System:
-    """A run, judged; `seconds` a query and `size` in bytes a document where they are known."""
-    shown = {query: list(top(found, SHOWN)) for query, found in run.items() if query in qrels and found}
+    """A run, scored; `seconds` per query and `size` in bytes per document if they are known."""
+    shown = {query: list(top(ranking, SHOWN)) for query, ranking in run.items() if query in qrels and ranking}
     return System(name, score_queries(run, qrels), shown, seconds, size)
 
 
 def read_systems(path: Path, qrels: Qrels | None, *, name: str | None = None, drop_self: bool = False) -> list[System]:
-    """Read a TREC run as one system, or a report of `searchkit evaluate --report` as one system a mode.
+    """Read a TREC run as one system, or a report of `searchkit evaluate --report` as one system per mode.
 
     Args:
         path: The file.
-        qrels: Judgements, which a TREC run needs; a report has its values in it.
-        name: What to call it; None takes the file's name, and of a report with several modes those too.
+        qrels: Judgements, which a TREC run needs; a report contains its values.
+        name: Name of the system; None takes the file's name. Modes are appended if a report has several.
         drop_self: Leave out the document whose id is the query's.
 
     Raises:
-        ValueError: It is neither, or does not belong to the judgements.
+        InputError: It is neither, or does not belong to the judgements.
     """
     name = name or path.name.removesuffix(".gz").removesuffix(path.suffix)
     if _starts_with_brace(path):
@@ -229,7 +243,7 @@ def read_systems(path: Path, qrels: Qrels | None, *, name: str | None = None, dr
             "run and judgements are of different sets"
         )
     if drop_self:
-        run = {query: {id: value for id, value in found.items() if id != query} for query, found in run.items()}
+        run = drop_own(run)
     return [system_of(name, run, qrels)]
 
 
@@ -244,8 +258,8 @@ def _read_report(path: Path, name: str) -> list[System]:
         systems = []
         for mode, values in modes.items():
             per_query = {
-                key.removeprefix("per_query_"): {str(query): float(value) for query, value in found.items()}
-                for key, found in values.items()
+                key.removeprefix("per_query_"): {str(query): float(value) for query, value in scores.items()}
+                for key, scores in values.items()
                 if key.startswith("per_query_")
             }
             if not per_query or not all(per_query.values()):
@@ -261,23 +275,10 @@ def _read_report(path: Path, name: str) -> list[System]:
             )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{path} is no report of `searchkit evaluate --report` ({type(error).__name__}: {error}); "
+            f"{path} is not a report of `searchkit evaluate --report` ({type(error).__name__}: {error}); "
             "give such a report, or a TREC run"
         ) from None
     return systems
-
-
-def _checked(metrics: Sequence[str], systems: Sequence[System]) -> list[str]:
-    """The metrics without repetition; ValueError for one that a system does not have."""
-    chosen = list(dict.fromkeys(metrics))
-    for one in systems:
-        if missing := [name for name in chosen if name not in one.per_query]:
-            raise InputError(
-                f"{one.name} has no values of {quoted(missing)} query by query; it has {quoted(one.per_query)}"
-            )
-    if not chosen:
-        raise InputError(f"no metric came; expected some of {', '.join(systems[0].per_query)}")
-    return chosen
 
 
 def _changes(base: System, other: System, queries: list[str], metric: str, count: int) -> list[Change]:

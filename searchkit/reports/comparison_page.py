@@ -1,20 +1,21 @@
-"""A comparison for readers: as JSON with the texts that were found, and as one HTML file that opens offline."""
+"""A comparison as JSON with the texts of documents, and as a single HTML file that opens offline."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from searchkit.evaluation.comparison import Change, Comparison
+from searchkit.evaluation.comparison import Comparison
 from searchkit.records import Document, Qrels, Query
 
 DOCUMENTS = 3
-"""Documents of a query that are shown, before and after."""
+"""Documents of a query shown before and after."""
 
-_CHARACTERS = 360  # of a text that are kept
+_CHARACTERS = 360  # of a document that are kept
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2328; --quiet: #59636e; --grid: #e4e7eb; --good: #00734f;
   --bad: #b34700; }
@@ -40,42 +41,41 @@ def content(
     qrels: Qrels | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The comparison as JSON would have it, its changes with the texts and the grades of what was found.
+    """The comparison, ready for JSON, its changes with texts and grades of the documents.
 
     Args:
-        comparison: What `searchkit.evaluation.comparison.compare` gave.
-        queries: By id, for their texts; those that are missing are shown by id alone.
-        documents: Likewise.
-        qrels: For the grades; None leaves them out.
-        about: What was compared and how, put at the head.
+        comparison: What `searchkit.evaluation.comparison.compare` returned.
+        queries: Queries by id, for their texts; a missing one is shown by its id alone.
+        documents: Documents by id; likewise.
+        qrels: Judgements for the grades; None omits them.
+        about: What was compared and how; it comes first.
     """
-
-    def shown(query: str, ids: list[str]) -> list[dict[str, Any]]:
-        grades = (qrels or {}).get(query, {})
-        found = []
-        for id in ids[:DOCUMENTS]:
-            document = documents.get(id)
-            text = {} if document is None else {"title": document.title, "text": document.text[:_CHARACTERS]}
-            found.append({"id": id, "grade": grades.get(id), **text})
-        return found
-
-    def told(change: Change) -> dict[str, Any]:
-        query = queries.get(change.query)
-        return {
-            "query": change.query,
-            "text": query.text if query else None,
-            "before": change.before,
-            "after": change.after,
-            "documents_before": shown(change.query, change.documents_before),
-            "documents_after": shown(change.query, change.documents_after),
-        }
-
-    changes = {name: [told(change) for change in found] for name, found in comparison.changes.items()}
+    changes = {
+        name: [
+            {
+                **asdict(change),
+                "text": queries[change.query].text if change.query in queries else None,
+                "documents_before": _texts(change.documents_before, documents, (qrels or {}).get(change.query, {})),
+                "documents_after": _texts(change.documents_after, documents, (qrels or {}).get(change.query, {})),
+            }
+            for change in largest
+        ]
+        for name, largest in comparison.changes.items()
+    }
     return {**(about or {}), **comparison.summary(), "changes": changes}
 
 
+def _texts(ids: list[str], documents: Mapping[str, Document], grades: Mapping[str, int]) -> list[dict[str, Any]]:
+    shown = []
+    for id in ids[:DOCUMENTS]:
+        document = documents.get(id)
+        text = {} if document is None else {"title": document.title, "text": document.text[:_CHARACTERS]}
+        shown.append({"id": id, "grade": grades.get(id), **text})
+    return shown
+
+
 def shown_documents(comparison: Comparison) -> set[str]:
-    """The ids of all documents that `content` shows."""
+    """Ids of all documents that `content` shows."""
     return {
         id
         for changes in comparison.changes.values()
@@ -85,25 +85,26 @@ def shown_documents(comparison: Comparison) -> set[str]:
 
 
 def stars(p: float | None) -> str:
-    """How sure: "**" below .01, "*" below .05."""
+    """Significance marks: "**" below .01, "*" below .05."""
     return "" if p is None or p != p else "**" if p < 0.01 else "*" if p < 0.05 else ""
 
 
 def readable_p(p: float | None) -> str:
-    """0.00003 -> "<.0001"; "-" where there is none."""
+    """0.00003 -> "<.0001"; "-" for none."""
     return "-" if p is None or p != p else "<.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def html(content: Mapping[str, Any], *, title: str, charts: tuple[Path, Path] | None = None) -> str:
-    """One HTML page that needs no other file and no network, for light and dark screens.
+    """An HTML page that needs no other file and no network, for light and dark screens.
 
     Args:
-        content: What :func:`content` gave.
+        content: What :func:`content` returned.
         title: Its heading.
-        charts: SVG files of the chart, for light pages and for dark ones; they are put into the page.
+        charts: SVG files of the chart for light and for dark pages, to be embedded.
     """
     metrics, against = content["metrics"], content["against"]
-    marks = {(one["system"], one["metric"]): stars(one["adjusted_randomisation"]) for one in content["differences"]}
+    differences = content["differences"]
+    marks = {(row["system"], row["metric"]): stars(row["adjusted_randomisation"]) for row in differences}
     systems = [
         [
             name,
@@ -115,25 +116,25 @@ def html(content: Mapping[str, Any], *, title: str, charts: tuple[Path, Path] | 
     ]
     tests = [
         [
-            one["system"],
-            one["metric"],
-            f"{one['difference']:+.4f}",
-            "-" if one["low"] is None else f"{one['low']:+.4f} to {one['high']:+.4f}",
-            f"{one['wins']} / {one['ties']} / {one['losses']}",
-            *(readable_p(one[key]) for key in ("p_randomisation", "adjusted_randomisation", "p_t", "adjusted_t")),
+            row["system"],
+            row["metric"],
+            f"{row['difference']:+.4f}",
+            "-" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
+            f"{row['wins']} / {row['ties']} / {row['losses']}",
+            *(readable_p(row[key]) for key in ("p_randomisation", "adjusted_randomisation", "p_t", "adjusted_t")),
         ]
-        for one in content["differences"]
+        for row in differences
     ]
     heads = [f"against {against}", "metric", "change", "95 % interval", "win / tie / loss"]
-    heads += ["p", "p, Holm", "p of t", "p of t, Holm"]
+    heads += ["p", "p, Holm", "p of t test", "p of t test, Holm"]
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">{content["queries"]} queries. Two-sided p values of a randomisation test (sign flips) and '
-        f"of a paired t test; Holm's correction counts {content['tests']} tests. * is below .05 and ** below .01 by "
-        "the corrected randomisation test.</p>",
+        f"of a paired t test; Holm's correction counts {content['tests']} tests. * marks p &lt; .05 and ** p &lt; .01 "
+        "by the corrected randomisation test.</p>",
         _table(["system", *metrics, "ms/query", "bytes/document"], systems),
         _instructions(content.get("instructions", {})),
-        _picture(charts, f"{metrics[0]} against bytes a document and milliseconds a query") if charts else "",
+        _picture(charts, f"{metrics[0]} against bytes per document and milliseconds per query") if charts else "",
         f"<h2>Differences from {escape(against)}</h2>",
         _table(heads, tests),
         *(_changes(name, against, metrics[0], changes) for name, changes in content["changes"].items() if changes),
@@ -156,19 +157,19 @@ def _instructions(labels: Mapping[str, str]) -> str:
     return f"<h2>Instructions</h2><ul>{rows}</ul>" if rows else ""
 
 
-def _picture(charts: tuple[Path, Path], said: str) -> str:
-    # As data, not as tags: two pictures' inner names would clash in one page.
+def _picture(charts: tuple[Path, Path], description: str) -> str:
+    # As data, not as elements: the ids inside two SVGs would clash in one page.
     light, dark = (
         "data:image/svg+xml;base64," + base64.b64encode(chart.read_bytes()).decode("ascii") for chart in charts
     )
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="{escape(said)}" src="{light}"></picture>'
+        f'<img alt="{escape(description)}" src="{light}"></picture>'
     )
 
 
 def _changes(name: str, against: str, metric: str, changes: list[dict[str, Any]]) -> str:
-    parts = [f"<h2>{escape(name)} against {escape(against)}: the queries whose {escape(metric)} changed most</h2>"]
+    parts = [f"<h2>{escape(name)} against {escape(against)}: queries whose {escape(metric)} changed most</h2>"]
     for change in changes:
         kind = "good" if change["after"] > change["before"] else "bad"
         parts.append(

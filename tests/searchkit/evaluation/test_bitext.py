@@ -37,7 +37,7 @@ def test_metrics_are_scikit_learn_s_weighted_ones_as_in_mteb(seed: int) -> None:
 
 
 def test_the_nearest_is_that_of_brute_force_in_blocks(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("searchkit.evaluation.bitext._CELLS", 100)
+    monkeypatch.setattr("searchkit.evaluation.bitext._BLOCK", 100)
     expected = [max(range(30), key=lambda row: float(one @ vectors[row])) for one in vectors[30:]]
     assert nearest(vectors[30:], vectors[:30]).tolist() == expected
     assert nearest(vectors[:5], vectors[:5]).tolist() == [0, 1, 2, 3, 4]
@@ -85,10 +85,10 @@ def test_every_form_holds_the_same_sentences(tmp_path: Path) -> None:
     [
         ({"a.txt": "one\n"}, "a.txt: plain text comes in two files with equally many lines"),
         ({"a.txt": "one\ntwo\n", "b.txt": "eins\n"}, r"has 2 lines and .*b.txt has 1; a sentence and its translation"),
-        ({"a.txt": "one\n\ntwo\n", "b.txt": "eins\nzwei\n"}, "a.txt:2: the line is blank; take it out of both files"),
-        ({"a.txt": "", "b.txt": ""}, "a.txt: no sentences in it"),
+        ({"a.txt": "one\n\ntwo\n", "b.txt": "eins\nzwei\n"}, "a.txt:2: the line is blank; remove it from both files"),
+        ({"a.txt": "", "b.txt": ""}, "a.txt: it holds no sentences"),
         ({"a.tsv": "one\teins\ntwo\n"}, "a.tsv:2: 1 columns; expected a sentence, a tab and its translation"),
-        ({"a.tsv": "\n"}, "a.tsv: no sentences in it"),
+        ({"a.tsv": "\n"}, "a.tsv: it holds no sentences"),
         ({"a.jsonl": '{"de": "eins"}\n'}, 'a.jsonl:1: "sentence1" and "sentence2" is missing|a.jsonl:1: .*is missing'),
         ({"a.jsonl": '{"sentence1": "x", "sentence2": 3}\n'}, "a.jsonl:1: sentence2 is .*; expected a sentence"),
         ({"a.jsonl": '{"sentence1": " ", "sentence2": "x"}\n'}, "a.jsonl:1: sentence1 is blank; expected a sentence"),

@@ -164,7 +164,7 @@ def test_the_query_s_own_document_is_left_out_where_asked(tmp_path: Path) -> Non
         ("q0 Q0 d0 1 nan s\n", "must be a finite number"),
         ("q0 Q0 d0 1.0 s\n", "5 columns; a TREC run has 6"),
         ("q0 Q0 d0 1 1 s\nq0 Q0 d0 2 1 s\n", r'run\.trec:2: document "d0" came before for query "q0"'),
-        ("", "it is empty"),
+        ("", "the run is empty"),
     ],
 )
 def test_a_bad_run_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -176,7 +176,7 @@ def test_a_bad_run_is_refused_with_its_line(tmp_path: Path, text: str, message: 
 @pytest.mark.parametrize("text", ["{}", '{"modes": {"dense": {"ndcg@10": 0.5}}}', "{oops", '{"modes": []}'])
 def test_json_that_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
-    with pytest.raises(ValueError, match="is no report of `searchkit evaluate --report`"):
+    with pytest.raises(ValueError, match="is not a report of `searchkit evaluate --report`"):
         read_systems(tmp_path / "report.json", QRELS)
 
 
