@@ -1,15 +1,16 @@
-"""A folder of BEIR collections: index each, search it by its own rules, and average."""
+"""A folder of BEIR collections: index each, evaluate it by its published rules, and average."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from searchkit.engine import SearchEngine
 from searchkit.errors import CorpusError
-from searchkit.evaluation.evaluate import evaluate
+from searchkit.evaluation.evaluate import check_modes, evaluate
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
 from searchkit.readers.corpus import read_corpus
@@ -42,11 +43,11 @@ _ALIASES = {"minilm": "all-MiniLM-L6-v2"}
 
 @dataclass(frozen=True, slots=True)
 class BeirSet:
-    """One collection on disk.
+    """A collection on disk.
 
     Args:
-        name: Of its folder.
-        parts: Folders in BEIR form: one, or those of its sub-forums, whose results are averaged.
+        name: Name of its folder.
+        parts: Folders in BEIR format: one, or one for each sub-forum; their results are averaged.
     """
 
     name: str
@@ -54,43 +55,43 @@ class BeirSet:
 
     @property
     def task(self) -> str:
-        """The name it is known by in `searchkit.tasks`, or else its own."""
+        """Its name in `searchkit.tasks`, or else its own."""
         known = find_task(self.name)
         return known.name if known else self.name
 
     @property
     def rules(self) -> Task | None:
-        """How it is published: by its own name, without its language, or by that of its folder, as "miracl/de"."""
+        """Its published rules: by its own name without the language, or by its parent folder's, as in "miracl/de"."""
         bare = self.name[:-3] if language_of(self.name) and len(self.name) > 3 else self.name
         return find_task(bare) or find_task(self.parts[0].resolve().parent.name)
 
 
 def find_sets(folder: Path, names: Sequence[str] = ()) -> list[BeirSet]:
-    """The collections in a folder, by name; a folder of collections, such as CQADupStack's forums, is one of them.
+    """The collections in a folder, by name; a folder of folders, such as CQADupStack's forums, is one collection.
 
     Args:
-        folder: Holds a folder a collection.
-        names: Only these, under any of their names; none takes all.
+        folder: Holds a folder for each collection.
+        names: The collections to return, by any of their names; empty returns all.
 
     Raises:
-        CorpusError: There is none, or none of a name that was asked for.
+        CorpusError: The folder holds no collection, or lacks one of `names`.
     """
     if not folder.is_dir():
         raise CorpusError(
-            f"there is no folder {folder}; name one with collections in BEIR form, or fetch some: --download"
+            f"there is no folder {folder}; name one with collections in BEIR format, or download some with --download"
         )
-    found = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != PART):
-        parts = (place,) if _is_set(place) else tuple(sorted(path for path in place.iterdir() if _is_set(path)))
+    sets = []
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != PART):
+        parts = (path,) if _is_set(path) else tuple(sorted(part for part in path.iterdir() if _is_set(part)))
         if parts:
-            found.append(BeirSet(place.name, parts))
-    if not found:
+            sets.append(BeirSet(path.name, parts))
+    if not sets:
         raise CorpusError(
-            f"{folder} holds no collection in BEIR form: a folder each with corpus.jsonl, queries.jsonl and qrels/"
+            f"{folder} holds no collection in BEIR format: folders with corpus.jsonl, queries.jsonl and qrels/"
         )
     if not names:
-        return found
-    by_task = {one.task: one for one in found}
+        return sets
+    by_task = {collection.task: collection for collection in sets}
     wanted = [task.name if (task := find_task(name)) else name for name in names]
     if missing := [name for name, task in zip(names, wanted, strict=True) if task not in by_task]:
         raise CorpusError(f"{folder} has no collection {quoted(missing)}; there are {quoted(by_task)}")
@@ -98,9 +99,9 @@ def find_sets(folder: Path, names: Sequence[str] = ()) -> list[BeirSet]:
 
 
 def language_of(name: str) -> str | None:
-    """The language of words that a collection's name ends with, as "de" or "miracl-de"; None where it says none.
+    """The stemming language of a collection whose name ends with a language code, such as "de" or "miracl-de".
 
-    Languages that have no stemmer here get "none": another's would be wrong.
+    None without a code; "none" for a language without a stemmer, since another language's would be wrong.
     """
     code = re.split(r"[-_.]", name.lower())[-1]
     return "none" if code in _UNSTEMMED else _STEMMED.get(code)
@@ -112,7 +113,7 @@ def _is_set(folder: Path) -> bool:
 
 
 def measure_set(
-    one: BeirSet,
+    collection: BeirSet,
     embedder: Embedder,
     indexes: Path,
     *,
@@ -122,66 +123,67 @@ def measure_set(
     options: SearchOptions | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Index a collection, or go on with its index, and measure it by the rules it is published with.
+    """Index a collection, or resume its index, and evaluate it by its published rules.
 
-    Documents stay whole, as published figures have them. The split, the dropping of a query's own document and, for
-    models trained with instructions, the instruction are those of the collection's name, or of the folder's that it is
-    in. Words are stemmed by the language that the name ends with ("de", "miracl-de"), else as English.
+    Documents are not split into passages, as for published figures. The name of the collection, or of its parent
+    folder, decides the split, whether a query's own document is dropped and, for models trained with instructions, the
+    instruction. Words are stemmed by the language code at the end of the name ("de", "miracl-de"), else as English.
 
     Args:
-        one: The collection.
-        embedder: What embeds it.
-        indexes: Folder for an index a part; those that are there already are used and completed.
+        collection: The collection.
+        embedder: The model.
+        indexes: Folder of the indexes, one for each part; existing ones are used and completed.
         modes: Some of :data:`searchkit.evaluation.evaluate.EVALUATION_MODES`.
-        split: Another than the collection's own.
-        instruction: Another than the collection's own; "" none.
+        split: A split instead of the published one.
+        instruction: An instruction instead of the published one; "" none.
         options: Fusion settings.
-        on_step: Told what is being done.
+        on_step: Called with a message before each step.
 
     Returns:
-        {mode: {metric: mean}}, where a collection has several parts the mean of theirs.
+        {mode: {metric: mean}}; over the parts, if there are several.
 
     Raises:
-        ValueError: An index there is of another model, or a file is not as it should be.
+        InputError: A mode is unknown or a file is invalid.
+        StoreError: An existing index belongs to another model.
     """
-    told = on_step or (lambda step: None)
+    check_modes(modes)
+    announce = on_step or (lambda step: None)
     indexes.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, dict[str, float]]] = []
-    for part in one.parts:
-        name = one.name if part.name == one.name else f"{one.name}-{part.name}"
-        judgements = read_judgements(part, split=split, task=one.rules)
+    results = []
+    for part in collection.parts:
+        name = collection.name if part.name == collection.name else f"{collection.name}-{part.name}"
+        judgements = read_judgements(part, split=split, task=collection.rules)
         judgements = judgements.for_model(embedder.conventions.default_instruction)
         if instruction is not None:
             judgements = replace(judgements, instruction=instruction)
-        place, language = indexes / f"{name}.index", language_of(part.name)
-        with SearchEngine.create(place, model=embedder, chunk_tokens=0, language=language, exist_ok=True) as engine:
-            told(f"{name}: indexing")
+        folder, language = indexes / f"{name}.index", language_of(part.name)
+        with SearchEngine.create(folder, model=embedder, chunk_tokens=0, language=language, exist_ok=True) as engine:
+            announce(f"{name}: indexing")
             engine.add(read_corpus(part, kind="beir"))
-            evaluations = evaluate(
-                engine,
-                judgements,
-                modes=modes,
-                options=options,
-                on_mode=lambda mode, name=name: told(f"{name}: searching {mode}"),  # type: ignore[misc]
-            )
-            results.append({item.mode: item.metrics for item in evaluations})
-    return {
-        mode: {metric: sum(part[mode][metric] for part in results) / len(results) for metric in results[0][mode]}
-        for mode in results[0]
-    }
+            on_mode = partial(_announce_search, announce, name)
+            evaluations = evaluate(engine, judgements, modes=modes, options=options, on_mode=on_mode)
+        results.append({item.mode: item.metrics for item in evaluations})
+    return _mean(results)
+
+
+def _announce_search(announce: Callable[[str], None], name: str, mode: str) -> None:
+    announce(f"{name}: searching {mode}")
 
 
 def published(model: str, task: str) -> float | None:
-    """Published nDCG@10 of a model, by its name or the name of its folder, on a task; None where it is not known."""
+    """Published nDCG@10 of a model, by its name or the name of its folder, on a task; None if unknown."""
     name = _ALIASES.get(model, Path(model).name)
     row = next((values for known, values in PUBLISHED.items() if known.lower() == name.lower()), {})
     return row.get(task)
 
 
 def averages(sets: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """The mean of {set: {mode: {metric: value}}} over the sets, which count alike however large they are."""
-    first = next(iter(sets.values()))
+    """The mean of {set: {mode: {metric: value}}} over the sets; each has the same weight, whatever its size."""
+    return _mean(list(sets.values()))
+
+
+def _mean(results: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     return {
-        mode: {metric: sum(one[mode][metric] for one in sets.values()) / len(sets) for metric in metrics}
-        for mode, metrics in first.items()
+        mode: {metric: sum(result[mode][metric] for result in results) / len(results) for metric in metrics}
+        for mode, metrics in results[0].items()
     }

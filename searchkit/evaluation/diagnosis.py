@@ -1,4 +1,4 @@
-"""Where a ranking loses: by rank, by the length of queries, by what the model does not read, by holes in judgements."""
+"""Where a ranking loses: by rank, by query length, by what the model does not read, by gaps in the judgements."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from searchkit.significance import confidence_interval
 T = TypeVar("T")
 
 DEEPEST = 1000
-"""Ranks that the recall curve goes down to, where the index holds so many documents."""
+"""Deepest rank of the recall curve, if the index holds that many documents."""
 
 METRIC = "ndcg@10"
 _BATCH = 256  # queries whose deep rankings are in memory at a time
 _TEXTS = 1024  # documents whose tokens are counted at a time
-_BINS, _FEWEST = 5, 20  # lengths of queries make at most so many groups, of at least about so many queries
+_BINS, _FEWEST = 5, 20  # most groups of query lengths, and about the fewest queries of a group
 
-# Thai to Burmese, Khmer, kana and Han write without spaces: there every character counts as a word.
+# Thai to Burmese, Khmer, kana and Han are written without spaces: every character counts as a word.
 _UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over queries with its 95 % confidence interval by Student's t, within 0 and 1; NaN ends for one query."""
+    """A mean over queries with its 95 % confidence interval by Student's t, clipped to 0 to 1; NaN for one query."""
 
     mean: float
     low: float
     high: float
 
     def summary(self) -> dict[str, float | None]:
-        """For JSON, which knows no NaN."""
+        """For JSON, which has no NaN."""
         ends = {"low": self.low, "high": self.high}
         return {"mean": self.mean, **{name: None if isnan(value) else value for name, value in ends.items()}}
 
@@ -52,9 +52,9 @@ class Group:
     """Queries that have something in common.
 
     Args:
-        name: What it is.
+        name: What they have in common.
         queries: Their ids; never empty.
-        scores: nDCG@10 of every mode.
+        scores: Their nDCG@10 in every mode.
     """
 
     name: str
@@ -64,15 +64,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long the texts of one kind are, in tokens of the model, its marks, prefix and instruction counted.
+    """Lengths of documents or queries in tokens, including special tokens, prefix and instruction.
 
     Args:
-        texts: How many there are.
-        room: Tokens that one input may have.
-        longer: How many texts have more.
-        longest: Tokens of the longest.
-        tokens: Of all together.
-        beyond: Of them, those past the room of their text: they are read by no one where texts are cut.
+        texts: Number of texts.
+        room: Most tokens of one input.
+        longer: Number of texts with more.
+        longest: Tokens of the longest text.
+        tokens: Tokens of all texts.
+        beyond: Tokens past the room of their text, which are lost if texts are cut.
     """
 
     texts: int
@@ -85,23 +85,23 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What :func:`diagnose` found.
+    """Result of :func:`diagnose`.
 
     Args:
         recall: Mode -> recall@1, @2 ... down to the deepest rank, mean over all judged queries.
-        first: Mode -> {query id: rank of the first relevant document}, None where none is found so deep; queries
-            without a relevant document are left out.
-        judged: Mode -> judged@10: the share of the first ten documents that have any judgement for their query, mean
-            over the queries that found something.
-        judgements: Counts: queries, relevant, not_relevant, unknown (of documents that are not in the index),
+        first: Mode -> {query id: rank of the first relevant document}, None if there is none down to the deepest rank;
+            without queries that have no relevant document.
+        judged: Mode -> judged@10: the share of the first ten documents that are judged for their query, mean over the
+            queries with hits.
+        judgements: Counts: queries, relevant, not_relevant, unknown (documents missing from the index),
             queries_without_relevant.
         by_words: Queries by their number of words, short ones first.
-        cut: Whether texts that are too long for the model are cut, as in an index of whole documents; otherwise they
-            are in the index as several passages.
+        cut: Whether documents that are too long for the model are cut, as in an index of whole documents; otherwise
+            they are split into passages.
         documents: Lengths of documents.
-        queries: Lengths of queries, with their instructions; they are always cut.
-        by_document: Queries by whether their relevant documents are longer than the model takes.
-        by_query: Queries by whether they are longer themselves; empty where none is.
+        queries: Lengths of queries with their instructions; long queries are always cut.
+        by_document: Queries by whether their relevant documents are too long for the model.
+        by_query: Queries by whether they are too long themselves; empty if none is.
     """
 
     recall: dict[str, list[float]]
@@ -116,11 +116,11 @@ class Diagnosis:
     by_query: list[Group]
 
     def unfound(self, mode: str) -> int:
-        """Queries with relevant documents, none of which is found however deep."""
+        """Number of queries with relevant documents but none among their hits."""
         return sum(rank is None for rank in self.first[mode].values())
 
     def summary(self) -> dict[str, Any]:
-        """Everything as JSON holds it."""
+        """Everything, ready for JSON."""
         groups = {"by_words": self.by_words, "by_document": self.by_document, "by_query": self.by_query}
         return {
             "judgements": self.judgements,
@@ -137,9 +137,9 @@ class Diagnosis:
                         "queries": len(group.queries),
                         METRIC: {mode: score.summary() for mode, score in group.scores.items()},
                     }
-                    for group in found
+                    for group in members
                 ]
-                for name, found in groups.items()
+                for name, members in groups.items()
             },
         }
 
@@ -152,61 +152,61 @@ def diagnose(
     options: SearchOptions | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Diagnosis:
-    """Look at an evaluation from several sides.
+    """Analyse where the queries of an evaluation lose.
 
-    Every mode is searched again, deeply, for the recall curve; all else is taken from the evaluation.
+    Every mode is searched again, deeply, for the recall curve; everything else comes from the evaluation.
 
     Args:
         engine: The index that was evaluated.
-        judgements: What it was evaluated by.
+        judgements: The judgements of the evaluation.
         evaluations: What `searchkit.evaluation.evaluate.evaluate` returned.
         options: The options of the evaluation.
-        on_step: Told what is being done.
+        on_step: Called with a message before each step.
 
     Raises:
-        ValueError: Judgements and index do not belong together.
-        ImportError: scipy is missing.
+        InputError: Judgements and index do not belong together.
+        MissingExtraError: scipy is missing.
     """
-    told = on_step or (lambda step: None)
-    asked, qrels = judged_queries(engine, judgements), judgements.qrels
+    announce = on_step or (lambda step: None)
+    queries, qrels = judged_queries(engine, judgements), judgements.qrels
     scores = {item.mode: item.per_query[METRIC] for item in evaluations}
-    groups = Grouping(scores)  # first: a library that is missing is said before anything is searched
+    groups = Grouping(scores)  # first, so that a missing library is reported before anything is searched
     recall, first = {}, {}
     for mode in scores:
-        told(f"searching {mode} for {min(DEEPEST, len(engine))} documents a query")
+        announce(f"searching {mode} for {min(DEEPEST, len(engine))} documents a query")
         ranker = make_ranker(engine, mode, judgements, options)
         curve = RecallCurve(qrels, min(DEEPEST, max(1, len(engine))))
-        for batch in _batches(asked, _BATCH):
+        for batch in _batches(queries, _BATCH):
             curve.add(ranker.run(batch, curve.depth))
         recall[mode], first[mode] = curve.values(), curve.first
-    told("counting tokens")
+    announce("counting tokens")
     relevant = relevant_documents(qrels)
     documents, long = _document_lengths(engine, set().union(*relevant.values()))
-    lengths, long_queries = _query_lengths(engine, asked, judgements.instruction)
+    lengths, long_queries = _query_lengths(engine, queries, judgements.instruction)
     cut = engine.settings["chunk_tokens"] == 0
     return Diagnosis(
         recall=recall,
         first=first,
         judged={item.mode: judged_at(item.run, qrels, 10) for item in evaluations},
         judgements=_judgements(engine, qrels),
-        by_words=groups.of(_by_words(asked)),
+        by_words=groups.of(_by_words(queries)),
         cut=cut,
         documents=documents,
         queries=lengths,
         by_document=groups.of(_by_document(relevant, long, "cut" if cut else "split")),
-        by_query=groups.of(_by_query(asked, long_queries)),
+        by_query=groups.of(_by_query(queries, long_queries)),
     )
 
 
 class RecallCurve:
-    """Recall at every rank, of a run that comes in parts.
+    """Recall at every rank of a run that is added in parts.
 
     Args:
-        qrels: All judgements; as for trec_eval, a query without a relevant document has a recall of 0.
+        qrels: All judgements; as in trec_eval, a query without a relevant document has a recall of 0.
         depth: The deepest rank.
 
     Attributes:
-        first: Rank of the first relevant document of every query that has any; None while none is found.
+        first: Rank of the first relevant document of every query that has any; None until it is added.
     """
 
     def __init__(self, qrels: Qrels, depth: int) -> None:
@@ -217,14 +217,14 @@ class RecallCurve:
         self.first: dict[str, int | None] = {query: None for query, documents in self._relevant.items() if documents}
 
     def add(self, run: Run) -> None:
-        """Count the documents of some queries, each of which comes once."""
+        """Add the rankings of some queries; each query must be added once."""
         for query, documents in run.items():
             relevant = self._relevant.get(query, set())
             if not relevant & documents.keys():
                 continue
-            places = [place for place, id in enumerate(top(documents, self.depth)) if id in relevant]
-            self._gained[places] += 1 / len(relevant)
-            self.first[query] = places[0] + 1
+            positions = [position for position, id in enumerate(top(documents, self.depth)) if id in relevant]
+            self._gained[positions] += 1 / len(relevant)
+            self.first[query] = positions[0] + 1
 
     def values(self) -> list[float]:
         """Recall@1, @2 ... @depth, means over all judged queries."""
@@ -245,14 +245,14 @@ class Grouping:
 
     def __init__(self, scores: Mapping[str, Mapping[str, float]]) -> None:
         self._scores = scores
-        confidence_interval(np.zeros(2))  # needs a library
+        confidence_interval(np.zeros(2))  # raises if scipy is missing
 
     def of(self, groups: Iterable[tuple[str, Sequence[str]]]) -> list[Group]:
-        """(name, query ids) -> the groups that have any."""
+        """Groups of (name, query ids) without the empty ones."""
         return [Group(name, tuple(ids), self.means(ids)) for name, ids in groups if ids]
 
     def means(self, queries: Sequence[str]) -> dict[str, Interval]:
-        """Mode -> mean over some queries, of which there must be one."""
+        """Mode -> mean over one or more queries."""
         return {mode: _interval([values[id] for id in queries]) for mode, values in self._scores.items()}
 
 
@@ -263,7 +263,7 @@ def _interval(values: Sequence[float]) -> Interval:
 
 
 def judged_at(run: Run, qrels: Qrels, k: int) -> float:
-    """The share of each query's first k documents that are judged, mean over the queries that found any; else NaN."""
+    """The share of each query's first k documents that are judged, mean over the queries with hits; NaN if none has."""
     shares = []
     for query, documents in run.items():
         shown = top(documents, k)
@@ -273,28 +273,28 @@ def judged_at(run: Run, qrels: Qrels, k: int) -> float:
 
 
 def count_words(text: str) -> int:
-    """Words of a text; every character where a script writes no spaces between words."""
+    """Number of words; in scripts without spaces every character is a word."""
     return sum(1 for _ in _WORD.finditer(text))
 
 
 def bins(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """(least, most) of groups that hold about equally many of some lengths, without a gap; at most five of them."""
+    """(shortest, longest) of up to five groups of about equal size, without gaps."""
     order = sorted(lengths)
     wanted = min(_BINS, max(1, len(order) // _FEWEST))
     starts = sorted({order[n * len(order) // wanted] for n in range(wanted)} | {order[0]})
     return [(low, high - 1) for low, high in pairwise([*starts, order[-1] + 1])]
 
 
-def _by_words(asked: Sequence[Query]) -> list[tuple[str, list[str]]]:
-    words = {query.id: count_words(query.text) for query in asked}
+def _by_words(queries: Sequence[Query]) -> list[tuple[str, list[str]]]:
+    words = {query.id: count_words(query.text) for query in queries}
     return [
         (f"{low}" if low == high else f"{low} to {high}", [id for id, count in words.items() if low <= count <= high])
         for low, high in bins(list(words.values()))
     ]
 
 
-def _document_lengths(engine: SearchEngine, wanted: set[str]) -> tuple[Lengths, dict[str, bool]]:
-    """Lengths of all documents, and of the wanted ones that are there whether they are longer than one passage."""
+def _document_lengths(engine: SearchEngine, relevant: set[str]) -> tuple[Lengths, dict[str, bool]]:
+    """Lengths of all documents, and whether each relevant one in the index is longer than one passage."""
     embedder, settings = engine.embedder, engine.settings
     room = embedder.max_length
     if settings["chunk_tokens"]:
@@ -303,18 +303,20 @@ def _document_lengths(engine: SearchEngine, wanted: set[str]) -> tuple[Lengths, 
     for batch in _batches(engine.documents(), _TEXTS):
         tokens = embedder.passage_tokens([join_title(document.title, document.text) for document in batch])
         counts.append(np.array(tokens, dtype=np.int64))
-        long.update(
-            {one.id: count > room for one, count in zip(batch, tokens, strict=True) if one.id in wanted}
-        )  # fmt: skip
+        counted = zip(batch, tokens, strict=True)
+        long.update({document.id: count > room for document, count in counted if document.id in relevant})
     return _lengths(np.concatenate(counts), room), long
 
 
-def _query_lengths(engine: SearchEngine, asked: Sequence[Query], instruction: str | None) -> tuple[Lengths, set[str]]:
+def _query_lengths(engine: SearchEngine, queries: Sequence[Query], instruction: str | None) -> tuple[Lengths, set[str]]:
+    """Lengths of the queries, and the ids of those that are cut."""
     embedder, room = engine.embedder, engine.embedder.max_length
-    own = [instruction if query.instruction is None else query.instruction for query in asked]
-    tokens = [embedder.query_tokens([query.text], said)[0] for query, said in zip(asked, own, strict=True)]
+    tokens = [
+        embedder.query_tokens([query.text], instruction if query.instruction is None else query.instruction)[0]
+        for query in queries
+    ]
     counts = np.array(tokens, dtype=np.int64)
-    return _lengths(counts, room), {query.id for query, count in zip(asked, counts, strict=True) if count > room}
+    return _lengths(counts, room), {query.id for query, count in zip(queries, counts, strict=True) if count > room}
 
 
 def _lengths(counts: np.ndarray, room: int) -> Lengths:
@@ -324,20 +326,20 @@ def _lengths(counts: np.ndarray, room: int) -> Lengths:
 
 
 def _by_document(relevant: Mapping[str, set[str]], long: Mapping[str, bool], done: str) -> list[tuple[str, list[str]]]:
-    """Queries by how many of their relevant documents, of those that are in the index, are too long."""
+    """Queries by how many of their relevant documents in the index are too long."""
     names = (f"none {done}", f"some {done}", f"all {done}")
     groups: dict[str, list[str]] = {name: [] for name in names}
     for query, documents in relevant.items():
-        there = [long[id] for id in documents if id in long]
-        if there:
-            groups[names[2 if all(there) else int(any(there))]].append(query)
+        indexed = [long[id] for id in documents if id in long]
+        if indexed:
+            groups[names[2 if all(indexed) else int(any(indexed))]].append(query)
     return list(groups.items())
 
 
-def _by_query(asked: Sequence[Query], long: set[str]) -> list[tuple[str, list[str]]]:
+def _by_query(queries: Sequence[Query], long: set[str]) -> list[tuple[str, list[str]]]:
     if not long:
         return []
-    ids = [query.id for query in asked]
+    ids = [query.id for query in queries]
     return [("read whole", [id for id in ids if id not in long]), ("cut", [id for id in ids if id in long])]
 
 

@@ -1,4 +1,4 @@
-"""What an index costs its users: waiting, memory, time to index, bytes."""
+"""What an index costs its users: latency, memory, indexing time, disk space."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from threading import Barrier
@@ -25,15 +26,15 @@ from searchkit.ranking import SearchOptions
 from searchkit.records import Document, Query
 
 WARM_UP = 20
-"""Searches that are not counted, of every thread: the first ones read files and fill caches."""
+"""Searches of every thread that are not counted: the first ones read files and fill caches."""
 
-_FEWEST, _MOST = 30, 20_000  # searches that are timed, however long or short they are
-_STARTS = (3, 10)  # new processes, at least and at most
+_FEWEST, _MOST = 30, 20_000  # searches timed, however long they take
+_STARTS = (3, 10)  # fewest and most new processes
 _ROUNDS = 3  # of indexing
-_ROUND = (16, 2048)  # documents of one, at least and at most
-_PHRASES = 300  # queries made of passages, where none are given
+_ROUND = (16, 2048)  # fewest and most documents of a round
+_PHRASES = 300  # queries made of documents, if none are given
 
-# A process of its own, small: what a child's peak is said to be is never less than its parent had when it started it.
+# A small process between: the peak memory of a child is at least that of its parent when it was started.
 _LAUNCHER = """
 import json, resource, subprocess, sys, time
 began = time.perf_counter()
@@ -46,25 +47,25 @@ print(json.dumps({"seconds": seconds, "peak": peak, "code": done.returncode, "er
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How long something took, every time it was done.
+    """Durations of repeated runs of the same thing.
 
     Args:
-        seconds: In the order they were taken.
+        seconds: The durations, in the order of the runs.
     """
 
     seconds: tuple[float, ...]
 
     def percentile(self, share: float) -> float | None:
-        """The least time that so large a share does not exceed; None where too few were taken to tell it from the rest.
+        """The shortest duration that this share of the runs does not exceed; None if there are too few runs.
 
-        A 99th percentile of fewer than 100 times would be their maximum.
+        The 99th percentile of fewer than 100 runs would be their maximum.
         """
         if len(self.seconds) * (1 - share) < 1 - 1e-9:
             return None
         return float(np.quantile(self.seconds, share, method="inverted_cdf"))
 
     def summary(self) -> dict[str, float | int | None]:
-        """The number of times, percentiles, mean, least and most, in seconds."""
+        """Number of runs; percentiles, mean, minimum and maximum in seconds."""
         values = {"mean": float(np.mean(self.seconds)), "least": min(self.seconds), "most": max(self.seconds)}
         shares = {f"p{round(100 * share)}": self.percentile(share) for share in (0.5, 0.95, 0.99)}
         return {"n": len(self.seconds), **shares, **values}
@@ -72,11 +73,11 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Searches:
-    """Searches one after another, each timed whole and in its two parts.
+    """Searches one after another, each timed as a whole and in its two parts.
 
     Args:
         whole: From the text of a query to its hits with their texts.
-        embedding: Of it, making the query's vector; None where words alone are searched.
+        embedding: The part that embeds the query; None for lexical search.
         rest: The search without the embedding.
     """
 
@@ -87,12 +88,12 @@ class Searches:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Searches by several threads of one process, each beginning its next search as soon as the last is done.
+    """Searches by several threads of one process, each starting its next search as soon as the last is done.
 
     Args:
-        threads: How many.
-        times: Of the searches of all.
-        per_second: Searches done in a second.
+        threads: Number of threads.
+        times: Durations of all searches.
+        per_second: Searches finished per second.
     """
 
     threads: int
@@ -102,11 +103,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """The command in a process of its own, from its start to its end.
+    """The search command in new processes, from start to exit.
 
     Args:
-        times: A process each.
-        peak_bytes: The most memory that one had, resident.
+        times: Duration of each process.
+        peak_bytes: Largest resident memory of any of them.
     """
 
     times: Times
@@ -115,11 +116,11 @@ class Starts:
 
 @dataclass(frozen=True, slots=True)
 class Indexing:
-    """Documents added to a new index, some times over.
+    """Documents added to a new index, repeatedly.
 
     Args:
-        documents: Of every round.
-        per_second: Documents a second, a round each.
+        documents: Documents in each round.
+        per_second: Documents per second in each round.
     """
 
     documents: int
@@ -135,30 +136,24 @@ def time_searches(
     instruction: str | None = None,
     options: SearchOptions | None = None,
 ) -> Searches:
-    """Search for one query after another, for about so many seconds, and 30 times at least."""
+    """Search for one query after another, for about `seconds`, and at least 30 times."""
     chosen = options or SearchOptions()
-    whole, embedding, rest = [], [], []
-
-    def search(query: Query) -> None:
+    lexical = chosen.mode == "lexical"
+    runs: list[tuple[float, float]] = []  # seconds of embedding and of the rest
+    until = 0.0
+    for n, query in enumerate(cycle(queries), -WARM_UP):
+        if n == 0:
+            runs.clear()
+            until = time.perf_counter() + seconds
+        elif n >= _MOST or (n >= _FEWEST and time.perf_counter() >= until):
+            break
         began = time.perf_counter()
-        vectors = None if chosen.mode == "lexical" else engine.embed([query], instruction)
+        vectors = None if lexical else engine.embed([query], instruction)
         embedded = time.perf_counter()
         engine.search_many([query], instruction=instruction, k=k, options=chosen, vectors=vectors)
-        done = time.perf_counter()
-        whole.append(done - began)
-        embedding.append(embedded - began)
-        rest.append(done - embedded)
-
-    asked = cycle(queries)
-    for query in islice(asked, WARM_UP):
-        search(query)
-    for times in (whole, embedding, rest):
-        times.clear()
-    until = time.perf_counter() + seconds
-    while len(whole) < _MOST and (len(whole) < _FEWEST or time.perf_counter() < until):
-        search(next(asked))
-    parts = None if chosen.mode == "lexical" else Times(tuple(embedding))
-    return Searches(Times(tuple(whole)), parts, Times(tuple(rest)))
+        runs.append((embedded - began, time.perf_counter() - embedded))
+    embedding, rest = zip(*runs, strict=True)
+    return Searches(Times(tuple(map(sum, runs))), None if lexical else Times(embedding), Times(rest))
 
 
 def time_load(
@@ -171,97 +166,106 @@ def time_load(
     instruction: str | None = None,
     options: SearchOptions | None = None,
 ) -> Load:
-    """Search by several threads at once, for about so many seconds, and 30 times at least."""
-    barrier = Barrier(threads)
-    least, most = -(-_FEWEST // threads), _MOST // threads
-
-    def search(query: Query) -> float:
-        began = time.perf_counter()
-        engine.search_many([query], instruction=instruction, k=k, options=options)
-        return time.perf_counter() - began
-
-    def work(number: int) -> tuple[list[float], float, float]:
-        asked = islice(cycle(queries), number * len(queries) // threads, None)
-        try:
-            for query in islice(asked, WARM_UP):
-                search(query)
-        except BaseException:
-            barrier.abort()  # or the others would wait for ever
-            raise
-        barrier.wait()
-        times: list[float] = []
-        began = time.perf_counter()
-        while len(times) < most and (len(times) < least or time.perf_counter() < began + seconds):
-            times.append(search(next(asked)))
-        return times, began, time.perf_counter()
-
+    """Search with several threads at once, for about `seconds`, and at least 30 times."""
+    search = partial(_timed_search, engine, k=k, instruction=instruction, options=options)
+    start = Barrier(threads)
+    orders = (islice(cycle(queries), n * len(queries) // threads, None) for n in range(threads))
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(work, range(threads)))
-    times = tuple(one for mine, _, _ in found for one in mine)
-    span = max(ended for _, _, ended in found) - min(began for _, began, _ in found)
+        futures = [pool.submit(_client, search, order, start, seconds) for order in orders]
+        clients = [future.result() for future in futures]
+    times = tuple(duration for durations, _, _ in clients for duration in durations)
+    span = max(ended for _, _, ended in clients) - min(began for _, began, _ in clients)
     return Load(threads, Times(times), len(times) / span)
 
 
+def _timed_search(
+    engine: SearchEngine, query: Query, *, k: int, instruction: str | None, options: SearchOptions | None
+) -> float:
+    began = time.perf_counter()
+    engine.search_many([query], instruction=instruction, k=k, options=options)
+    return time.perf_counter() - began
+
+
+def _client(
+    search: Callable[[Query], float], queries: Iterator[Query], start: Barrier, seconds: float
+) -> tuple[list[float], float, float]:
+    """The searches of one thread: durations, when the first began and when the last ended."""
+    fewest, most = -(-_FEWEST // start.parties), _MOST // start.parties
+    try:
+        for query in islice(queries, WARM_UP):
+            search(query)
+    except BaseException:
+        start.abort()  # or the other threads would wait forever
+        raise
+    start.wait()
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < most and (len(times) < fewest or time.perf_counter() < began + seconds):
+        times.append(search(next(queries)))
+    return times, began, time.perf_counter()
+
+
 def time_starts(index: Path, query: str, arguments: Sequence[str] = (), *, seconds: float) -> Starts:
-    """Run `searchkit search INDEX QUERY` in new processes, for about so many seconds, 3 to 10 times.
+    """Run `searchkit search INDEX QUERY` in new processes, for about `seconds`, 3 to 10 times.
 
     Files are in the system's cache: a first process, which is not counted, reads them.
 
     Args:
-        index: The folder.
-        query: What to search for.
+        index: The index folder.
+        query: The query.
         arguments: Options of the command.
-        seconds: About how long.
+        seconds: Approximate duration.
 
     Raises:
-        ValueError: The command failed.
+        InputError: The command failed.
     """
     command = [sys.executable, "-m", "searchkit.cli.main", "search", str(index), "--format", "json", *arguments]
     command += ["--", query]
-    found: list[dict[str, Any]] = []
-    least, most = _STARTS
+    runs: list[dict[str, Any]] = []
+    fewest, most = _STARTS
     until = time.perf_counter() + seconds
-    while len(found) <= least or (len(found) <= most and time.perf_counter() < until):
+    while len(runs) <= fewest or (len(runs) <= most and time.perf_counter() < until):
         done = subprocess.run([sys.executable, "-c", _LAUNCHER, *command], capture_output=True, text=True, check=True)
-        found.append(json.loads(done.stdout))
-        if found[-1]["code"]:
-            raise InputError(f"a search in a process of its own failed: {found[-1]['error'].strip()}")
-    counted = found[1:]
-    return Starts(Times(tuple(one["seconds"] for one in counted)), max(one["peak"] for one in counted))
+        runs.append(json.loads(done.stdout))
+        if runs[-1]["code"]:
+            raise InputError(f"a search in a new process failed: {runs[-1]['error'].strip()}")
+    return Starts(Times(tuple(run["seconds"] for run in runs[1:])), max(run["peak"] for run in runs[1:]))
 
 
 def time_indexing(engine: SearchEngine, *, seconds: float, seed: int = 0) -> Indexing | None:
-    """Index documents of the index anew, in three rounds of about so many seconds together; None of an empty index.
+    """Index a sample of the documents again, in three rounds of about `seconds` together; None for an empty index.
 
-    Each round takes documents of its own, as far as there are enough, into a new index beside this one: cut, embedded,
-    committed to the disk and indexed by their words, as `searchkit index` does.
+    Each round adds other documents, as far as there are enough, to a new index beside this one. They are split,
+    embedded, committed and indexed lexically, as `searchkit index` does.
     """
     docs = _documents_of(engine)
     if not len(docs):
         return None
     order = np.random.default_rng(seed).permutation(docs)
-    least, most = _ROUND
-    trial = _index(engine, _documents(engine, order[:least]))
-    count = min(max(least, int(trial * seconds / _ROUNDS)), most, len(order))
+    fewest, most = _ROUND
+    trial = _index(engine, _documents(engine, order[:fewest]))
+    count = min(max(fewest, int(trial * seconds / _ROUNDS)), most, len(order))
     rates = []
     for number in range(_ROUNDS):
-        mine = np.take(order, range(number * count, (number + 1) * count), mode="wrap")
-        rates.append(_index(engine, _documents(engine, mine)))
+        drawn = np.take(order, range(number * count, (number + 1) * count), mode="wrap")
+        rates.append(_index(engine, _documents(engine, drawn)))
     return Indexing(count, tuple(rates))
 
 
 def _index(engine: SearchEngine, documents: Sequence[Document]) -> float:
-    """Documents a second."""
+    """Documents per second."""
     settings = {name: engine.settings[name] for name in ("chunk_tokens", "overlap", "language")}
-    with tempfile.TemporaryDirectory(dir=_place(engine.store.folder.resolve().parent), prefix=".searchkit-") as place:
+    with tempfile.TemporaryDirectory(
+        dir=_writable(engine.store.folder.resolve().parent), prefix=".searchkit-"
+    ) as folder:
         began = time.perf_counter()
-        with SearchEngine.create(Path(place) / "index", model=engine.embedder, **settings) as made:
-            made.add(documents)
+        with SearchEngine.create(Path(folder) / "index", model=engine.embedder, **settings) as new:
+            new.add(documents)
         return len(documents) / (time.perf_counter() - began)
 
 
-def _place(folder: Path) -> Path | None:
-    """The folder if it can be written to, since disks differ; else the system's own for temporary files."""
+def _writable(folder: Path) -> Path | None:
+    """The folder if it is writable, since disks differ in speed; else None, the system's temporary folder."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return folder
@@ -285,15 +289,16 @@ def _documents(engine: SearchEngine, docs: np.ndarray) -> list[Document]:
 
 
 def made_queries(engine: SearchEngine, *, count: int = _PHRASES, seed: int = 0) -> list[Query]:
-    """Phrases of 1 to 12 words out of documents drawn at random, for want of real queries; none of an empty index."""
+    """Phrases of 1 to 12 words from random documents, in place of real queries; empty for an empty index."""
     docs = _documents_of(engine)
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(docs)[:count]
-    return phrases([one.text if one.text.strip() else one.title for one in _documents(engine, drawn)], rng)
+    texts = [document.text if document.text.strip() else document.title for document in _documents(engine, drawn)]
+    return phrases(texts, rng)
 
 
 def bytes_per_document(engine: SearchEngine) -> dict[str, float]:
-    """Bytes on disk, a document: "documents" (texts, metadata), "vectors", "words" and "all"."""
+    """Bytes per document on disk: "documents" (texts, metadata), "vectors", "words" (lexical index) and "all"."""
     sizes = engine.store.sizes()
     count = max(1, len(engine))
     parts = {"documents": sizes["index.db"], "vectors": sizes["segments"], "words": sizes["lexical"]}

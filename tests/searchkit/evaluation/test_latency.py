@@ -118,7 +118,7 @@ def test_new_processes_are_timed_from_start_to_end_with_their_own_memory(index: 
     assert 0.05 < sum(found.times.seconds) < passed
     assert 2**24 < found.peak_bytes < 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     del held
-    with pytest.raises(ValueError, match=r"(?s)a search in a process of its own failed: .*nowhere"):
+    with pytest.raises(ValueError, match=r"(?s)a search in a new process failed: .*nowhere"):
         time_starts(index.parent / "nowhere", "the sun", seconds=0)
 
 
