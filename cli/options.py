@@ -140,9 +140,9 @@ def fusion_options(command: F) -> F:
         [
             click.option(
                 "--fusion",
-                default="weighted",
+                default="adaptive",
                 show_default=True,
-                type=click.Choice(["weighted", "rrf"]),
+                type=click.Choice(["adaptive", "weighted", "rrf"]),
                 help="Weighted scores, or reciprocal ranks.",
             ),
             click.option(

@@ -7,7 +7,36 @@ from collections.abc import Sequence
 Ranking = dict[int, float]
 """Item -> score, higher is better."""
 
-FUSIONS = ("weighted", "rrf")
+FUSIONS = ("adaptive", "weighted", "rrf")
+
+# Fitted on SciFact's train split, the dev splits of NFCorpus and corpora/intents, and queries written for Cranfield
+# (docs/benchmarks.md has the table and its command).
+WEAK, SOLID = 0.2, 0.3
+"""Lexical evidence up to which the lexical side is ignored, and from which it has its full weight."""
+DIVERGENT, EQUAL = 0.98, 0.99
+"""Agreement with the neutral instruction up to which the lexical side is ignored, and from which it is not."""
+FEW_TERMS = 6
+"""Query terms below which agreement counts for less: an instruction changes a vector of two words for no reason."""
+
+
+def lexical_share(evidence: float, agreement: float, terms: int) -> float:
+    """How much of its weight the lexical side of one query keeps, 0 to 1.
+
+    BM25 ignores the instruction, so it is trusted as far as the instruction changes nothing, and as far as it matched
+    more than a common word or two.
+
+    Args:
+        evidence: The best BM25 score over the highest that the query's terms could give.
+        agreement: Correlation of the candidates' similarities under the instruction with those under a neutral one.
+        terms: Distinct terms of the query.
+    """
+    matched = _ramp(evidence, WEAK, SOLID)
+    neutral = _ramp(agreement, DIVERGENT, EQUAL)
+    return matched * (1 - (1 - neutral) * min(1.0, terms / FEW_TERMS))
+
+
+def _ramp(value: float, low: float, high: float) -> float:
+    return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
 def reciprocal_rank(rankings: Sequence[Ranking], rrf_k: int = 60) -> Ranking:

@@ -20,6 +20,7 @@ LANGUAGES = (
 
 _NO_STOP_WORDS = {"arabic", "greek", "romanian", "tamil", "turkish"}  # tantivy has stemmers for these, no stop words
 _ANALYZER = "searchkit"
+_K1 = 1.2  # tantivy's, which has no setting for it
 _FEW = 1000
 """Allowed rows up to which the words are looked for in those rows alone, instead of in all and left out after."""
 
@@ -79,6 +80,19 @@ class LexicalIndex:
         finally:
             writer.wait_merging_threads()
         self._index.reload()
+
+    def ceiling(self, query: str) -> tuple[float, int]:
+        """The highest BM25 score that a passage of usual length could have for a query, and its distinct terms.
+
+        Every term of the query saturated would score (k1 + 1) times the sum of their inverse document frequencies; no
+        passage reaches that, and four fifths of it is as much as a real one does.
+        """
+        terms = self._analyzer.analyze(query)
+        searcher = self._index.searcher()
+        count = searcher.num_docs
+        frequencies = {term: searcher.doc_freq("text", term) for term in set(terms)}
+        idf = {term: math.log1p((count - n + 0.5) / (n + 0.5)) for term, n in frequencies.items()}
+        return 0.8 * (_K1 + 1) * sum(idf[term] for term in terms), len(idf)
 
     def search(
         self, query: str, k: int, rows_below: int, allowed: np.ndarray | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -12,12 +12,14 @@ import numpy as np
 from searchkit.errors import InputError
 from searchkit.indexer import fusion
 from searchkit.indexer.filters import Condition, compile_filter
+from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.faiss_gpu import Gpus
 from searchkit.indexer.vectors.recipes import RECIPES
 from searchkit.lexical_sync import LexicalSync
+from searchkit.records import Explanation
 from searchkit.validation import check_share, described, whole_number
 
 Mode = Literal["dense", "lexical", "hybrid"]
@@ -41,15 +43,16 @@ class SearchOptions:
 
     Args:
         mode: "dense" (vectors), "lexical" (BM25) or "hybrid" (both).
-        fusion: "weighted" or "rrf" (reciprocal rank); for hybrid only.
-        dense_weight: Weight of the dense side in a weighted fusion, 0 to 1.
+        fusion: For hybrid only: "adaptive" (weighted, with less weight for the lexical side where the instruction
+            changes the similarities or little of the query was matched), "weighted", or "rrf" (reciprocal rank).
+        dense_weight: Weight of the dense side, 0 to 1; the least one in adaptive fusion.
         rrf_k: Constant of reciprocal rank fusion.
         depth: Candidates that each side contributes to fusion, at least.
         where: Conditions on the documents' metadata (see :mod:`searchkit.indexer.filters`); None for no filter.
     """
 
     mode: Mode = "hybrid"
-    fusion: str = "weighted"
+    fusion: str = "adaptive"
     dense_weight: float = 0.5
     rrf_k: int = 60
     depth: int = 100
@@ -75,6 +78,8 @@ class SearchRequest:
         options: How to rank.
         ties: Also return the documents after the k-th that score as it does (as 32-bit floats), where that is known: of
             vectors, those that are searched exactly.
+        neutral: The queries under the neutral instruction, in the shape of `vectors`, for adaptive fusion; equal rows
+            where a query has no instruction. None stands for `vectors`.
     """
 
     texts: Sequence[str]
@@ -82,6 +87,24 @@ class SearchRequest:
     k: int
     options: SearchOptions = SearchOptions()
     ties: bool = False
+    neutral: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """What both sides say about the candidates of one query, by document.
+
+    Args:
+        similarity: Of every candidate.
+        bm25: Of those that share a term with the query.
+        rows: The passage that stands for each.
+        dense_weight: Weight of the dense side; the lexical one has the rest.
+    """
+
+    similarity: dict[int, float]
+    bm25: dict[int, float]
+    rows: dict[int, int]
+    dense_weight: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +187,34 @@ class Ranker:
             raise InputError(f"a {options.mode} ranking needs the vectors of its queries")
         if options.mode == "dense":
             return self._dense(request.vectors, k, allowed, ties=request.ties)
-        depth = max(k, min(options.depth, self.snapshot.next_row))
-        by_vector = self._dense(request.vectors, depth, allowed)
-        by_term = [self._lexical(text, depth, allowed) for text in request.texts]
-        return [
-            self._fuse(vector, similar, matching, k, options, ties=request.ties)
-            for vector, similar, matching in zip(request.vectors, by_vector, by_term, strict=True)
-        ]
+        return [_fused(sides, k, options, ties=request.ties) for sides in self._sides(request, allowed)]
+
+    def explain(self, request: SearchRequest, rankings: Sequence[Sequence[Ranked]]) -> list[list[Explanation]]:
+        """Why each document of some rankings, which `rank` returned for the request, stands where it does."""
+        options = request.options
+        allowed = self._living if options.where is None else self._matching(options.where)
+        if not any(rankings):
+            return [[] for _ in rankings]
+        if options.mode == "dense":
+            return [[Explanation(item.score, place, None, None, 1.0) for place, item in _places(r)] for r in rankings]
+        if options.mode == "lexical":
+            return [[Explanation(None, None, item.score, place, 0.0) for place, item in _places(r)] for r in rankings]
+        explained = []
+        for ranking, sides in zip(rankings, self._sides(request, allowed), strict=True):
+            dense_place, lexical_place = _place_of(sides.similarity), _place_of(sides.bm25)
+            explained.append(
+                [
+                    Explanation(
+                        sides.similarity.get(item.doc),
+                        dense_place.get(item.doc),
+                        sides.bm25.get(item.doc),
+                        lexical_place.get(item.doc),
+                        None if options.fusion == "rrf" else sides.dense_weight,
+                    )
+                    for item in ranking
+                ]
+            )
+        return explained
 
     def _matching(self, where: Mapping[str, Any]) -> _Allowed:
         condition = compile_filter(where)
@@ -230,9 +274,12 @@ class Ranker:
             ranking = self._best_matches(text, depth, allowed)
         return ranking[: _end(ranking, k)]
 
-    def _best_matches(self, text: str, k: int, allowed: _Allowed) -> list[Ranked]:
+    def _lexical_index(self) -> LexicalIndex:
         assert self.lexical is not None, "this ranker was made for vectors alone"
-        index = self.lexical.index_of(self.snapshot)
+        return self.lexical.index_of(self.snapshot)
+
+    def _best_matches(self, text: str, k: int, allowed: _Allowed) -> list[Ranked]:
+        index = self._lexical_index()
         depth = k if allowed.passages == allowed.documents else 4 * k
         while True:
             rows, scores = index.search(text, depth, self.snapshot.next_row, allowed.rows)
@@ -244,31 +291,77 @@ class Ranker:
 
     # Both
 
-    def _fuse(
+    def _sides(self, request: SearchRequest, allowed: _Allowed) -> list[_Sides]:
+        """The candidates of every query, with what fusion needs to know about them."""
+        assert request.vectors is not None, "hybrid search embeds its queries"
+        options = request.options
+        depth = max(min(request.k, self.snapshot.next_row), min(options.depth, self.snapshot.next_row))
+        neutral = request.vectors if request.neutral is None else request.neutral
+        return [
+            self._side_by_side(text, vector, plain, similar, self._lexical(text, depth, allowed), options)
+            for text, vector, plain, similar in zip(
+                request.texts, request.vectors, neutral, self._dense(request.vectors, depth, allowed), strict=True
+            )
+        ]
+
+    def _side_by_side(
         self,
+        text: str,
         vector: np.ndarray,
+        neutral: np.ndarray,
         by_vector: list[Ranked],
         by_term: list[Ranked],
-        k: int,
         options: SearchOptions,
-        *,
-        ties: bool,
-    ) -> list[Ranked]:
-        """Fuse the two rankings of one query."""
+    ) -> _Sides:
         similarity = {item.doc: item.score for item in by_vector}
         bm25 = {item.doc: item.score for item in by_term}
         # Shown is the passage that ranked best by its vector, if any did: it carries the meaning of the query.
         rows = {item.doc: item.row for item in (*by_term, *by_vector)}
         if options.fusion == "rrf":
-            fused = fusion.reciprocal_rank((similarity, bm25), options.rrf_k)
-        else:
-            unscored = [doc for doc in bm25 if doc not in similarity]
-            scores = segments.score(self.segments, vector, np.array([rows[doc] for doc in unscored], dtype=np.int64))
-            similarity |= dict(zip(unscored, scores.tolist(), strict=True))
-            fused = fusion.weighted(similarity, bm25, options.dense_weight)
-        order = sorted(fused, key=lambda doc: (-fused[doc], doc))
-        ranking = [Ranked(doc, fused[doc], rows[doc]) for doc in order]
-        return ranking[: _end(ranking, k) if ties else k]
+            return _Sides(similarity, bm25, rows, options.dense_weight)
+        unscored = [doc for doc in bm25 if doc not in similarity]
+        scores = self._similarities(vector, [rows[doc] for doc in unscored])
+        similarity |= dict(zip(unscored, scores.tolist(), strict=True))
+        weight = options.dense_weight
+        if options.fusion == "adaptive" and bm25:
+            ceiling, terms = self._lexical_index().ceiling(text)
+            agreement = self._agreement(vector, neutral, list(rows.values()))
+            evidence = max(bm25.values()) / ceiling if ceiling > 0 else 0.0
+            weight = 1 - (1 - weight) * fusion.lexical_share(evidence, agreement, terms)
+        return _Sides(similarity, bm25, rows, weight)
+
+    def _agreement(self, vector: np.ndarray, neutral: np.ndarray, rows: list[int]) -> float:
+        """Correlation of two vectors' similarities to some passages; 1 where there is too little to compare."""
+        if vector is neutral or np.array_equal(vector, neutral):
+            return 1.0
+        pair = np.stack([self._similarities(vector, rows), self._similarities(neutral, rows)])
+        if len(rows) < 3 or not pair.std(axis=1).all():
+            return 1.0
+        return float(np.corrcoef(pair)[0, 1])
+
+    def _similarities(self, vector: np.ndarray, rows: list[int]) -> np.ndarray:
+        return segments.score(self.segments, vector, np.array(rows, dtype=np.int64))
+
+
+def _fused(sides: _Sides, k: int, options: SearchOptions, *, ties: bool) -> list[Ranked]:
+    """The k best of one query's candidates."""
+    if options.fusion == "rrf":
+        fused = fusion.reciprocal_rank((sides.similarity, sides.bm25), options.rrf_k)
+    else:
+        fused = fusion.weighted(sides.similarity, sides.bm25, sides.dense_weight)
+    order = sorted(fused, key=lambda doc: (-fused[doc], doc))
+    ranking = [Ranked(doc, fused[doc], sides.rows[doc]) for doc in order]
+    return ranking[: _end(ranking, k) if ties else k]
+
+
+def _places(ranking: Sequence[Ranked]) -> Iterator[tuple[int, Ranked]]:
+    return enumerate(ranking, start=1)
+
+
+def _place_of(scores: Mapping[int, float]) -> dict[int, int]:
+    """The rank of every document by its score, from 1."""
+    order = sorted(scores, key=lambda doc: (-scores[doc], doc))
+    return {doc: place for place, doc in enumerate(order, start=1)}
 
 
 def _end(ranking: Sequence[Ranked], k: int) -> int:

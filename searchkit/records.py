@@ -64,6 +64,25 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a document stands where it does in a ranking.
+
+    Args:
+        dense_score: Its inner product with the query; None in a lexical ranking.
+        dense_rank: Its rank by that among the candidates, from 1.
+        lexical_score: Its BM25 score; None in a dense ranking, and where it shares no term with the query.
+        lexical_rank: Its rank by that, from 1.
+        dense_weight: Weight of the dense side in the fused score, 0 to 1; None for reciprocal rank fusion.
+    """
+
+    dense_score: float | None
+    dense_rank: int | None
+    lexical_score: float | None
+    lexical_rank: int | None
+    dense_weight: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """One document found, shown by its best passage.
 
@@ -76,6 +95,7 @@ class Hit:
         start: First character of the passage in the document's text.
         stop: One past its last character.
         metadata: The document's metadata.
+        explanation: Why it stands there, where the search asked for that.
     """
 
     id: str
@@ -86,6 +106,7 @@ class Hit:
     start: int
     stop: int
     metadata: dict[str, Any]
+    explanation: Explanation | None = None
 
 
 def join_title(title: str, text: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from threading import RLock
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -20,11 +21,19 @@ from searchkit.indexer.vectors.storage import Storage
 from searchkit.lexical_sync import LexicalSync
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import Mode, Ranked, Ranker, SearchOptions, SearchRequest
-from searchkit.records import Document, Hit, Query
-from searchkit.tasks import get_task
+from searchkit.records import Document, Explanation, Hit, Query
+from searchkit.tasks import WEB_SEARCH, get_task
 from searchkit.validation import check_instruction, check_text, checked_queries, described, whole_number
 
 _RETRIES = 8
+
+
+class _Answer(NamedTuple):
+    """What one commit returns for a request: rankings, their passages by row, and why they are as they are."""
+
+    rankings: list[list[Ranked]]
+    passages: dict[int, StoredPassage]
+    explanations: list[list[Explanation]]
 
 
 class Searcher:
@@ -138,6 +147,7 @@ class Searcher:
         mode: Mode | None = None,
         where: Mapping[str, Any] | None = None,
         options: SearchOptions | None = None,
+        explain: bool = False,
     ) -> list[Hit]:
         """The k best documents for one query, each shown by its best passage.
 
@@ -149,6 +159,7 @@ class Searcher:
             mode: "dense", "lexical" or "hybrid"; None for hybrid.
             where: A filter on metadata (see :mod:`searchkit.indexer.filters`).
             options: All settings of a ranking, instead of `mode` and `where`.
+            explain: Give every hit an :class:`Explanation`: its dense and lexical score and rank, and their weight.
 
         Raises:
             InputError: The query is empty, the task unknown, or an argument cannot be used or combined with another.
@@ -156,7 +167,7 @@ class Searcher:
         if not isinstance(query, str | Query):
             raise InputError(f"query is {described(query)}; expected a string")
         return self.search_many(
-            [query], instruction=instruction, task=task, k=k, mode=mode, where=where, options=options
+            [query], instruction=instruction, task=task, k=k, mode=mode, where=where, options=options, explain=explain
         )[0]
 
     def search_many(
@@ -170,6 +181,7 @@ class Searcher:
         where: Mapping[str, Any] | None = None,
         options: SearchOptions | None = None,
         vectors: np.ndarray | None = None,
+        explain: bool = False,
     ) -> list[list[Hit]]:
         """Like `search` for many queries; a :class:`Query` with an instruction of its own keeps it.
 
@@ -177,8 +189,13 @@ class Searcher:
         """
         options = chosen_options(options, mode, where)
         request = self._request(queries, chosen_instruction(instruction, task), k, options, vectors=vectors)
-        rankings, passages = self._answer(request, fetch=True)
-        return [as_hits(ranking, passages) for ranking in rankings]
+        answer = self._answer(request, fetch=True, explain=explain)
+        if not explain:
+            return [as_hits(ranking, answer.passages) for ranking in answer.rankings]
+        return [
+            as_hits(ranking, answer.passages, explanations)
+            for ranking, explanations in zip(answer.rankings, answer.explanations, strict=True)
+        ]
 
     def rank(
         self,
@@ -196,7 +213,7 @@ class Searcher:
         """
         options = chosen_options(options)
         request = self._request(queries, chosen_instruction(instruction, task), k, options, ties=ties)
-        return self._answer(request)[0]
+        return self._answer(request).rankings
 
     def similar(self, id: str, *, k: int = 10, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """The k documents nearest to one that the index holds, by their vectors; no model is needed.
@@ -216,8 +233,8 @@ class Searcher:
             first, stored = self._store.documents.document(doc)
             vectors = self._ranker.vectors_of(np.arange(first, first + len(stored.spans)))
             request = SearchRequest([stored.id] * len(vectors), vectors, k + 1, options)
-            rankings, passages = self._answer(request, fetch=True)
-            return as_hits(merged(rankings, k, without=doc), passages)
+            answer = self._answer(request, fetch=True)
+            return as_hits(merged(answer.rankings, k, without=doc), answer.passages)
         raise InputError(f"the index holds no document {described(id)}; documents are looked up by their exact id")
 
     def embed(self, queries: Iterable[str | Query], instruction: str | None = None) -> np.ndarray:
@@ -238,25 +255,27 @@ class Searcher:
         self._check_open()
         checked = checked_queries(queries)
         k = whole_number("k", k, 1)
+        neutral = None
         if not checked or self.passages == 0:
             vectors = None  # there is nothing to search, and no model to load
         elif vectors is not None:
             vectors = checked_vectors(vectors, len(checked), self.dim)
         elif options.mode != "lexical":
             vectors = self.embed(checked, instruction)
-        return SearchRequest([query.text for query in checked], vectors, k, options, ties)
+            if options.mode == "hybrid" and options.fusion == "adaptive":
+                neutral = neutral_vectors(self.embedder, checked, instruction, vectors)
+        return SearchRequest([query.text for query in checked], vectors, k, options, ties, neutral)
 
-    def _answer(
-        self, request: SearchRequest, *, fetch: bool = False
-    ) -> tuple[list[list[Ranked]], dict[int, StoredPassage]]:
+    def _answer(self, request: SearchRequest, *, fetch: bool = False, explain: bool = False) -> _Answer:
         """Rank in the current commit, and fetch the passages; if a writer removed its files meanwhile, in the next."""
         if request.vectors is None and request.options.mode != "lexical":  # the index was empty
-            return [[] for _ in request.texts], {}
+            return _Answer([[] for _ in request.texts], {}, [[] for _ in request.texts])
         for attempt in range(_RETRIES):
             ranker = self._ranker
             try:
                 rankings = ranker.rank(request)
-                return rankings, self._fetch(rankings) if fetch else {}
+                explanations = ranker.explain(request, rankings) if explain else []
+                return _Answer(rankings, self._fetch(rankings) if fetch else {}, explanations)
             except (StoreError, OSError, RuntimeError):  # a file may go while it is read; RuntimeError is FAISS's
                 newer = self._store.database.setting("generation") != ranker.snapshot.generation
                 if not newer or attempt == _RETRIES - 1:
@@ -353,6 +372,22 @@ def embed(embedder: Embedder, queries: Sequence[Query], instruction: str | None)
     return rows
 
 
+def neutral_vectors(
+    embedder: Embedder, queries: Sequence[Query], instruction: str | None, vectors: np.ndarray
+) -> np.ndarray:
+    """The queries under the neutral instruction, like `vectors`; the same row where a query has no other instruction.
+
+    The neutral one is that of a web search: any instruction moves a vector, and what matters is what this one asks for.
+    """
+    rows = vectors.copy()
+    default = embedder.conventions.default_instruction
+    chosen = [instruction if query.instruction is None else query.instruction for query in queries]
+    changed = [n for n, own in enumerate(chosen) if (default if own is None else own) not in (None, "", WEB_SEARCH)]
+    if changed:
+        rows[changed] = embedder.encode_queries([queries[n].text for n in changed], WEB_SEARCH)
+    return rows
+
+
 def checked_vectors(vectors: object, count: int, dim: int) -> np.ndarray:
     """Return vectors that came with their queries, (count, dim) float32; InputError where they are anything else."""
     try:
@@ -375,10 +410,12 @@ def merged(rankings: Iterable[Iterable[Ranked]], k: int, *, without: int) -> lis
     return list(best.values())[:k]
 
 
-def as_hits(ranking: Iterable[Ranked], passages: Mapping[int, StoredPassage]) -> list[Hit]:
+def as_hits(
+    ranking: Sequence[Ranked], passages: Mapping[int, StoredPassage], explanations: Sequence[Explanation] = ()
+) -> list[Hit]:
     """The hits of one ranking, from its passages by row."""
     hits = []
-    for rank, item in enumerate(ranking, start=1):
+    for rank, (item, explanation) in enumerate(zip_longest(ranking, explanations), start=1):
         passage = passages[item.row]
         hits.append(
             Hit(
@@ -390,6 +427,7 @@ def as_hits(ranking: Iterable[Ranked], passages: Mapping[int, StoredPassage]) ->
                 start=passage.start,
                 stop=passage.stop,
                 metadata=passage.metadata,
+                explanation=explanation,
             )
         )
     return hits

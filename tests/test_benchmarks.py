@@ -117,18 +117,18 @@ def test_a_reduced_split_is_scored_as_an_evaluation_is(
                 assert found["ndcg@10"][f"{name}, {one.mode}"] == pytest.approx(one.metrics["ndcg@10"])
 
 
-def test_the_default_fusion_scores_as_the_engine_does(
+def test_the_fusion_script_scores_as_the_engine_does(
     judged: Path, embedder: Embedder, documents: list[Document]
 ) -> None:
-    fused = runpy.run_path(str(SCRIPTS / "fusion.py"))["measure"]
+    script = runpy.run_path(str(SCRIPTS / "fusion.py"))
+    _, judgements = script["judgements_of"](f"{judged}:test")
     with SearchEngine.create(judged / "index", model=embedder) as engine:
         engine.add(documents)
-        found = fused(engine, judged, "test")
-        wanted = evaluate(engine, read_judgements(judged))
-    wanted_by_mode = {evaluation.mode: evaluation.metrics["ndcg@10"] for evaluation in wanted}
-    assert found["dense alone"] == wanted_by_mode["dense"]
-    assert found["BM25 alone"] == wanted_by_mode["lexical"]
-    assert found["weighted, exact similarity for every candidate"] == wanted_by_mode["hybrid"]
+        scores = script["measure"](engine, judgements)
+        expected = {result.mode: result.metrics["ndcg@10"] for result in evaluate(engine, judgements)}
+    assert scores["dense alone"][0] == expected["dense"]
+    assert scores["BM25 alone"][0] == expected["lexical"]
+    assert scores["adaptive"][0] == expected["hybrid"]
 
 
 def test_the_evaluation_script_accounts_for_all_the_time() -> None:

@@ -111,7 +111,7 @@ def test_hybrid_is_the_weighted_sum_of_both_sides(
     vectors = dict(enumerate(similarities(embedder, documents, query).tolist()))
     words = {int(hit.id): hit.score for hit in engine.search(query, k=30, options=LEXICAL)}
     expected = weighted(vectors, words, weight)
-    hits = engine.search(query, k=30, options=SearchOptions(dense_weight=weight))
+    hits = engine.search(query, k=30, options=SearchOptions(fusion="weighted", dense_weight=weight))
     assert {int(hit.id): hit.score for hit in hits} == pytest.approx(expected, abs=1e-4)
 
 
@@ -169,7 +169,7 @@ def test_misspelt_and_impossible_settings_are_refused(engine: SearchEngine) -> N
         engine.search("tea", k=0)
     with pytest.raises(ValueError, match="expected one of dense, lexical, hybrid"):
         as_mode("sparse")
-    with pytest.raises(ValueError, match="fusion is 'max'; expected one of weighted, rrf"):
+    with pytest.raises(ValueError, match="fusion is 'max'; expected one of adaptive, weighted, rrf"):
         SearchOptions(fusion="max")
     with pytest.raises(ValueError, match="dense_weight is 2; expected 0 to 1"):
         SearchOptions(dense_weight=2)

@@ -28,11 +28,15 @@ QUERIES = ["green tea and the kettle", "why does bread rise", "the sun", "zymurg
 OPTIONS: dict[str, dict[str, Any]] = {
     "dense": {"mode": "dense"},
     "lexical": {"mode": "lexical"},
-    "hybrid": {"mode": "hybrid"},
+    "hybrid": {"mode": "hybrid", "fusion": "weighted"},
     "rrf": {"mode": "hybrid", "fusion": "rrf", "rrf_k": 20},
     "dense filtered": {"mode": "dense", "where": {"year": {"$gte": 2015}}},
     "lexical filtered": {"mode": "lexical", "where": {"tags": {"$in": ["tea", "sky"]}}},
-    "hybrid filtered": {"mode": "hybrid", "where": {"$or": [{"year": {"$lt": 2012}}, {"author.name": "Ada Löwe"}]}},
+    "hybrid filtered": {
+        "mode": "hybrid",
+        "fusion": "weighted",
+        "where": {"$or": [{"year": {"$lt": 2012}}, {"author.name": "Ada Löwe"}]},
+    },
 }
 SENTENCES = [
     "Green tea is poured from the kettle at eighty degrees.",
