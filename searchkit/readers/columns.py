@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from itertools import pairwise
 
 from searchkit.errors import InputError, RowError
 
@@ -109,7 +110,7 @@ class ColumnGuess:
 
     def __post_init__(self) -> None:
         words = re.split(r"[^a-zA-Z]+|(?<=[a-z])(?=[A-Z])", self.name)
-        if not any(_CODE.fullmatch(word) for word in words):
+        if not any(_CODE.fullmatch(word) for word in (*words, *map("".join, pairwise(words)))):
             self.misfits = {kind: (0, "") for kind in TYPES if kind != "text"}
 
     def see(self, cell: str, location: str) -> None:

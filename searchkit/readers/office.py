@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import email
 import email.policy
 import json
@@ -88,7 +89,7 @@ def xlsx(path: Path) -> Parts:
     try:
         lines: list[str] = []
         for sheet in workbook.worksheets:
-            rows = list(_rows(["" if cell is None else str(cell) for cell in row] for row in sheet.values))
+            rows = list(_rows([_cell_text(cell) for cell in row] for row in sheet.values))
             if rows:
                 lines += [sheet.title, *rows, ""]
         return workbook.properties.title or "", _joined(lines), {}
@@ -152,8 +153,16 @@ def ipynb(path: Path) -> Parts:
 def _rows(rows: Iterable[list[str]]) -> Iterator[str]:
     for row in rows:
         cells = [" ".join(cell.split()) for cell in row]
-        if any(cells):
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
             yield " | ".join(cells)
+
+
+def _cell_text(value: Any) -> str:
+    if isinstance(value, datetime.datetime):  # how a sheet stores a day
+        value = value.date() if value.time() == datetime.time() else value.isoformat(" ")
+    return "" if value is None else str(value)
 
 
 def _joined(texts: Iterable[str], between: str = "\n") -> str:

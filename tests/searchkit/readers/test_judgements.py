@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,38 @@ def test_trec_judgements_are_split_at_any_blanks(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "q1\td1\t1.0\nq2\td2\t0\n",
+        "query\tdocument\trelevance\nq1\td1\t1\nq2\td2\t0\n",
+        "corpus-id\tquery-id\tscore\nd1\tq1\t1\nd2\tq2\t0\n",
+        "Query_ID\tIteration\tDoc ID\tLabel\nq1\t0\td1\t1\nq2\t0\td2\t0\n",
+        "qid\t0\tdocno\trel\nq1\t0\td1\t+1\nq2\t0\td2\t0.00\n",
+        "a\tb\tscore\nq1\td1\t1\nq2\td2\t0\n",
+    ],
+)
+def test_judgements_may_have_other_headers_and_whole_decimals(tmp_path, content):
+    expected = {"q1": {"d1": 1}, "q2": {"d2": 0}}
+    assert read_qrels(write(tmp_path / "q.tsv", content)) == expected
+    assert read_qrels(write(tmp_path / "q.csv", content.replace("\t", ","))) == expected
+    assert read_qrels(write(tmp_path / "q.tsv.gz", gzip.compress(content.encode()))) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.tsv", "qid\tquery_text\n1\thot tea\n"),
+        ("q.tsv", "query-id\tquestion\n1\thot tea\n"),
+        ("q.csv", 'id,text\n1,"hot tea"\n'),
+        ("q.jsonl", '{"query-id": "1", "question": "hot tea"}\n'),
+    ],
+)
+def test_queries_may_have_other_headers_and_keys(tmp_path, name, content):
+    assert read_queries(write(tmp_path / name, content)) == [Query("1", "hot tea")]
+    assert read_queries(write(tmp_path / f"{name}.gz", gzip.compress(content.encode()))) == [Query("1", "hot tea")]
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("q1\td1\n", "q.tsv:1: 2 columns; judgements have 3"),
@@ -85,6 +118,16 @@ def beir(tmp_path: Path) -> Path:
     write(tmp_path / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\nq3\td2\t0\n")
     write(tmp_path / "qrels" / "dev.tsv", "query-id\tcorpus-id\tscore\nq9\td1\t1\n")
     return tmp_path
+
+
+def test_every_file_of_a_split_may_be_gzipped(beir):
+    expected = read_beir_split(beir, "test")
+    for file in (beir / "queries.jsonl", beir / "qrels" / "test.tsv"):
+        write(file.with_name(file.name + ".gz"), gzip.compress(file.read_bytes()))
+        file.unlink()
+        assert read_beir_split(beir, "test") == expected
+    with pytest.raises(CorpusError, match="splits there: dev, test"):
+        read_beir_split(beir, "train")
 
 
 def test_a_split_has_the_judged_queries_in_file_order(beir):
