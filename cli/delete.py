@@ -44,6 +44,9 @@ def delete(
     wanted = [*ids, *(line.rstrip("\r\n") for line in file or () if line.strip())]
     with SearchEngine.open(index, writable=not dry_run) as engine:
         before = len(engine)
+        for fault in engine.filter_faults(parsed) if parsed else ():
+            if not fault.always:  # those are refused
+                note(fault.message)
         deleted, unknown = engine.delete(wanted, where=parsed, dry_run=dry_run)
         total = len(engine)
         _, dead = engine.store.documents.waiting()

@@ -49,12 +49,14 @@ def info(index: Path | None, output: str) -> None:
 
 
 def _index(folder: Path) -> dict[str, Any]:
+    from searchkit.indexer.keys import metadata_keys
     from searchkit.indexer.store import Store
 
     with Store(folder) as store:
         documents, passages = store.documents.counts()
         deleted, _ = store.documents.waiting()
         sizes, settings, storage = store.sizes(), store.database.settings(), store.storage
+        keys = metadata_keys(store.documents)
     total = sum(sizes.values())
     model = settings.pop("model")
     return {
@@ -65,6 +67,7 @@ def _index(folder: Path) -> dict[str, Any]:
         "size": f"{readable_bytes(total)} ({readable_bytes(total / max(1, documents))} a document)",
         "bytes a document": round(total / max(1, documents)),
         **{f"size of {name}": readable_bytes(size) for name, size in sizes.items()},
+        **{f"metadata {name}": f"{key.described}: {', '.join(key.examples)}" for name, key in keys.items()},
         **_storage(storage),
         **{name: value for name, value in settings.items() if name not in _INTERNAL},
         **{name if name == "model" else f"model {name}": value for name, value in model.items()},

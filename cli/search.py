@@ -19,6 +19,7 @@ from searchkit.cli.options import (
     instruction_of,
     instruction_options,
     model_options,
+    note,
     open_engine,
 )
 
@@ -79,6 +80,8 @@ def search(
         where=None if where is None else parse_filter(where),
     )
     with open_engine(index, model, adapter, device, dtype, threads) as engine:
+        for fault in engine.filter_faults(options.where) if options.where else ():
+            note(fault.message)
         asked = _asked(queries, file)
         while batch := list(islice(asked, _BATCH if file else 1)):
             results = engine.search_many(batch, instruction=instruction, k=k, options=options)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import DamagedError
+from searchkit.indexer.filters import Condition
 
 # Made once, which takes as long as using it. repr: damage may have made bytes of a text.
 _JSON = json.JSONEncoder(ensure_ascii=False, default=repr)
@@ -157,6 +158,19 @@ class Documents:
                 for row, (start, stop) in enumerate(document.spans, start=first):
                     if row >= first_row:
                         yield row, document.title, document.text[start:stop]
+
+    def metadata(self) -> Iterator[str]:
+        """The metadata of every living document in order, as JSON, without comparing checksums."""
+        query = "SELECT metadata FROM documents WHERE deleted = 0 ORDER BY doc"
+        with self._database.access():
+            for (metadata,) in self._database.db.execute(query):
+                yield metadata
+
+    def any_matches(self, condition: Condition) -> bool:
+        """Whether a living document passes a filter."""
+        query = f"SELECT EXISTS (SELECT 1 FROM documents WHERE deleted = 0 AND ({condition.sql}))"
+        with self._database.access():
+            return bool(self._database.db.execute(query, condition.parameters).fetchone()[0])
 
     def living(self) -> Iterator[tuple[str, str, str, str]]:
         """(id, title, text, metadata as JSON) of every living document in order, each compared with its checksum."""

@@ -288,7 +288,7 @@ def _by_kind(what: str, values: Sequence[object]) -> dict[str, list[Any]]:
     return by_kind
 
 
-_DATE = re.compile(
+DATE = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(?:(:[0-9]{2})(\.[0-9]+)?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -307,7 +307,7 @@ _INSTANT = (
 
 
 def _instant(what: str, text: object) -> str:
-    match = _DATE.fullmatch(text) if isinstance(text, str) else None
+    match = DATE.fullmatch(text) if isinstance(text, str) else None
     try:
         if match is None:
             raise InputError("it is not of the form below")

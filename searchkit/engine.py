@@ -10,7 +10,7 @@ from threading import RLock
 from typing import Any
 
 from searchkit.binding import ModelChoice
-from searchkit.errors import InputError, StoreError
+from searchkit.errors import FilterError, InputError, StoreError
 from searchkit.indexer.filters import Condition, compile_filter
 from searchkit.indexer.lexical import make_analyzer
 from searchkit.indexer.store import Store
@@ -194,11 +194,14 @@ class SearchEngine(Searcher):
             (documents deleted, ids that the index does not hold).
 
         Raises:
-            FilterError: The filter cannot be understood.
+            FilterError: The filter cannot be understood, or a negated condition holds for every document because its
+                key is unknown or its value of another type than what is stored.
         """
         ids = checked_ids(ids)
         condition = None if where is None else compile_filter(where)
         self._check_open()
+        if where is not None and (faults := [fault for fault in self.filter_faults(where) if fault.always]):
+            raise FilterError(faults[0].message)
         known = self._store.documents.known_ids(ids)
         if dry_run:
             deleted = len(self._selected(ids, condition))

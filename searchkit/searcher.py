@@ -14,6 +14,7 @@ from searchkit.binding import ModelChoice, check_model
 from searchkit.errors import InputError, StoreError
 from searchkit.indexer.documents import StoredPassage
 from searchkit.indexer.filters import compile_filter
+from searchkit.indexer.keys import FilterFault, filter_faults
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors import segments
@@ -293,6 +294,12 @@ class Searcher:
     def similarities(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The inner product of one query (dim,) with the passages of some rows (n,), as (n,) float32."""
         return segments.score(self._ranker.segments, vector, rows)
+
+    def filter_faults(self, where: Mapping[str, Any]) -> list[FilterFault]:
+        """Conditions of a filter that can match no document: an unknown key, or a value of another type."""
+        compile_filter(where)
+        self._check_open()
+        return filter_faults(where, self._store.documents) if self.passages else []
 
     def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
         """The ids of all documents in some rankings, by their positions."""

@@ -15,14 +15,12 @@ from decimal import Decimal
 from itertools import pairwise
 
 from searchkit.errors import InputError, RowError
+from searchkit.indexer.filters import DATE
 
 Value = str | int | float | bool | None
 
 _INTEGER = re.compile(r"-?[1-9][0-9]*|0")
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)?(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-_DATE = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?(?:Z|[+-][0-9]{2}:[0-9]{2})?)?"
-)
 _BOOLEANS = {"true": True, "false": False}
 _EMPTY = ("", "nan", "na", "n/a", "null", "none")  # empty in a column whose type the user named
 # Digits that are not quantities: sorted, added or compared they mean nothing, and "1.10" is not 1.1.
@@ -57,7 +55,7 @@ def _boolean(cell: str) -> bool:
 
 
 def _date(cell: str) -> str:
-    if not _DATE.fullmatch(cell):
+    if not DATE.fullmatch(cell):
         raise ValueError
     datetime.fromisoformat(re.sub(r"\.[0-9]+", "", cell))  # fractions of any length are fine
     return cell

@@ -132,7 +132,10 @@ class _Records:
         return alike_lines[0] if alike_lines else None
 
     def _cells(self, text: str) -> list[str]:
-        return next(csv.reader([text], delimiter=self._delimiter), [])
+        try:
+            return next(csv.reader([text], delimiter=self._delimiter), [])
+        except csv.Error:  # a carriage return
+            return []
 
 
 def _form(id: str) -> str:

@@ -132,8 +132,10 @@ def _shortest(value: float, bits: int) -> float:
 
 def _plain(value: Any, where: str) -> Any:
     """A value as JSON has it."""
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, str | bool | float):
         return value
+    if isinstance(value, int):
+        return _number(Decimal(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(item, where) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -154,8 +156,8 @@ def _number(value: Decimal) -> int | float | str:
     """A decimal as a number, or as a string if a number would change it."""
     if not value.is_finite():
         return str(value)
-    if value == value.to_integral_value():
-        return int(value) if value.as_tuple().exponent == 0 else float(value) if abs(value) < 2**53 else str(value)
+    if value.as_tuple().exponent == 0:
+        return int(value) if -(2**63) <= value < 2**63 else str(value)
     return float(value) if Decimal(repr(float(value))) == value else str(value)
 
 

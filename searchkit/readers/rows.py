@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from searchkit.errors import RowError
+from searchkit.errors import InputError, RowError
 from searchkit.readers.rejects import Rejects
 from searchkit.readers.values import check_storable, checked_id, quoted, typename
 from searchkit.records import Document
+from searchkit.validation import check_metadata
 
 LONG_CELL = 100
 """Lines of a quoted cell from which on its length is reported: a missing quote swallows rows."""
@@ -144,12 +144,9 @@ def document_of(row: Row, fields: Fields, incidental: tuple[str, ...] = ()) -> D
         metadata = {**(merged or {}), **values}
         metadata = {key: metadata[key] for key in fields.metadata if key in metadata}
     try:
-        stored = json.dumps(metadata, ensure_ascii=False, allow_nan=False) if metadata else ""
-    except ValueError:
-        raise RowError("metadata holds NaN or Infinity, which JSON cannot express") from None
-    except RecursionError:
-        raise RowError("metadata is nested too deeply to store") from None
-    check_storable("metadata", stored)
+        check_metadata(metadata)
+    except InputError as error:
+        raise RowError(str(error)) from None
     return Document(id=id, text=text, title=title, metadata=metadata, place=row.location, incidental=incidental)
 
 

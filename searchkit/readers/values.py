@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from searchkit.errors import InputError, RowError
+from searchkit.validation import check_text
 
 
 def json_object(text: str, what: str = "the row") -> dict[str, Any]:
@@ -42,10 +43,9 @@ def checked_id(value: object) -> str:
 def check_storable(name: str, value: str) -> None:
     """Raise RowError if the value cannot be stored as UTF-8."""
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(value[error.start]):04x}"
-        raise RowError(f"{name} holds the lone surrogate {code}, which UTF-8 cannot store; remove it") from None
+        check_text(name, value)
+    except InputError as error:
+        raise RowError(str(error)) from None
 
 
 def is_integer(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def json_sound(record: dict[str, Any]) -> bool:
     if not all(isinstance(value, str) for value in (id, title, text)):
         return False
     written = json.dumps(record, ensure_ascii=False)
-    return sound((id, title, text, written)) and "NaN" not in written and "Infinity" not in written
+    extreme = any(word in written for word in ("NaN", "Infinity")) or re.search(r"\d{19}", written)
+    return sound((id, title, text, written)) and not extreme
 
 
 @given(ROWS)
