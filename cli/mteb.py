@@ -60,7 +60,7 @@ def check_mteb_options(context: click.Context) -> None:
 
 def evaluate_mteb(output: str, report: Path | None, options: dict[str, Any]) -> None:
     """Run the tasks one after another, and show what they came to."""
-    from searchkit.evaluation.mteb_tasks import find_tasks, measure_task
+    from searchkit.evaluation.mteb_tasks import MtebOptions, find_tasks, measure_task
     from searchkit.models.embedder import DEFAULT_MODEL, Embedder
     from searchkit.ranking import SearchOptions
 
@@ -70,20 +70,16 @@ def evaluate_mteb(output: str, report: Path | None, options: dict[str, Any]) -> 
     embedder = Embedder(model, **{name: options[name] for name in _MODEL - {"model"}})
     results = options["results"] or Path("mteb.results")
     scores: list[MtebScore] = []
+    settings = MtebOptions(
+        results,
+        options["indexes"] or Path(f"mteb.{Path(model).name}.indexes"),
+        modes,
+        options["recipe"] or "flat",
+        options["instruction"],
+        SearchOptions(fusion=options["fusion"], dense_weight=options["dense_weight"], rrf_k=options["rrf_k"]),
+    )
     for task in tasks:
-        scores += measure_task(
-            task,
-            embedder,
-            results=results,
-            indexes=options["indexes"] or Path(f"mteb.{Path(model).name}.indexes"),
-            modes=modes,
-            recipe=options["recipe"] or "flat",
-            instruction=options["instruction"],
-            options=SearchOptions(
-                fusion=options["fusion"], dense_weight=options["dense_weight"], rrf_k=options["rrf_k"]
-            ),
-            on_step=note,
-        )
+        scores += measure_task(task, embedder, settings, on_step=note)
     content = json.dumps([asdict(score) for score in scores], indent=1, ensure_ascii=False, default=str)
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,17 @@
-"""Run mteb's tasks, by their names or over local BEIR folders, and read what came out."""
+"""Run mteb's tasks, by their names or over local BEIR folders, and read the results."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from searchkit.errors import CorpusError, InputError, MissingExtraError, RowError
 from searchkit.evaluation.mteb_adapter import MtebEncoder, MtebSearch
 from searchkit.models.embedder import Embedder
-from searchkit.ranking import SearchOptions, as_mode
+from searchkit.ranking import MODES, SearchOptions, as_mode
 from searchkit.readers.judgements import read_beir_split
 from searchkit.readers.lines import json_lines
 from searchkit.readers.values import checked_id
@@ -22,16 +22,16 @@ _SHOWN = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100", "map@100": "ma
 
 @dataclass(frozen=True, slots=True)
 class MtebScore:
-    """What one way of answering a task is worth.
+    """A task's scores in one mode.
 
     Args:
-        task: Its name.
-        mode: A search mode, or "encoder" for tasks that are no search.
-        metrics: The means over the task's subsets and splits, as mteb rounds them: our four for a search, else mteb's
+        task: Name of the task.
+        mode: A search mode, or "encoder" for tasks other than retrieval.
+        metrics: Means over the task's subsets and splits, as mteb rounds them: our four for retrieval, else mteb's
             main score by its name.
-        seconds_per_query: Embedding and search; None where nothing was searched, or results were there already.
+        seconds_per_query: Embedding and search; None if nothing was searched, or results existed already.
         bytes_per_document: As in :class:`searchkit.evaluation.evaluate.Evaluation`; None likewise.
-        file: mteb's own result file.
+        file: mteb's result file.
     """
 
     task: str
@@ -42,12 +42,37 @@ class MtebScore:
     file: Path
 
 
+@dataclass(frozen=True, slots=True)
+class MtebOptions:
+    """How tasks are run.
+
+    Args:
+        results: Folder for mteb's result files, in mteb's layout.
+        indexes: Folder for the indexes, one for each corpus.
+        modes: Search modes.
+        recipe: How the indexes store vectors.
+        instruction: Instruction instead of the task's own; "" is none.
+        search: Fusion settings; their mode is ignored.
+    """
+
+    results: Path
+    indexes: Path
+    modes: Sequence[str] = MODES
+    recipe: str = "flat"
+    instruction: str | None = None
+    search: SearchOptions = field(default_factory=SearchOptions)
+
+    def __post_init__(self) -> None:
+        for mode in self.modes:
+            as_mode(mode)
+
+
 def find_tasks(names: Sequence[str]) -> list[Any]:
-    """Tasks by mteb's names, or for paths of BEIR folders; nothing is downloaded yet.
+    """Tasks by mteb's names or paths of BEIR folders; nothing is downloaded yet.
 
     Raises:
-        ImportError: mteb is missing.
-        ValueError: There is neither such a folder nor such a task.
+        MissingExtraError: mteb is missing.
+        InputError: There is neither such a folder nor such a task.
     """
     try:
         import mteb
@@ -71,15 +96,16 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
 
 
 def beir_task(folder: Path) -> Any:
-    """A retrieval task of mteb over a local folder in BEIR form, by the rules of the collection's name.
+    """A retrieval task of mteb over a local folder in BEIR format, by the published rules of its name.
 
-    Every row of the corpus is in it, blank ones too, as mteb would have it.
+    Its corpus contains blank documents too, as mteb's do.
 
     Args:
         folder: Holds corpus.jsonl, queries.jsonl and qrels/.
 
     Raises:
-        CorpusError: On a bad row, or where judgements and queries do not belong together; once the data are loaded.
+        CorpusError: The folder is not in BEIR format; once the data are loaded also for a bad row, or if judgements
+            and queries do not belong together.
     """
     from datasets import Dataset
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -92,11 +118,11 @@ def beir_task(folder: Path) -> Any:
         raise CorpusError(f"{folder}: not a BEIR folder, which holds corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
 
     class BeirTask(AbsTaskRetrieval):  # type: ignore[misc,unused-ignore]
-        """What its metadata says."""
+        """The folder as a task."""
 
         metadata = TaskMetadata(
             name=name,
-            description=f"A local collection in BEIR form, {name}.",
+            description=f"A local collection in BEIR format, {name}.",
             dataset={"path": name, "revision": _digest(folder, split)},
             type="Retrieval",
             category="t2t",
@@ -125,7 +151,7 @@ def beir_task(folder: Path) -> Any:
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    """The documents of a BEIR corpus, blank ones too."""
+    """The documents of a BEIR corpus, including blank ones."""
     rows = []
     for place, values in json_lines(file):
         try:
@@ -140,7 +166,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def _digest(folder: Path, split: str) -> str:
-    """SHA-256 of the collection's files: mteb takes results for those of the same data by this."""
+    """SHA-256 of the collection's files, by which mteb recognises results of the same data."""
     digest = hashlib.sha256()
     for name in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv"):
         if (folder / name).is_file():
@@ -152,45 +178,37 @@ def _digest(folder: Path, split: str) -> str:
 def measure_task(
     task: Any,
     embedder: Embedder,
+    options: MtebOptions,
     *,
-    results: Path,
-    indexes: Path,
-    modes: Sequence[str] = ("dense", "lexical", "hybrid"),
-    recipe: str = "flat",
-    instruction: str | None = None,
-    options: SearchOptions | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> list[MtebScore]:
-    """Run one task by mteb's own evaluator, unless its results are there already.
+    """Run a task with mteb's evaluator, unless its results exist already.
 
-    A search (retrieval, reranking) is answered by an index in every mode, any other task by the embedder.
+    Retrieval and reranking are answered by an index in every mode, other tasks by the embedder.
 
     Args:
-        task: What :func:`find_tasks` gives.
+        task: A task of :func:`find_tasks`.
         embedder: The model.
-        results: Folder for mteb's result files, in mteb's own layout.
-        indexes: Folder for an index a corpus.
-        modes: Ways to search.
-        recipe: How the indexes' vectors are stored.
-        instruction: In the place of the task's own; "" is none.
-        options: Fusion settings.
-        on_step: Told what is being done.
+        options: How to run it.
+        on_step: Called with a message before each step.
 
     Raises:
-        ValueError: The task's data could not be fetched, or are not text.
+        InputError: The task's data could not be fetched, or are not text.
     """
-    told = on_step or (lambda step: None)
-    name = task.metadata.name
+    announce = on_step or (lambda step: None)
+    name, instruction = task.metadata.name, options.instruction
     if not _is_search(task):
-        told(f"{name}: embedding")
-        return [_run(task, MtebEncoder(embedder, instruction=instruction), results, "encoder")]
+        announce(f"{name}: embedding")
+        return [_run(task, MtebEncoder(embedder, instruction=instruction), options.results, "encoder")]
     scores = []
-    for mode in modes:
-        told(f"{name}: {mode}")
-        how = replace(options or SearchOptions(), mode=as_mode(mode))
-        model = MtebSearch(embedder, indexes=indexes, options=how, recipe=recipe, instruction=instruction)
+    for mode in options.modes:
+        announce(f"{name}: {mode}")
+        search = replace(options.search, mode=as_mode(mode))
+        model = MtebSearch(
+            embedder, indexes=options.indexes, options=search, recipe=options.recipe, instruction=instruction
+        )
         try:
-            scores.append(_run(task, model, results, mode))
+            scores.append(_run(task, model, options.results, mode))
         finally:
             model.close()
     return scores
@@ -200,7 +218,7 @@ def _is_search(task: Any) -> bool:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     if task.is_aggregate:
-        return all(_is_search(one) for one in task.metadata.tasks)
+        return all(_is_search(part) for part in task.metadata.tasks)
     return isinstance(task, AbsTaskRetrieval)
 
 
@@ -210,21 +228,19 @@ def _run(task: Any, model: MtebEncoder | MtebSearch, results: Path, mode: str) -
 
     name, cache, meta = task.metadata.name, mteb.ResultCache(results), model.mteb_model_meta
     before = cache.load_task_result(name, meta)
-    # mteb takes results over whatever the data were; with other data they are no results.
+    # mteb reuses results whatever the data were; results of other data must not be reused.
     strategy = "always" if before and before.dataset_revision != task.metadata.revision else "only-missing"
     try:
-        found = mteb.evaluate(
+        outcome = mteb.evaluate(
             model, task, cache=cache, overwrite_strategy=strategy, co2_tracker=False, show_progress_bar=False
         )
     except (ConnectionError, DatasetNotFoundError) as error:
         raise InputError(_unreachable(name, str(error))) from error
-    if found.exceptions:
-        raise InputError(_unreachable(name, found.exceptions[0].exception))
-    # A task that is made of others keeps their average alone: theirs have the rest.
-    parts = [
-        cache.load_task_result(one.metadata.name, meta)
-        for one in (task.metadata.tasks if task.is_aggregate else [task])
-    ]
+    if outcome.exceptions:
+        raise InputError(_unreachable(name, outcome.exceptions[0].exception))
+    # A task made of others keeps only their average; their own results have the rest.
+    members = task.metadata.tasks if task.is_aggregate else [task]
+    parts = [cache.load_task_result(member.metadata.name, meta) for member in members]
     entries = [entry for part in parts if part for split in part.scores.values() for entry in split]
     shown = _SHOWN if mode != "encoder" else {task.metadata.main_score: "main_score"}
     metrics = {ours: sum(entry[theirs] for entry in entries) / len(entries) for ours, theirs in shown.items()}
@@ -235,6 +251,6 @@ def _run(task: Any, model: MtebEncoder | MtebSearch, results: Path, mode: str) -
 
 def _unreachable(name: str, why: str) -> str:
     return (
-        f"the data of {name} did not come: {why}. mteb's tasks come from huggingface.co: check the network, and with "
-        "HF_HUB_OFFLINE that they are in its cache; or measure a collection on disk, with its BEIR folder for the task"
+        f"the data of {name} could not be loaded: {why}. mteb downloads them from huggingface.co: check the network, "
+        "or with HF_HUB_OFFLINE its cache; or measure a local collection by giving its BEIR folder as the task"
     )

@@ -19,7 +19,7 @@ from searchkit.cli.main import main
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.evaluation.mteb_adapter import MtebEncoder, MtebSearch, instruction_of
-from searchkit.evaluation.mteb_tasks import beir_task, find_tasks, measure_task
+from searchkit.evaluation.mteb_tasks import MtebOptions, beir_task, find_tasks, measure_task
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
 from searchkit.readers.corpus import read_corpus
@@ -91,7 +91,7 @@ def test_both_protocols_score_as_our_own_evaluation(name: str, tmp_path: Path, e
 
 def test_mteb_s_files_hold_the_same_numbers_rounded(tmp_path: Path, embedder: Embedder) -> None:
     folder = write_beir(tmp_path / "notes")
-    (score,) = measure_task(beir_task(folder), embedder, results=tmp_path, indexes=tmp_path, modes=["hybrid"])
+    (score,) = measure_task(beir_task(folder), embedder, MtebOptions(tmp_path, tmp_path, ["hybrid"]))
     with SearchEngine.open(tmp_path / "notes-test.index", model=embedder) as engine:
         (found,) = evaluate(engine, read_judgements(folder), modes=["hybrid"])
     assert score.metrics == pytest.approx(found.metrics, abs=6e-6)
@@ -187,7 +187,7 @@ def test_sentence_pairs_score_as_spearman_of_cosines(tmp_path: Path, instructed:
     one, other, score = TEXTS[:12], TEXTS[7:19], [float(n * 5 % 12) / 3 for n in range(12)]
     columns = {"sentence1": one, "sentence2": other, "score": score}
     task = local(AbsTaskSTS, columns, name="Pairs", type="STS", main_score="cosine_spearman")
-    (found,) = measure_task(task, instructed, results=tmp_path, indexes=tmp_path)
+    (found,) = measure_task(task, instructed, MtebOptions(tmp_path, tmp_path))
     cosines = (instructed.encode_queries(one, STS) * instructed.encode_queries(other, STS)).sum(1)
     assert found.metrics["cosine_spearman"] == pytest.approx(spearmanr(score, cosines)[0], abs=1e-6)
     assert (found.mode, found.seconds_per_query) == ("encoder", None)
@@ -203,7 +203,7 @@ def test_bitext_scores_as_the_nearest_sentence(tmp_path: Path, instructed: Embed
     one, other = SENTENCES, [sentence.upper() if n % 2 else sentence[::-1] for n, sentence in enumerate(SENTENCES)]
     columns = {"sentence1": one, "sentence2": other}
     task = local(AbsTaskBitextMining, columns, name="Parallel", type="BitextMining", main_score="accuracy")
-    (found,) = measure_task(task, instructed, results=tmp_path, indexes=tmp_path)
+    (found,) = measure_task(task, instructed, MtebOptions(tmp_path, tmp_path))
     cosines = instructed.encode_queries(one, BITEXT) @ instructed.encode_queries(other, BITEXT).T
     assert found.metrics["accuracy"] == pytest.approx((cosines.argmax(1) == np.arange(10)).mean())
 
@@ -273,12 +273,12 @@ def test_one_command_runs_a_folder_as_a_task(tmp_path: Path, mistral: Path) -> N
 
 def test_an_index_of_another_collection_is_refused(tmp_path: Path, embedder: Embedder) -> None:
     folder = write_beir(tmp_path / "notes")
-    how = {"results": tmp_path / "out", "indexes": tmp_path, "modes": ["lexical"]}
-    measure_task(beir_task(folder), embedder, **how)
+    options = MtebOptions(tmp_path / "out", tmp_path, ["lexical"])
+    measure_task(beir_task(folder), embedder, options)
     lines = (folder / "corpus.jsonl").read_text().splitlines()
     (folder / "corpus.jsonl").write_text("\n".join(lines[1:]))
     with pytest.raises(ValueError, match=r"holds 150 documents, and the corpus has 149.*remove the index"):
-        measure_task(beir_task(folder), embedder, **how)
+        measure_task(beir_task(folder), embedder, options)
 
 
 def test_what_cannot_be_run_is_said(tmp_path: Path, mistral: Path) -> None:
@@ -287,7 +287,7 @@ def test_what_cannot_be_run_is_said(tmp_path: Path, mistral: Path) -> None:
     with pytest.raises(ValueError, match="not a BEIR folder"):
         find_tasks([str(tmp_path)])
     out = ["--results", tmp_path / "out", "--indexes", tmp_path / "indexes", "--model", mistral]
-    call("--mteb", "SciFact", *out, fails="the data of SciFact did not come")  # the tests are offline
+    call("--mteb", "SciFact", *out, fails="the data of SciFact could not be loaded")  # the tests are offline
     call("--mteb", "SciFact", "--recipe", "zip", *out, fails="recipe is 'zip'")
     call("--mteb", "SciFact", "--modes", "rank-bm25", *out, fails="mode is 'rank-bm25'")
     call("--mteb", "SciFact", "--split", "train", fails="--split goes not with --mteb")
