@@ -27,11 +27,12 @@ def check(index: Path, mend: bool, output: str, **how: Any) -> None:
         searchkit check papers.index
         searchkit check papers.index --repair
     """
+    from searchkit.check import LEFT_OVER
     from searchkit.check import check as verify
     from searchkit.repair import Repair, repair
 
     report = Repair(findings=verify(index))
-    if mend and not all(finding.ok and finding.part != "left over" for finding in report.findings):
+    if mend and not all(finding.ok and finding.part != LEFT_OVER for finding in report.findings):
         report = repair(index, **how)
     sound = all(finding.ok for finding in report.findings)
     if output == "json":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from searchkit.indexer.database import settings_checksum
 from searchkit.indexer.documents import NewDocument, document_checksum, tombstones
 from searchkit.indexer.files import next_number
 from searchkit.indexer.lexical_files import stamps
-from searchkit.indexer.store import Store
+from searchkit.indexer.store import Store, strict_json
 from searchkit.indexer.vectors.recipes import Plan
 from searchkit.indexer.vectors.segments import DiskSegment, Entry
 
@@ -91,6 +92,13 @@ def stray_passages(store: Store) -> int:
     return int(count)
 
 
+def ids_with_invalid_metadata(store: Store) -> list[str]:
+    """Ids of living documents whose metadata is not JSON: earlier versions stored NaN and Infinity."""
+    query = "SELECT id FROM documents WHERE deleted = 0 AND NOT json_valid(metadata) ORDER BY doc"
+    with store.database.access():
+        return [str(id) for (id,) in store.database.db.execute(query)]
+
+
 def named_segments(store: Store) -> list[DiskSegment]:
     """The segments as the last commit lists them, without comparing any checksum."""
     plan = store.storage.plan
@@ -159,6 +167,30 @@ def recount(store: Store) -> None:
     store.database.check_writable()
     with store.database.transaction():
         store.database.put(**counted(store))  # not the checksum of the contents: some may be about to be removed
+
+
+def repair_metadata(store: Store) -> list[str]:
+    """Replace NaN and Infinity in metadata by null, in one commit; the ids of the documents that held them."""
+    database = store.database
+    database.check_writable()
+    with database.access():
+        query = "SELECT doc, id, deleted FROM documents WHERE NOT json_valid(metadata)"
+        invalid = database.db.execute(query).fetchall()
+    if not invalid:
+        return []
+    with database.transaction() as generation:
+        for doc, _, _ in invalid:
+            first, stored = store.documents.document(doc)
+            metadata = strict_json(stored.metadata)
+            content = f"{json.dumps([stored.id, stored.title, stored.text], ensure_ascii=False)[:-1]}, {metadata}]"
+            document = stored._replace(metadata=metadata, checksum=sha256(content.encode()).hexdigest())
+            database.db.execute(
+                "UPDATE documents SET metadata = ?, checksum = ?, seal = ? WHERE doc = ?",
+                (document.metadata, document.checksum, document_checksum(doc, first, document), doc),
+            )
+        # As after a compaction, readers of earlier commits must open the index again.
+        database.put(contents=store.documents.contents(), compacted=generation)
+    return [id for _, id, deleted in invalid if not deleted]
 
 
 def replace_codebook(store: Store, plan: Plan, template: Any) -> None:

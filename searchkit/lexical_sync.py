@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from threading import RLock
 
-from searchkit.errors import BusyError, StoreError
+from searchkit.errors import BusyError, DamagedError, StoreError
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.records import join_title
@@ -108,7 +108,8 @@ class LexicalSync:
             self._check_current(snapshot)
             with suppress(ValueError, OSError):  # a writer has just repaired it
                 return self._open_verified(store, folder)
-            logger.warning("%s cannot be read (%s); rebuilding it", folder, error)
+            damage = f"{error.path} {error.damage}" if isinstance(error, DamagedError) else f"{folder}: {error}"
+            logger.warning("%s; rebuilding the lexical index", damage)
             shutil.rmtree(folder, ignore_errors=True)
             index = LexicalIndex(folder, self._language)
             self.catch_up(index, store)

@@ -1,4 +1,4 @@
-"""Make what is damaged in an index folder anew from what is sound."""
+"""Rebuild what is damaged in an index folder from what is not."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from searchkit.check import (
-    PUT_BACK,
+    RESTORE,
     Finding,
     check,
-    error_of,
+    codebook_damage,
     file_damage,
-    is_sound,
+    has_unit_vectors,
+    index_damage,
+    is_intact,
     lexical_state,
-    of_unit_length,
     row_ranges,
 )
 from searchkit.engine import COMMIT_EVERY, SearchEngine
-from searchkit.errors import DamagedError, StoreError
-from searchkit.indexer import repair as mending
-from searchkit.indexer.database import LAST
+from searchkit.errors import DamagedError, InputError, StoreError
+from searchkit.indexer import repair as tables
+from searchkit.indexer.database import LAST, NAME
 from searchkit.indexer.errors import REBUILD
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Store
@@ -53,8 +54,8 @@ class Repair:
     """What a repair did.
 
     Args:
-        done: A sentence for everything that was made anew.
-        lost: Ids of documents that could not be repaired and were taken out.
+        done: A sentence for everything that was rebuilt.
+        lost: Ids of documents that could not be repaired and were removed.
         file: Where what is left of them was written.
         findings: Of the check afterwards.
     """
@@ -74,9 +75,9 @@ def repair(
     dtype: str = "auto",
     threads: int | None = None,
 ) -> Repair:
-    """Make what is damaged anew: vectors from what is kept of them or by the model, words from the documents.
+    """Rebuild what is damaged: vectors from what is kept of them or by the model, the lexical index from the documents.
 
-    Documents whose checksums fail cannot be made anew. They are taken out, and what is left of them goes to
+    Documents whose checksums differ cannot be rebuilt. They are removed, and what is left of them is written to
     FOLDER.lost.jsonl, in a form that can be corrected and added again.
 
     Args:
@@ -88,94 +89,124 @@ def repair(
         threads: Likewise.
 
     Raises:
-        StoreError: The database cannot be read, or not be told what is wrong with it.
+        StoreError: The database cannot be read, or it cannot be determined what is wrong with it.
     """
     report = Repair()
     folder = Path(folder)
     try:
-        left = _left(folder)
+        removed = _left_over(folder)
         with Store(folder, writable=True) as store:
-            unsound = _mend_database(store, report)
-        left = left or _left(folder)
-        # Opened again: what no commit names is known, and removed, once the settings are right.
+            damaged = _repair_database(store, report)
+        removed = removed or _left_over(folder)
+        # Opened again: once the settings are right, it is known, and removed, what no commit names.
         with SearchEngine.open(
             folder, model=model, adapter=adapter, device=device, dtype=dtype, threads=threads, writable=True
         ) as engine:
-            report.done += left
+            report.done += removed
             storage = engine.store.storage
-            _mend_rest(engine, unsound, report)
+            _repair_rest(engine, damaged, report)
             if engine.store.storage.plan != storage.plan:
-                _store_as_before(engine, storage, report)
+                _train_again(engine, storage, report)
     except DamagedError as error:
         if error.repairable:
             raise
-        raise StoreError(f"{error}, or {PUT_BACK}") from error
+        raise DamagedError(error.path, error.damage, f"{error.advice}, {RESTORE}", repairable=False) from error
     report.findings = check(folder)
     return report
 
 
-def _store_as_before(engine: SearchEngine, storage: Storage, report: Repair) -> None:
-    """Learn a recipe again whose codebook was lost with all its codes."""
-    before = storage.plan
-    engine.reload()
-    try:
-        engine.store_as(before.spelling, keep_vectors=storage.keep_vectors, tuning=storage.tuning)
-        report.done.append(f"codebook: recipe {before.spelling} learnt anew")
-    except ValueError as error:
-        report.done.append(f"codebook: vectors are stored flat from now on ({error})")
-
-
-def _left(folder: Path) -> list[str]:
+def _left_over(folder: Path) -> list[str]:
     with Store(folder) as store:
         left = store.leftovers() if store.database.settings_intact() else []
     return [f"{path.relative_to(folder)}: removed, no commit names it" for path in left]
 
 
-def _mend_database(store: Store, report: Repair) -> list[int]:
-    """Put right what the database says of itself; returns the positions of documents that are lost."""
-    lost = store.database.lost_commits()
-    if store.database.integrity():
-        mending.reindex(store)
-        if faults := store.database.integrity():
-            raise DamagedError(store.database.file, f"cannot be read ({faults[0]})", REBUILD, repairable=False)
-        report.done.append("index.db: its search trees made anew from its tables")
-    if store.database.note_is_gone():
-        report.done.append(f"{LAST}: written anew")  # by the commit at the end
-    if not store.database.settings_intact():
-        if (key := mending.repair_settings(store)) is None:
-            raise StoreError(_untold(store, "settings"))
+# The database
+
+
+def _repair_database(store: Store, report: Repair) -> list[int]:
+    """Correct what the database says of itself; returns the positions of documents that are damaged."""
+    database = store.database
+    lost = database.lost_commits()
+    if database.integrity():
+        tables.reindex(store)
+        if faults := database.integrity():
+            raise DamagedError(database.file, f"cannot be read ({faults[0]})", REBUILD, repairable=False)
+        report.done.append(f"{NAME}: its search trees rebuilt from its tables")
+    if database.note_is_gone():
+        report.done.append(f"{LAST}: written again")  # by the commit at the end
+    if not database.settings_intact():
+        if (key := tables.repair_settings(store)) is None:
+            raise _undetermined(store, "settings")
         report.done.append(f"settings: {key} counted again")
-    unsound = [each.doc for each in mending.examine(store) if not is_sound(each)]
-    counted, settings = mending.counted(store), store.database.settings()
+    damaged = [examined.doc for examined in tables.examine(store) if not is_intact(examined)]
+    counted, settings = tables.counted(store), database.settings()
     if counted["tombstones"] != settings["tombstones"]:
-        if (id := mending.repair_deletions(store)) is not None:
-            report.done.append(f"settings: the deletion mark of document {id!r} put right")
-        elif not unsound or counted["documents"] != settings["documents"]:
-            raise StoreError(_untold(store, "deletions"))
-        else:  # as many as there should be: what differs are the places of lost documents
-            mending.recount(store)
+        if (id := tables.repair_deletions(store)) is not None:
+            report.done.append(f"settings: the deletion mark of document {id!r} corrected")
+        elif not damaged or counted["documents"] != settings["documents"]:
+            raise _undetermined(store, "deletions")
+        else:  # as many as there should be: what differs are the positions of damaged documents
+            tables.recount(store)
     elif missing := settings["documents"] - counted["documents"]:
-        report.done.append(f"documents: {missing} are not in the database any more; add them again")
-        mending.recount(store)
-    elif not unsound and not mending.complete(store):
-        report.done.append("settings: the checksum of all documents made anew")
+        report.done.append(f"documents: {missing} are missing from the database; add them again")
+        tables.recount(store)
+    elif not damaged and not tables.complete(store):
+        report.done.append("settings: the checksum of all documents computed again")
     if lost:
-        report.done.append(f"index.db: the last {lost} commits are lost; do again what was added or deleted by them")
-        mending.forget_lost_commits(store)
-    return unsound
+        report.done.append(f"{NAME}: the last {lost} commits are lost; repeat what they added or deleted")
+        tables.forget_lost_commits(store)
+    if not damaged and (ids := tables.repair_metadata(store)):
+        report.done.append(f"documents: NaN and Infinity replaced by null in the metadata of {len(ids)}")
+    return damaged
 
 
-def _untold(store: Store, what: str) -> str:
-    return (
-        f"{store.folder / 'index.db'} is damaged: its {what} differ from their checksum, and which of them is wrong "
-        "cannot be told; put a copy of index.db in its place, or build the index again"
-    )
+def _undetermined(store: Store, part: str) -> DamagedError:
+    damage = f"is damaged: its {part} differ from their checksum, and which of them is wrong cannot be determined"
+    return DamagedError(store.database.file, damage, f"restore {NAME} from a copy, or {REBUILD}")
 
 
-def _salvage(store: Store, unsound: Sequence[int]) -> tuple[list[str], Path | None]:
-    """Write down what is left of lost documents; their ids as they are now, and the file."""
-    wanted = set(unsound)
-    lost = [each.document for each in mending.examine(store) if each.doc in wanted and not each.deleted]
+# Vectors and the lexical index
+
+
+def _repair_rest(engine: SearchEngine, damaged: list[int], report: Repair) -> None:
+    """Rebuild segments and drop damaged documents in one commit; the lexical index follows it, as it always does."""
+    store = engine.store
+    stray = tables.stray_passages(store)
+    lexical = lexical_state(store)
+    rebuild_lexical = bool(lexical.damage or damaged or stray)
+    segments = tables.named_segments(store)
+    has_codebook = _repair_codebook(store, segments, report)
+    entries: list[Entry] = []
+    present: list[DiskSegment | None] = [*segments]
+    for segment, (first, below) in zip(present or [None], row_ranges(segments) or [(0, 1 << 62)], strict=True):
+        rows, docs = tables.passage_rows(store, first, below)
+        kept = ~np.isin(docs, damaged)
+        entry, done = _repair_segment(engine, segment, _Wanted(rows, rows[kept], docs[kept]), has_codebook)
+        if done:
+            name = segment.entry.name if segment else "000001"
+            report.done.append(f"segments/{name}: {done}")
+        entries += [entry] if entry else []
+    report.lost, report.file = _save_damaged(store, damaged)
+    if rebuild_lexical or entries != [segment.entry for segment in segments] or not has_codebook or report.done:
+        plan = None if has_codebook else Plan("flat", store.storage.plan.dim)
+        tables.replace_damaged(store, entries, lost=damaged, new_lexical=rebuild_lexical, plan=plan)
+    if damaged:
+        deleted = len(damaged) - len(report.lost)
+        note = f", {deleted} of them deleted before" if deleted else ""
+        report.done.append(f"documents: {len(damaged)} removed{note}")
+    if rebuild_lexical or lexical.behind:
+        index = LexicalIndex(store.lexical.folder, store.database.setting("language"))
+        store.lexical.keep()
+        index.add((row, join_title(title, text)) for row, title, text in store.documents.texts(len(index)))
+        store.lexical.commit()
+        report.done.append(f"lexical: {'rebuilt' if rebuild_lexical else 'brought up to date'} from the documents")
+
+
+def _save_damaged(store: Store, damaged: Sequence[int]) -> tuple[list[str], Path | None]:
+    """Write down what is left of damaged documents; their ids as they are now, and the file."""
+    positions = set(damaged)
+    lost = [e.document for e in tables.examine(store) if e.doc in positions and not e.deleted]
     if not lost:
         return [], None
     folder = store.folder.resolve()
@@ -192,120 +223,96 @@ def _salvage(store: Store, unsound: Sequence[int]) -> tuple[list[str], Path | No
     return [document.id for document in lost], file
 
 
-def _mend_rest(engine: SearchEngine, unsound: list[int], report: Repair) -> None:
-    """Vectors and words, in one commit; the words are then written after it, as they always are."""
-    store = engine.store
-    stray = mending.stray_passages(store)
-    lexical = lexical_state(store)
-    words = bool(lexical.damage or unsound or stray)
-    segments = mending.named_segments(store)
-    recovered = _codebook(store, segments, report)
-    entries: list[Entry] = []
-    present: list[DiskSegment | None] = [*segments]
-    for segment, (first, below) in zip(present or [None], row_ranges(segments) or [(0, 1 << 62)], strict=True):
-        rows, docs = mending.passage_rows(store, first, below)
-        kept = ~np.isin(docs, unsound)
-        wanted = _Wanted(rows, rows[kept], docs[kept])
-        entry, done = _mended_segment(engine, segment, wanted, recovered)
-        if done:
-            name = segment.entry.name if segment else "000001"
-            report.done.append(f"segments/{name}: {done}")
-        entries += [entry] if entry else []
-    report.lost, report.file = _salvage(store, unsound)
-    if words or entries != [segment.entry for segment in segments] or not recovered or report.done:
-        plan = None if recovered else Plan("flat", store.storage.plan.dim)
-        mending.replace_damaged(store, entries, lost=unsound, new_lexical=words, plan=plan)
-    if unsound:
-        deleted = len(unsound) - len(report.lost)
-        report.done.append(
-            f"documents: {len(unsound)} taken out" + (f", {deleted} of them deleted before" if deleted else "")
-        )
-    if words or lexical.note:
-        index = LexicalIndex(store.lexical.folder, store.database.setting("language"))
-        store.lexical.keep()
-        index.add((row, join_title(title, text)) for row, title, text in store.documents.texts(len(index)))
-        store.lexical.commit()
-        report.done.append(f"lexical: {'made anew' if words else 'brought up'} from the documents")
-
-
-def _codebook(store: Store, segments: Sequence[DiskSegment], report: Repair) -> bool:
-    """Take a lost codebook out of a sound segment; False when there is none, and codes mean nothing any more."""
-    if not (fault := error_of(store.template)):
+def _repair_codebook(store: Store, segments: Sequence[DiskSegment], report: Repair) -> bool:
+    """Take a lost codebook from an intact segment; False where there is none, so that codes have lost their meaning."""
+    damage = codebook_damage(store)
+    if not damage:
         return True
     plan = store.storage.plan
     for segment in segments:
-        if not error_of(lambda segment=segment: segment.index):
+        if not index_damage(segment):
             # Every segment's index began as a copy of the empty, trained one.
             index = dense.read(segment.folder / INDEX, plan, mapped=False)
             index.reset()
-            mending.replace_codebook(store, plan, index)
+            tables.replace_codebook(store, plan, index)
             report.done.append(f"codebook: taken from segments/{segment.entry.name}")
             return True
-    report.done.append(f"codebook: lost ({fault.rpartition('/')[2]})")
+    report.done.append(f"codebook: lost ({damage})")
     return False
 
 
+def _train_again(engine: SearchEngine, storage: Storage, report: Repair) -> None:
+    """Train a recipe again whose codebook was lost together with all its codes."""
+    recipe = storage.plan.spelling
+    engine.reload()
+    try:
+        engine.store_as(recipe, keep_vectors=storage.keep_vectors, tuning=storage.tuning)
+        report.done.append(f"codebook: recipe {recipe} trained again")
+    except (InputError, StoreError) as error:  # too few vectors to train on, for one
+        report.done.append(f"codebook: vectors are stored flat from now on ({error})")
+
+
 class _Wanted(NamedTuple):
-    """Rows of a segment, as the database has them: those that were, and those that stay with their documents."""
+    """Rows of a segment, as the database has them: those it held, and those that stay, with their documents."""
 
     before: np.ndarray
     rows: np.ndarray
     docs: np.ndarray
 
 
-def _mended_segment(
-    engine: SearchEngine, segment: DiskSegment | None, wanted: _Wanted, codebook: bool
+def _repair_segment(
+    engine: SearchEngine, segment: DiskSegment | None, wanted: _Wanted, has_codebook: bool
 ) -> tuple[Entry | None, str]:
-    """A segment with what is wanted of it, and what was done for it; "" where it is as it should be already.
+    """A segment with the wanted rows, and what was done for it; "" where it is as it should be.
 
     Args:
         engine: For the texts and the model.
-        segment: What there is of it, if there is any.
+        segment: What is left of it, if anything is.
         wanted: What should be in it.
-        codebook: Whether its codes mean something; else it becomes a flat one.
+        has_codebook: Whether its codes mean something; else it becomes a flat one.
     """
     store, rows, docs = engine.store, wanted.rows, wanted.docs
     if not len(rows):
-        return None, "left out, nothing remains in it" if segment else ""
-    places = store.folder / "segments"
+        return None, "dropped, nothing remains in it" if segment else ""
+    parent = store.folder / "segments"
     source, positions = None, np.full(len(rows), -1)
     if segment is not None:
-        sound = {name for name in segment.entry.files if not file_damage(segment, name)}
-        held = _held(segment, sound, wanted.before)
-        index = INDEX in sound and codebook and not error_of(lambda: segment.index)
-        source = None if held is None else _source(segment, sound, index=index)
+        intact = {name for name in segment.entry.files if not file_damage(segment, name)}
+        held = _held_rows(segment, intact, wanted.before)
+        has_index = INDEX in intact and has_codebook and not index_damage(segment)
+        source = None if held is None else _source(segment, intact, has_index=has_index)
         complete = source is not None and held is not None and np.array_equal(held, rows)
-        if complete and index and {VECTORS} & segment.entry.files.keys() <= sound:
-            if segment.entry.files.keys() == sound and np.array_equal(segment.docs, docs):
+        if complete and has_index and {VECTORS} & segment.entry.files.keys() <= intact:
+            if segment.entry.files.keys() == intact and np.array_equal(segment.docs, docs):
                 return segment.entry, ""
-            return copy_segment(places, segment, docs, rows), "its list of documents made anew from the database"
+            return copy_segment(parent, segment, docs, rows), "its list of documents rebuilt from the database"
         if source is not None and held is not None:
-            found = np.minimum(np.searchsorted(held, rows), len(held) - 1)
-            positions = np.where(held[found] == rows, found, -1)
+            nearest = np.minimum(np.searchsorted(held, rows), len(held) - 1)
+            positions = np.where(held[nearest] == rows, nearest, -1)
     storage = store.storage
-    plan, template = (storage.plan, store.template()) if codebook else (Plan("flat", storage.plan.dim), None)
+    plan, template = (storage.plan, store.template()) if has_codebook else (Plan("flat", storage.plan.dim), None)
     vectors = _vectors(engine, rows, docs, positions, source)
     entry = write_segment(
-        places, plan, template, vectors, docs, rows, keep_vectors=storage.keep_vectors, devices=store.devices
+        parent, plan, template, vectors, docs, rows, keep_vectors=storage.keep_vectors, devices=store.devices
     )
-    if again := int((positions < 0).sum()):
-        return entry, f"{again} of {len(rows)} passages embedded again"
-    whence = VECTORS if source and VECTORS in source.entry.files else "its own index"
-    return entry, f"{len(rows)} vectors written anew from {whence}"
+    if embedded := int((positions < 0).sum()):
+        return entry, f"{embedded} of {len(rows)} passages embedded again"
+    origin = VECTORS if source and VECTORS in source.entry.files else "its own index"
+    return entry, f"{len(rows)} vectors written again from {origin}"
 
 
-def _held(segment: DiskSegment, sound: set[str], before: np.ndarray) -> np.ndarray | None:
-    """The row of every position in a segment, or None when it cannot be told."""
-    if ROWS not in segment.entry.files or ROWS in sound:
+def _held_rows(segment: DiskSegment, intact: set[str], before: np.ndarray) -> np.ndarray | None:
+    """The row of every position in a segment, or None when that cannot be determined."""
+    if ROWS not in segment.entry.files or ROWS in intact:
         return all_rows([segment])
     return before if len(before) == segment.count else None
 
 
-def _source(segment: DiskSegment, sound: set[str], *, index: bool) -> DiskSegment | None:
-    """The segment, if it gives its vectors as well as ever; None when they are lost."""
-    if not (VECTORS in sound if VECTORS in segment.entry.files else index):
+def _source(segment: DiskSegment, intact: set[str], *, has_index: bool) -> DiskSegment | None:
+    """The segment, if its vectors can still be read from it; None when they are lost."""
+    if not (VECTORS in intact if VECTORS in segment.entry.files else has_index):
         return None
-    return segment if not segment.keeps_vectors or of_unit_length(segment) else None
+    return segment if not segment.keeps_vectors or has_unit_vectors(segment) else None
 
 
 def _vectors(
@@ -313,13 +320,13 @@ def _vectors(
 ) -> Iterator[np.ndarray]:
     """The vectors of some rows, a commit's worth at a time: from their positions in a segment, or else by the model."""
     for start, stop in _windows(docs):
-        some = np.empty((stop - start, engine.dim), dtype=np.float32)
-        there = positions[start:stop] >= 0
-        if source is not None and there.any():
-            some[there] = source.vectors(positions[start:stop][there])
-        if not there.all():
-            some[~there] = _embedded(engine, rows[start:stop], docs[start:stop])[~there]
-        yield some
+        vectors = np.empty((stop - start, engine.dim), dtype=np.float32)
+        kept = positions[start:stop] >= 0
+        if source is not None and kept.any():
+            vectors[kept] = source.vectors(positions[start:stop][kept])
+        if not kept.all():
+            vectors[~kept] = _embedded(engine, rows[start:stop], docs[start:stop])[~kept]
+        yield vectors
 
 
 def _windows(docs: np.ndarray) -> Iterator[tuple[int, int]]:

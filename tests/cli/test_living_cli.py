@@ -222,7 +222,7 @@ def test_damage_is_named_mended_and_gone(index: Path) -> None:
     assert f"repair it with: searchkit check {index} --repair" in result.stderr
     assert json.loads(call("check", index, "--format", "json", code=1).stdout)["sound"] is False
     mended = call("check", index, "--repair").stdout
-    assert "repaired  segments/000001: its list of documents made anew from the database\n" in mended
+    assert "repaired  segments/000001: its list of documents rebuilt from the database\n" in mended
     assert "damaged" not in mended
     assert found(index) == before
 

@@ -131,7 +131,7 @@ def test_an_empty_index_is_sound(tmp_path: Path) -> None:
         (lambda f: sql(f, "UPDATE documents SET deleted = 0 WHERE id = '3'"), "settings", "deletions differ"),
         (lambda f: flip(next(f.glob("lexical/*/*.store"))), "lexical", "damaged (its checksum differs)"),
         (lambda f: next(f.glob("lexical/*/*.term")).unlink(), "lexical", "is missing"),
-        (lambda f: (f / "last.commit").unlink(), "last.commit", "commits that were lost"),
+        (lambda f: (f / "last.commit").unlink(), "last.commit", "commits lost with"),
     ],
 )
 def test_damage_is_found_where_it_is(folder: Path, damage: Callable[[Path], None], part: str, said: str) -> None:
@@ -143,8 +143,8 @@ def test_a_database_that_cannot_be_read_is_said_and_not_repaired(folder: Path) -
     (folder / "index.db").write_bytes(b"no database at all, but long enough " * 100)
     (finding,) = check(folder)
     assert finding.part == "index.db"
-    assert "build the index again, or put a copy of index.db in its place" in finding.damage
-    with pytest.raises(StoreError, match=r"cannot be read .*or put a copy of index\.db in its place"):
+    assert "build the index again, or restore index.db from a copy" in finding.damage
+    with pytest.raises(StoreError, match=r"cannot be read .*or restore index\.db from a copy"):
         repair(folder)
 
 
@@ -266,7 +266,7 @@ def test_a_codebook_lost_with_all_its_codes_is_learnt_anew(folder: Path) -> None
     before = answers(folder)
     for file in [*folder.glob("codebooks/*"), *segment_files(folder, "dense.faiss")]:
         flip(file)
-    assert "codebook: recipe int8 learnt anew" in repaired(folder).done
+    assert "codebook: recipe int8 trained again" in repaired(folder).done
     with Store(folder) as store:
         assert store.storage.plan.recipe == "int8"
     for was, now in zip(before, answers(folder), strict=True):
@@ -315,7 +315,7 @@ def test_a_repair_that_fails_changes_nothing(folder: Path) -> None:
 def test_the_number_of_the_last_commit_is_written_anew(folder: Path, content: bytes | None) -> None:
     (folder / "last.commit").write_bytes(content) if content else (folder / "last.commit").unlink()
     before = answers(folder)
-    assert repaired(folder).done == ["last.commit: written anew"]
+    assert repaired(folder).done == ["last.commit: written again"]
     assert answers(folder) == before
 
 
@@ -323,7 +323,7 @@ def test_a_document_that_is_gone_is_missed(folder: Path) -> None:
     sql(folder, "DELETE FROM documents WHERE id = '11'")
     assert "29 documents, but 28 found" in damaged(folder)["settings"]
     assert "some are missing; 1 passages belong to none" in damaged(folder)["documents"]
-    assert "documents: 1 are not in the database any more; add them again" in repaired(folder).done
+    assert "documents: 1 are missing from the database; add them again" in repaired(folder).done
     assert {id for id, _, _ in answers(folder)[0]} == {"long", *(str(n) for n in range(30) if n not in (3, 11, 21))}
 
 
@@ -341,13 +341,15 @@ def test_a_damaged_search_tree_of_the_database_is_made_anew(folder: Path) -> Non
         (size,) = db.execute("PRAGMA page_size").fetchone()
     flip(folder / "index.db", root * size - 3)  # the last key on the page
     assert "index" in damaged(folder)["index.db"]
-    assert "index.db: its search trees made anew from its tables" in repaired(folder).done
+    assert "index.db: its search trees rebuilt from its tables" in repaired(folder).done
 
 
 def test_settings_that_cannot_be_told_are_not_guessed(folder: Path) -> None:
     sql(folder, "UPDATE settings SET value = '\"german\"' WHERE key = 'language'")
     before = sorted(folder.rglob("*"))
-    with pytest.raises(StoreError, match="its settings differ from their checksum, and which of them is wrong cannot"):
+    with pytest.raises(
+        StoreError, match="its settings differ from their checksum, and which of them is wrong cannot be"
+    ):
         repair(folder)
     assert sorted(folder.rglob("*")) == before
 
@@ -407,3 +409,61 @@ def test_a_compressed_index_that_was_opened_anew_takes_more(folder: Path, recipe
         engine.add([Document("new", "Yeast, again.")])
         assert engine.search("yeast again", k=1)[0].id == "new"
     assert damaged(folder) == {}
+
+
+# Metadata that is not JSON, which earlier versions stored
+
+
+@pytest.fixture
+def with_nan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    bad = {"n": float("nan"), "tags": ["tea", float("-inf")], "year": 2020}
+    with SearchEngine.open(folder, model=model(), writable=True) as engine, monkeypatch.context() as patch:
+        patch.setattr("searchkit.ingest.check_document", lambda _: None)
+        engine.add([Document("nan", "Black tea.", metadata=bad), Document("gone", "Tea.", metadata=bad)])
+        engine.delete(["gone"])
+    return folder
+
+
+def found(folder: Path, where: dict[str, Any]) -> set[str]:
+    with SearchEngine.open(folder, model=model()) as engine:
+        return {hit.id for mode in MODES for hit in engine.search("tea note", k=50, mode=mode, where=where)}
+
+
+def test_nan_in_metadata_is_reported_with_its_document_and_counts_as_null_in_filters(
+    with_nan: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (said,) = damaged(with_nan).values()
+    assert said == "1 have NaN or Infinity in their metadata, which is not JSON: nan"
+    for _ in range(2):
+        assert found(with_nan, {"n": {"$lt": 5}}) == {"0", "1", "2", "4"}
+        assert found(with_nan, {"year": {"$gte": 2000}}) == {"nan"}
+        assert found(with_nan, {"tags": "tea"}) == {"nan"}
+        assert found(with_nan, {"n": None}) == {"nan"}
+        with SearchEngine.open(with_nan, model=model(), writable=True) as engine:
+            assert engine.delete(where={"n": 7}, dry_run=True) == (1, [])
+            engine.delete(["7"])
+            engine.add(notes(7, 8))
+    assert "read NaN and Infinity in metadata as null" in caplog.text
+    assert "build" not in caplog.text
+
+
+def test_nan_in_metadata_is_repaired_to_null(with_nan: Path) -> None:
+    assert repaired(with_nan).done[0] == "documents: NaN and Infinity replaced by null in the metadata of 1"
+    with SearchEngine.open(with_nan, model=model(), writable=True) as engine:
+        document = engine.get("nan")
+        assert document == Document("nan", "Black tea.", metadata={"n": None, "tags": ["tea", None], "year": 2020})
+        assert engine.add([document]).unchanged == 1
+        assert found(with_nan, {"n": None}) == {"nan"}
+        engine.compact()
+    assert damaged(with_nan) == {}
+
+
+@pytest.mark.parametrize("way", ["update", "delete"])
+def test_a_document_with_nan_can_be_corrected_or_deleted(with_nan: Path, way: str) -> None:
+    with SearchEngine.open(with_nan, model=model(), writable=True) as engine:
+        if way == "update":
+            engine.add([Document("nan", "Black tea.", metadata={"n": 3})], update=True)
+        else:
+            engine.delete(["nan"])
+    assert damaged(with_nan) == {}
+    assert found(with_nan, {"n": {"$lt": 5}}) == {"0", "1", "2", "4"} | ({"nan"} if way == "update" else set())

@@ -250,7 +250,7 @@ def judge_repair(
         if sorted(hit[0] for hit in answers["dense, None"][0]) != held:
             wrong.append("repaired: documents and vectors differ")
         return bool(faults)
-    if any("not in the database any more" in done for done in report.done):  # said, though not by id
+    if any("missing from the database" in done for done in report.done):  # said, though not by id
         gone |= {each[0] for each in sound["documents"][0]} - {each[0] for each in answers["documents"][0]}
     for name, before in sound.items():
         answer = answers.get(name, answers.get("open"))
