@@ -10,35 +10,14 @@ from typing import Any
 import numpy as np
 import tantivy
 
-from searchkit.indexer.errors import InputError
+from searchkit.indexer.analysis import Analyzer
 
-LANGUAGES = (
-    "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian",
-    "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish",
-)  # fmt: skip
-"""Languages with a Snowball stemmer; "none" does without stemming and stop words."""
-
-_NO_STOP_WORDS = {"arabic", "greek", "romanian", "tamil", "turkish"}  # tantivy has stemmers for these, no stop words
-_ANALYZER = "searchkit"
+_TERMS = "searchkit-2"
+_RAW_TERMS = "searchkit"
+"""Names of the tokenizer in tantivy's schema: of normalised texts, and of texts as they are, in older indexes."""
 _K1 = 1.2  # tantivy's, which has no setting for it
 _FEW = 1000
 """Allowed rows up to which the words are looked for in those rows alone, instead of in all and left out after."""
-
-
-def make_analyzer(language: str) -> tantivy.TextAnalyzer:
-    """Words, lower case, without stop words, stemmed.
-
-    Raises:
-        ValueError: The language is not one of :data:`LANGUAGES` or "none".
-    """
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(tantivy.Filter.lowercase())
-    if language == "none":
-        return builder.build()
-    if language not in LANGUAGES:
-        raise InputError(f"no stemmer for language {language!r}; known: {', '.join(LANGUAGES)}, or none")
-    if language not in _NO_STOP_WORDS:
-        builder = builder.filter(tantivy.Filter.stopword(language))
-    return builder.filter(tantivy.Filter.stemmer(language)).build()
 
 
 class LexicalIndex:
@@ -46,18 +25,19 @@ class LexicalIndex:
 
     Args:
         folder: Where tantivy keeps its files; made when missing.
-        language: One of :data:`LANGUAGES` or "none"; must be the same at every opening.
+        language: One of :data:`searchkit.indexer.analysis.LANGUAGES` or "none"; must be the same at every opening.
     """
 
     def __init__(self, folder: Path, language: str = "english") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._analyzer = make_analyzer(language)
+        terms = _terms_of(folder)
+        self._analyzer = Analyzer(language, normalised=terms == _TERMS)
         schema = tantivy.SchemaBuilder()
-        schema.add_text_field("text", tokenizer_name=_ANALYZER, index_option="freq")
+        schema.add_text_field("text", tokenizer_name=terms, index_option="freq")
         schema.add_unsigned_field("row", fast=True, indexed=True)
         self._schema = schema.build()
         self._index = tantivy.Index(self._schema, path=str(folder))
-        self._index.register_tokenizer(_ANALYZER, self._analyzer)
+        self._index.register_tokenizer(terms, self._analyzer.tokenizer)
 
     def __len__(self) -> int:
         return int(self._index.searcher().num_docs)
@@ -73,7 +53,7 @@ class LexicalIndex:
         try:
             for row, text in passages:
                 document = tantivy.Document()
-                document.add_text("text", text)
+                document.add_text("text", self._analyzer.prepare(text))
                 document.add_unsigned("row", row)
                 writer.add_document(document)
             writer.commit()
@@ -150,3 +130,12 @@ class LexicalIndex:
             if len(hits) < depth or (len(order) == k and scores[-1] < scores[kept][order[-1]]):
                 return rows[kept][order], scores[kept][order]
             depth *= 8
+
+
+def _terms_of(folder: Path) -> str:
+    """The tokenizer that an index was built with, by its schema; the current one where there is no index yet."""
+    try:
+        schema = (folder / "meta.json").read_text("utf-8")
+    except (OSError, ValueError):  # missing, or damaged: tantivy says so
+        return _TERMS
+    return _RAW_TERMS if f'"{_RAW_TERMS}"' in schema else _TERMS

@@ -11,8 +11,8 @@ from typing import Any
 
 from searchkit.binding import ModelChoice
 from searchkit.errors import FilterError, InputError, StoreError
+from searchkit.indexer.analysis import Analyzer
 from searchkit.indexer.filters import Condition, compile_filter
-from searchkit.indexer.lexical import make_analyzer
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors.recipes import Plan, Tuning, default_tuning, plan
@@ -78,7 +78,7 @@ class SearchEngine(Searcher):
             return engine
         embedder = model if isinstance(model, Embedder) else Embedder(model or DEFAULT_MODEL, device=device)
         language = language or "english"
-        make_analyzer(language)  # an unknown language is reported before anything is made
+        Analyzer(language)  # an unknown language is reported before anything is made
         settings = {
             "model": embedder.identity(),
             "language": language,

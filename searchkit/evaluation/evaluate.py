@@ -13,7 +13,7 @@ import numpy as np
 
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
-from searchkit.indexer.lexical import make_analyzer
+from searchkit.indexer.analysis import Analyzer
 from searchkit.metrics import DEPTH, drop_own, means, score_queries, top
 from searchkit.ranking import SearchOptions, as_mode
 from searchkit.records import Judgements, Query, Run, join_title
@@ -152,7 +152,7 @@ class Bm25Ranker:
     def __init__(self, engine: SearchEngine, judgements: Judgements) -> None:
         from rank_bm25 import BM25Okapi
 
-        self._analyzer = make_analyzer(engine.settings["language"])
+        self._analyzer = Analyzer(engine.settings["language"])
         self._drop_self = judgements.drop_self
         self._ids: list[str] = []
         words: list[list[str]] = []

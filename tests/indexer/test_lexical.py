@@ -10,7 +10,8 @@ import pytest
 from rank_bm25 import BM25Okapi
 from texts import TEXTS
 
-from searchkit.indexer.lexical import LANGUAGES, LexicalIndex
+from searchkit.indexer.analysis import LANGUAGES
+from searchkit.indexer.lexical import LexicalIndex
 
 QUERIES = ["the sun", "bread", "is it so why", "THE SUN, the sun!", "nobody tunes the oboe", "zebra"]
 

@@ -13,7 +13,7 @@ from texts import TEXTS
 
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import EVALUATION_MODES, Evaluation, evaluate, write_report, write_run
-from searchkit.indexer.lexical import make_analyzer
+from searchkit.indexer.analysis import Analyzer
 from searchkit.metrics import means, score, score_queries
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
@@ -220,7 +220,7 @@ def test_unknown_modes_are_refused_before_any_search(engine: SearchEngine, modes
 def test_rank_bm25_equals_the_library_over_the_same_words(engine: SearchEngine) -> None:
     from rank_bm25 import BM25Okapi
 
-    analyze = make_analyzer("english").analyze
+    analyze = Analyzer("english").analyze
     oracle = BM25Okapi([analyze(text) for text in TEXTS])
     (item,) = evaluate(engine, JUDGEMENTS, modes=["rank-bm25"])
     for query in QUERIES:

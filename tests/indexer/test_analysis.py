@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from searchkit.indexer.analysis import Analyzer
+from searchkit.indexer.lexical import LexicalIndex
+
+OLD_INDEX = Path(__file__).parents[1] / "data" / "format3" / "flat"
+
+
+def found(folder: Path, texts: list[str], query: str, language: str = "english") -> list[int]:
+    index = LexicalIndex(folder, language)
+    index.add(enumerate(texts))
+    rows, _ = index.search(query, 10, len(texts))
+    return sorted(rows.tolist())
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        (unicodedata.normalize("NFD", "a café by the river"), "café"),
+        ("a café by the river", unicodedata.normalize("NFD", "café")),
+        ("the \ufb01nance of\ufb01ce", "finance"),
+        ("infor\u00adma\u00adtion", "information"),
+        ("infor\u200bmation\ufeff", "information"),
+        ("\uff26\uff55\uff4c\uff4c width \uff11\uff12", "full 12"),
+        ("H\u2082O and x\u00b2", "h2o"),
+        ("\u216b years", "xii"),
+    ],
+)
+def test_what_reads_the_same_is_the_same_term(tmp_path: Path, text: str, query: str) -> None:
+    assert found(tmp_path, ["nothing here", text], query) == [1]
+
+
+def test_english_text_is_left_as_it_is() -> None:
+    text = "Don't split state-of-the-art, e.g. 3.5 or naïve résumés."
+    assert Analyzer("english").prepare(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("北京大学", ["北京", "京大", "大学"]),
+        ("水", ["水"]),
+        ("東京タワー", ["東京", "京タ", "タワ", "ワー"]),
+        ("한국어 책", ["한국", "국어", "책"]),
+        ("iPhone手机壳 2024", ["iphone", "手机", "机壳", "2024"]),
+        ("我,你", ["我", "你"]),
+        ("ข้าว", ["ขา", "าว"]),  # without the tone mark, which no keyboard order can be relied on for
+        ("𠀀𠀁", ["𠀀𠀁"]),
+    ],
+)
+def test_scripts_without_spaces_become_bigrams(text: str, terms: list[str]) -> None:
+    assert Analyzer("none").analyze(text) == terms
+
+
+def test_chinese_is_found_by_its_words(tmp_path: Path) -> None:
+    texts = ["流感疫苗", "糖尿病患者请减糖", "股票暴跌", "吸尘器坏了", "请问您贵姓"]
+    assert found(tmp_path, texts, "疫苗接种") == [0]
+
+
+@pytest.mark.parametrize(
+    "text", ["\U0001f600", "\u0e48", "\u200d", "", "\U000e0100", "\ud7a4", "का", "ሰላም", "👨\u200d👩\u200d👧", "\u3000"]
+)
+def test_odd_text_is_indexed_and_searched_without_an_error(tmp_path: Path, text: str) -> None:
+    assert 0 not in found(tmp_path, ["plain words", text], text)
+
+
+def test_an_index_of_an_older_version_keeps_its_terms(tmp_path: Path) -> None:
+    """What it holds was not normalised, and a normalised query would miss it."""
+    folder = next((OLD_INDEX / "lexical").iterdir())
+    shutil.copytree(folder, tmp_path / "lexical")
+    index = LexicalIndex(tmp_path / "lexical", "english")
+    before = len(index)
+    index.add([(1000, "of\ufb01ce")])
+    assert len(index) == before + 1
+    assert index.search("of\ufb01ce", 5, 2000)[0].tolist() == [1000]
+    assert len(index.search("office", 5, 2000)[0]) == 0
+    assert np.isfinite(index.ceiling("tea")[0])
