@@ -252,7 +252,7 @@ def test_a_database_that_cannot_be_read_is_said(index: Path, tmp_path: Path) -> 
     (index / "index.db").write_bytes(b"nothing" * 1000)
     result = call("check", index, code=1)
     assert "index.db  damaged: " in result.stdout
-    assert "put a copy of index.db in its place" in call("check", index, "--repair", code=1).stderr
+    assert "restore index.db from a copy" in call("check", index, "--repair", code=1).stderr
     assert "is not an index" in call("check", tmp_path, code=1).stderr
 
 
