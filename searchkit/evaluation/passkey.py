@@ -1,7 +1,7 @@
-"""How far into a long text a model sees: personalised passkey retrieval.
+"""How far into a long text a model reads: personalised passkey retrieval.
 
-A hundred documents of one length, each with one person's passkey somewhere in filler; fifty questions ask for a
-person's passkey, and the first document found is right or wrong (after Wang et al., arXiv 2401.00368; texts our own).
+A hundred documents of equal length hide one person's passkey each somewhere in filler text. Fifty queries ask for a
+person's passkey, and the first hit is right or wrong (after Wang et al., arXiv 2401.00368; the texts are our own).
 """
 
 from __future__ import annotations
@@ -22,40 +22,41 @@ from searchkit.records import Document
 DOCUMENTS = 100
 QUESTIONS = 50
 SHORTEST = 32
-"""Tokens where the default lengths begin, for models whose tokenizer can put a passkey in so few."""
+"""Shortest default length in tokens, if the model's tokens for a passkey fit into it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Whose passkey a document holds.
+    """The person whose passkey a document holds.
 
     Args:
-        name: Given and family name; no other person has either.
-        key: Five digits, another person's never.
-        place: Where in the filler the passkey is wanted, 0 for its start to 1 for its end; the same at every length.
+        name: Given and family name; both are unique.
+        key: Five unique digits.
+        position: Where in the filler the passkey belongs, from 0 for its start to 1 for its end; the same at every
+            length.
     """
 
     name: str
     key: str
-    place: float
+    position: float
 
     def sentence(self) -> str:
-        """What the document says of them."""
+        """The sentence in the document."""
         return f"The passkey of {self.name} is {self.key}."
 
     def question(self) -> str:
-        """What is searched for."""
+        """The query."""
         return f"What is the passkey of {self.name}?"
 
 
 @dataclass(frozen=True, slots=True)
 class PasskeyResult:
-    """Documents of one length, measured.
+    """Results for documents of one length.
 
     Args:
-        length: Tokens of a document, the model's marks and its document prefix counted.
-        truncated: Documents that were longer than the model takes, and were cut as whole texts.
-        passages: Passages that all documents together are cut into for an index.
+        length: Tokens of a document, with special tokens and document prefix.
+        truncated: Documents longer than the model's input, which were cut as whole texts.
+        passages: Passages of all documents in an index.
         whole: For each question, whether the right document came first by the vector of its whole text.
         indexed: The same by the best of its passages, as dense search in an index ranks documents.
     """
@@ -67,7 +68,7 @@ class PasskeyResult:
     indexed: list[bool]
 
     def summary(self) -> dict[str, float | int]:
-        """Top-1 accuracies (0 to 1) with what they were measured on."""
+        """Top-1 accuracies (0 to 1) and the sizes of the test."""
         return {
             "length": self.length,
             "whole_text": sum(self.whole) / len(self.whole),
@@ -80,7 +81,7 @@ class PasskeyResult:
 
 
 def people(seed: int = 0) -> list[Person]:
-    """The hundred whose passkeys are hidden; the first fifty are asked for."""
+    """The hundred people whose passkeys are hidden; queries ask for the first fifty."""
     pick = random.Random(f"people {seed}")
     given, family = pick.sample(_GIVEN.split(), DOCUMENTS), pick.sample(_FAMILY.split(), DOCUMENTS)
     keys = pick.sample(range(10_000, 100_000), DOCUMENTS)
@@ -88,17 +89,17 @@ def people(seed: int = 0) -> list[Person]:
 
 
 def passkey_documents(embedder: Embedder, length: int, *, seed: int = 0) -> list[Document]:
-    """A document for each of `people(seed)`, in their order: filler with the passkey between two sentences of it.
+    """A document for each of `people(seed)`, in their order: filler with the passkey between two of its sentences.
 
-    A longer document continues a shorter one's filler, so that results of two lengths differ by length alone.
+    Longer documents continue the filler of shorter ones, so that results of two lengths differ by length alone.
 
     Args:
         embedder: The model whose tokens are counted.
-        length: Tokens wanted, with the model's marks and document prefix; a document has these or a few fewer.
+        length: Tokens of a document, with special tokens and document prefix; it may have a few fewer.
         seed: Equal seeds give equal documents.
 
     Raises:
-        ValueError: A passkey does not fit into so few tokens.
+        InputError: A passkey does not fit into so few tokens.
     """
     _check_length(embedder, length, seed)
     room = length - embedder.special_tokens
@@ -116,21 +117,21 @@ def passkey_documents(embedder: Embedder, length: int, *, seed: int = 0) -> list
 
 
 def shortest_length(embedder: Embedder, *, seed: int = 0) -> int:
-    """Least tokens, marks and prefix counted, that hold any of the passkeys."""
+    """Fewest tokens, with special tokens and prefix, that hold any of the passkeys."""
     return embedder.special_tokens + max(_document_tokens(embedder, person.sentence()) for person in people(seed))
 
 
 def default_lengths(embedder: Embedder, *, seed: int = 0) -> list[int]:
-    """32 or the next power of two that holds a passkey, doubling up to the model's own length, which is the last.
+    """32, or the next power of two that holds a passkey, doubled up to the model's own length, which is the last.
 
     Raises:
-        ValueError: The model takes fewer tokens than a passkey has.
+        InputError: The model's input is shorter than a passkey.
     """
     longest, shortest = embedder.max_length, shortest_length(embedder, seed=seed)
     if longest < shortest:
         raise InputError(
-            f"{embedder.name} takes {longest} tokens, but a passkey alone takes {shortest} of them; "
-            "there is nothing to measure with this model"
+            f"{embedder.name} takes {longest} tokens, but a passkey alone needs {shortest}; "
+            "this model cannot be measured"
         )
     lengths = [SHORTEST << n for n in range(64) if shortest <= SHORTEST << n < longest]
     return [*lengths, longest]
@@ -146,41 +147,41 @@ def measure_passkeys(
     seed: int = 0,
     on_length: Callable[[int], None] | None = None,
 ) -> list[PasskeyResult]:
-    """Ask for fifty people's passkeys among a hundred documents, at every length.
+    """Search for fifty people's passkeys among a hundred documents, at every length.
 
     Args:
         embedder: The model under test.
-        lengths: Tokens of a document; None takes `default_lengths`. Past the model's own length whole texts are cut
-            there, and counted in the result.
-        instruction: Put before every question; None takes the model's default, "" none.
-        chunk_tokens: Longest passage of the indexed side in tokens; None takes what an index takes, 0 whole documents.
-        overlap: Tokens shared by neighbouring passages; None takes what an index takes.
-        seed: Other people, keys, places and filler for another seed.
-        on_length: Told each length before it begins.
+        lengths: Tokens of a document; None takes `default_lengths`. Texts longer than the model's input are cut, and
+            counted in the result.
+        instruction: Instruction of every query; None takes the model's default, "" none.
+        chunk_tokens: Longest passage in tokens, for the indexed side; None takes an index's default, 0 whole
+            documents.
+        overlap: Tokens shared by neighbouring passages; None takes an index's default.
+        seed: Decides people, keys, positions and filler.
+        on_length: Called with each length before it is measured.
 
     Returns:
-        A result for each length, shortest first. An answer that ties with a wrong one counts as wrong.
+        A result for each length, shortest first. A right document that ties with a wrong one counts as wrong.
 
     Raises:
-        ValueError: A length or the passages' settings do not fit the model, or the instruction leaves no room.
+        InputError: A length or the passage settings do not fit the model, or the instruction leaves no room.
     """
     chunks = chunk_settings(embedder, chunk_tokens, overlap)
     wanted = sorted(set(default_lengths(embedder, seed=seed) if lengths is None else lengths))
     if not wanted:
-        raise InputError("no lengths came; give one at least, in tokens")
+        raise InputError("no length came; give at least one, in tokens")
     _check_length(embedder, wanted[0], seed)
-    asked = _questions(embedder, instruction, seed)
+    queries = _questions(embedder, instruction, seed)
     results = []
     for length in wanted:
         if on_length:
             on_length(length)
-        results.append(_measure(embedder, passkey_documents(embedder, length, seed=seed), length, asked, chunks))
+        results.append(_measure(embedder, passkey_documents(embedder, length, seed=seed), length, queries, chunks))
     return results
 
 
 def report(embedder: Embedder, results: Sequence[PasskeyResult], *, seed: int = 0) -> dict[str, Any]:
-    """Everything measured, for a file: a row a length, and which person was found at which."""
-    asked = people(seed)[:QUESTIONS]
+    """Everything measured, ready for JSON: a row for each length, and the results of each person."""
     return {
         "model": embedder.identity(),
         "dtype": embedder.dtype,
@@ -190,21 +191,20 @@ def report(embedder: Embedder, results: Sequence[PasskeyResult], *, seed: int = 
             {
                 "question": person.question(),
                 "key": person.key,
-                "place": round(person.place, 4),
+                "place": round(person.position, 4),
                 "whole_text": {str(item.length): item.whole[n] for item in results},
                 "as_indexed": {str(item.length): item.indexed[n] for item in results},
             }
-            for n, person in enumerate(asked)
+            for n, person in enumerate(people(seed)[:QUESTIONS])
         ],
     }
 
 
 def _questions(embedder: Embedder, instruction: str | None, seed: int) -> np.ndarray:
-    """(QUESTIONS, dim) float32 unit rows, person n's question in row n."""
-    cut = embedder.stats.truncated
+    """(QUESTIONS, dim) float32 unit rows; row n is the question about person n."""
+    before = embedder.stats.truncated
     rows = embedder.encode_queries([person.question() for person in people(seed)[:QUESTIONS]], instruction)
-    cut = embedder.stats.truncated - cut
-    if cut:
+    if cut := embedder.stats.truncated - before:
         raise InputError(
             f"{cut} of {QUESTIONS} questions are longer than the {embedder.max_length} tokens that {embedder.name} "
             'takes; shorten the instruction, or measure without one (instruction "")'
@@ -213,21 +213,21 @@ def _questions(embedder: Embedder, instruction: str | None, seed: int) -> np.nda
 
 
 def _measure(
-    embedder: Embedder, documents: list[Document], length: int, asked: np.ndarray, chunks: dict[str, int]
+    embedder: Embedder, documents: list[Document], length: int, queries: np.ndarray, chunks: dict[str, int]
 ) -> PasskeyResult:
     texts = [document.text for document in documents]
-    cut = embedder.stats.truncated
+    before = embedder.stats.truncated
     rows = embedder.encode_passages(texts)
-    cut = embedder.stats.truncated - cut
+    truncated = embedder.stats.truncated - before
     cuts = [to_passages(document, "", embedder, chunks["chunk_tokens"], chunks["overlap"])[1] for document in documents]
     passages = [passage for passages in cuts for passage in passages]
-    whole = asked @ rows.T  # (questions, documents)
+    whole = queries @ rows.T  # (questions, documents)
     if passages == texts:
         indexed = whole
     else:
         starts = np.cumsum([0, *map(len, cuts[:-1])])
-        indexed = np.maximum.reduceat(asked @ embedder.encode_passages(passages).T, starts, axis=1)
-    return PasskeyResult(length, cut, len(passages), _first(whole), _first(indexed))
+        indexed = np.maximum.reduceat(queries @ embedder.encode_passages(passages).T, starts, axis=1)
+    return PasskeyResult(length, truncated, len(passages), _first(whole), _first(indexed))
 
 
 def _first(scores: np.ndarray) -> list[bool]:
@@ -243,7 +243,7 @@ def _check_length(embedder: Embedder, length: int, seed: int) -> None:
     if length < shortest:
         raise InputError(
             f"length is {length}, but a passkey alone takes {shortest} tokens of {embedder.name}; "
-            f"ask for {shortest} or more"
+            f"choose {shortest} or more"
         )
 
 
@@ -253,20 +253,20 @@ def _endless(pick: random.Random) -> Iterator[str]:
 
 
 def _fill(embedder: Embedder, person: Person, filler: str, room: int) -> str:
-    """The passkey in as much of the filler as lets the document have `room` tokens at most."""
-    places = embedder.offsets(filler)
+    """The passkey within as much of the filler as fits into `room` tokens."""
+    offsets = embedder.offsets(filler)
     keep = room - _document_tokens(embedder, person.sentence())
     while keep > 0:
-        text = _insert(person, _shortened(filler, places[min(keep, len(places)) - 1][1]))
+        text = _insert(person, _shortened(filler, offsets[min(keep, len(offsets)) - 1][1]))
         over = _document_tokens(embedder, text) - room
         if over <= 0:
             return text
-        keep -= over  # tokens at the seams, seldom more than two
+        keep -= over  # tokens at the joints, rarely more than two
     return person.sentence()
 
 
 def _shortened(filler: str, stop: int) -> str:
-    """The filler up to a character, cut after a word and closed with a full stop."""
+    """The filler up to a character, ending in a whole word and a full stop."""
     if stop < len(filler) and filler[stop].isalnum():
         stop = filler.rfind(" ", 0, stop)
     words = filler[: max(0, stop)].rstrip(" .,;:")
@@ -274,14 +274,14 @@ def _shortened(filler: str, stop: int) -> str:
 
 
 def _insert(person: Person, filler: str) -> str:
-    """The passkey before or after that sentence of the filler whose edge lies nearest to the person's place."""
+    """The passkey between two sentences of the filler, nearest to the person's position."""
     edges = [0, *(match.end() for match in re.finditer(r"\. ", filler)), len(filler)]
-    edge = min(edges, key=lambda edge: abs(edge - person.place * len(filler)))
+    edge = min(edges, key=lambda edge: abs(edge - person.position * len(filler)))
     return " ".join(part for part in (filler[:edge].strip(), person.sentence(), filler[edge:].strip()) if part)
 
 
 def _document_tokens(embedder: Embedder, text: str) -> int:
-    """Tokens of a document as the model gets it, its prefix counted and its marks not."""
+    """Tokens of a document with its prefix, without special tokens."""
     return _count(embedder, embedder.conventions.document_prefix + text)
 
 

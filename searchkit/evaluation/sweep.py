@@ -1,4 +1,4 @@
-"""Make systems to compare out of one index: ways of searching, instructions, widths and recipes of its vectors."""
+"""Make systems to compare out of one index: search modes, instructions, widths and recipes of its vectors."""
 
 from __future__ import annotations
 
@@ -8,25 +8,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
 
 from searchkit.compression.measure import MeasureOptions, apply, measure, parse
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.evaluation.comparison import System, system_of
 from searchkit.evaluation.evaluate import check_modes, evaluate, judged_queries
+from searchkit.evaluation.exact import search_exactly, unit
 from searchkit.indexer.files import locked
-from searchkit.indexer.vectors import segments
-from searchkit.indexer.vectors.segments import DiskSegment
 from searchkit.metrics import DEPTH, drop_own
 from searchkit.ranking import SearchOptions
 from searchkit.records import Judgements, Run
 
 _BY_VECTORS = ("dense", "hybrid")
-_BLOCK = 8192  # passages whose vectors are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,62 +198,3 @@ def _cut(
             size=4 * dim * snapshot.passages / max(1, snapshot.documents),
         )
     return systems
-
-
-def search_exactly(
-    parts: Sequence[DiskSegment], dead: np.ndarray, queries: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """The k best documents a query, each by its best passage, over vectors cut to the queries' width.
-
-    Args:
-        parts: The segments that hold the vectors.
-        dead: Rows that are not found, ascending.
-        queries: (n, dim) float32 unit rows; passages keep their first `dim` dimensions, made unit length again.
-        k: Documents wanted.
-
-    Returns:
-        (documents (n, m) int64, scores (n, m) float32, seconds of searching without reading the vectors), best first;
-        m is k, or all documents where they are fewer.
-    """
-    docs = np.empty((len(queries), 0), dtype=np.int64)
-    scores = np.empty((len(queries), 0), dtype=np.float32)
-    seconds = 0.0
-    for owners, vectors in _blocks(parts, dead, queries.shape[1]):
-        began = time.perf_counter()
-        firsts = _firsts(owners)
-        best = np.maximum.reduceat(queries @ vectors.T, firsts, axis=1)
-        docs = np.concatenate([docs, np.broadcast_to(owners[firsts], best.shape)], axis=1)
-        scores = np.concatenate([scores, best], axis=1)
-        if scores.shape[1] > k:
-            kept = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-            docs, scores = np.take_along_axis(docs, kept, 1), np.take_along_axis(scores, kept, 1)
-        seconds += time.perf_counter() - began
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return np.take_along_axis(docs, order, 1), np.take_along_axis(scores, order, 1), seconds
-
-
-def _firsts(owners: np.ndarray) -> np.ndarray:
-    """Where each document's passages begin; they stand together, as they were added."""
-    return np.concatenate([[0], np.flatnonzero(np.diff(owners)) + 1])
-
-
-def _blocks(parts: Sequence[DiskSegment], dead: np.ndarray, dim: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Documents (n,) and their passages' unit vectors (n, dim) of all that are alive, whole documents at a time."""
-    for part in parts:
-        living = np.flatnonzero(~np.isin(segments.all_rows([part]), dead))
-        if not len(living):
-            continue
-        owners = np.asarray(part.docs)[living]
-        firsts = _firsts(owners)
-        edges = [0]
-        while edges[-1] < len(living):  # on to the first document that begins a block later
-            later = np.searchsorted(firsts, edges[-1] + _BLOCK)
-            edges.append(int(firsts[later]) if later < len(firsts) else len(living))
-        for start, stop in pairwise(edges):
-            yield owners[start:stop], unit(part.vectors(living[start:stop])[:, :dim])
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1; one that is zero in the dimensions that are left stays zero, and is like nothing."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)

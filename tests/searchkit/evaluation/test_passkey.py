@@ -100,7 +100,7 @@ def test_passkeys_are_spread_over_the_whole_text(builtin: Embedder) -> None:
         for person, document in zip(people(), documents, strict=True)
     ]
     assert np.histogram(places, bins=5, range=(0, 1))[0].min() >= 10
-    assert np.abs(np.array(places) - [person.place for person in people()]).max() < 0.05
+    assert np.abs(np.array(places) - [person.position for person in people()]).max() < 0.05
 
 
 def test_fillers_differ_and_a_longer_one_continues_a_shorter_one(builtin: Embedder) -> None:
@@ -115,7 +115,7 @@ def test_a_seed_decides_everything(builtin: Embedder) -> None:
     assert passkey_documents(builtin, 64, seed=3) == passkey_documents(builtin, 64, seed=3)
     first, second = people(3), people(4)
     assert {person.key for person in first} != {person.key for person in second}
-    assert [person.place for person in first] != [person.place for person in second]
+    assert [person.position for person in first] != [person.position for person in second]
     changed = zip(passkey_documents(builtin, 64, seed=3), passkey_documents(builtin, 64, seed=4), strict=True)
     assert all(one.text != other.text for one, other in changed)
 
@@ -135,13 +135,13 @@ def test_a_length_begins_where_a_passkey_fits(builtin: Embedder) -> None:
     assert all(p.sentence() in d.text for p, d in zip(people(), passkey_documents(builtin, shortest), strict=True))
     with pytest.raises(ValueError, match=rf"length is {shortest - 1}, but a passkey alone takes {shortest} tokens"):
         passkey_documents(builtin, shortest - 1)
-    with pytest.raises(ValueError, match="nothing to measure"):
+    with pytest.raises(ValueError, match="cannot be measured"):
         default_lengths(Embedder(max_length=shortest - 1))
 
 
 def test_nothing_is_measured_when_a_length_is_wrong(builtin: Embedder) -> None:
     begun: list[int] = []
-    for lengths, message in (([64, 5], "length is 5"), ([64, -1], "length is -1"), ([], "no lengths")):
+    for lengths, message in (([64, 5], "length is 5"), ([64, -1], "length is -1"), ([], "no length")):
         with pytest.raises(ValueError, match=message):
             measure_passkeys(builtin, lengths, on_length=begun.append)
     assert begun == []
@@ -309,7 +309,7 @@ def test_misuse_says_what_is_wrong(arguments: tuple[str, ...], message: str) -> 
 
 
 def test_failures_are_told_in_a_sentence() -> None:
-    assert "ask for 19 or more" in call("--passkey", "--lengths", "3,64", code=1).stderr
+    assert "choose 19 or more" in call("--passkey", "--lengths", "3,64", code=1).stderr
     assert "no model folder" in call("--passkey", "--model", "nothing-here", code=1).stderr
 
 

@@ -16,10 +16,11 @@ from texts import TEXTS
 
 from searchkit.cli.main import main
 from searchkit.engine import SearchEngine
-from searchkit.evaluation import sweep as sweeping
+from searchkit.evaluation import exact
 from searchkit.evaluation.comparison import System, compare
 from searchkit.evaluation.evaluate import evaluate
-from searchkit.evaluation.sweep import Variants, search_exactly, sweep, unit
+from searchkit.evaluation.exact import search_exactly, unit
+from searchkit.evaluation.sweep import Variants, sweep
 from searchkit.metrics import score_queries
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document, Judgements, Qrels, Query
@@ -62,7 +63,7 @@ def ask(folder: Path, *arguments: str) -> Result:
 def test_exact_search_equals_brute_force_by_best_passage(
     engine: SearchEngine, monkeypatch: pytest.MonkeyPatch, dim: int, block: int
 ) -> None:
-    monkeypatch.setattr(sweeping, "_BLOCK", block)
+    monkeypatch.setattr(exact, "_BLOCK", block)
     snapshot = engine.store.snapshot()
     queries = unit(engine.embed(QUERIES)[:, :dim])
     docs, scores, _ = search_exactly(snapshot.segments, snapshot.dead, queries, 5)
