@@ -1,1 +1,1 @@
-"""How the embedder gets better."""
+"""Training embedders, and everything that makes data for it."""

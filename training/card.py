@@ -1,4 +1,4 @@
-"""The card that goes with a trained model: its data, settings, command and measured results."""
+"""The model card of a trained model: its data, settings, command and measured results."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _FLAGS = {
 _NO_FLAG = ("teacher_neighbours", "teacher_follows")
 
 _ATTENTION_NOTES = {
-    "causal": "Attention is causal (`is_decoder: true` in `config.json`), which the base's is not.",
+    "causal": "Attention is causal (`is_decoder: true` in `config.json`), unlike the base's.",
     "bidirectional": (
         "Attention is bidirectional: every token sees the whole text (`is_causal: false` in `config.json`). "
-        "transformers before 5.2 takes no notice of that and gives other vectors; searchkit refuses to."
+        "transformers before 5.2 ignores this and returns other vectors; searchkit then refuses to load the model."
     ),
 }
 
@@ -31,8 +31,8 @@ def model_card(config: TrainConfig, report: TrainReport, *, query_repeats: int =
     """README.md of a run's folder, as Markdown.
 
     Args:
-        config: Of the run.
-        report: What came of it.
+        config: The run.
+        report: Its result.
         query_repeats: How often the model reads a query.
     """
     dev = "\n".join(f"| {step} | {value:.4f} |" for step, value in report.dev) or "| - | not measured |"
@@ -40,8 +40,9 @@ def model_card(config: TrainConfig, report: TrainReport, *, query_repeats: int =
     note = _ATTENTION_NOTES[config.attention] + "\n\n" if config.attention else ""
     if query_repeats > 1:
         note += (
-            f"The model reads every query {query_repeats} times, by `query_repeats` in `{SETTINGS}`. searchkit does so "
-            f'by itself; in sentence-transformers, write `model.encode_query(" ".join([query] * {query_repeats}))`.\n\n'
+            f"The model reads every query {query_repeats} times (`query_repeats` in `{SETTINGS}`). searchkit does this "
+            "by itself; in sentence-transformers, write "
+            f'`model.encode_query(" ".join([query] * {query_repeats}))`.\n\n'
         )
     settings = "\n".join(f"| {name} | {_written(value)} |" for name, value in asdict(config).items())
     return f"""---
@@ -52,11 +53,11 @@ pipeline_tag: sentence-similarity
 
 Trained from `{config.base}`{_command(config, report)}
 
-{note}Data, {report.examples} examples ({report.refused} rows refused):
+{note}Data, {report.examples} examples ({report.refused} rows rejected):
 {sources}
 
 {report.steps} steps of {config.batch_size} queries, {report.tokens} tokens, {report.trainable} weights trained,
-{report.seconds:.0f} s. {report.truncated} of {report.texts} texts were too long and cut.
+{report.seconds:.0f} s. {report.truncated} of {report.texts} texts were too long and truncated.
 
 nDCG@10 on `{config.dev or "no dev set"}`:
 
@@ -74,7 +75,7 @@ Every setting:
 
 
 def _command(config: TrainConfig, report: TrainReport) -> str:
-    """The command that is this run, where there is one."""
+    """The command that repeats the run, if one does."""
     defaults = {field.name: field.default for field in fields(config)}
     words = ["searchkit", "train", *config.sources]
     for name, value in asdict(config).items():
@@ -106,8 +107,8 @@ def _leak_table(config: TrainConfig, report: TrainReport) -> str:
         for row in report.leaks
     )
     return f"""
-Examples that share text with `{config.dev}`, letter for letter but for case and spacing: its queries, its documents,
-or texts of so few words that it may be chance.
+Examples that share a text with `{config.dev}`, ignoring case and spacing: its queries, its documents, or texts of so
+few words that it may be chance.
 
 | file | examples | queries | documents | few words |
 |---|---|---|---|---|

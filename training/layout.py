@@ -1,4 +1,4 @@
-"""A model's settings in the layout of sentence-transformers: a folder says by itself how it wants to be used."""
+"""A model's settings in the layout of sentence-transformers, which say how the model is to be used."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _OLD_POOLING_KEYS = {
 def write_layout(
     embedder: Embedder, out: Path, *, default_instruction: str | None, dims: tuple[int, ...] | None = None
 ) -> None:
-    """Write the tokenizer, pooling, lengths and prompts of an embedder; modules.json, which says it is whole, last.
+    """Write the tokenizer, pooling, lengths and prompts of an embedder; modules.json, which marks it as complete, last.
 
     Args:
-        embedder: Whose settings they are.
+        embedder: Has the settings.
         out: Folder to write into.
-        default_instruction: What a query without an instruction is given; None gives it none.
-        dims: Matryoshka widths beside the full one; None takes those of the embedder.
+        default_instruction: For queries without an instruction; None gives them none.
+        dims: Matryoshka widths besides the full one; None takes the embedder's.
     """
     conventions = embedder.conventions
     out.mkdir(parents=True, exist_ok=True)
@@ -46,8 +46,8 @@ def write_layout(
     query = template.replace("{instruction}", default_instruction) if default_instruction else conventions.query_prefix
     settings: dict[str, Any] = {"prompts": {"query": query, "document": conventions.document_prefix}}
     if conventions.instructed != Conventions().instructed and not default_instruction:
-        settings["instructed"] = conventions.instructed  # no prompt shows it
-    if conventions.append_eos or conventions.pooling == "last":  # whatever the folder's name says of its family
+        settings["instructed"] = conventions.instructed  # a prompt does not show it
+    if conventions.append_eos or conventions.pooling == "last":  # takes precedence over the table of families
         settings["append_eos"] = conventions.append_eos
     if conventions.query_repeats > 1:
         settings["query_repeats"] = conventions.query_repeats
@@ -70,7 +70,7 @@ def write_layout(
 
 
 def _write_tokenizer(embedder: Embedder, out: Path) -> None:
-    """The tokenizer's files, changed where the model is used with marks around a text that it does not put there."""
+    """Write the tokenizer's files, changed if the model needs special tokens that the tokenizer does not add."""
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         if (embedder.settings_folder / name).is_file():
             shutil.copy2(embedder.settings_folder / name, out / name)

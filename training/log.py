@@ -1,10 +1,11 @@
-"""What a training run did: the report, log.jsonl, TensorBoard's event files and the picture of it all."""
+"""What a training run did: the report, log.jsonl, TensorBoard's event files and the picture."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ class Leaking:
 
     Args:
         source: Its file.
-        examples: How many it has.
+        examples: Number of examples in it.
         questions: Examples whose query is one of the dev set's.
         documents: Examples with a document of the dev set's corpus.
         low_entropy: Examples with a match of so few words that it may be chance.
@@ -40,15 +41,23 @@ class Leaking:
 
 @dataclass
 class TrainReport:
-    """What a run did and found.
+    """What a run did so far.
 
     Attributes:
-        digests: Of the examples of every source, as they were read.
-        leaks: One for each source, in their order; empty without a dev set.
-        tokens: Of all processes together, as are the next two.
-        texts: Queries and passages, each as often as it came.
-        truncated: Of these, those that were too long and cut.
-        process: Which of several made this report; the first, 0, is the one that writes.
+        steps: Steps done.
+        examples: Examples to train on.
+        refused: Rows rejected.
+        digests: A digest of the examples of every source.
+        leaks: One entry per source; empty without a dev set.
+        tokens: Tokens trained on, by all processes together, as are the next two.
+        texts: Queries and passages trained on, counted each time.
+        truncated: Texts among these that were too long and cut.
+        seconds: Training time.
+        trainable: Number of weights trained.
+        peak_memory_mib: Peak memory.
+        losses: (step, loss) of every step.
+        dev: (step, nDCG@10) of every evaluation.
+        process: Rank of the process that made this report; 0 is the one that writes files.
     """
 
     steps: int = 0
@@ -67,19 +76,19 @@ class TrainReport:
     process: int = 0
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take over how far a run was, from this record as JSON; what was read anew stays."""
+        """Continue from a saved report, as JSON; what follows from reading the data again stays."""
         self.steps, self.tokens, self.seconds = saved["steps"], saved["tokens"], saved["seconds"]
         self.texts, self.truncated = saved.get("texts", 0), saved.get("truncated", 0)
         self.losses, self.dev = _pairs(saved["losses"]), _pairs(saved["dev"])
 
 
 class TrainLog:
-    """Writes as the run goes on: OUT/log.jsonl, OUT/logs for TensorBoard, OUT/training.png and .svg.
+    """Writes during the run: OUT/log.jsonl, OUT/logs for TensorBoard, OUT/training.png and .svg.
 
     Args:
         out: The run's folder.
-        report: As it stands; what an earlier run wrote down of later steps is dropped.
-        writes: False makes it do nothing, in all processes but one.
+        report: The report so far; log lines of later steps, by an earlier run, are dropped.
+        writes: False writes nothing, in all processes but one.
     """
 
     def __init__(self, out: Path, report: TrainReport, *, writes: bool = True) -> None:
@@ -101,7 +110,7 @@ class TrainLog:
             self._board.close()
 
     def step(self, report: TrainReport, *, learning_rate: float, gradient_norm: float) -> None:
-        """Write down the report's last step."""
+        """Log the last step of the report."""
         if not self._writes:
             return
         tokens, seconds = report.tokens - self._tokens, report.seconds - self._seconds
@@ -118,7 +127,7 @@ class TrainLog:
         self._add({f"train/{name}": value for name, value in values.items()}, step)
 
     def evaluated(self, report: TrainReport) -> None:
-        """Write down the report's last evaluation and draw the picture again."""
+        """Log the last evaluation of the report, and redraw the picture."""
         if not self._writes or not report.losses:
             return
         if report.dev:
@@ -130,7 +139,7 @@ class TrainLog:
                 draw(self._out / "training", report, title=self._out.resolve().name)
             except ImportError as error:
                 self._draws = False
-                logger.warning("the run goes on without its picture: %s", error)
+                logger.warning("the picture is not drawn: %s", error)
 
     def _add(self, values: dict[str, float], step: int) -> None:
         if self._board is not None:
@@ -140,10 +149,10 @@ class TrainLog:
 
 
 def draw(file: Path, report: TrainReport, *, title: str, dark: bool = False) -> list[Path]:
-    """Loss above dev nDCG@10, over the steps; writes FILE.png and FILE.svg.
+    """Draw the loss above the dev nDCG@10, over the steps; writes FILE.png and FILE.svg.
 
     Raises:
-        ImportError: matplotlib is missing.
+        MissingExtraError: matplotlib is missing.
     """
     smooth = {f"mean of {_SPAN} steps": moving_averages(report.losses)} if len(report.losses) >= 2 * _SPAN else {}
     panels = [Panel({"each step" if smooth else "loss": report.losses, **smooth}, y_label="loss", faint=bool(smooth))]
@@ -159,26 +168,37 @@ def moving_average(losses: Sequence[tuple[int, float]]) -> float:
 
 
 def moving_averages(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """For every step from the first full span on, the mean of the losses up to it."""
+    """The moving average at every step, from the first full span on."""
     return [(losses[n - 1][0], moving_average(losses[n - _SPAN : n])) for n in range(_SPAN, len(losses) + 1)]
 
 
+def peak_memory_mib() -> float:
+    """Peak memory so far: of the GPU where there is one, otherwise of the process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def _reopened(file: Path, steps: int) -> TextIO:
-    """A log to go on with behind its first steps."""
+    """A log to append to, without the lines of later steps."""
     lines = file.read_text("utf-8").splitlines() if file.is_file() else []
     if lines and not lines[-1].endswith("}"):
-        lines.pop()  # the machine stopped while it was written
+        lines.pop()  # torn: the process was killed while writing it
     kept = [line for line in lines if json.loads(line)["step"] <= steps]
     file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     return file.open("a", encoding="utf-8", buffering=1)
 
 
 def _summary_writer(folder: Path, first_step: int) -> Any:
-    """TensorBoard's writer, or None where it is not installed."""
+    """TensorBoard's writer, or None if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        logger.warning("no event files for TensorBoard are written: pip install 'searchkit[train]'")
+        logger.warning("event files for TensorBoard are not written: pip install 'searchkit[train]'")
         return None
     writer: Any = SummaryWriter
     return writer(str(folder), purge_step=first_step)

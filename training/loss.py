@@ -1,4 +1,4 @@
-"""The losses that make a model an embedder: contrast with negatives, a teacher's geometry, several widths at once."""
+"""The losses: contrast with negatives, distillation of a teacher's vectors, Matryoshka widths."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ def info_nce(
     duplicates: Tensor | None = None,
     margin: float | None = None,
 ) -> Tensor:
-    """The mean cross entropy of finding each query's positive among all passages of the batch.
+    """The mean cross entropy of each query's positive among all passages of the batch.
 
-    Every passage but its own positive is a negative of a query: the other queries' positives and everybody's hard
-    negatives.
+    Every other passage is a negative of a query: the other queries' positives and all hard negatives.
 
     Args:
         queries: (q, dim) unit rows.
         passages: (p, dim) unit rows, p >= q; row i < q is the positive of query i, the rest are hard negatives.
-        temperature: Divides the cosines.
-        duplicates: (q, p) bool, True where a passage is no negative of a query because it is relevant to it too (a copy
-            of its positive, say). Entries (i, i) are not looked at: a positive always counts.
-        margin: Leaves out each negative whose cosine exceeds its query's positive's by more than this, as it is likely
-            relevant and unlabelled; may be below zero. None keeps them all.
+        temperature: Softmax temperature.
+        duplicates: (q, p) bool, True where a passage is not a negative of a query because it is relevant too, such as a
+            copy of its positive. Entries (i, i) are ignored: a positive always counts.
+        margin: Excludes each negative whose cosine exceeds that of the positive by more than this, as it is probably
+            relevant but unlabelled; may be negative. None keeps all.
 
     Returns:
         A scalar, float32 (float64 for float64 rows).
@@ -48,34 +47,34 @@ def info_nce(
             f"duplicates is {duplicates.dtype} {tuple(duplicates.shape)}; expected torch.bool {(count, width)}, "
             "a row for each query and a column for each passage"
         )
-    with torch.autocast(queries.device.type, enabled=False):  # it would multiply in bfloat16 or float16
+    with torch.autocast(queries.device.type, enabled=False):  # which would multiply in bfloat16 or float16
         cosines = full(queries) @ full(passages).T  # (q, p)
-        left_out = torch.zeros_like(cosines, dtype=torch.bool)
+        excluded = torch.zeros_like(cosines, dtype=torch.bool)
         if duplicates is not None:
-            left_out |= duplicates.to(cosines.device)
+            excluded |= duplicates.to(cosines.device)
         if margin is not None:
-            left_out |= cosines > cosines.diagonal().unsqueeze(1) + margin
-        left_out.fill_diagonal_(False)
-        logits = (cosines / temperature).masked_fill(left_out, float("-inf"))
+            excluded |= cosines > cosines.diagonal().unsqueeze(1) + margin
+        excluded.fill_diagonal_(False)
+        logits = (cosines / temperature).masked_fill(excluded, float("-inf"))
         return F.cross_entropy(logits, torch.arange(count, device=logits.device))
 
 
 def distillation(
     student: Tensor, teacher: Tensor, *, temperature: float = 0.05, weight: float = 5.0, neighbours: float = 1.0
 ) -> Tensor:
-    """How far a student's rows are from its teacher's, each on its own and as neighbours of each other.
+    """The distance between a student's rows and its teacher's, one by one and as neighbours of each other.
 
-    ``weight`` * mean(1 - cosine of the two rows of a text) + ``neighbours`` * KL(teacher || student), the mean over
-    texts, where a text's distribution is the softmax over the *other* texts of the batch of their cosine with it over
-    ``temperature``.
+    ``weight`` * mean(1 - cosine of the two rows of a text) + ``neighbours`` * KL(teacher || student), averaged over the
+    texts, where the distribution of a text is the softmax of its cosines with the *other* texts of the batch, divided
+    by ``temperature``.
 
     Args:
         student: (n, dim) unit rows.
-        teacher: (n, dim) unit rows of the same texts; they get no gradient. Another width than the student's is taken
-            when ``weight`` is 0, as only the neighbours are compared then.
-        temperature: Divides the cosines between texts.
-        weight: Of the first term.
-        neighbours: Of the second.
+        teacher: (n, dim) unit rows of the same texts, without gradient. Their width may differ from the student's if
+            ``weight`` is 0, as then only neighbours are compared.
+        temperature: Softmax temperature.
+        weight: Weight of the first term.
+        neighbours: Weight of the second term.
 
     Returns:
         A scalar, float32 (float64 for float64 rows).
@@ -83,34 +82,33 @@ def distillation(
     check_temperature(temperature)
     if student.ndim != 2 or teacher.ndim != 2 or not 0 < len(student) == len(teacher):
         raise InputError(
-            f"student is {tuple(student.shape)} and teacher {tuple(teacher.shape)}; "
-            "expected both to have a row for each text"
+            f"student is {tuple(student.shape)} and teacher {tuple(teacher.shape)}; expected one row per text in both"
         )
     if weight and student.shape != teacher.shape:
         raise InputError(
-            f"the student is {student.shape[1]} wide and the teacher {teacher.shape[1]}; "
-            "rows of two widths have no cosine: give the teacher's rows at the student's width, or weight=0"
+            f"the student's rows are {student.shape[1]} wide and the teacher's {teacher.shape[1]}, so there is no "
+            "cosine between them; cut the teacher's rows to the student's width, or set weight=0"
         )
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = full(student), full(teacher.detach())
-        learnt, taught = (_others(rows @ rows.T / temperature).log_softmax(1) for rows in (student, teacher))
-        loss = neighbours * F.kl_div(learnt, taught, reduction="batchmean", log_target=True)
+        learned, taught = (_others(rows @ rows.T / temperature).log_softmax(1) for rows in (student, teacher))
+        loss = neighbours * F.kl_div(learned, taught, reduction="batchmean", log_target=True)
         return loss + weight * (1 - (student * teacher).sum(1)).mean() if weight else loss
 
 
 def matryoshka(
     loss: Callable[..., Tensor], *rows: Tensor, dims: Sequence[int], weights: Sequence[float] | None = None
 ) -> Tensor:
-    """The weighted sum of a loss at several leading widths, so that a cut vector is a good vector too.
+    """The weighted sum of a loss at several leading widths, so that truncated vectors are good vectors too.
 
         matryoshka(info_nce, queries, passages, dims=[1024, 256, 64])
         matryoshka(partial(info_nce, temperature=0.05), queries, passages, dims=[1024, 256], weights=[1, 0.5])
 
     Args:
-        loss: Takes as many tensors as ``rows`` holds.
-        rows: Each (n, dim); all of them are cut to the width in hand and normalised again.
-        dims: Widths, at most the rows' own, which counts only if it is named here.
-        weights: One for each of ``dims``, not divided by their sum; None weighs each 1.
+        loss: Takes as many tensors as there are ``rows``.
+        rows: Each (n, dim); all are truncated to each width and normalised again.
+        dims: Widths, at most the rows' own, which is included only if named.
+        weights: One for each of ``dims``, not normalised; None is 1 for each.
 
     Returns:
         A scalar.
@@ -129,13 +127,13 @@ def matryoshka(
 
 
 def full(rows: Tensor) -> Tensor:
-    """The rows as float32 at the least; float64 stays."""
+    """The rows as float32; float64 stays."""
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise InputError(f"temperature is {temperature}; it divides the cosines and has to be above 0")
+        raise InputError(f"temperature is {temperature}; expected a number above 0")
 
 
 def _others(square: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The model under training: made ready, given adapters, saved so that this project and others load it."""
+"""The model under training: loaded, made trainable, and saved so that this project and others can load it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from searchkit.training.export import unpack
 from searchkit.training.files import read_json, write_json
 from searchkit.training.layout import write_layout
 
-# What config.json has to say. transformers asks `is_decoder` of encoders such as BERT and, from 5.2 on, `is_causal` of
-# decoders; sentence-transformers goes by the same file.
+# What config.json has to say. transformers reads `is_decoder` for encoders such as BERT and, from 5.2 on, `is_causal`
+# for decoders; sentence-transformers uses the same file.
 ATTENTION: dict[str, dict[str, bool]] = {
     "causal": {"is_causal": True, "is_decoder": True},
     "bidirectional": {"is_causal": False, "is_decoder": False},
@@ -27,13 +27,13 @@ ATTENTION: dict[str, dict[str, bool]] = {
 
 
 def lay_out(config: TrainConfig, work: Path) -> None:
-    """Write into `work` what of the base's files has to differ: unpacked weights, a config.json of another attention.
+    """Write into `work` those of the base's files that have to differ: unpacked weights, a changed config.json.
 
-    Of several processes one calls this, before any of them calls `prepare`.
+    One of several processes calls this, before any of them calls `prepare`.
 
     Args:
         config: As for `prepare`.
-        work: Folder for the files; what it held is gone.
+        work: Folder for the files; its former content is removed.
     """
     shutil.rmtree(work, ignore_errors=True)
     folder, _ = find_model(config.base)
@@ -51,15 +51,15 @@ def lay_out(config: TrainConfig, work: Path) -> None:
 
 
 def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Embedder:
-    """The base model as an embedder whose weights, in float32, can be trained.
+    """The base model as an embedder with float32 weights.
 
     Args:
-        config: Names the base, and how its pooling, attention, queries and length differ from the base's own.
-        work: Where `lay_out` wrote.
-        device: Where the weights go; None takes the best there is.
+        config: Names the base, and how pooling, EOS, attention, queries and length differ from the base's own.
+        work: The folder that `lay_out` wrote to.
+        device: Where the weights go; None takes the best device available.
 
     Raises:
-        ValueError: The model does not attend as it is asked to.
+        InputError: The model does not support the requested attention.
     """
     from transformers import AutoConfig
 
@@ -70,8 +70,8 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
     decoder = is_decoder(AutoConfig.from_pretrained(folder))
     conventions = conventions_of(folder, family, decoder=decoder)
     conventions = replace(conventions, pooling=config.pooling or conventions.pooling)
-    # A language model's tokenizer ends no text with EOS, and without it the last token is any word. An embedder that is
-    # trained further keeps what it was trained with.
+    # The tokenizer of a language model does not append EOS, and without it the last token is just any word. An embedder
+    # that is trained further keeps what it was trained with.
     by_default = decoder and conventions.pooling == "last" and not is_embedder(folder, family)
     append_eos = (by_default or conventions.append_eos) if config.append_eos is None else config.append_eos
     conventions = replace(conventions, append_eos=append_eos)
@@ -80,8 +80,8 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
     embedder = Embedder(folder, dtype="float32", device=device, conventions=conventions)
     if config.attention and sees_ahead(torch_model(embedder)) != (config.attention == "bidirectional"):
         raise InputError(
-            f"{type(torch_model(embedder)).__name__} does not become {config.attention} in this version of "
-            "transformers; leave its attention as it is, or take another base"
+            f"this version of transformers cannot make {type(torch_model(embedder)).__name__} {config.attention}; "
+            "keep the base's attention, or choose another base"
         )
     embedder.conventions = replace(
         conventions,
@@ -91,16 +91,40 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
     return embedder
 
 
+def make_trainable(model: Any, config: TrainConfig) -> Any:
+    """Switch off dropout, attach adapters or freeze what is not trained; returns the model to train."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    if config.gradient_checkpointing:
+        # Reentrant checkpointing loses the gradient where the inputs need none, as under LoRA.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # its new name
+        enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    if config.lora_rank:
+        model = attach_lora(model, config.lora_rank, config.lora_alpha)
+        model.peft_config["default"].base_model_name_or_path = find_model(config.base)[1]
+        return model
+    for parameter in model.get_input_embeddings().parameters():
+        parameter.requires_grad = False  # a small dataset would move its own words away from all others
+    for name, parameter in model.named_parameters():
+        if name.startswith("pooler."):
+            parameter.requires_grad = False
+    return model
+
+
 def attach_lora(model: Any, rank: int, alpha: int | None) -> Any:
-    """Put LoRA adapters on all linear layers, and nothing else to train.
+    """Attach LoRA adapters to all linear layers, and freeze everything else.
 
     Args:
         model: A transformers model.
-        rank: Of every adapter.
-        alpha: Scales them; None is twice the rank.
+        rank: Rank of the adapters.
+        alpha: Scale of the adapters; None is twice the rank.
 
     Raises:
-        ValueError: The model has no linear layers to adapt.
+        InputError: The model has no linear layers.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -108,18 +132,17 @@ def attach_lora(model: Any, rank: int, alpha: int | None) -> Any:
     names = sorted({name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
     names = [name for name in names if not name.startswith("pooler.")]
     if not names:
-        raise InputError(f"{type(model).__name__} has no linear layers to put adapters on; train all weights: --rank 0")
+        raise InputError(f"{type(model).__name__} has no linear layers for adapters; train all weights: --rank 0")
     adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=names))
-    # A name that peft did not find would stay as it was without a word.
-    expected = rank * _widths(adapted)
-    found = trainable(adapted)
-    if found != expected:
-        raise InputError(f"adapters have {found} weights, expected {expected}; some layers were not adapted")
+    # peft silently skips names that it does not find.
+    expected, actual = rank * _widths(adapted), trainable(adapted)
+    if actual != expected:
+        raise InputError(f"the adapters have {actual} weights, expected {expected}; some layers were not adapted")
     return adapted
 
 
 def _widths(adapted: Any) -> int:
-    """Inputs and outputs of all linear layers, with an adapter or without."""
+    """The sum of inputs and outputs of all linear layers, with or without an adapter."""
     import torch
 
     return sum(
@@ -130,14 +153,18 @@ def _widths(adapted: Any) -> int:
 
 
 def torch_model(embedder: Embedder) -> Any:
-    """The transformers model behind an embedder; raises ValueError when it is an exported one."""
+    """The transformers model behind an embedder.
+
+    Raises:
+        InputError: It is an exported model.
+    """
     if not isinstance(embedder.runtime, TorchRuntime):
         raise InputError(f"{embedder.name} is an exported model; use the model it was exported from")
     return embedder.runtime.model
 
 
 def trainable(model: Any) -> int:
-    """How many weights get a gradient."""
+    """The number of weights that get a gradient."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -152,15 +179,15 @@ def save(
 ) -> None:
     """Write a folder that loads here and in sentence-transformers: weights, tokenizer, pooling, prompts, card.
 
-    Adapters are merged into the weights, and kept beside them in ``adapter/``, with the same settings.
+    Adapters are merged into the weights, and also saved in ``adapter/``, with the same settings.
 
     Args:
         embedder: The trained model.
         out: Folder to write.
         card: Text of README.md.
-        default_instruction: What a query without an instruction is given from now on; None gives it none.
-        dims: Matryoshka widths it was trained for.
-        attention: A key of :data:`ATTENTION` if it is not the base's own, which the adapter has to say then.
+        default_instruction: For queries without an instruction from now on; None gives them none.
+        dims: Matryoshka widths that were trained.
+        attention: A key of :data:`ATTENTION` if the base's own was changed; saved with the adapter.
     """
     model: Any = torch_model(embedder)
     out.mkdir(parents=True, exist_ok=True)

@@ -317,7 +317,7 @@ def test_two_processes_under_ddp_get_the_gradients_of_the_joined_batch(tmp_path:
         for value, found in runs:
             torch.testing.assert_close(value, plain.detach(), **CLOSE)
             assert_same(found, expected)
-        assert "each process has to have at least one" in refused
+        assert "every process needs at least one" in refused
 
 
 def test_alone_a_list_is_gathered_from_oneself() -> None:
@@ -341,5 +341,5 @@ def test_what_cannot_be_embedded_is_refused(sizes: tuple[int, ...], chunk: int, 
 
 def test_rows_that_are_not_one_for_each_input_are_refused() -> None:
     encode = encoder(mlp())
-    with pytest.raises(ValueError, match=r"encode gives \(1, 8\) for 2 inputs"):
+    with pytest.raises(ValueError, match=r"encode returns \(1, 8\) for 2 inputs"):
         cached_backward(lambda inputs: encode(inputs)[:1], groups_of(2, 2), contrast, chunk=2)

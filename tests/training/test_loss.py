@@ -186,7 +186,7 @@ def test_one_text_has_no_neighbours_to_learn_from() -> None:
 def test_a_wider_teacher_teaches_neighbours_only() -> None:
     student, teacher = unit(6, 8), unit(6, 12, seed=1)
     assert_same(distillation(student, teacher, weight=0), plain_distillation(student, teacher, 0.05, 0), student)
-    with pytest.raises(ValueError, match=r"student is 8 wide and the teacher 12.*or weight=0"):
+    with pytest.raises(ValueError, match=r"student's rows are 8 wide and the teacher's 12.*or set weight=0"):
         distillation(student, teacher)
 
 
@@ -216,7 +216,7 @@ def test_matryoshka_takes_any_loss_of_rows() -> None:
 @pytest.mark.parametrize("loss", [info_nce, distillation])
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_a_temperature_that_cannot_divide_is_refused(loss: Callable[..., Tensor], temperature: float) -> None:
-    with pytest.raises(ValueError, match="has to be above 0"):
+    with pytest.raises(ValueError, match="expected a number above 0"):
         loss(unit(2, 4), unit(2, 4), temperature=temperature)
 
 
@@ -228,7 +228,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         with pytest.raises(ValueError, match=r"expected torch.bool \(2, 3\)"):
             info_nce(torch.ones(2, 8), torch.ones(3, 8), duplicates=duplicates)
     for teacher in (2, 0):
-        with pytest.raises(ValueError, match="both to have a row for each text"):
+        with pytest.raises(ValueError, match="one row per text in both"):
             distillation(torch.ones(teacher and 3, 8), torch.ones(teacher, 8))
 
 

@@ -52,7 +52,7 @@ def test_what_it_writes_loads_here_and_in_sentence_transformers(config: TrainCon
     )
     assert ours.conventions.default_instruction == "Find it"
     assert (out / "adapter" / "adapter_config.json").is_file()
-    assert "rows refused" in (out / "README.md").read_text()
+    assert "rows rejected" in (out / "README.md").read_text()
     assert TrainConfig.load(out / "training.json") == config
 
 
@@ -392,7 +392,7 @@ def test_rows_without_an_instruction_get_one_of_their_source_s(config: TrainConf
     train(config)
     assert Embedder(config.out, device="cpu").conventions.default_instruction == "Find what begins so"
     told.write_text(json.dumps({"plain": "not a list"}))
-    with pytest.raises(ValueError, match=r"write it so"):
+    with pytest.raises(ValueError, match=r"has another format; expected"):
         train(replace(config, out=str(tmp_path / "other")))
 
 

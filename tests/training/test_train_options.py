@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from searchkit.models.embedder import Embedder, unit_rows
+from searchkit.training import log
 from searchkit.training import train as loop
 from searchkit.training.config import TrainConfig
 from searchkit.training.dataset import read_examples
@@ -24,14 +25,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 def test_checkpointed_activations_train_the_same_weights(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, on = loop._make_trainable, []
+    make, on = loop.make_trainable, []
 
     def watched(model: Any, config: TrainConfig) -> Any:
         made = make(model, config)
         on.append(made.is_gradient_checkpointing)
         return made
 
-    monkeypatch.setattr(loop, "_make_trainable", watched)
+    monkeypatch.setattr(loop, "make_trainable", watched)
     config = replace(config, chunk=7, max_steps=3)
     reports = [
         train(replace(config, out=str(tmp_path / str(kept)), gradient_checkpointing=not kept)) for kept in (True, False)
@@ -102,6 +103,6 @@ def test_the_peak_of_memory_is_in_mebibytes_on_every_system(monkeypatch: pytest.
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     monkeypatch.setattr(sys, "platform", "linux")
-    assert loop._peak_memory() == pytest.approx(peak / 2**10, rel=0.01)
+    assert log.peak_memory_mib() == pytest.approx(peak / 2**10, rel=0.01)
     monkeypatch.setattr(sys, "platform", "darwin")  # which counts bytes
-    assert loop._peak_memory() == pytest.approx(peak / 2**20, rel=0.01)
+    assert log.peak_memory_mib() == pytest.approx(peak / 2**20, rel=0.01)
