@@ -148,5 +148,7 @@ class TrainConfig:
             raise InputError(
                 f"{file} has settings that this version does not know ({', '.join(used)}); choose another --out"
             )
-        values: dict[str, Any] = {name: value for name, value in saved.items() if name in known}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in saved.items() if name in known
+        }
+        return cls(**values)
