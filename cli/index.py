@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import corpus_options, format_option, model_options, note, table_options
+from searchkit.cli.options import MULTILINGUAL, corpus_options, format_option, model_options, note, table_options
 from searchkit.errors import RejectedRowError
 
 if TYPE_CHECKING:
@@ -141,6 +141,11 @@ def add_corpus(
         note(
             f"{report.truncated} of {report.passages} passages are longer than the model's "
             f"{engine.embedder.max_length} tokens: their ends are found by words (lexical, hybrid), not by meaning"
+        )
+    if report.unreadable:
+        note(
+            f"{report.unreadable} of {report.passages} passages are in scripts that {engine.embedder.name} does not "
+            f"know, and only their words find them. {MULTILINGUAL}"
         )
     for sentence in read.notes():
         note(sentence)

@@ -14,6 +14,9 @@ INDEX = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+MULTILINGUAL = "The built-in model is for English; index with a multilingual one: --model FOLDER or a hub id"
+
+
 def note(message: str) -> None:
     """Something the user should know, beside the data."""
     click.echo(message, err=True)

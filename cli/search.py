@@ -14,6 +14,7 @@ import click
 
 from searchkit.cli.options import (
     INDEX,
+    MULTILINGUAL,
     fusion_options,
     hits_options,
     instruction_of,
@@ -24,6 +25,7 @@ from searchkit.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from searchkit.engine import SearchEngine
     from searchkit.records import Hit, Query
 
 _BATCH = 64
@@ -84,12 +86,25 @@ def search(
             note(fault.message)
         asked = _asked(queries, file)
         while batch := list(islice(asked, _BATCH if file else 1)):
+            if options.mode != "lexical":
+                _warn_unreadable(engine, batch)
             results = engine.search_many(batch, instruction=instruction, k=k, options=options)
             for query, hits in zip(batch, results, strict=True):
                 if output == "json":
                     _print_json(query, hits)
                 else:
                     print_hits(query, hits)
+
+
+def _warn_unreadable(engine: SearchEngine, queries: list[Query]) -> None:
+    from searchkit.models.embedder import UNREADABLE
+
+    if all(query.text.isascii() for query in queries):  # the model need not be loaded for this
+        return
+    shares = engine.embedder.unknown_shares([query.text for query in queries])
+    for query, share in zip(queries, shares, strict=True):
+        if share > UNREADABLE:
+            note(f"{engine.embedder.name} does not know the script of: {query.text}. {MULTILINGUAL}")
 
 
 def _asked(queries: tuple[str, ...], file: Path | None) -> Iterator[Query]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -164,7 +165,7 @@ class SearchEngine(Searcher):
         commit_every = whole_number("commit_every", commit_every, 1)
         report = AddReport()
         with self._changing():
-            truncated_before = self.embedder.stats.truncated
+            before = replace(self.embedder.stats)
             ingest = Ingest(
                 self._store,
                 self._lexical,
@@ -176,7 +177,8 @@ class SearchEngine(Searcher):
                 on_progress,
             )
             ingest.run(documents, update=update, on_refused=on_refused, commit_every=commit_every)
-            report.truncated = self.embedder.stats.truncated - truncated_before
+            report.truncated = self.embedder.stats.truncated - before.truncated
+            report.unreadable = self.embedder.stats.unreadable - before.unreadable
         report.seconds = time.monotonic() - began
         return report
 

@@ -38,6 +38,7 @@ class AddReport:
     updated: int = 0
     refused: int = 0
     truncated: int = 0
+    unreadable: int = 0
     seconds: float = 0.0
 
 

@@ -12,7 +12,7 @@ ORDER = ("indexer", "searchkit", "training", "cli")  # a folder may import those
 FILES = sorted(file for folder in ORDER for file in (ROOT / folder).rglob("*.py"))
 # Inside searchkit: files at its root stand with the folders that their imports allow.
 LAYERS = (
-    {"errors", "records", "validation", "tasks", "metrics", "significance", "chunking"},
+    {"errors", "records", "validation", "tasks", "metrics", "significance", "chunking", "scripts"},
     {"readers", "models"},
     {"engine", "searcher", "ranking", "binding", "ingest", "lexical_sync", "check", "repair"},
     {"compression"},

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from hashlib import blake2b
 
-# Thai to Burmese, Khmer, kana and Han are written without spaces: there every character counts as a word.
-UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+from searchkit.scripts import WORD
 
 
 def folded(text: str) -> str:
@@ -23,4 +20,4 @@ def fingerprint(text: str) -> bytes:
 
 def words(text: str) -> list[str]:
     """The words of a text in lower case; every character is one in scripts without spaces."""
-    return _WORD.findall(text.casefold())
+    return WORD.findall(text.casefold())

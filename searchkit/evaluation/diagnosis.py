@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -16,6 +15,7 @@ from searchkit.evaluation.evaluate import Evaluation, judged_queries, make_ranke
 from searchkit.metrics import top
 from searchkit.ranking import SearchOptions
 from searchkit.records import Judgements, Qrels, Query, Run, join_title
+from searchkit.scripts import WORD
 from searchkit.significance import confidence_interval
 
 T = TypeVar("T")
@@ -27,10 +27,6 @@ METRIC = "ndcg@10"
 _BATCH = 256  # queries whose deep rankings are in memory at a time
 _TEXTS = 1024  # documents whose tokens are counted at a time
 _BINS, _FEWEST = 5, 20  # most groups of query lengths, and about the fewest queries of a group
-
-# Thai to Burmese, Khmer, kana and Han are written without spaces: every character counts as a word.
-_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +270,7 @@ def judged_at(run: Run, qrels: Qrels, k: int) -> float:
 
 def count_words(text: str) -> int:
     """Number of words; in scripts without spaces every character is a word."""
-    return sum(1 for _ in _WORD.finditer(text))
+    return sum(1 for _ in WORD.finditer(text))
 
 
 def bins(lengths: Sequence[int]) -> list[tuple[int, int]]:

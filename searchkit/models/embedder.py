@@ -7,7 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,32 @@ from searchkit.errors import InputError
 from searchkit.models.conventions import MODULES, Conventions, conventions_of, fingerprint, is_embedder
 from searchkit.models.location import family_name, find_adapter, find_model
 from searchkit.models.runtime import Runtime, load_runtime
+from searchkit.models.vocabulary import unknown_ids
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "builtin"
+UNREADABLE = 1 / 3
+"""Share of unknown tokens above which a text counts as unreadable to the model."""
 
 
 @dataclass
 class EncodeStats:
-    """Totals since the embedder was created."""
+    """Totals since the embedder was created.
+
+    Args:
+        texts: Embedded.
+        tokens: Of those texts as the model got them, special tokens included.
+        truncated: Texts that were too long.
+        unknown: Tokens of passages that are not in the model's vocabulary: a script it was not trained on, emoji.
+        unreadable: Passages that consist mostly of such tokens, so that their vectors say little.
+    """
 
     texts: int = 0
     tokens: int = 0
     truncated: int = 0
+    unknown: int = 0
+    unreadable: int = 0
 
 
 class Embedder:
@@ -171,7 +184,13 @@ class Embedder:
         Returns:
             (len(passages), dim) float32 rows of unit length.
         """
-        return self._encode(self.tokenize(self._prefixed(passages)), on_batch)
+        tokens = self.tokenize(self._prefixed(passages))
+        for passage, ids in zip(passages, tokens, strict=True):
+            if not passage.isascii():
+                unknown = self._count_unknown(ids)
+                self.stats.unknown += unknown
+                self.stats.unreadable += unknown > UNREADABLE * (len(ids) - self.special_tokens)
+        return self._encode(tokens, on_batch)
 
     def encode_symmetric(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
         """Embed texts that are compared with their like, such as translations, and not with documents.
@@ -209,6 +228,19 @@ class Embedder:
     def tokenize_queries(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of each query as the model gets them, each with its own instruction; "" is none."""
         return [self._framed(ids) for ids in self._query_ids(queries, instructions)]
+
+    def unknown_shares(self, texts: Sequence[str]) -> list[float]:
+        """For each text, the share of its tokens that are not in the model's vocabulary (see `EncodeStats`)."""
+        if all(text.isascii() for text in texts):
+            return [0.0] * len(texts)
+        return [self._count_unknown(ids) / max(1, len(ids)) for ids in self._ids(texts)]
+
+    def _count_unknown(self, ids: list[int]) -> int:
+        return sum(id in self._unknown_ids for id in ids)
+
+    @cached_property
+    def _unknown_ids(self) -> frozenset[int]:
+        return unknown_ids(self.runtime.tokenizer)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Character span (start, stop) of each token of `text`, for cutting a long text into passages."""

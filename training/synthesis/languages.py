@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from searchkit.errors import MissingExtraError
-from searchkit.training.texts import UNSPACED
+from searchkit.scripts import UNSPACED
 
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 # Languages that a detector confuses in a few sentences.
