@@ -1,4 +1,4 @@
-"""The model that an index is bound to: loaded as the index was built, and refused when it is another one."""
+"""The model that an index is bound to: loaded with the settings it was built with; any other model is rejected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from searchkit.models.embedder import Embedder
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """A model that is not loaded yet: what the user said of it, the index says the rest."""
+    """A model that is not loaded yet: what the caller chose; the index knows the rest."""
 
     model: str | Path | None
     adapter: str | Path | None
@@ -22,10 +22,10 @@ class ModelChoice:
     threads: int | None
 
     def load(self, identity: dict[str, Any]) -> Embedder:
-        """The model, once it is known to be the one that the index was built with.
+        """Load the model, and make sure that it is the one that the index was built with.
 
         Args:
-            identity: What the index says of its model.
+            identity: What the index stores about its model.
 
         Raises:
             StoreError: It cannot be loaded, or differs.
@@ -39,7 +39,7 @@ class ModelChoice:
                 threads=self.threads,
                 dim=identity["dim"],
                 force_dim=True,
-                # As the index was built, whatever the model's folder is called by now.
+                # From the index: the model's folder may have other conventions by now.
                 conventions=Conventions(
                     **{f.name: identity[f.name] for f in fields(Conventions) if f.name in identity}
                 ),
@@ -47,14 +47,14 @@ class ModelChoice:
         except ValueError as error:
             raise StoreError(
                 f"the index was built with {identity['model']}, which cannot be loaded: {error}. "
-                "If the model has moved, name its place with --model"
+                "If the model has moved, name its folder with --model"
             ) from error
         check_model(identity, embedder)
         return embedder
 
 
 def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
-    """Raise StoreError, saying in what they differ, unless a model is the one that an index was built with."""
+    """Raise StoreError, naming the differences, unless a model is the one that an index was built with."""
     given = embedder.identity()
     named = {"model", "adapter"}  # a model may move; its files may not change
     differing = [key for key in bound.keys() | given.keys() if key not in named and bound.get(key) != given.get(key)]

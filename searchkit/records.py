@@ -1,4 +1,4 @@
-"""The plain records that pass between reading, embedding, searching and measuring."""
+"""The plain records that reading, embedding, searching and measuring exchange."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 Qrels = dict[str, dict[str, int]]
-"""Judgements: query id -> {document id: gain}; a gain of 0 or less is not relevant."""
+"""Relevance judgements: query id -> {document id: gain}; a gain of 0 or less means not relevant."""
 
 Run = dict[str, dict[str, float]]
-"""What a system returned: query id -> {document id: score}, higher is better."""
+"""What a system returned: query id -> {document id: score}; higher is better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text a user put in, with the id it is found under.
+    """One text to index, under an id.
 
     Args:
-        id: The user's own id, unique in an index.
+        id: Chosen by the user, unique in an index.
         text: The body; may be empty when the title is not.
-        title: Kept with every passage the body is cut into.
+        title: Repeated in every passage that the body is cut into.
         metadata: Any JSON object; comes back with every hit.
-        place: Where it was read ("papers.jsonl:17"), for messages only; not stored or compared.
-        incidental: Metadata keys that do not make it another document, such as a file's day; not stored.
+        place: Where it was read from ("papers.jsonl:17"), for messages only; not stored or compared.
+        incidental: Metadata keys whose change does not make it another document, such as a file's date; not stored.
     """
 
     id: str
@@ -35,28 +35,14 @@ class Document:
     incidental: tuple[str, ...] = field(default=(), compare=False)
 
     def checksum(self) -> str:
-        """SHA-256 of everything stored, as hex; two documents with equal checksums are equal."""
+        """SHA-256 of everything stored, as hex; equal for equal documents only."""
         content = json.dumps([self.id, self.title, self.text, self.metadata], ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """A stretch ``text[start:stop]`` of one document: the unit that is embedded and ranked."""
-
-    title: str
-    text: str
-    start: int
-    stop: int
-
-    def to_embed(self) -> str:
-        """Title and text as one string, joined by a space as BEIR does."""
-        return join_title(self.title, self.text)
-
-
-@dataclass(frozen=True, slots=True)
 class Query:
-    """A question with the instruction that belongs to it, if it has one of its own."""
+    """A query, and the instruction that belongs to it if it has one of its own."""
 
     id: str
     text: str
@@ -84,11 +70,11 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One document found, shown by its best passage.
+    """One document of a result, shown by its best passage.
 
     Args:
         id: The document's id.
-        score: Higher is better; comparable within one result list only.
+        score: Higher is better; comparable only within one result list.
         rank: 1 for the best.
         title: The document's title.
         text: The best passage, not the whole document.

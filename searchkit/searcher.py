@@ -288,7 +288,7 @@ class Searcher:
         rows = [item.row for ranking in rankings for item in ranking]
         passages = self._store.documents.passages(rows)
         if missing := set(rows) - passages.keys():
-            raise StoreError(f"{self._store.folder / 'index.db'} is damaged: {len(missing)} passages are missing")
+            raise self._store.database.damaged(f"{len(missing)} passages are missing")
         return passages
 
     def similarities(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:

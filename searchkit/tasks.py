@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from searchkit.errors import InputError
 
 E5_TEMPLATE = "Instruct: {instruction}\nQuery: {query}"
-"""How the paper writes an instructed query; documents stay as they are."""
+"""How the paper writes a query with its instruction; documents have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +19,10 @@ class Task:
     """A named retrieval task.
 
     Args:
-        name: As users write it, lower case.
+        name: As users write it, in lower case.
         instruction: The sentence put before every query.
-        split: The judged split that published numbers use.
-        drop_self: Whether a hit with the query's own id is left out before scoring.
+        split: The split that published figures are measured on.
+        drop_self: Whether a hit with the query's own id is dropped before scoring.
         aliases: Other names of the same collection.
     """
 
@@ -77,7 +77,7 @@ TASKS: tuple[Task, ...] = (
         aliases=("webis-touche2020", "touche"),
     ),
     Task("trec-covid", "Given a query on COVID-19, retrieve documents that answer the query"),
-    # Not in the paper's table: questions on Wikipedia in many languages, asked as NQ's are.
+    # Not in the paper's table: questions about Wikipedia in many languages, with the instruction of NQ.
     Task("miracl", WIKIPEDIA, split="dev", aliases=("miracl-retrieval",)),
     Task("xquad", WIKIPEDIA, split="validation", aliases=("xquad-retrieval",)),
     Task("sts", "Retrieve semantically similar text."),
@@ -99,18 +99,18 @@ def find_task(name: str) -> Task | None:
 
 
 def get_task(name: str) -> Task:
-    """The task of that name or alias; raises ValueError that lists the names when there is none."""
+    """The task of that name or alias; InputError, with the names there are, if there is none."""
     task = find_task(name)
     if task is None:
         known = ", ".join(task.name for task in TASKS)
-        raise InputError(f"no task is called {name!r}; known tasks: {known} (or write your own with --instruction)")
+        raise InputError(f"no task is called {name!r}; known tasks: {known} (or write your own instruction)")
     return task
 
 
 def format_query(template: str, query: str, instruction: str) -> str:
     """Fill a template such as :data:`E5_TEMPLATE`.
 
-    Replaced by hand, not by ``str.format``: a query or instruction may hold braces of its own.
+    Not by ``str.format``: a query or instruction may contain braces.
     """
     head, _, tail = template.partition("{query}")
     return head.replace("{instruction}", instruction) + query + tail

@@ -32,8 +32,10 @@ def check_document(document: object) -> None:
     for name in ("id", "title", "text"):
         value = getattr(document, name)
         if "\0" in value:
-            raise InputError(f"{name} holds a NUL byte at character {value.index(chr(0))}; take it out")
+            raise InputError(f"{name} holds a NUL byte at character {value.index(chr(0))}; remove it")
     check_metadata(document.metadata)
+    if not isinstance(document.incidental, tuple | list):
+        raise InputError(f"incidental is {described(document.incidental)}; expected a tuple of metadata keys")
 
 
 def check_metadata(metadata: object) -> None:
@@ -87,7 +89,7 @@ def check_text(name: str, value: object) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         code = f"\\u{ord(value[error.start]):04x}"
-        raise InputError(f"{name} holds the lone surrogate {code}, which UTF-8 cannot store; take it out") from None
+        raise InputError(f"{name} holds the lone surrogate {code}, which UTF-8 cannot store; remove it") from None
 
 
 def checked_queries(queries: object) -> list[Query]:

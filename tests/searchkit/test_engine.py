@@ -568,7 +568,7 @@ def test_a_moved_model_is_named_with_its_new_place(tmp_path: Path, documents: li
     old.rename(tmp_path / "new")
     with (
         SearchEngine.open(tmp_path / "x", device="cpu") as lost,
-        pytest.raises(StoreError, match=r"old, which cannot be loaded: .*If the model has moved, name its place"),
+        pytest.raises(StoreError, match=r"old, which cannot be loaded: .*If the model has moved, name its folder"),
     ):
         lost.search("sun")
     with SearchEngine.open(tmp_path / "x", model=tmp_path / "new", device="cpu", dtype="float32") as found:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from searchkit.records import Document, Passage, join_title
+from searchkit.records import Document, join_title
 
 DOCUMENT = Document("a", "Bread rises.", title="Bread", metadata={"year": 1998, "by": "Ö"}, place="x.jsonl:3")
 
@@ -31,4 +31,3 @@ def test_a_checksum_tells_title_from_text() -> None:
 )
 def test_titles_are_joined_by_one_space_as_beir_does(title: str, text: str, joined: str) -> None:
     assert join_title(title, text) == joined
-    assert Passage(title, text, 0, len(text)).to_embed() == joined

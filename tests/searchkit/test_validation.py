@@ -44,6 +44,7 @@ def nested(levels: int) -> dict[str, Any]:
         (replace(DOCUMENT, text=" ", title="\n"), "neither text nor title"),
         (replace(DOCUMENT, title=["Tea"]), "title is a list; expected a string"),
         (replace(DOCUMENT, place=3), "place is 3; expected a string"),
+        (replace(DOCUMENT, incidental="n"), "incidental is 'n'; expected a tuple of metadata keys"),
         (replace(DOCUMENT, metadata=None), "metadata is None; expected a dict"),
         (replace(DOCUMENT, metadata=[1]), "metadata is a list; expected a dict"),
     ],
