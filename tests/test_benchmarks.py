@@ -1,4 +1,4 @@
-"""The measuring scripts run, on models small enough for it; what they measure here means nothing."""
+"""The benchmark scripts run, on tiny models; the figures themselves mean nothing here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCRIPTS = Path(__file__).parent / "benchmarks"
 
 
 def run(name: str, *arguments: object) -> dict[str, Any]:
-    """What a script prints, from a process of its own."""
+    """Output of a script, run in a new process."""
     command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -67,7 +67,7 @@ def test_the_writing_script_counts_examples_and_memory() -> None:
     assert found["examples"] == 40
     assert found["rate"] > 0
     assert 1 <= found["questions_at_once"] <= 8
-    assert set(found["memory_mib"]) == {"asking", "sifting"}
+    assert set(found["memory_mib"]) == {"asking", "filtering"}
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""How much of an evaluation is neither embedding nor search: ids, runs, metrics.
+"""How much time of an evaluation is neither embedding nor search: ids, runs, metrics.
 
     python tests/benchmarks/evaluate.py [--passages 50000] [--queries 5000] [--modes dense lexical hybrid]
 
-The index holds texts from a Zipf vocabulary with vectors drawn around centres; queries are the beginnings of passages,
-and are embedded by the built-in model. One thread, by processor time, which other work on the machine hardly changes.
+The index holds texts from a Zipf vocabulary with vectors drawn around centres. Queries are the first words of passages,
+embedded by the built-in model. One thread; CPU time, which other work on the machine hardly affects.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from searchkit.ranking import Ranker
 from searchkit.records import Document, Judgements, Query
 
 WORDS = 6
-"""Of a query; some 18 tokens."""
+"""Words of a query; about 18 tokens."""
 
 
 def build(folder: Path, count: int, model: Embedder) -> list[str]:
-    """An index of so many passages, none of which is embedded; returns their texts."""
+    """Build an index of so many passages, none of which is embedded; returns their texts."""
     vectors = (rows for _, rows in batches(count, model.dim))
     written = texts(count, (20, 60), 1)
     encode, model.encode_passages = model.encode_passages, lambda texts, on_batch=None: next(vectors)  # type: ignore[method-assign]
@@ -44,7 +44,7 @@ def build(folder: Path, count: int, model: Embedder) -> list[str]:
 
 
 def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
-    """The function, adding the processor time that it takes."""
+    """The function, adding up the CPU time that it takes."""
 
     def call(*arguments: Any, **options: Any) -> Any:
         began = time.process_time()
@@ -59,22 +59,22 @@ def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> C
 def measure(folder: Path, passages: int, queries: int, modes: list[str]) -> Iterator[dict[str, Any]]:
     model = Embedder(threads=1)
     written = build(folder, passages, model)
-    asked = [Query(f"q{n}", " ".join(text.split()[:WORDS])) for n, text in enumerate(written[:queries])]
+    searched = [Query(f"q{n}", " ".join(text.split()[:WORDS])) for n, text in enumerate(written[:queries])]
     rng = np.random.default_rng(0)
     qrels = {
         query.id: {f"doc-{n}": 1, **{f"doc-{other}": 1 for other in rng.integers(0, passages, 2)}}
-        for n, query in enumerate(asked)
+        for n, query in enumerate(searched)
     }
     rank = Ranker.rank
     for mode in modes:
         spent = {"embedding": 0.0, "search": 0.0}
         with SearchEngine.open(folder, model=model) as engine:
-            evaluate(engine, Judgements("", asked[:1], qrels), modes=[mode])  # reads and checks files
+            evaluate(engine, Judgements("", searched[:1], qrels), modes=[mode])  # reads and checks the files
             encode = model.encode_queries
             model.encode_queries = timed(encode, spent, "embedding")  # type: ignore[method-assign]
             Ranker.rank = timed(rank, spent, "search")  # type: ignore[method-assign]
             began = time.process_time()
-            evaluate(engine, Judgements("", asked, qrels), modes=[mode])
+            evaluate(engine, Judgements("", searched, qrels), modes=[mode])
             whole = time.process_time() - began
             model.encode_queries, Ranker.rank = encode, rank  # type: ignore[method-assign]
         rest = whole - sum(spent.values())
@@ -92,8 +92,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = list(measure(Path(folder) / "index", arguments.passages, arguments.queries, arguments.modes))
     whole, rest = (sum(row[name] for row in rows) for name in ("whole", "rest"))
-    found = {"passages": arguments.passages, "queries": arguments.queries, "modes": rows}
-    print(json.dumps({**found, "share of the rest": round(rest / whole, 3)}, indent=1))
+    sizes = {"passages": arguments.passages, "queries": arguments.queries, "modes": rows}
+    print(json.dumps({**sizes, "share of the rest": round(rest / whole, 3)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Recall under filters against recall without, by recipe: filters at random, by collection and by topic.
+"""Recall with filters against recall without, by recipe: filters at random, by collection and by topic.
 
     python tests/benchmarks/filters.py scifact.index nfcorpus.index --queries scifact/queries.jsonl
 
-The passages of all indexes, which one model embedded, become one segment in memory. A filter by collection leaves what
-the queries are not about. Above 1: more is found than without a filter.
+The passages of all indexes, embedded by one model, become one segment in memory. A filter by collection allows passages
+that the queries are not about. A value above 1 means a higher recall than without a filter.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def vectors_of(folder: Path) -> np.ndarray:
 
 
 def topics_of(vectors: np.ndarray) -> np.ndarray:
-    """(n,) the topic of every vector, by k-means."""
+    """(n,) topic of every vector, by k-means."""
     faiss = dense.faiss_module()
     means = faiss.Kmeans(vectors.shape[1], TOPICS, niter=10, spherical=True, seed=1)
     means.train(vectors)
     return np.asarray(means.index.search(vectors, 1)[1][:, 0])
 
 
-def recall(found: np.ndarray, similar: np.ndarray, allowed: np.ndarray) -> float:
-    """Share of the K best that are allowed among what was found."""
+def recall(rows: np.ndarray, similar: np.ndarray, allowed: np.ndarray) -> float:
+    """Share of the K best allowed rows among the returned ones."""
     best = np.argsort(np.where(allowed, -similar, np.inf), axis=1, kind="stable")[:, :K]
-    return float(np.mean([len({*mine} & {*true}) / K for mine, true in zip(found, best, strict=True)]))
+    return float(np.mean([len({*mine} & {*true}) / K for mine, true in zip(rows, best, strict=True)]))
 
 
 def main() -> None:
@@ -67,8 +67,8 @@ def main() -> None:
         alone = recall(dense.search([segment], queries, K, plan=chosen, tuning=tuning)[0], similar, everything)
         line = {"recipe": chosen.spelling, "without": round(alone, 3)}
         for label, allowed in filters.items():
-            found, _ = dense.search([segment], queries, K, plan=chosen, tuning=tuning, allowed=allowed)
-            line[label] = round(recall(found, similar, allowed) / alone, 3)
+            rows, _ = dense.search([segment], queries, K, plan=chosen, tuning=tuning, allowed=allowed)
+            line[label] = round(recall(rows, similar, allowed) / alone, 3)
         print(json.dumps(line), flush=True)
 
 

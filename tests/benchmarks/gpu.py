@@ -1,9 +1,9 @@
-"""FAISS on GPUs beside the processor: are the answers equal, and how many queries a second does each give?
+"""FAISS on GPUs and on the CPU: are the results equal, and how many queries per second does each answer?
 
     python tests/benchmarks/gpu.py [--vectors 1000000] [--dim 384] [--recipes flat fp16 ...] [--device cuda]
 
-Every recipe that FAISS searches on a GPU is built once, copied, and asked the same queries on both sides in turn. Build
-ratios are of learning plus encoding. Without a GPU, or with a FAISS that sees none, it says so and does nothing.
+Every recipe that FAISS searches on a GPU is built once, copied, and searched for the same queries on both sides.
+Build times are of training and encoding. Without a GPU, or if FAISS sees none, the script says so and does nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def build(chosen: Plan, vectors: np.ndarray, devices: list[int]) -> tuple[float, Any]:
-    """(seconds, index): learning and encoding on the first of the devices, or on the processor when there is none."""
+    """(seconds, index) of training and encoding on the first device, or on the CPU if there is none."""
     began = time.perf_counter()
     template = gpu.train(chosen, vectors[: max(chosen.wanted, chosen.needed)], devices)
     index = gpu.encode(template, [vectors], len(vectors), chosen, devices)
@@ -72,7 +72,7 @@ def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devic
     found: dict[str, Any] = {"recipe": chosen.spelling}
     if chosen.lists or chosen.code or chosen.recipe == "cagra":
         on_gpu, _ = build(chosen, vectors, devices)
-        found["build: processor over gpu"] = round(on_cpu / on_gpu, 2)
+        found["build: CPU over GPU"] = round(on_cpu / on_gpu, 2)
     copies = {"gpu": gpu.to_gpu(index, chosen, devices[:1])}
     if len(devices) > 1:
         copies[f"{len(devices)} shares"] = gpu.to_gpu(index, chosen, devices)
@@ -86,7 +86,7 @@ def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devic
     expected, expected_scores = ask(here, queries)
     for name, copy in copies.items():
         if not isinstance(copy, gpu.GpuIndex):
-            found[name] = "stayed on the processor, see the log"
+            found[name] = "stayed on the CPU, see the log"
             continue
         there: Any = InMemory(copy, 0, len(vectors))
         rows, scores = ask(there, queries)
@@ -96,9 +96,9 @@ def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devic
             "largest difference of scores": float(np.abs(scores - expected_scores).max()),
         }
         for batch in BATCHES:
-            taken: dict[str, list[float]] = {"processor": [], "gpu": []}
+            taken: dict[str, list[float]] = {"cpu": [], "gpu": []}
             for _ in range(rounds):
-                for side, segment in (("processor", here), ("gpu", there)):
+                for side, segment in (("cpu", here), ("gpu", there)):
                     taken[side].append(seconds(lambda segment=segment, batch=batch: ask(segment, queries[:batch])))
             rates = {side: round(batch / median(each)) for side, each in taken.items()}
             line[f"queries a second, {batch} at once"] = rates
@@ -107,7 +107,7 @@ def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devic
 
 
 def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int, device: int, chunk: int) -> dict[str, Any]:
-    """Exact search straight from half-precision vectors, some on the GPU at a time, against the processor's."""
+    """Exact search over half-precision vectors, a chunk on the GPU at a time, against the CPU."""
     faiss = dense.faiss_module()
     half = vectors.astype(np.float16)
     knn = gpu.gpu_knn(device)
@@ -130,11 +130,11 @@ def main() -> None:
     arguments = parser.parse_args()
     devices = gpu.device_numbers(arguments.device)
     if not devices:
-        print("faiss sees no GPU here: nothing is measured", file=sys.stderr)
+        print("FAISS sees no GPU here: nothing is measured", file=sys.stderr)
         return
     vectors = around_centres(arguments.vectors, arguments.dim, 1)
     queries = around_centres(max(BATCHES), arguments.dim, 2)
-    for recipe in arguments.recipes:  # a line each, so that an end before the end loses nothing
+    for recipe in arguments.recipes:  # a line each, so that an interrupted run keeps its results
         found = compare(recipe, vectors, queries, arguments.k, devices, arguments.rounds)
         print(json.dumps(found), flush=True)
     print(json.dumps({"exact from float16": brute_force(vectors, queries, arguments.k, devices[0], 1 << 18)}))

@@ -1,9 +1,9 @@
-"""Does the instruction matter? Scores under the right instruction, under none, and under a wrong one.
+"""Does the instruction matter? Scores with the right instruction, without one, and with a wrong one.
 
     python tests/benchmarks/instructions.py [--model FOLDER] [--split test] [--mode dense]
 
-Runs on `corpora/intents`. The wrong instruction of a query is that of another query with the same text where there is
-one, else the next kind of task.
+Runs on `corpora/intents`. The wrong instruction of a query is that of another query with the same text if there is one,
+else that of the next kind of task.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from searchkit.records import Judgements, Query
 
 
 def wrong(queries: list[Query]) -> list[Query]:
-    """The same queries, each with an instruction that asks for something else."""
+    """The same queries, each with an instruction for something else."""
     kinds = list(dict.fromkeys(query.instruction for query in queries))
     same_text: dict[str, list[str | None]] = {}
     for query in queries:
@@ -54,11 +54,11 @@ def main() -> None:
         SearchEngine.create(Path(folder) / "index", model=arguments.model, chunk_tokens=0) as engine,
     ):
         engine.add(read_corpus(corpus))
-        found = {
+        scores = {
             name: evaluate(engine, Judgements(name, asked, qrels), modes=[arguments.mode])[0].metrics["ndcg@10"]
             for name, asked in variants.items()
         }
-    print(json.dumps({"model": arguments.model, "mode": arguments.mode, "split": arguments.split, "ndcg@10": found}))
+    print(json.dumps({"model": arguments.model, "mode": arguments.mode, "split": arguments.split, "ndcg@10": scores}))
 
 
 if __name__ == "__main__":

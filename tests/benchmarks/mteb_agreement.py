@@ -1,10 +1,10 @@
-"""Do mteb's own evaluator and `searchkit evaluate` come to the same numbers? One Markdown table.
+"""Do mteb's evaluator and `searchkit evaluate` agree? Prints a Markdown table.
 
     python tests/benchmarks/mteb_agreement.py scifact/ nfcorpus/ cranfield/ [--model builtin] [--indexes FOLDER]
 
-Each set is a BEIR folder. It is indexed whole and measured by `searchkit evaluate`; then mteb measures it through both
-protocols: the index through SearchProtocol, and the model's vectors through EncoderProtocol, with mteb's own search
-over every row of the corpus. Its metrics are read before it rounds them to five digits.
+Each set is a BEIR folder, indexed with whole documents and measured by `searchkit evaluate`. Then mteb measures it
+through both protocols: the index through SearchProtocol, and the model's vectors through EncoderProtocol, with mteb's
+own search over every row of the corpus. Its metrics are read before it rounds them to five digits.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.evaluation.mteb_adapter import MtebEncoder, MtebSearch, index_name
 from searchkit.evaluation.mteb_tasks import beir_task
+from searchkit.metrics import drop_own
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import MODES, SearchOptions
 from searchkit.readers.judgements import read_judgements
@@ -29,7 +30,7 @@ from searchkit.readers.judgements import read_judgements
 
 @dataclass(frozen=True)
 class Row:
-    """One set, searched in one way, measured twice."""
+    """A set, searched in one mode, measured twice."""
 
     set: str
     protocol: str
@@ -40,12 +41,12 @@ class Row:
 
     @property
     def apart(self) -> float:
-        """The greatest difference of any metric."""
+        """The largest difference of any metric."""
         return max(abs(self.ours[name] - self.mteb[name]) for name in self.ours)
 
 
 def compared(folder: Path, embedder: Embedder, indexes: Path) -> Iterator[Row]:
-    """A row a mode through SearchProtocol, then one through EncoderProtocol."""
+    """A row for each mode through SearchProtocol, then one through EncoderProtocol."""
     from mteb.models import SearchEncoderWrapper
 
     task = beir_task(folder)
@@ -53,39 +54,39 @@ def compared(folder: Path, embedder: Embedder, indexes: Path) -> Iterator[Row]:
     (split,) = task.eval_splits
     data = task.dataset["default"][split]
     where = {"task_metadata": task.metadata, "hf_split": split, "hf_subset": "default"}
-    how = {**where, "encode_kwargs": {"batch_size": 32, "show_progress_bar": False}, "num_proc": None}
+    arguments = {**where, "encode_kwargs": {"batch_size": 32, "show_progress_bar": False}, "num_proc": None}
     judgements = read_judgements(folder, split=split).for_model(embedder.conventions.default_instruction)
     ours = {}
     for mode in MODES:
         model = MtebSearch(embedder, indexes=indexes, options=SearchOptions(mode=mode))
-        model.index(data["corpus"], **how)
-        run = model.search(data["queries"], top_k=1000, **how)
-        place = indexes / index_name(task.metadata.name, "default", split)
-        with SearchEngine.open(place, model=embedder) as engine:
-            (found,) = evaluate(engine, judgements, modes=[mode])
-        ours[mode] = found.metrics
+        model.index(data["corpus"], **arguments)
+        run = model.search(data["queries"], top_k=1000, **arguments)
+        index = indexes / index_name(task.metadata.name, "default", split)
+        with SearchEngine.open(index, model=embedder) as engine:
+            (evaluation,) = evaluate(engine, judgements, modes=[mode])
+        ours[mode] = evaluation.metrics
         yield Row(task.metadata.name, "search", mode, len(judgements.qrels), ours[mode], judged(task, data, run))
     wrapped = SearchEncoderWrapper(MtebEncoder(embedder))
-    wrapped.index(data["corpus"], **how)
-    run = wrapped.search(data["queries"], top_k=1000, **how)
+    wrapped.index(data["corpus"], **arguments)
+    run = wrapped.search(data["queries"], top_k=1000, **arguments)
     yield Row(task.metadata.name, "encoder", "dense", len(judgements.qrels), ours["dense"], judged(task, data, run))
 
 
 def judged(task: Any, data: Any, run: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The means of mteb's metrics over the queries that it judges, not rounded."""
+    """Means of mteb's metrics over the queries that it judges, not rounded."""
     from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
 
     if task.ignore_identical_ids:
-        run = {query: {id: score for id, score in found.items() if id != query} for query, found in run.items()}
-    found = calculate_retrieval_scores(run, data["relevant_docs"], [10, 100])
+        run = drop_own(run)
+    results = calculate_retrieval_scores(run, data["relevant_docs"], [10, 100])
     keys = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "map@100": "map_cut_100"}
-    scores = found.all_scores.values()
-    means = {name: sum(one[key] for one in scores) / len(scores) for name, key in keys.items()}
-    return {**means, "mrr@10": found.mrr["MRR@10"]}
+    scores = results.all_scores.values()
+    means = {name: sum(values[key] for values in scores) / len(scores) for name, key in keys.items()}
+    return {**means, "mrr@10": results.mrr["MRR@10"]}
 
 
 def table(rows: list[Row]) -> str:
-    """nDCG@10 by either, and by how much any of the four metrics differs."""
+    """nDCG@10 by either, and the largest difference of any of the four metrics."""
     lines = ["| | mteb's protocol | mode | nDCG@10, searchkit | by mteb | greatest difference |", "|" + "---|" * 6]
     for row in rows:
         figures = f"{row.ours['ndcg@10']:.7f} | {row.mteb['ndcg@10']:.7f} | {row.apart:.1e}"

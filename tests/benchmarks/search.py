@@ -1,11 +1,11 @@
-"""What the index folder costs on top of bare FAISS: searching, building, memory, opening, and hybrid search.
+"""What an index costs on top of bare FAISS: searching, building, memory, opening, and hybrid search.
 
     python tests/benchmarks/search.py [--vectors 20000] [--dim 384] [--recipes flat int8 ivf-pq hnsw] [--rounds 5]
 
-Vectors are drawn around centres and written by `Store.commit` in batches of 1,024, texts from a Zipf vocabulary, so
-nothing is embedded. Every part runs in a process of its own. Both sides of a search take turns in one process with the
-same index and the same queries; times are medians, ratios medians over pairs, so that a busy machine slows both alike.
-On a very busy one, `--threads 1 --cpu-time` counts processor time, which others hardly change.
+Vectors are drawn around centres and texts from a Zipf vocabulary, so nothing is embedded; `Store.commit` writes them in
+batches of 1,024. Every part runs in its own process. Both sides of a search take turns in one process with the same
+index and queries; times are medians and ratios are medians over pairs, so that a busy machine slows both equally. On a
+very busy one, `--threads 1 --cpu-time` measures CPU time, which other processes hardly affect.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from searchkit.ranking import Ranker, SearchOptions, SearchRequest
 
 WORDS = 50_000
 STOPPED = 100
-"""Words in the vocabulary, and how many more frequent ones are left out, as stop words are."""
+"""Words in the vocabulary, and the number of more frequent ones left out, as stop words are."""
 
 LENGTHS = (20, 60)
-"""Words in a passage; those of a query are drawn as those of passages are."""
+"""Words of a passage; the words of a query are drawn from the same distribution."""
 
 
 def batches(count: int, dim: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, (at most COMMIT_EVERY, dim) float32 unit rows around centres), the same at every call."""
+    """(first row, (at most COMMIT_EVERY, dim) float32 unit rows around centres), the same in every call."""
     centres = np.random.default_rng(0).standard_normal((max(16, count // 500), dim), dtype=np.float32)
     for start in range(0, count, COMMIT_EVERY):
         rng = np.random.default_rng(1 + start)
@@ -73,7 +73,7 @@ clock: Callable[[], float] = time.perf_counter
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that something takes, by the clock chosen for this process."""
+    """Seconds of some work, by the clock chosen for this process."""
     began = clock()
     work()
     return clock() - began
@@ -84,16 +84,16 @@ def peak_mib() -> float:
 
 
 def resident_mib() -> float:
-    """What this process holds now; nan where the system does not say."""
+    """Current resident memory of this process; NaN where the system does not tell."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20 if status.is_file() else float("nan")
 
 
-# Parts: each runs in a process of its own and returns what goes into the report.
+# Parts: each runs in its own process and returns its share of the report.
 
 
 def grow(folder: Path, count: int, dim: int, words: bool) -> dict[str, Any]:
-    """Write the index commit by commit, as `SearchEngine.add` does, without the embedding."""
+    """Write the index commit by commit, as `SearchEngine.add` does, without embedding."""
     seconds = 0.0
     settings = {"model": {"model": "none", "adapter": None, "dim": dim}, "language": "none"}
     with Store.create(folder, {**settings, "chunk_tokens": 0, "overlap": 0}, dim=dim) as store:
@@ -128,7 +128,7 @@ def bare_grow(folder: Path, count: int, dim: int) -> dict[str, Any]:
 
 
 def store_as(folder: Path, recipe: str) -> dict[str, Any]:
-    """Store the index by another recipe: learn, encode, write, sync, commit."""
+    """Store the index by another recipe: train, encode, write, sync, commit."""
     with SearchEngine.open(folder, writable=True) as engine:
         before = resident_mib()
         seconds = timed(lambda: engine.store_as(recipe))
@@ -141,7 +141,7 @@ def store_as(folder: Path, recipe: str) -> dict[str, Any]:
 
 
 def bare_store_as(folder: Path, count: int, dim: int, recipe: str) -> dict[str, Any]:
-    """The same vectors in one index of FAISS, which learns from the same sample."""
+    """The same vectors in a FAISS index, trained on the same sample."""
     import faiss
 
     chosen = plan(recipe, dim, count)
@@ -153,7 +153,7 @@ def bare_store_as(folder: Path, count: int, dim: int, recipe: str) -> dict[str, 
     written = timed(lambda: faiss.write_index(index, str(folder)))
     peak = round(peak_mib())
     found = {"train_add_seconds": seconds, "write_seconds": written, "peak_mib": peak}
-    if not RECIPES[chosen.recipe].faithful:  # ours keep half-precision vectors beside, to re-rank by and to store anew
+    if not RECIPES[chosen.recipe].faithful:  # ours also keeps half-precision vectors, for re-ranking and later recipes
         halves = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         halved = timed(lambda: halves.add(vectors))
         found["halves_seconds"] = halved + timed(lambda: faiss.write_index(halves, str(folder)))
@@ -183,7 +183,7 @@ def open_once(folder: Path) -> dict[str, Any]:
 
 
 def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
-    """Our search beside FAISS's own over the same index, for 64 queries at once and for one at a time."""
+    """Our search and FAISS's own over the same index, for 64 queries at once and for one at a time."""
     import faiss
 
     with Store(folder) as store:
@@ -196,7 +196,7 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
             for part in parts:
                 for some in dense.chunks(part):
                     bare.add(some)
-        else:  # FAISS's own way of searching several indexes in turn
+        else:  # FAISS's own way of searching several indexes
             bare = faiss.IndexShards(chosen.dim, False, True)
             for part in parts:
                 bare.add_shard(part.index)
@@ -214,7 +214,7 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
                 "Ranker.rank": lambda rows: ranker.rank(SearchRequest([""] * len(rows), rows, k, options)),
             }
             if rerank and isinstance(bare, dense.SignIndex):
-                del sides["faiss"]  # has nothing of the kind
+                del sides["faiss"]  # cannot re-rank it
             elif rerank:
                 sides["faiss"] = _refined(bare, ranker, params, rerank, k)
             name = f"rerank {rerank}" if rerank else "no rerank"
@@ -226,7 +226,7 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
 
 
 def _refined(bare: Any, ranker: Ranker, params: Any, rerank: int, k: int) -> Callable[[np.ndarray], Any]:
-    """FAISS's own second look at half-precision vectors."""
+    """FAISS's own re-ranking by half-precision vectors."""
     import faiss
 
     exact = faiss.IndexScalarQuantizer(ranker.plan.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
@@ -241,15 +241,15 @@ def _refined(bare: Any, ranker: Ranker, params: Any, rerank: int, k: int) -> Cal
 def _compared(
     sides: dict[str, Callable[[np.ndarray], Any]], call: Callable[[Any], Any], per: int, rounds: int
 ) -> dict[str, Any]:
-    """Milliseconds of each side, and what ours add to FAISS pair by pair."""
+    """Milliseconds of each side, and what ours adds to FAISS, pair by pair."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides)
     for number in range(rounds + 1):
         for name in order:
             taken = timed(lambda side=sides[name]: call(side)) / per
-            if number:  # the first one warms up
+            if number:  # the first round warms up
                 seconds[name].append(taken)
-        order.append(order.pop(0))  # what comes after what changes its time
+        order.append(order.pop(0))  # the order affects the times
     base = seconds.get("faiss")
     found: dict[str, Any] = {"ms": {name: round(1e3 * median(taken), 3) for name, taken in seconds.items()}}
     for name in sides.keys() - {"faiss"} if base else ():
@@ -265,7 +265,7 @@ FILTERS = {"": None, ", a third allowed": {"year": {"$gte": 2010}}, ", a thirtie
 
 
 def hybrid(folder: Path, rounds: int, k: int) -> dict[str, Any]:
-    """One query at a time in every mode, without the embedding; a filter's first query reads all metadata."""
+    """One query at a time in every mode, without embedding; the first query of a filter reads all metadata."""
     with Store(folder) as store:
         ranker = Ranker(store, store.snapshot(), LexicalSync(store, "none"))
         vectors = queries(ranker.passages, ranker.plan.dim, min(16 * rounds, COMMIT_EVERY))
@@ -285,7 +285,7 @@ def hybrid(folder: Path, rounds: int, k: int) -> dict[str, Any]:
 
 
 def in_process(settings: tuple[int | None, bool], part: str, *values: Any) -> dict[str, Any]:
-    """A part in a fresh process, so that its peak of memory is its own."""
+    """Run a part in a new process, so that its peak memory is its own."""
     call = json.dumps([part, *settings, *[str(value) if isinstance(value, Path) else value for value in values]])
     done = subprocess.run([sys.executable, __file__, "--child", call], check=True, stdout=subprocess.PIPE, text=True)
     print(part, *values[1:], done.stdout.strip(), file=sys.stderr, flush=True)
@@ -293,7 +293,7 @@ def in_process(settings: tuple[int | None, bool], part: str, *values: Any) -> di
 
 
 def child(part: str, threads: int | None, cpu_time: bool, folder: str, *values: Any) -> None:
-    """Run one part as `in_process` asks."""
+    """Run a part, as requested by `in_process`."""
     global clock
     clock = time.process_time if cpu_time else time.perf_counter
     parts: dict[str, Callable[..., dict[str, Any]]] = {
@@ -333,14 +333,14 @@ def report(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _built(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    learnt = theirs.get("train_add_seconds") or theirs["add_seconds"]
+    added = theirs.get("train_add_seconds") or theirs["add_seconds"]
     return {
         "searchkit": {name: round(value, 2) for name, value in ours.items()},
         "faiss": {name: round(value, 2) for name, value in theirs.items()},
-        "over faiss in memory": round(ours["seconds"] / learnt, 2),
-        "over faiss with its file": round(ours["seconds"] / (learnt + theirs["write_seconds"]), 2),
+        "over faiss in memory": round(ours["seconds"] / added, 2),
+        "over faiss with its file": round(ours["seconds"] / (added + theirs["write_seconds"]), 2),
         "over faiss with both files": round(
-            ours["seconds"] / (learnt + theirs["write_seconds"] + theirs.get("halves_seconds", 0)), 2
+            ours["seconds"] / (added + theirs["write_seconds"] + theirs.get("halves_seconds", 0)), 2
         ),
         "peak over 1.5 x index + 500": round(ours["peak_mib"] / (1.5 * ours["segments_mib"] + 500), 2),
     }
@@ -354,16 +354,16 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["build", "open", "search", "hybrid"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-k", type=int, default=10)
-    parser.add_argument("--threads", type=int, help="of FAISS; what it takes by itself when not given")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of the wall's")
-    parser.add_argument("--folder", type=Path, help="where to put the index; a temporary folder when not given")
+    parser.add_argument("--threads", type=int, help="threads of FAISS [default: its own]")
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time instead of wall time")
+    parser.add_argument("--folder", type=Path, help="folder for the index [default: a temporary one]")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(*json.loads(arguments.child))
         return
     if unnamed := [name for name in arguments.recipes if not plan(name, arguments.dim, arguments.vectors).factory]:
-        parser.error(f"{', '.join(unnamed)}: FAISS makes no such index by a factory string to compare with")
+        parser.error(f"{', '.join(unnamed)}: FAISS has no factory string for it to compare with")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         print(json.dumps(report(arguments, Path(folder)), indent=1))
 

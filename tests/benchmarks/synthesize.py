@@ -1,11 +1,10 @@
-"""How fast examples are written, and in how much memory, against a server of our own that answers by a script.
+"""How fast examples are written, and with how much memory, against a local server with scripted answers.
 
     python tests/benchmarks/synthesize.py --count 3000 --concurrency 64 --latency 1
     python tests/benchmarks/synthesize.py --count 100000 --concurrency 64 --latency 0 --every 10000
 
-The server runs in a process of its own. "rate" is examples a second from the first question to the finished file,
-"sustained" the same while questions are being asked, "memory" the resident MiB of the writing process at every so many
-examples of that.
+The server runs in its own process. "rate" is examples per second from the first request to the finished file,
+"sustained" the rate while requests are being sent, "memory_mib" the writing process's resident memory at intervals.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from searchkit.training.synthesis.synthesize import Progress, SynthesizeConfig, 
 
 
 def serve(latency: float, pipe: Connection) -> None:
-    """The server, until the other end of the pipe says something."""
+    """Run the server until something comes through the pipe."""
 
     def answer(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
         return Reply(json.dumps(written(asked)), delay=latency)
@@ -42,21 +41,21 @@ def serve(latency: float, pipe: Connection) -> None:
 
 
 def resident() -> float:
-    """MiB that this process holds now, not at its highest."""
+    """Current resident memory of this process in MiB, not its peak."""
     pages = Path("/proc/self/statm")
     if pages.exists():
         return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes, and knows the highest only
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes, and the peak only
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--concurrency", type=int, default=64)
-    parser.add_argument("--latency", type=float, default=1.0, help="seconds the server takes for an answer")
-    parser.add_argument("--every", type=int, default=1000, help="examples between two looks at the memory")
+    parser.add_argument("--latency", type=float, default=1.0, help="seconds the server takes to answer")
+    parser.add_argument("--every", type=int, default=1000, help="examples between two readings of the memory")
     options = parser.parse_args()
     here, there = multiprocessing.get_context("spawn").Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(options.latency, there))
@@ -78,13 +77,13 @@ def main() -> None:
             base_url=here.recv(),
             count=options.count,
             concurrency=options.concurrency,
-            check_language=False,  # the script's words are of no language
+            check_language=False,  # the scripted words belong to no language
         )
         report = synthesize(config, on_progress=watch)
     here.send("enough")
     peak = here.recv()
     server.join()
-    # Without the first and the last tenth, when not all the questions are under way.
+    # Without the first and the last tenth, when not all requests are in flight.
     steady = [each for each in asked if options.count * 0.1 <= each[1] <= options.count * 0.9]
     sustained = (steady[-1][1] - steady[0][1]) / (steady[-1][0] - steady[0][0]) if len(steady) > 1 else None
     print(
