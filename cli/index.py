@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from searchkit.cli.options import MULTILINGUAL, corpus_options, format_option, model_options, note, table_options
-from searchkit.errors import RejectedRowError
+from searchkit.errors import CorpusError, RejectedRowError, SearchkitError
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
@@ -110,14 +110,16 @@ def add_corpus(
                     documents,
                     update=update,
                     on_refused=lambda document, reason: refused.refuse(
-                        document.place or f"id {document.id!r}", reason, {"id": document.id, "title": document.title}
+                        document.place or f"id {document.id!r}", reason, document.as_row()
                     ),
                     on_progress=progress.update,
                 )
+            if made and refused.count and not len(engine):
+                raise CorpusError(f"{corpus}: nothing could be indexed; rejected: {refused.summary(read.rows)}")
         except KeyboardInterrupt:
             kept, _ = engine.store.documents.counts()
             raise OSError(f"stopped; {kept} documents are in {folder}, the same command goes on from there") from None
-        except (ValueError, OSError) as error:
+        except (SearchkitError, ValueError, OSError) as error:
             kept, _ = engine.store.documents.counts()
             if kept:
                 note(f"{kept} documents are in {folder}; the same command goes on from there")
@@ -150,8 +152,8 @@ def add_corpus(
     for sentence in read.notes():
         note(sentence)
     if report.refused:
-        where = f"; see {rejects}" if skip else " (empty ones of a published collection)"
-        note(f"rejected: {report.refused} of {read.rows}{where}")
+        where = f"; see {rejects}" if skip else " (blank ones of a published collection never stop a run)"
+        note(f"rejected: {refused.summary(read.rows)}{where}")
 
 
 def _default_folder(corpus: str) -> Path:

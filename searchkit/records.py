@@ -34,6 +34,10 @@ class Document:
     place: str = field(default="", compare=False)
     incidental: tuple[str, ...] = field(default=(), compare=False)
 
+    def as_row(self) -> dict[str, Any]:
+        """The document as a JSON line that can be read again."""
+        return {"id": self.id, "title": self.title, "text": self.text, "metadata": self.metadata}
+
     def checksum(self) -> str:
         """SHA-256 of everything stored, as hex; equal for equal documents only."""
         content = json.dumps([self.id, self.title, self.text, self.metadata], ensure_ascii=False, sort_keys=True)

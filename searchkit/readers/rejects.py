@@ -22,6 +22,7 @@ class Rejects:
 
     path: Path | None = None
     count: int = field(default=0, init=False)
+    first: str = field(default="", init=False)
     _file: TextIO | None = field(default=None, init=False, repr=False)
 
     def refuse(self, location: str, reason: str, row: object = "") -> None:
@@ -41,6 +42,11 @@ class Rejects:
             entry = {"place": location, "reason": reason, "row": _as_text(row)}
             self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.count += 1
+        self.first = self.first or f"{location}: {reason}"
+
+    def summary(self, rows: int) -> str:
+        """How many of so many rows were rejected, and the first of them."""
+        return f"{self.count} of {rows}, the first {self.first}"
 
     def close(self) -> None:
         """Close the file; a later row reopens it."""

@@ -268,7 +268,8 @@ def test_bad_rows_are_skipped_on_request_and_written_down(tmp_path: Path, mistra
     built = ("index", corpus, "--index", tmp_path / "x", "--model", mistral, "--device", "cpu", "--on-error", "skip")
     result = call(*built)
     assert "2 documents (2 new" in result.stdout
-    assert f"rejected: 3 of 5; see {tmp_path / 'x.rejects.jsonl'}" in result.stderr
+    assert "rejected: 3 of 5, the first" in result.stderr
+    assert f"; see {tmp_path / 'x.rejects.jsonl'}" in result.stderr
     rejects = [json.loads(line) for line in (tmp_path / "x.rejects.jsonl").read_text().splitlines()]
     assert [reject["place"] for reject in rejects] == [f"{corpus}:{line}" for line in (2, 3, 4)]
     assert "came before" in rejects[2]["reason"]

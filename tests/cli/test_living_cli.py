@@ -72,7 +72,8 @@ def test_refused_rows_are_kept_aside_on_request(index: Path, tmp_path: Path) -> 
     result = call("add", index, corpus, "--on-error", "skip")
     assert "21 documents (1 new" in result.stdout
     rejects = tmp_path / "notes.index.rejects.jsonl"
-    assert f"rejected: 2 of 3; see {rejects}" in result.stderr
+    assert "rejected: 2 of 3, the first" in result.stderr
+    assert f"; see {rejects}" in result.stderr
     assert [json.loads(line)["place"] for line in rejects.read_text().splitlines()] == [f"{corpus}:1", f"{corpus}:2"]
 
 

@@ -1,0 +1,97 @@
+"""What a new user meets first: own notes and tables, with the faults that they have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from searchkit.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def found(*arguments: str) -> list[str]:
+    hits: list[dict[str, Any]] = json.loads(call("search", *arguments, "--format", "json").stdout)["hits"]
+    return [hit["id"] for hit in hits]
+
+
+BOOKS = "id,title,text,year,in_print\nb1,Sourdough,bread,2019,true\nb2,Rye,bread,2003,false\nb3,Pizza,bread,2021,true\n"
+
+
+def test_filters_on_csv_compare_numbers(folder: Path) -> None:
+    (folder / "books.csv").write_text(BOOKS)
+    assert "columns: year integer, in_print boolean" in call("index", "books.csv", "--index", "b").stderr
+    assert set(found("b", "bread", "--where", '{"year": {"$gte": 2015}}')) == {"b1", "b3"}
+    assert set(found("b", "bread", "--where", '{"in_print": false}')) == {"b2"}
+    said = call("search", "b", "bread", "--where", '{"yaer": 1}').stderr
+    assert 'did you mean "year"?' in said
+    assert "metadata year" in call("info", "b").stdout
+    assert "integer: 2019, 2003, 2021" in call("info", "b").stdout
+    assert "holds for every document" in call("delete", "b", "--where", '{"year": {"$ne": "2019"}}', code=1).stderr
+    assert "2 documents deleted" in call("delete", "b", "--where", '{"year": {"$ne": 2019}}').stdout
+
+
+def test_a_column_can_be_named_text(folder: Path) -> None:
+    (folder / "books.csv").write_text(BOOKS)
+    call("index", "books.csv", "--index", "b", "--column", "year:text")
+    assert found("b", "bread", "--where", '{"year": "2003"}') == ["b2"]
+    assert "expected NAME:TYPE" in call("index", "books.csv", "--column", "year", code=2).stderr
+
+
+def test_delimiter_and_header_are_options(folder: Path) -> None:
+    (folder / "a.csv").write_text("id;title;text\n1;Apfel;rot\n")
+    said = call("index", "a.csv", code=1).stderr
+    assert '--delimiter ";"' in said
+    assert "--on-error" not in said
+    call("index", "a.csv", "--delimiter", ";")
+    assert found("a.index", "rot") == ["1"]
+    (folder / "b.tsv").write_text("7\tthe tea\n")
+    call("index", "b.tsv", "--no-header")
+    assert found("b.index", "tea") == ["7"]
+
+
+def test_a_bad_row_of_a_table_still_stops_and_says_how_to_go_on(folder: Path) -> None:
+    (folder / "a.csv").write_text("id,text\n1,tea,x\n")
+    assert "--on-error skip" in call("index", "a.csv", code=1).stderr
+    assert "nothing could be indexed; rejected: 1 of 1" in call("index", "a.csv", "--on-error", "skip", code=1).stderr
+    assert not (folder / "a.index").exists()
+
+
+def test_a_bad_note_does_not_stop_the_others(folder: Path) -> None:
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.md").write_text("rivers")
+    (folder / "notes" / "b.docx").write_text("no docx")
+    (folder / "notes" / "c.bak").write_text("zebra")
+    result = call("index", "notes", "--index", "n")
+    assert "1 documents" in result.stdout
+    assert "passed over: 1 .bak" in result.stderr
+    assert f"rejected: 1 of 2, the first {Path('notes') / 'b.docx'}: not a .docx file" in result.stderr
+    assert "not a .docx file" in call("index", "notes", "--index", "m", "--on-error", "raise", code=1).stderr
+
+
+def test_a_repeated_id_is_rejected_whole(folder: Path) -> None:
+    (folder / "a.jsonl").write_text('{"id": 1, "text": "tea"}\n{"id": 1, "text": "milk", "year": 5}\n')
+    call("index", "a.jsonl", "--on-error", "skip")
+    row = json.loads(json.loads((folder / "a.index.rejects.jsonl").read_text())["row"])
+    assert row == {"id": "1", "title": "", "text": "milk", "metadata": {"year": 5}}
+
+
+def test_a_pattern_needs_a_name_for_the_index(folder: Path) -> None:
+    (folder / "a.md").write_text("tea")
+    assert "--index" in call("index", "*.md", code=2).stderr
+    call("index", "*.md", "--index", "x")
+    assert found("x", "tea") == ["a.md"]
