@@ -21,7 +21,7 @@ from searchkit.ingest import COMMIT_EVERY, AddReport, Ingest, chunk_settings
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 from searchkit.records import Document
 from searchkit.searcher import Searcher
-from searchkit.validation import check_text, checked_ids, checked_path, whole_number
+from searchkit.validation import check_optional_text, check_text, checked_ids, checked_path, described, whole_number
 
 __all__ = ["COMMIT_EVERY", "AddReport", "SearchEngine"]
 
@@ -67,6 +67,7 @@ class SearchEngine(Searcher):
             InputError: An argument cannot be used.
         """
         folder = checked_path("path", path)
+        check_optional_text("device", device)
         if (folder / "index.db").is_file():
             if not exist_ok:
                 raise StoreError(f"{folder} is an index already; open it, or choose another path")
@@ -116,7 +117,15 @@ class SearchEngine(Searcher):
         Raises:
             StoreError: There is no sound index at `path`, or it was built with another model.
         """
-        store = Store(checked_path("path", path), writable=writable)
+        folder = checked_path("path", path)
+        check_optional_text("device", device)
+        check_text("dtype", dtype)
+        if threads is not None:
+            threads = whole_number("threads", threads, 1)
+        for name, value in {"model": model, "adapter": adapter}.items():
+            if not isinstance(value, str | Embedder | None):
+                checked_path(name, value)
+        store = Store(folder, writable=writable)
         try:
             choice = model if isinstance(model, Embedder) else ModelChoice(model, adapter, device, dtype, threads)
             return cls(store, choice, device, replicate)
@@ -246,6 +255,8 @@ class SearchEngine(Searcher):
             InputError: There is no such recipe, too few vectors to train it, or the vectors were dropped before.
         """
         check_text("recipe", recipe)
+        if tuning is not None and not isinstance(tuning, Tuning):
+            raise InputError(f"tuning is {described(tuning)}; expected a Tuning, or None for what suits the recipe")
         with self._changing():
             snapshot = self._store.snapshot()
             chosen = plan(recipe, self.dim, max(1, snapshot.passages))
@@ -256,7 +267,7 @@ class SearchEngine(Searcher):
                 )
             template = gpu.train(chosen, self.sample(chosen.wanted, seed=seed), self._gpus.devices)
             tuning = tuning or default_tuning(chosen, keep_vectors=keep_vectors)
-            self._store.rewrite(chosen, template, keep_vectors=keep_vectors, tuning=tuning)
+            self._store.rewrite(chosen, template, keep_vectors=bool(keep_vectors), tuning=tuning)
         return chosen
 
     @contextmanager

@@ -24,7 +24,7 @@ from searchkit.models.embedder import Embedder
 from searchkit.ranking import Mode, Ranked, Ranker, SearchOptions, SearchRequest
 from searchkit.records import Document, Explanation, Hit, Query
 from searchkit.tasks import WEB_SEARCH, get_task
-from searchkit.validation import check_instruction, check_text, checked_queries, described, whole_number
+from searchkit.validation import check_optional_text, check_text, checked_queries, described, whole_number
 
 _RETRIES = 8
 
@@ -307,6 +307,7 @@ class Searcher:
 
     def sample(self, count: int, *, seed: int = 0) -> np.ndarray:
         """Vectors of passages drawn at random, (at most count, dim) float32."""
+        count, seed = whole_number("count", count, 0), whole_number("seed", seed, 0)
         snapshot = self._ranker.snapshot
         total = sum(segment.count for segment in snapshot.segments)
         drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count])
@@ -358,7 +359,7 @@ def chosen_instruction(instruction: str | None, task: str | None) -> str | None:
     Raises:
         InputError: Both came, one of them is not a string, or there is no such task.
     """
-    check_instruction(instruction)
+    check_optional_text("instruction", instruction)
     if task is None:
         return instruction
     if instruction is not None:

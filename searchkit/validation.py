@@ -109,15 +109,15 @@ def checked_queries(queries: object) -> list[Query]:
         check_text("the text of a query", query.text)
         if not query.text.strip():
             raise InputError("a query is empty; write what to search for")
-        check_instruction(query.instruction)
+        check_optional_text("instruction", query.instruction)
         checked.append(query)
     return checked
 
 
-def check_instruction(instruction: object) -> None:
-    """Raise InputError unless an instruction is a string or None."""
-    if instruction is not None:
-        check_text("instruction", instruction)
+def check_optional_text(name: str, value: object) -> None:
+    """Raise InputError unless a value is None or a string that UTF-8 can store."""
+    if value is not None:
+        check_text(name, value)
 
 
 def checked_ids(ids: object) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,18 @@ REFUSED: dict[str, tuple[Callable[[SearchEngine], object], str]] = {
     "delete where a string": (lambda e: e.delete(where="n"), "filter; expected an object"),  # type: ignore[arg-type]
     "a recipe of a wrong type": (lambda e: e.store_as(8), "recipe is 8; expected a string"),  # type: ignore[arg-type]
     "a path of a wrong type": (lambda _: SearchEngine.open(5), "path is 5; expected a path"),  # type: ignore[arg-type]
+    "a device of a wrong type": (
+        lambda e: SearchEngine.open(e.store.folder, device=0),
+        "device is 0; expected a string",
+    ),  # type: ignore[arg-type]
+    "a dtype of a wrong type": (
+        lambda e: SearchEngine.open(e.store.folder, dtype=16),
+        "dtype is 16; expected a string",
+    ),  # type: ignore[arg-type]
+    "threads of a wrong type": (lambda e: SearchEngine.open(e.store.folder, threads="2"), "threads is '2'"),  # type: ignore[arg-type]
+    "a model of a wrong type": (lambda e: SearchEngine.open(e.store.folder, model=5), "model is 5; expected a path"),  # type: ignore[arg-type]
+    "a tuning of a wrong type": (lambda e: e.store_as("pq", tuning=5), "tuning is 5; expected a Tuning"),  # type: ignore[arg-type]
+    "a sample of a wrong size": (lambda e: e.sample(2.5), "count is 2.5; expected a whole number"),  # type: ignore[arg-type]
     "no path": (lambda _: SearchEngine.create(None), "path is None; expected a path"),  # type: ignore[arg-type]
     "a language of a wrong type": (lambda _: SearchEngine.create("no-such", model=Words(), language=5), "language 5"),  # type: ignore[arg-type]
     "chunks of a wrong type": (
@@ -98,6 +112,28 @@ def test_a_wrong_argument_is_an_input_error_that_says_what_came(engine: SearchEn
         call(engine)
     assert said in str(error.value)
     assert len(engine) == 31
+
+
+ANYTHING: list[Any] = [
+    None, 5, -1, 0, 2.5, True, "x", "", b"x", [], [5], {}, {"a": 1}, ("a",), {1}, object(), float("nan"), 10**30,
+    Document("q", "tea"), Query("1", "tea"), SearchOptions(), lambda: 1,
+]  # fmt: skip
+SOUND: dict[str, dict[str, Any]] = {
+    "search": {"query": "tea"}, "search_many": {"queries": ["tea"]}, "rank": {"queries": ["tea"]},
+    "embed": {"queries": ["tea"]}, "similar": {"id": "a"}, "get": {"id": "a"}, "sample": {"count": 1},
+    "add": {"documents": []}, "delete": {"dry_run": True}, "store_as": {"recipe": "flat"}, "check_settings": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", SOUND)
+def test_whatever_an_argument_is_no_error_comes_from_inside(tmp_path: Path, method: str) -> None:
+    with SearchEngine.create(tmp_path / "i", model=Words()) as made:
+        made.add([Document("a", "tea one", metadata={"n": 1}), Document("b", "milk two")])
+        call = getattr(made, method)
+        for name in inspect.signature(call).parameters:
+            for value in ANYTHING:
+                with suppress(SearchkitError):
+                    call(**{**SOUND[method], name: value})
 
 
 def test_a_wrong_document_goes_to_the_callback_and_what_is_no_document_does_not(tmp_path: Path) -> None:
