@@ -233,11 +233,12 @@ def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
 def _texts(wanted: set[str], corpus: Path | None, places: list[Path]) -> dict[str, Document]:
     """The documents that are shown, from the corpus or else from the first index."""
     from searchkit.readers.corpus import read_corpus
+    from searchkit.readers.lines import gz_or_plain
     from searchkit.records import Document
 
     found: dict[str, Document] = {}
     index = next((path for path in places if path.is_dir()), None)
-    if corpus is not None and (corpus.is_file() or (corpus / "corpus.jsonl").is_file()):
+    if corpus is not None and (corpus.is_file() or gz_or_plain(corpus / "corpus.jsonl").is_file()):
         for document in read_corpus(corpus):
             if len(found) == len(wanted):
                 break

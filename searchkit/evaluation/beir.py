@@ -16,6 +16,7 @@ from searchkit.ranking import SearchOptions
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.download import PART
 from searchkit.readers.judgements import read_judgements
+from searchkit.readers.lines import gz_or_plain
 from searchkit.readers.values import quoted
 from searchkit.tasks import Task, find_task
 
@@ -109,7 +110,7 @@ def language_of(name: str) -> str | None:
 
 def _is_set(folder: Path) -> bool:
     files = [folder / "corpus.jsonl", folder / "queries.jsonl"]
-    return all(file.is_file() for file in files) and (folder / "qrels").is_dir()
+    return all(gz_or_plain(file).is_file() for file in files) and (folder / "qrels").is_dir()
 
 
 def measure_set(

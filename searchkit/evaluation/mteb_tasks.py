@@ -13,7 +13,7 @@ from searchkit.evaluation.mteb_adapter import MtebEncoder, MtebSearch
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import MODES, SearchOptions, as_mode
 from searchkit.readers.judgements import read_beir_split
-from searchkit.readers.lines import json_lines
+from searchkit.readers.lines import gz_or_plain, json_lines, open_bytes
 from searchkit.readers.values import checked_id
 from searchkit.tasks import find_task
 
@@ -114,7 +114,8 @@ def beir_task(folder: Path) -> Any:
     name = folder.resolve().name
     known = find_task(name)
     split = known.split if known else "test"
-    if not (folder / "corpus.jsonl").is_file():
+    corpus = gz_or_plain(folder / "corpus.jsonl")
+    if not corpus.is_file():
         raise CorpusError(f"{folder}: not a BEIR folder, which holds corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
 
     class BeirTask(AbsTaskRetrieval):  # type: ignore[misc,unused-ignore]
@@ -139,7 +140,7 @@ def beir_task(folder: Path) -> Any:
                 return
             queries, qrels = read_beir_split(folder, split)
             data = {
-                "corpus": Dataset.from_list(_rows(folder / "corpus.jsonl")),
+                "corpus": Dataset.from_list(_rows(corpus)),
                 "queries": Dataset.from_list([{"id": query.id, "text": query.text} for query in queries]),
                 "relevant_docs": qrels,
                 "top_ranked": None,
@@ -169,9 +170,10 @@ def _digest(folder: Path, split: str) -> str:
     """SHA-256 of the collection's files, by which mteb recognises results of the same data."""
     digest = hashlib.sha256()
     for name in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv"):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        file = gz_or_plain(folder / name)
+        if file.is_file():
+            with open_bytes(file) as stream:  # unpacked: a gzipped collection is the same data
+                digest.update(hashlib.file_digest(stream, "sha256").digest())  # type: ignore[arg-type]
     return digest.hexdigest()[:40]
 
 

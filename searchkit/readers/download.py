@@ -12,7 +12,7 @@ from searchkit.errors import InputError, MissingExtraError
 from searchkit.tasks import find_task
 
 PART = ".part"
-"""How the name of a collection ends that is not all there yet."""
+"""Suffix of a collection's folder while it is being fetched."""
 
 _FORUMS = (
     "Android", "English", "Gaming", "Gis", "Mathematica", "Physics", "Programmers", "Stats", "Tex", "Unix",
@@ -36,7 +36,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "touche2020": ("Touche2020",),
     "trec-covid": ("TRECCOVID",),
 }
-"""BEIR's collections and what mteb calls them; CQADupStack is one for each of its forums."""
+"""BEIR's collections and their names in mteb; CQADupStack has one per forum."""
 
 LICENSED = {
     "bioasq": "http://participants-area.bioasq.org",
@@ -44,32 +44,32 @@ LICENSED = {
     "signal1m": "https://research.signal-ai.com/datasets/signal1m-tweetir.html",
     "trec-news": "https://trec.nist.gov/data/wapost",
 }
-"""BEIR's other four, which nobody may pass on, and where their owners give them out."""
+"""BEIR's four collections that may not be redistributed, and where to get them."""
 
 
 def download(folder: Path, names: Iterable[str], on_step: Callable[[str], None] = lambda step: None) -> None:
-    """Fetch collections into `folder`, a folder each; those that are there already are left alone.
+    """Fetch collections into `folder`, each into a folder of its own; existing ones are skipped.
 
     Args:
-        folder: Where they go; made when it is missing.
-        names: Of collections, as `find_task` knows them.
-        on_step: Told what is being fetched.
+        folder: Created if missing.
+        names: Names of collections, as `find_task` accepts them.
+        on_step: Called with what is being fetched.
 
     Raises:
-        ImportError: mteb is missing.
-        ValueError: A name is none of BEIR's, the collection may not be passed on, or it could not be fetched.
+        MissingExtraError: mteb is not installed.
+        InputError: A name is not one of BEIR's, the collection may not be redistributed, or it could not be fetched.
     """
     for name in names:
         key = task.name if (task := find_task(name)) else name.lower()
         if key in LICENSED:
             raise InputError(
-                f"{key} may not be passed on: get it from {LICENSED[key]}, and write it into {folder / key} as "
+                f"{key} may not be redistributed: get it from {LICENSED[key]}, and write it into {folder / key} as "
                 "corpus.jsonl, queries.jsonl and qrels/test.tsv"
             )
         if key not in TASKS:
-            raise InputError(f"{name!r} is no collection of BEIR; expected some of {', '.join(TASKS)}")
-        place = folder / key
-        if place.exists():
+            raise InputError(f"{name!r} is not a BEIR collection; expected one of {', '.join(TASKS)}")
+        target = folder / key
+        if target.exists():
             continue
         on_step(f"fetching {key}")
         staging = folder / f"{key}{PART}"
@@ -77,11 +77,11 @@ def download(folder: Path, names: Iterable[str], on_step: Callable[[str], None] 
         for task_name in TASKS[key]:
             part = staging / task_name if len(TASKS[key]) > 1 else staging
             _write(_fetch(task_name), part, task.split if task else "test")
-        staging.rename(place)
+        staging.rename(target)
 
 
 def _fetch(name: str) -> Any:
-    """A task of mteb with its data."""
+    """An mteb task with its data."""
     try:
         import mteb
     except ModuleNotFoundError as error:
@@ -91,11 +91,11 @@ def _fetch(name: str) -> Any:
     task: Any = mteb.get_task(name)
     try:
         task.load_data()
-    except Exception as error:  # the hub's client raises many kinds; all mean that the data did not come
-        said = " ".join(str(error).split())[:200]
+    except Exception as error:  # the hub's client raises many types; each means that the data did not arrive
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{name} could not be fetched ({type(error).__name__}: {said}); "
-            "check the network, or give a folder in BEIR form that you have"
+            f"{name} could not be fetched ({type(error).__name__}: {reason}); "
+            "check the network, or use a BEIR folder that you already have"
         ) from error
     task.convert_v1_dataset_format_to_v2(num_proc=None)
     return task

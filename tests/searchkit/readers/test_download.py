@@ -58,8 +58,8 @@ def test_what_was_not_finished_is_fetched_again(hub: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("robust04", "may not be passed on: get it from https"),
-        ("scifacts", "no collection of BEIR; expected some of arguana"),
+        ("robust04", "may not be redistributed: get it from https"),
+        ("scifacts", "not a BEIR collection; expected one of arguana"),
     ],
 )
 def test_other_names_are_refused(name: str, said: str, tmp_path: Path) -> None:

@@ -146,3 +146,14 @@ def test_a_split_has_the_judged_queries_in_file_order(beir):
 def test_a_split_that_is_not_whole_says_so(beir, split, message):
     with pytest.raises(CorpusError, match=message):
         read_beir_split(beir, split)
+
+
+def test_a_gzipped_collection_is_a_collection(beir):
+    pytest.importorskip("mteb")
+    from searchkit.evaluation.beir import _is_set
+
+    corpus = gzip.compress(b'{"_id": "d1", "text": "tea"}\n')
+    write(beir / "corpus.jsonl.gz", corpus)
+    write(beir / "queries.jsonl.gz", gzip.compress((beir / "queries.jsonl").read_bytes()))
+    (beir / "queries.jsonl").unlink()
+    assert _is_set(beir)
