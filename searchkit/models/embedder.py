@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
@@ -289,13 +291,30 @@ class Embedder:
 
     def _encode(self, tokens: list[list[int]], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         rows = np.empty((len(tokens), self.dim), dtype=np.float32)
-        for batch in self._batches([len(ids) for ids in tokens]):
-            rows[batch] = self._rows([tokens[i] for i in batch])
-            if on_batch:
-                on_batch(len(batch))
+        with closing(self._computed(tokens)) as computed:
+            for batch, vectors in computed:
+                rows[batch] = vectors
+                if on_batch:
+                    on_batch(len(batch))
         self.stats.texts += len(tokens)
         self.stats.tokens += sum(map(len, tokens))
         return rows
+
+    def _computed(self, tokens: list[list[int]]) -> Generator[tuple[list[int], np.ndarray], None, None]:
+        """Each batch with its rows, from as many threads as the runtime takes."""
+
+        def compute(batch: list[int]) -> tuple[list[int], np.ndarray]:
+            return batch, self._rows([tokens[i] for i in batch])
+
+        batches = self._batches([len(ids) for ids in tokens])
+        if self.runtime.workers == 1 or sum(map(len, tokens)) <= self.token_budget:
+            yield from map(compute, batches)  # one after another, so that a budget cut for memory holds for the rest
+            return
+        pool = ThreadPoolExecutor(self.runtime.workers)
+        try:
+            yield from pool.map(compute, batches)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         """Positions in batches of similar length, longest first, so that a batch too large for memory shows at once."""

@@ -18,11 +18,12 @@ MODEL_FILE = "model.onnx"
 class OnnxRuntime:
     """Token ids in, pooled float32 vectors out, from a folder that `searchkit export` wrote.
 
-    The graph pools by itself, with the pooling named in its metadata.
+    The graph pools by itself, with the pooling named in its metadata. A forward pass runs on the thread that calls it,
+    and several threads may call at once: two threads with a batch each are faster than two threads in every product.
 
     Args:
         folder: Holds model.onnx, config.json, tokenizer.json and tokenizer_config.json.
-        threads: Processor threads; None takes all there are.
+        threads: How many threads should call `forward` at once; None is all CPUs.
     """
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
@@ -36,21 +37,25 @@ class OnnxRuntime:
 
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = _read(folder / "config.json")
-        words = _read(folder / "tokenizer_config.json")
+        special = _read(folder / "tokenizer_config.json")
         self.hidden_size = int(config["hidden_size"])
-        self.longest: int | None = config.get("max_position_embeddings")
-        self.eos_id = self._token(words.get("eos_token"))
-        self.bos_id = self._token(words.get("bos_token")) if words.get("add_bos_token") else None
-        self.token_budget = 4096
+        self.eos_id = self._token(special.get("eos_token"))
+        self.bos_id = self._token(special.get("bos_token")) if special.get("add_bos_token") else None
+        self.token_budget = 512  # its activations stay in the CPU's caches
+        self.workers = _cpus() if threads is None else threads
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = _processors() if threads is None else threads
+        options.intra_op_num_threads = 1
+        options.enable_mem_reuse = False  # planning it takes longer than all else at load, and gains nothing
         options.log_severity_level = 3
         self._session: Any = onnxruntime.InferenceSession(
             str(folder / MODEL_FILE), options, providers=["CPUExecutionProvider"]
         )
-        about = self._session.get_modelmeta().custom_metadata_map
-        self.pooling, self.dtype = about["pooling"], about["dtype"]
-        self.decoder = about["decoder"] == "true"
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.pooling, self.dtype = metadata["pooling"], metadata["dtype"]
+        self.decoder = metadata["decoder"] == "true"
+        # Version 0.1 did not write it.
+        longest = metadata.get("longest", config.get("max_position_embeddings"))
+        self.longest: int | None = None if longest is None else int(longest)
 
     def _token(self, name: Any) -> int | None:
         name = name.get("content") if isinstance(name, dict) else name
@@ -82,7 +87,7 @@ class OnnxRuntime:
         return np.asarray(pooled, dtype=np.float32)
 
 
-def _processors() -> int:
+def _cpus() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -29,6 +29,7 @@ class Runtime(Protocol):
         eos_id: The tokenizer's end-of-sequence token, None for none.
         dtype: What the model computes in.
         token_budget: Padded tokens in a batch that suit the device.
+        workers: How many threads should call `forward` at once.
     """
 
     tokenizer: Tokenizer
@@ -39,6 +40,7 @@ class Runtime(Protocol):
     eos_id: int | None
     dtype: str
     token_budget: int
+    workers: int
 
     def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
         """Pooled states, (len(batch), hidden_size) float32, not normalised; MemoryError when the batch is too large."""

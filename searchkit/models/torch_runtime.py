@@ -51,6 +51,7 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         self.device = _device((device or best_device()).partition(",")[0])  # FAISS may use several
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
+        self.workers = 1  # torch uses all cores within a forward pass
         # A GPU wants large batches; on a CPU they should stay in its caches.
         self.token_budget = 65536 if self.device.type == "cuda" else 4096
         config = AutoConfig.from_pretrained(folder)
@@ -95,6 +96,9 @@ class TorchRuntime:
         # RoBERTa and its relatives number positions from the pad tokens on; ids passed in would be off by that offset.
         embeddings = getattr(base, "embeddings", None)
         self._numbers_positions = hasattr(embeddings, "create_position_ids_from_input_ids")
+        first = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        if self.longest and first is not None:
+            self.longest -= first + 1
         if getattr(config, "is_causal", None) is False and not sees_ahead(self.model):
             raise InputError(
                 f"{folder / 'config.json'} says is_causal: false, but this version of transformers leaves "

@@ -35,7 +35,8 @@ def build_tokenizer(folder: Path, *, bos: bool = True, eos: bool = True) -> None
 def build_model(folder: Path, kind: str = "mistral", *, seed: int = 0, bos: bool = True, eos: bool = True) -> Path:
     """A two-layer random-weight model of a real architecture, 64 wide, as transformers saves it."""
     import torch
-    from transformers import BertConfig, BertModel, MistralConfig, MistralModel, Qwen3Config, Qwen3Model
+    import transformers
+    from transformers import BertConfig, BertModel
 
     torch.manual_seed(seed)
     shared = {
@@ -49,12 +50,18 @@ def build_model(folder: Path, kind: str = "mistral", *, seed: int = 0, bos: bool
         "initializer_range": 0.3,
     }
     decoder = {"num_key_value_heads": 2, "head_dim": 16, "bos_token_id": 1, "eos_token_id": 2}
-    if kind == "mistral":
-        model = MistralModel(MistralConfig(**shared, **decoder))
-    elif kind == "qwen3":
-        model = Qwen3Model(Qwen3Config(**shared, **decoder))
+    names = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
+    if kind in names:
+        config = getattr(transformers, f"{names[kind]}Config")(**shared, **decoder)
+        model = getattr(transformers, f"{names[kind]}Model")(config)
+    elif kind == "roberta":
+        # It numbers positions from the padding token's id, and tells padding by it.
+        shared |= {"pad_token_id": 0, "max_position_embeddings": 257}
+        model = transformers.RobertaModel(transformers.RobertaConfig(**shared))
+    elif kind == "mpnet":
+        model = transformers.MPNetModel(transformers.MPNetConfig(**shared))
     else:
-        model = BertModel(BertConfig(**shared))
+        model = BertModel(BertConfig(**shared, is_decoder=kind == "causal-bert"))
     model.save_pretrained(folder)
     build_tokenizer(folder, bos=bos, eos=eos)
     return folder

@@ -28,7 +28,7 @@ print(hits[0].id, ",".join(loaded) or "none", usage.ru_utime + usage.ru_stime, m
 
 
 def test_it_is_small_and_causal_and_in_int8() -> None:
-    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 40e6
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 25e6
     model = Embedder()
     assert (model.name, model.dtype, model.runtime.decoder) == ("builtin", "int8", True)
 
@@ -45,9 +45,9 @@ def test_it_finds_what_is_meant_without_a_word_in_common() -> None:
 
 def test_a_text_embeds_alone_as_in_a_crowd() -> None:
     model = Embedder()
-    alone = model.encode_passages(["tea"])
-    crowd = model.encode_passages(["tea", "a long passage about nothing much " * 40, *SENTENCES])
-    np.testing.assert_allclose(alone[0], crowd[0], atol=1e-3)
+    texts = ["tea", "a long passage about nothing much " * 40, *SENTENCES]
+    alone = np.concatenate([model.encode_passages([text]) for text in texts])
+    np.testing.assert_allclose(alone, model.encode_passages(texts), atol=1e-6)
 
 
 def test_an_instruction_changes_the_query_and_keeps_its_meaning() -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,50 +13,135 @@ from texts import TEXTS
 from tiny_models import build_model
 
 from searchkit.models.embedder import Embedder
+from searchkit.models.pooling import POOLINGS
 from searchkit.training.export import compare, export, unpack
+from searchkit.training.export.traced import trace
+from searchkit.training.layout import write_layout
 
 LONG = "a long passage about nothing much " * 9
+WRITTEN = ["mistral", "llama", "qwen2", "qwen3", "bert", "causal-bert", "roberta"]
 
 
-@pytest.fixture(scope="module", params=["mistral", "bert"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model, and the same exported in float32."""
-    folder = tmp_path_factory.mktemp("export")
-    export(build_model(folder / "model", request.param), folder / "onnx", dtype="float32")
-    return folder / "model", folder / "onnx"
+def make(folder: Path, kind: str, pooling: str | None = None) -> Path:
+    """A tiny model whose biases and norms are random too, with weights small enough for rounding to matter little."""
+    import torch
+    from transformers import AutoModel
 
-
-@pytest.fixture(scope="module")
-def int8(mistral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export") / "int8"
-    export(mistral, folder, dtype="int8")
+    model = AutoModel.from_pretrained(build_model(folder, kind))
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.2)
+        else:
+            parameter.data *= 0.4
+    model.save_pretrained(folder)
+    if pooling:
+        embedder = Embedder(folder, device="cpu", dtype="float32")
+        embedder.conventions = replace(embedder.conventions, pooling=pooling)
+        write_layout(embedder, folder / "pooled", default_instruction=None)
+        model.save_pretrained(folder := folder / "pooled")
     return folder
 
 
-def test_an_exported_model_gives_torch_s_vectors(pair: tuple[Path, Path]) -> None:
-    model, exported = pair
-    texts = [*TEXTS, LONG, "x"]
-    wanted = Embedder(model, device="cpu", dtype="float32").encode_passages(texts)
-    np.testing.assert_allclose(Embedder(exported).encode_passages(texts), wanted, atol=1e-5)
+def vectors(model: Path, texts: Sequence[str] = (*TEXTS, LONG, "x")) -> np.ndarray:
+    kind = {} if (model / "model.onnx").is_file() else {"dtype": "float32"}
+    return Embedder(model, device="cpu", **kind).encode_passages(texts)
 
 
-def test_a_text_embeds_alone_as_in_a_crowd(pair: tuple[Path, Path]) -> None:
-    exported = Embedder(pair[1])
-    alone, crowd = exported.encode_passages(["tea"]), exported.encode_passages(["tea", LONG, *TEXTS])
-    np.testing.assert_allclose(alone[0], crowd[0], atol=1e-5)
+@pytest.fixture(scope="module", params=[*WRITTEN, "mpnet"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("export") / request.param, request.param)
 
 
-def test_int8_stays_close_and_is_smaller(mistral: Path, int8: Path, pair: tuple[Path, Path]) -> None:
-    least, mean = compare(mistral, int8)
-    assert 0.9 < least <= mean <= 1.0001
+@pytest.fixture(scope="module")
+def int8(model: Path) -> Path:
+    export(model, model.parent / "int8", dtype="int8")
+    return model.parent / "int8"
+
+
+@pytest.fixture(scope="module")
+def mistral_int8(mistral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    export(mistral, folder := tmp_path_factory.mktemp("export") / "int8")
+    return folder
+
+
+def test_float32_gives_torch_s_vectors(model: Path, tmp_path: Path) -> None:
+    export(model, tmp_path / "onnx", dtype="float32")
+    np.testing.assert_allclose(vectors(tmp_path / "onnx"), vectors(model), atol=1e-5)
+
+
+def test_int8_stays_close(model: Path, int8: Path) -> None:
+    cosines = (vectors(int8) * vectors(model)).sum(1)
+    assert cosines.mean() > 0.999
+    assert cosines.min() > 0.998
+    assert 0.9 < compare(model, int8)[0] <= compare(model, int8)[1] <= 1.0001
     assert Embedder(int8).dtype == "int8"
 
 
-def test_its_weights_come_back_for_training(mistral: Path, int8: Path, tmp_path: Path) -> None:
+def test_a_text_embeds_alone_as_in_a_crowd(int8: Path) -> None:
+    texts = ["tea", LONG, *TEXTS]
+    crowd = vectors(int8, texts)
+    np.testing.assert_allclose(np.concatenate([vectors(int8, [text]) for text in texts]), crowd, atol=1e-6)
+
+
+def test_its_weights_come_back_for_training(model: Path, int8: Path, tmp_path: Path) -> None:
     unpack(int8, tmp_path / "back")
-    wanted = Embedder(mistral, device="cpu", dtype="float32").encode_passages(TEXTS)
-    found = Embedder(tmp_path / "back", device="cpu", dtype="float32").encode_passages(TEXTS)
-    assert (found * wanted).sum(1).min() > 0.95
+    assert (vectors(tmp_path / "back") * vectors(model)).sum(1).min() > 0.999
+    export(tmp_path / "back", tmp_path / "again")
+    assert (vectors(tmp_path / "again") * vectors(int8)).sum(1).min() > 0.999
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("kind", ["mistral", "bert"])
+def test_every_pooling_is_torch_s(kind: str, pooling: str, tmp_path: Path) -> None:
+    model = make(tmp_path / "model", kind, pooling)
+    export(model, tmp_path / "onnx", dtype="float32")
+    np.testing.assert_allclose(vectors(tmp_path / "onnx"), vectors(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "bert"])
+def test_a_single_token_is_embedded(kind: str, tmp_path: Path) -> None:
+    model = build_model(tmp_path / "model", kind, bos=False, eos=False)
+    export(model, tmp_path / "onnx", dtype="float32")
+    np.testing.assert_allclose(vectors(tmp_path / "onnx", ["x"]), vectors(model, ["x"]), atol=1e-5)
+
+
+def test_a_sliding_window_is_kept(tmp_path: Path) -> None:
+    model = build_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "sliding_window": 16}))
+    export(model, tmp_path / "onnx", dtype="float32")
+    np.testing.assert_allclose(vectors(tmp_path / "onnx"), vectors(model), atol=1e-5)
+
+
+def test_a_cpu_whose_products_saturate_keeps_seven_bits(tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = make(tmp_path / "model", "causal-bert")
+    export(model, tmp_path / "int8")
+    graph = onnx.load(tmp_path / "int8" / "model.onnx")
+    probe = next(node for node in graph.graph.node if node.op_type == "Equal" and "ReduceMin" in node.input[0])
+    expected = next(item for item in graph.graph.initializer if item.name == probe.input[1])
+    before = vectors(tmp_path / "int8")
+    expected.CopyFrom(numpy_helper.from_array(np.array(1, np.int32), expected.name))  # as if the product were wrong
+    onnx.save(graph, tmp_path / "int8" / "model.onnx")
+    after = vectors(tmp_path / "int8")
+    assert not np.array_equal(after, before)
+    assert (after * vectors(model)).sum(1).min() > 0.998
+
+
+def test_a_folder_exported_by_version_0_1_is_read(mistral: Path, tmp_path: Path) -> None:
+    import onnx
+
+    export(mistral, tmp_path / "old")
+    graph = trace(Embedder(mistral, device="cpu", dtype="float32").runtime.model, "last", "int8")
+    for key, value in {"pooling": "last", "dtype": "int8", "decoder": "true"}.items():
+        graph.metadata_props.add(key=key, value=value)
+    onnx.save(graph, tmp_path / "old" / "model.onnx")
+    unpack(tmp_path / "old", tmp_path / "back")
+    for folder in ("old", "back"):
+        assert (vectors(tmp_path / folder) * vectors(mistral)).sum(1).min() > 0.95
 
 
 @pytest.mark.parametrize("name", ["tiny-e5-base", "tiny-e5-mistral", "tiny-qwen3-embedding"])
@@ -68,34 +156,32 @@ def test_what_a_model_is_known_to_want_by_its_name_goes_along(name: str, tmp_pat
         np.testing.assert_allclose(*queries, atol=1e-5)
 
 
-def test_an_exported_model_is_not_exported_again(int8: Path, tmp_path: Path) -> None:
+def test_an_exported_model_is_not_exported_again(mistral_int8: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Use the model it was exported from"):
-        export(int8, tmp_path / "again")
+        export(mistral_int8, tmp_path / "again")
 
 
-def test_torch_is_not_imported_to_run_it(int8: Path) -> None:
+def test_torch_is_not_imported_to_run_it(mistral_int8: Path) -> None:
     code = (
         "import sys; from searchkit.models.embedder import Embedder; "
-        f"Embedder({str(int8)!r}).encode_queries(['tea'], 'Find it'); "
+        f"Embedder({str(mistral_int8)!r}).encode_queries(['tea'], 'Find it'); "
         "assert not {'torch', 'transformers'} & sys.modules.keys(), 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("options", [{"device": "mps"}, {"dtype": "bfloat16"}])
-def test_what_an_exported_model_cannot_do_is_said(int8: Path, options: dict[str, str]) -> None:
+def test_what_an_exported_model_cannot_do_is_said(mistral_int8: Path, options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="is an exported model"):
-        Embedder(int8, **options)
+        Embedder(mistral_int8, **options)
 
 
-def test_another_pooling_than_it_was_exported_with_is_refused(int8: Path) -> None:
-    from dataclasses import replace
-
-    conventions = replace(Embedder(int8).conventions, pooling="mean")
+def test_another_pooling_than_it_was_exported_with_is_refused(mistral_int8: Path) -> None:
+    conventions = replace(Embedder(mistral_int8).conventions, pooling="mean")
     with pytest.raises(ValueError, match="exported with last pooling"):
-        Embedder(int8, conventions=conventions).encode_passages(["tea"])
+        Embedder(mistral_int8, conventions=conventions).encode_passages(["tea"])
 
 
-def test_a_folder_in_use_is_not_written_over(mistral: Path, int8: Path) -> None:
+def test_a_folder_in_use_is_not_written_over(mistral: Path, mistral_int8: Path) -> None:
     with pytest.raises(ValueError, match="not empty"):
-        export(mistral, int8)
+        export(mistral, mistral_int8)

@@ -292,8 +292,14 @@ def test_threads_do_not_change_vectors(mistral: Path, exported: bool) -> None:
 def test_threads_reach_both_runtimes(mistral: Path) -> None:
     Embedder(mistral, device="cpu", threads=3)
     assert torch.get_num_threads() == 3
-    session = Embedder("builtin", threads=3).runtime._session  # type: ignore[attr-defined]
-    assert session.get_session_options().intra_op_num_threads == 3
+    assert Embedder("builtin", threads=3).runtime.workers == 3
+
+
+@pytest.mark.parametrize("texts", [1, 7, 200])
+def test_an_exported_model_gives_the_same_rows_on_any_number_of_threads(texts: int) -> None:
+    corpus = [f"{TEXTS[n % 30]} {n} " * (1 + n % 9) for n in range(texts)]
+    rows = [Embedder("builtin", threads=threads).encode_passages(corpus) for threads in (1, 3)]
+    np.testing.assert_array_equal(*rows)
 
 
 @pytest.mark.parametrize("threads", [0, -1])

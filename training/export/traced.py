@@ -1,4 +1,4 @@
-"""A trained model as one ONNX file for onnxruntime, in float32 or int8, and back again for training."""
+"""Models that are not written operator by operator: the graph that torch traces, in float32 or in blocks of int8."""
 
 from __future__ import annotations
 
@@ -6,99 +6,46 @@ import contextlib
 import io
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from searchkit.errors import InputError
-from searchkit.models.conventions import SETTINGS
-from searchkit.models.embedder import Embedder
-from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.models.pooling import POOLINGS
-from searchkit.models.torch_runtime import TorchRuntime
-from searchkit.training.layout import write_layout
+from searchkit.training.export.int8_graph import round_rows
 
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "int8")
-_KEPT = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", SETTINGS,
-    "sentence_bert_config.json", "README.md", "training.json",
-)  # fmt: skip
 _BLOCK = 32
-_PREFIX = "model."  # of parameter names inside the exported graph
+_PREFIX = "model."  # of parameter names inside the traced graph
 
 
-def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
-    """Write `out`: model.onnx with pooling inside, the tokenizer, and the settings of the sentence-transformers layout.
+def trace(model: Any, pooling: str, dtype: str) -> Any:
+    """The ONNX model of a transformers model with pooling.
 
-    int8 keeps every linear layer's weights in 8 bits with a scale for each block of 32, and every embedding with a
-    scale for each row; activations are quantised as they come, row by row.
-
-    Args:
-        model: A transformers model, or a sentence-transformers folder around one, as :class:`Embedder` takes it.
-        out: A new folder.
-        dtype: One of :data:`DTYPES`.
-
-    Raises:
-        ValueError: The dtype is unknown, `out` is not empty, or the model is an exported one.
+    int8 keeps each linear layer's weights in 8 bits with a scale for each block of 32, and each embedding with a scale
+    for each row. onnxruntime reads that from 1.22 on.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; name a new folder")
-    import onnx
-
-    embedder = Embedder(model, device="cpu", dtype="float32")
-    assert isinstance(embedder.runtime, TorchRuntime)  # exported models are not float32 to order
-    weights, pooling = embedder.runtime.model, embedder.conventions.pooling
-    weights.set_attn_implementation("eager")  # exports to plain operators, which every onnxruntime has
-    graph = _trace(weights, pooling)
-    aliases = _name_weights(graph, dict(weights.named_parameters()))
+    model.set_attn_implementation("eager")  # exports to plain operators, which every onnxruntime has
+    graph = _trace(model, pooling)
+    aliases = _name_weights(graph, dict(model.named_parameters()))
     if dtype == "int8":
         graph = _quantize(graph)
-    about = {"pooling": pooling, "dtype": dtype, "decoder": str(embedder.runtime.decoder).lower()}
-    for key, value in {**about, "aliases": json.dumps(aliases)}.items():
-        graph.metadata_props.add(key=key, value=value)
-    _copy_settings(embedder.folder, out)
-    # What the model is known to want by its name has to be said in a folder of another name.
-    write_layout(embedder, out, default_instruction=embedder.conventions.default_instruction)
-    onnx.save(graph, str(out / MODEL_FILE))
+    graph.metadata_props.add(key="aliases", value=json.dumps(aliases))
+    return graph
 
 
-def compare(model: str | Path, exported: Path) -> tuple[float, float]:
-    """(least, mean) cosine between both models' vectors, over the passages of the corpus that comes with searchkit."""
-    from itertools import islice
-
-    from searchkit.readers.corpus import corpus_folder, read_corpus
-    from searchkit.records import join_title
-
-    documents = islice(read_corpus(corpus_folder("intents")), 100)
-    texts = [join_title(document.title, document.text) for document in documents]
-    rows = Embedder(model, device="cpu", dtype="float32").encode_passages(texts)
-    cosines = (rows * Embedder(exported).encode_passages(texts)).sum(1)
-    return float(cosines.min()), float(cosines.mean())
-
-
-def unpack(folder: Path, out: Path) -> None:
-    """Write the weights of an exported model as a float32 transformers folder, to train or to run with torch.
+def unpack_traced(graph: Any, arrays: dict[str, np.ndarray], aliases: dict[str, str]) -> dict[str, np.ndarray]:
+    """The parameters of a traced model by name, float32.
 
     Args:
-        folder: What `export` wrote; int8 weights come back as what they stand for.
-        out: A new folder.
+        graph: The ONNX graph.
+        arrays: Its initializers.
+        aliases: Parameters that the exporter merged with others of the same values.
     """
-    import onnx
-    from onnx import numpy_helper
-    from safetensors.numpy import save_file
-
-    model = onnx.load(str(folder / MODEL_FILE))
-    graph = model.graph
-    arrays = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     transposed = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
     weights: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
@@ -114,10 +61,9 @@ def unpack(folder: Path, out: Path) -> None:
         elif name.endswith("_quantized"):
             value = array.astype(np.float32) * arrays[f"{base}_scale"]
         weights[base.removeprefix(_PREFIX)] = np.ascontiguousarray(value.T if name in transposed else value)
-    for alias, name in json.loads({item.key: item.value for item in model.metadata_props}["aliases"]).items():
+    for alias, name in aliases.items():
         weights[alias] = weights[name].copy()
-    _copy_settings(folder, out)
-    save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
+    return weights
 
 
 def _trace(model: Any, pooling: str) -> Any:
@@ -153,15 +99,6 @@ def _trace(model: Any, pooling: str) -> Any:
     if program is None:
         raise InputError("torch could not export the model")
     return program.model_proto
-
-
-def _copy_settings(folder: Path, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for name in _KEPT:
-        if (folder / name).is_file():
-            shutil.copy2(folder / name, out / name)
-    for pooling in folder.glob("*_Pooling"):
-        shutil.copytree(pooling, out / pooling.name, dirs_exist_ok=True)
 
 
 def _name_weights(graph: Any, parameters: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -225,12 +162,10 @@ def _quantize_embeddings(graph: Any) -> None:
             nodes.append(node)
             continue
         name, ids = node.input
-        table = numpy_helper.to_array(tables[name])
-        scale = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
-        small = np.rint(table / scale).astype(np.int8)
+        codes, scales = round_rows(numpy_helper.to_array(tables[name]))
         graph.initializer.remove(tables[name])
-        graph.initializer.append(numpy_helper.from_array(small, f"{name}_quantized"))
-        graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+        graph.initializer.append(numpy_helper.from_array(codes, f"{name}_quantized"))
+        graph.initializer.append(numpy_helper.from_array(scales[:, None], f"{name}_scale"))
         parts = [f"{name}_rows", f"{name}_float", f"{name}_scales"]
         nodes += [
             helper.make_node("Gather", [f"{name}_quantized", ids], [parts[0]], axis=0),

@@ -1,0 +1,57 @@
+"""What the inputs of a model's linear layers look like, on texts that come with searchkit and judge nothing."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from searchkit.models.embedder import Embedder
+from searchkit.readers.corpus import corpus_folder
+from searchkit.training.export.graph import Graph
+from searchkit.training.export.rounding import Inputs
+
+_TOKENS = 32768
+
+
+def observe(graph: Graph, embedder: Embedder) -> dict[tuple[str, ...], Inputs]:
+    """Run a float32 graph and keep what its linear layers read, by their names.
+
+    Args:
+        graph: Written in full.
+        embedder: Makes the tokens, of passages and of queries.
+    """
+    import onnx
+    import onnxruntime
+
+    tensors = [item.tensor for item in graph.linear_inputs.values()]
+    observed: dict[tuple[str, ...], Inputs] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        # One file would hold 2 GiB at most.
+        onnx.save(graph.model(tensors), str(file), save_as_external_data=True)
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        for ids in _token_ids(embedder):
+            feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+            for layers, rows in zip(graph.linear_inputs, session.run(tensors, feeds), strict=True):
+                observed.setdefault(layers, Inputs(rows.shape[1])).add(rows)
+    return observed
+
+
+def _token_ids(embedder: Embedder) -> Iterator[list[int]]:
+    """Passages of one sentence and of many from `corpora/kinds`, and queries, until there are :data:`_TOKENS`."""
+    count = 0
+    with (corpus_folder("kinds") / "topics.jsonl").open(encoding="utf-8") as stream:
+        for topic in map(json.loads, stream):
+            parts = [topic[kind] for kind in ("claim", "support", "refute", "define", "answer")]
+            passages = embedder.tokenize([*parts, " ".join(parts)])
+            queries = embedder.tokenize_queries(
+                [topic["question"], topic["term"]], ["", topic["aspects"][0]["instruction"]]
+            )
+            yield from (*passages, *queries)
+            count += sum(map(len, (*passages, *queries)))
+            if count >= _TOKENS:
+                return

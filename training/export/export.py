@@ -1,0 +1,99 @@
+"""A model to an exported folder: the graph, the tokenizer and the settings."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from searchkit.errors import InputError
+from searchkit.models.embedder import Embedder
+from searchkit.models.onnx_runtime import MODEL_FILE
+from searchkit.models.torch_runtime import TorchRuntime, sees_ahead
+from searchkit.readers.corpus import corpus_folder, read_corpus
+from searchkit.records import join_title
+from searchkit.training.export.calibration import observe
+from searchkit.training.export.families import can_write, fold, write_states
+from searchkit.training.export.graph import Graph
+from searchkit.training.export.int8_graph import Int8Graph
+from searchkit.training.export.pooling import write_pooling
+from searchkit.training.export.rounding import round_layers
+from searchkit.training.export.unpack import copy_settings
+from searchkit.training.layout import write_layout
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("float32", "int8")
+
+
+def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
+    """Write `out`: model.onnx with pooling inside, the tokenizer, and the settings of the sentence-transformers layout.
+
+    In int8, every linear layer's weights have 8 bits and a scale for each output, embeddings a scale for each row, and
+    activations a scale for each token, found as they come; a text's vector does not depend on the rest of its batch.
+
+    Args:
+        model: A transformers model, or a sentence-transformers folder around one, as :class:`Embedder` takes it.
+        out: A new folder.
+        dtype: One of :data:`DTYPES`.
+
+    Raises:
+        InputError: The dtype is unknown, `out` is not empty, or the model is an exported one.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; name a new folder")
+    import onnx
+
+    embedder = Embedder(model, device="cpu", dtype="float32")
+    assert isinstance(embedder.runtime, TorchRuntime)  # exported models do not take a dtype
+    torch_model = embedder.runtime.model
+    if can_write(torch_model.config):
+        graph = _write(torch_model, embedder, dtype)
+    else:
+        from searchkit.training.export.traced import trace
+
+        logger.info("%s is traced: its graph will be slower than a written one", type(torch_model).__name__)
+        graph = trace(torch_model, embedder.conventions.pooling, dtype)
+    about = {"pooling": embedder.conventions.pooling, "dtype": dtype, "decoder": str(embedder.runtime.decoder).lower()}
+    if embedder.runtime.longest:
+        about["longest"] = str(embedder.runtime.longest)
+    for key, value in about.items():
+        graph.metadata_props.add(key=key, value=value)
+    copy_settings(embedder.folder, out)
+    # Settings that the model's name implies are written out, since the folder may have any name.
+    write_layout(embedder, out, default_instruction=embedder.conventions.default_instruction)
+    onnx.save(graph, str(out / MODEL_FILE))
+
+
+def compare(model: str | Path, exported: Path) -> tuple[float, float]:
+    """(least, mean) cosine between both models' vectors of 100 passages of the corpus `intents`."""
+    documents = islice(read_corpus(corpus_folder("intents")), 100)
+    texts = [join_title(document.title, document.text) for document in documents]
+    rows = Embedder(model, device="cpu", dtype="float32").encode_passages(texts)
+    cosines = (rows * Embedder(exported).encode_passages(texts)).sum(1)
+    return float(cosines.min()), float(cosines.mean())
+
+
+def _write(model: Any, embedder: Embedder, dtype: str) -> Any:
+    """The ONNX model, operator by operator."""
+    original = {name: value.detach().numpy() for name, value in model.named_parameters() if "pooler." not in name}
+    weights = fold(model.config, original)
+    causal, pooling = not sees_ahead(model), embedder.conventions.pooling
+    graph = Graph(weights)
+    attention, states = write_states(graph, model, causal=causal)
+    if dtype == "int8":
+        layers = {
+            names: round_layers(
+                [weights[f"{name}.weight"] for name in names], inputs, graph.linear_inputs[names].smoothing
+            )
+            for names, inputs in observe(graph, embedder).items()
+        }
+        graph = Int8Graph(weights, layers)
+        attention, states = write_states(graph, model, causal=causal)
+    pooled = write_pooling(attention, states, pooling, model.config.hidden_size)
+    for name in original.keys() - graph.parameters.keys():
+        graph.describe(name, zeros=original[name].shape)
+    return graph.model([pooled])
