@@ -34,7 +34,7 @@ def run(name: str, *arguments: object) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_the_7b_script_runs_in_small() -> None:
+def test_the_7b_script_runs_on_a_tiny_model() -> None:
     found = run("train_7b.py", "--tiny")
     training, linear = found["training"], 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)  # two layers' weights
     assert training["weights_trained"] == 2 * 16 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96))
@@ -45,14 +45,16 @@ def test_the_7b_script_runs_in_small() -> None:
     assert found["embedding"]["documents_per_second"] > 0
 
 
-def test_the_7b_script_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_7b_script_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["train_7b.py"])
     runpy.run_path(str(SCRIPTS / "train_7b.py"), run_name="__main__")  # and does not exit with a failure
     assert "needs a CUDA GPU" in capsys.readouterr().out
 
 
-def test_training_does_what_sentence_transformers_does(tmp_path: Path) -> None:
+def test_training_equals_sentence_transformers(tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="sentence-transformers' trainer needs datasets")
     model = build_model(tmp_path / "bert", "bert")
     sizes = {"--batch-size": 8, "--chunk": 3, "--max-length": 32, "--steps": 3, "--rounds": 1}

@@ -1,4 +1,4 @@
-"""Paired tests: equal to scipy's, exact where they can be, and calibrated."""
+"""Paired tests: equal to scipy's, exact where possible, and calibrated."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_few_queries_give_the_exact_p_of_scipy(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_many_queries_give_nearly_the_exact_p(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    differences = rng.choice([-0.5, -0.1, 0.1, 0.3, 1], size=16)  # one more than are tried one by one, and one
+    differences = rng.choice([-0.5, -0.1, 0.1, 0.3, 1], size=16)  # more than are tried exhaustively
     signs = np.array(list(itertools.product((-1, 1), repeat=16)))
     exact = (np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9).mean()
     assert randomisation_test(differences[:, None])[0] == pytest.approx(exact, abs=0.015)
@@ -79,7 +79,7 @@ def test_p_is_calibrated_on_random_splits_of_one_system(values: np.ndarray) -> N
 def test_a_real_difference_is_found(values: np.ndarray) -> None:
     better = np.minimum(1, values + 0.1 * np.random.default_rng(0).random(len(values)))
     test = compare_paired(values, better)
-    assert test.p_randomisation == 1 / 20_001  # no random pattern came so far, and p is never zero
+    assert test.p_randomisation == 1 / 20_001  # no random pattern was as extreme, and p is never zero
     assert test.p_t < 1e-6
     assert (test.wins, test.losses) == ((values < 1).sum(), 0)
     assert test.low < test.difference < test.high
@@ -99,7 +99,7 @@ def test_one_query_proves_nothing() -> None:
     assert np.isnan([test.p_t, test.low, test.high]).all()
 
 
-def test_which_system_comes_first_changes_the_sign_alone() -> None:
+def test_the_order_of_systems_changes_only_the_sign() -> None:
     rng = np.random.default_rng(3)
     one, other = rng.random(40), rng.random(40)
     there, back = compare_paired(one, other), compare_paired(other, one)
@@ -122,7 +122,7 @@ def test_holm_equals_the_closed_test_by_bonferroni(seed: int) -> None:
     assert holm(p) == pytest.approx(closed)
 
 
-def test_holm_counts_tests_that_are_not_shown() -> None:
+def test_holm_counts_tests_that_are_not_given() -> None:
     assert holm([0.01, 0.04], tests=10) == pytest.approx([0.1, 0.36])
     assert holm([0.01, 0.04]) == pytest.approx([0.02, 0.04])
     assert holm([0.03, float("nan")])[0] == 0.06
@@ -132,7 +132,7 @@ def test_holm_counts_tests_that_are_not_shown() -> None:
     ("before", "after", "message"),
     [([], [], "n of 1 or more"), ([1.0], [1.0, 2.0], r"values are \(1,\) and \(2,\)")],
 )
-def test_values_that_are_no_pairs_are_refused(before: list[float], after: list[float], message: str) -> None:
+def test_values_that_are_not_pairs_are_refused(before: list[float], after: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compare_paired(np.array(before), np.array(after))
 

@@ -86,7 +86,7 @@ def test_every_recipe_is_measured_with_what_it_costs(found: list[Candidate]) -> 
     exact = found[0]
     assert (exact.recall_10, exact.recall_100, exact.bytes_per_vector) == (1, 1, 4 * DIM)
     assert (exact.total, exact.queries) == (COUNT, 150)
-    assert exact.sample == COUNT - 150  # passages were held out, and the dead are left out
+    assert exact.sample == COUNT - 150  # passages were held out and deleted ones left out
     assert named(found, "fp16").bytes_per_vector == 2 * DIM
     assert named(found, "fp16").recall_10 > 0.99
     assert named(found, "binary").bytes_per_vector == DIM / 8
@@ -103,7 +103,7 @@ def test_re_ranking_brings_recall_up_and_takes_disk(found: list[Candidate]) -> N
         assert again.memory == codes.memory
 
 
-def test_cells_and_graphs_are_tuned_to_the_recall_asked_for(folder: Path) -> None:
+def test_ivf_lists_and_graphs_are_tuned_to_the_requested_recall(folder: Path) -> None:
     with SearchEngine.open(folder) as engine:
         loose, strict = (measure(engine, options=MeasureOptions(["ivf-int8", "hnsw"], goal)) for goal in (0.5, 0.97))
     for low, high, goal in zip(loose[1:], strict[1:], (0.97, 0.97), strict=True):
@@ -118,7 +118,7 @@ def test_recall_is_that_of_brute_force(folder: Path, rows: np.ndarray, monkeypat
     with SearchEngine.open(folder) as engine:
         judgements = Judgements("", [Query(str(n), "x") for n in range(50)], {})
         one = measure(engine, judgements, options=MeasureOptions(["int8"]))[1]
-        # The oracle: FAISS's 8 bits by hand, from the extremes of the vectors that it learnt from.
+        # The oracle: FAISS's 8 bits by hand, from the extremes of its training vectors.
         assert (one.queries, one.sample) == (50, COUNT)
         learnt = one.recall_10
     exact = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
@@ -135,7 +135,9 @@ def test_equal_vectors_are_as_good_as_each_other(writable: SearchEngine, rows: n
         assert named(measure(engine, options=MeasureOptions(["fp16"])), "fp16").recall_10 > 0.99
 
 
-def test_ndcg_is_that_of_the_index_stored_so(writable: SearchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ndcg_equals_that_of_an_index_stored_by_the_recipe(
+    writable: SearchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from searchkit.evaluation.evaluate import evaluate
 
     wanted = clustered(30, seed=5)
@@ -151,13 +153,13 @@ def test_ndcg_is_that_of_the_index_stored_so(writable: SearchEngine, monkeypatch
         assert measured[0].ndcg_change == 0
         engine.store_as("pq:8", tuning=Tuning())
         (stored,) = evaluate(engine, Judgements("", queries, qrels), modes=["dense"])
-        # Both learn from all vectors there are, in another order.
+        # Both train on all vectors, in different orders.
         assert measured[1].ndcg_10 == pytest.approx(stored.metrics["ndcg@10"], abs=0.03)
         assert measured[1].ndcg_change == pytest.approx(measured[1].ndcg_10 - 1)
-        assert stored.metrics["ndcg@10"] < 0.97  # a recipe that loses something to see
+        assert stored.metrics["ndcg@10"] < 0.97  # the recipe loses something
 
 
-def test_a_sample_is_brought_up_to_the_whole(folder: Path) -> None:
+def test_figures_of_a_sample_are_scaled_to_the_index(folder: Path) -> None:
     with SearchEngine.open(folder) as engine:
         one = measure(engine, options=MeasureOptions(["fp16"], sample=300))[1]
     assert (one.sample, one.total) == (300, COUNT)
@@ -165,7 +167,7 @@ def test_a_sample_is_brought_up_to_the_whole(folder: Path) -> None:
     assert one.memory == pytest.approx(COUNT * 2 * DIM, rel=0.01)
 
 
-def test_what_cannot_be_measured_says_why(tmp_path: Path, folder: Path, embedder: Embedder) -> None:
+def test_impossible_measurements_say_why(tmp_path: Path, folder: Path, embedder: Embedder) -> None:
     with SearchEngine.open(folder) as engine:
         with pytest.raises(ValueError, match=r"recipe is 'zip'; expected one of flat"):
             measure(engine, options=MeasureOptions(["zip"]))
@@ -229,7 +231,7 @@ THREE = [LARGE, MIDDLE, SMALL]
         (Limits(recall=None, latency=0.005), "binary"),
     ],
 )
-def test_the_smallest_that_keeps_to_all_limits_is_chosen(limits: Limits, name: str) -> None:
+def test_the_smallest_within_all_limits_is_chosen(limits: Limits, name: str) -> None:
     assert choose(THREE, limits).name == name
 
 
@@ -247,12 +249,12 @@ def test_the_smallest_that_keeps_to_all_limits_is_chosen(limits: Limits, name: s
         (Limits(recall=0.95, max_bytes=50), "with all but a recall@10 of 0.95 or more the nearest is binary with 0.6"),
     ],
 )
-def test_a_limit_that_no_recipe_keeps_is_named_with_the_nearest(limits: Limits, message: str) -> None:
+def test_an_impossible_limit_is_named_with_the_nearest_recipe(limits: Limits, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose(THREE[1:], limits)
 
 
-def test_the_front_is_what_nothing_beats_in_both() -> None:
+def test_the_front_holds_what_nothing_beats_in_both() -> None:
     worse = made("int8", bytes_per_vector=400.0, recall_10=0.9)
     twin = made("opq:48+rerank", bytes_per_vector=56.0, recall_10=0.97, disk=9001)
     assert [one.name for one in front([*THREE, worse, twin])] == ["binary", "pq:48+rerank", "flat"]
@@ -269,9 +271,9 @@ def test_what_was_chosen_is_stored_and_searched_as_it_was_measured(writable: Sea
         assert storage.plan.recipe == "ivf-pq"
         assert (storage.tuning.rerank, storage.keep_vectors) == (found[1].tuning.rerank, True)
         assert storage.tuning.probes >= found[1].tuning.probes
-        # Two codebooks, one of them in the segment: what was foretold is what is there.
+        # Two codebooks, one of them in the segment: the predicted size is the real one.
         assert engine.store.sizes()["segments"] == pytest.approx(found[1].disk, rel=0.02)
-        again = measure(engine, options=MeasureOptions(["int8"]))  # the vectors are there still
+        again = measure(engine, options=MeasureOptions(["int8"]))  # the vectors were kept
         assert again[1].recall_10 > 0.95
         queries = clustered(20, seed=3)
         hits = engine._ranker.rank(SearchRequest([""] * 20, queries, 10, SearchOptions(mode="dense")))
@@ -283,7 +285,7 @@ def test_what_was_chosen_is_stored_and_searched_as_it_was_measured(writable: Sea
         assert np.mean(agreed) > 0.9
 
 
-def test_dropped_vectors_make_it_smallest_and_final(writable: SearchEngine) -> None:
+def test_dropping_vectors_is_smallest_and_final(writable: SearchEngine) -> None:
     with writable as engine:
         with pytest.raises(ValueError, match="re-ranked by the vectors that are to be dropped"):
             compress.apply(engine, "binary+rerank", drop_vectors=True)
@@ -302,7 +304,7 @@ def test_the_command_measures_chooses_and_writes_a_report(folder: Path, tmp_path
     report = tmp_path / "deep" / "report.json"
     result = call("compress", folder, "--recipes", "int8,pq:8,pq:8+rerank", "--report", report, "--recall", "0.9")
     assert "> pq:8+rerank" in result.stdout
-    assert result.stderr.index("s on an idle CPU") < result.stderr.index("[1/")  # said before the work
+    assert result.stderr.index("s on an idle CPU") < result.stderr.index("[1/")  # before the work
     assert "phrases of 150 passages held out stand in for queries" in result.stderr
     assert "learnt from 1,350 vectors, fewer than they want: int8 10,000, pq:8 9,984" in result.stderr
     content = json.loads(report.read_text())
@@ -329,7 +331,7 @@ def test_principal_components_are_measured_drawn_and_applied(writable: SearchEng
 def test_the_command_says_which_limit_is_in_the_way(folder: Path) -> None:
     failed = call("compress", folder, "--recipes", "binary,int8", "--max-bytes", "10B", code=1)
     assert "with all but a recall@10 of 0.95 or more the nearest is binary" in failed.stderr
-    assert "int8" in failed.stdout  # the table is there all the same
+    assert "int8" in failed.stdout  # the table is printed nevertheless
     for limit in ("--max-memory", "--latency"):
         assert "is not an amount" in call("compress", folder, limit, "8 quux", code=2).stderr
     assert "come with --apply" in call("compress", folder, "--recipe", "int8", code=2).stderr
@@ -350,7 +352,7 @@ def test_the_command_applies(writable: SearchEngine) -> None:
     assert "keeps no vectors" in call("compress", folder, code=1).stderr
 
 
-def test_judged_queries_bring_ndcg(folder: Path, tmp_path: Path) -> None:
+def test_judged_queries_add_ndcg(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "qrels").mkdir()
     (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "tea"}\n{"_id": "q2", "text": "yeast"}\n')
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\t0\t1\nq2\t1\t1\n")
@@ -364,7 +366,7 @@ def test_judged_queries_bring_ndcg(folder: Path, tmp_path: Path) -> None:
         assert content["candidates"][1]["ndcg_10"] is not None
 
 
-def test_a_chart_names_every_recipe_and_no_name_lies_over_another(found: list[Candidate], tmp_path: Path) -> None:
+def test_a_chart_names_every_recipe_without_overlap(found: list[Candidate], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.text import Text
 
@@ -376,7 +378,9 @@ def test_a_chart_names_every_recipe_and_no_name_lies_over_another(found: list[Ca
         for axes in figure.axes:
             assert {text.get_text() for text in axes.texts} == {one.name for one in candidates}
             figure.draw_without_rendering()
-            boxes = [Text.get_window_extent(text) for text in axes.texts]  # an annotation's own takes its arrow in
+            boxes = [
+                Text.get_window_extent(text) for text in axes.texts
+            ]  # an annotation's own extent includes its arrow
             assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
     files = pareto_chart(tmp_path / "deep" / "x.png", found, title="x")
     assert [file.name for file in files] == ["x.png", "x.svg"]
@@ -388,7 +392,7 @@ def test_a_chart_names_every_recipe_and_no_name_lies_over_another(found: list[Ca
 # While indexing
 
 
-def test_an_index_is_stored_by_a_recipe_at_its_end(tmp_path: Path, mistral: Path) -> None:
+def test_indexing_ends_by_storing_the_recipe(tmp_path: Path, mistral: Path) -> None:
     corpus = tmp_path / "notes.jsonl"
     corpus.write_text("".join(json.dumps({"id": str(n), "text": f"note {n} {TEXTS[n % 3]}"}) + "\n" for n in range(30)))
     index = tmp_path / "notes.index"
@@ -399,15 +403,17 @@ def test_an_index_is_stored_by_a_recipe_at_its_end(tmp_path: Path, mistral: Path
     assert "pq:8 learns from 256 passages or more, there are 30: flat is kept" in few
     assert "30 passages are too few to choose a recipe by" in call("index", *flags, "auto").stderr
     assert "stored as rabitq, the best 10 k re-ranked" in call("index", *flags, "rabitq+rerank").stderr
-    assert "stored as" not in call("index", *flags, "rabitq+rerank").stderr  # it is already
+    assert "stored as" not in call("index", *flags, "rabitq+rerank").stderr  # it was stored already
 
 
-def test_auto_takes_the_smallest_of_the_quick_ones(writable: SearchEngine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_takes_the_smallest_of_the_quick_recipes(
+    writable: SearchEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
     from searchkit.cli.compress import store_by
 
     with writable as engine:
         store_by(engine, "auto")
         assert engine.storage.plan.recipe in ("rabitq", "binary", "pq")
         assert "re-ranked" in capsys.readouterr().err
-        store_by(engine, "auto")  # as it is, an earlier run chose it
+        store_by(engine, "auto")  # unchanged: an earlier run chose it
         assert capsys.readouterr().err == ""

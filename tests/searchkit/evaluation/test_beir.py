@@ -1,4 +1,4 @@
-"""A folder of BEIR collections: each by its own rules, averaged, beside what is published."""
+"""A folder of BEIR collections: published rules, averages, published figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from searchkit.errors import CorpusError
 from searchkit.evaluation.beir import BeirSet, averages, find_sets, language_of, measure_set, published
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import Embedder
-from searchkit.readers.judgements import read_beir_split
+from searchkit.readers.judgements import read_beir_split, read_judgements
 from searchkit.records import Judgements
 from searchkit.tasks import get_task
 
@@ -81,14 +81,14 @@ def test_sets_are_found_by_any_of_their_names(sets: Path) -> None:
     assert [one.name for one in find_sets(sets, ["quora-retrieval", "scifact"])] == ["quora", "SciFact"]
 
 
-def test_what_is_not_there_is_named(sets: Path, tmp_path: Path) -> None:
+def test_missing_collections_are_named(sets: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r'no collection "fever"; there are "scifact"'):
         find_sets(sets, ["scifact", "fever"])
     with pytest.raises(CorpusError, match="holds no collection in BEIR form"):
         find_sets(tmp_path)
 
 
-def test_forums_count_alike(sets: Path, tmp_path: Path, embedder: Embedder) -> None:
+def test_forums_have_equal_weight(sets: Path, tmp_path: Path, embedder: Embedder) -> None:
     found = measure_set(one_of(sets, "cqadupstack"), embedder, tmp_path, modes=MODES)
     parts = [by_hand(sets / "cqadupstack" / name, tmp_path / f"{name}.x", embedder) for name in ("android", "english")]
     for mode in MODES:
@@ -104,7 +104,7 @@ def test_each_set_has_its_own_split_and_self_rule(sets: Path, tmp_path: Path, em
     assert kept["lexical"]["mrr@10"] < found["lexical"]["mrr@10"]
 
 
-def test_only_models_trained_with_instructions_get_the_paper_s(
+def test_only_instructed_models_get_the_paper_s_instruction(
     sets: Path, tmp_path: Path, embedder: Embedder, instructed: Embedder
 ) -> None:
     for number, (model, task) in enumerate(((instructed, "scifact"), (embedder, ""))):
@@ -112,14 +112,14 @@ def test_only_models_trained_with_instructions_get_the_paper_s(
         assert found == by_hand(sets / "SciFact", tmp_path / f"{number}.x", model, task=task)
 
 
-def test_a_second_time_nothing_is_embedded_again(sets: Path, tmp_path: Path, embedder: Embedder) -> None:
+def test_a_second_run_embeds_only_the_queries(sets: Path, tmp_path: Path, embedder: Embedder) -> None:
     first = measure_set(one_of(sets, "scifact"), embedder, tmp_path, modes=MODES)
     before = embedder.stats.texts
     assert measure_set(one_of(sets, "scifact"), embedder, tmp_path, modes=MODES) == first
-    assert embedder.stats.texts - before == 5  # the four queries, and one that warms the model up
+    assert embedder.stats.texts - before == 5  # the four queries, and one to warm up the model
 
 
-def test_languages_are_stemmed_as_their_names_say(sets: Path, tmp_path: Path, instructed: Embedder) -> None:
+def test_the_name_decides_the_stemming_language(sets: Path, tmp_path: Path, instructed: Embedder) -> None:
     folder = tmp_path / "miracl"
     for name in ("de", "zh"):
         write_set(folder / name, 0, split="dev")
@@ -137,7 +137,7 @@ def test_languages_are_stemmed_as_their_names_say(sets: Path, tmp_path: Path, in
     ("name", "language"),
     [("de", "german"), ("miracl-fr", "french"), ("xquad.zh", "none"), ("scifact", None), ("trec-covid", None)],
 )
-def test_a_name_ends_with_its_language_or_says_none(name: str, language: str | None) -> None:
+def test_a_name_ends_with_its_language_or_has_none(name: str, language: str | None) -> None:
     assert language_of(name) == language
 
 
@@ -150,7 +150,16 @@ def test_rules_are_those_of_the_name_or_of_the_folder(tmp_path: Path) -> None:
     assert [rules(name) for name in names] == ["miracl", "miracl", "xquad", None, "fever", None]
 
 
-def test_split_and_instruction_can_be_others(sets: Path, tmp_path: Path, instructed: Embedder) -> None:
+def test_judgements_follow_the_rules_of_their_set(sets: Path) -> None:
+    judgements = read_judgements(sets / "quora")
+    queries, qrels = read_beir_split(sets / "quora", "test")
+    task = get_task("quora")
+    assert judgements == Judgements(f"{sets / 'quora'}, test", queries, qrels, task.instruction, drop_self=True)
+    assert judgements.for_model("any instruction") == judgements
+    assert judgements.for_model(None).instruction is None  # trained without instructions
+
+
+def test_split_and_instruction_can_be_overridden(sets: Path, tmp_path: Path, instructed: Embedder) -> None:
     with pytest.raises(CorpusError, match='no split "dev"'):
         measure_set(one_of(sets, "scifact"), instructed, tmp_path, modes=MODES, split="dev")
     other = measure_set(one_of(sets, "scifact"), instructed, tmp_path, modes=MODES, instruction="Find the opposite")
@@ -165,12 +174,12 @@ def test_published_numbers_are_found_by_model_and_task() -> None:
     assert published("bm25", "fever") is None
 
 
-def test_sets_count_alike_in_the_average() -> None:
+def test_sets_have_equal_weight_in_the_average() -> None:
     found = {"a": {"dense": {"ndcg@10": 0.2}}, "b": {"dense": {"ndcg@10": 0.6}}}
     assert averages(found) == {"dense": {"ndcg@10": pytest.approx(0.4)}}
 
 
-def test_one_command_makes_the_rows(sets: Path, tmp_path: Path, mistral: Path) -> None:
+def test_the_command_prints_the_table(sets: Path, tmp_path: Path, mistral: Path) -> None:
     def call(*arguments: str) -> str:
         common = ["beir", str(sets), "--model", str(mistral), "--indexes", str(tmp_path / "x"), "--device", "cpu"]
         result = CliRunner().invoke(main, [*common, "--sets", "scifact,quora", "--modes", "lexical", *arguments])

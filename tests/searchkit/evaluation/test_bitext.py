@@ -1,4 +1,4 @@
-"""Bitext mining: metrics as scikit-learn's and so MTEB's, files that pair up."""
+"""Bitext mining: metrics equal to scikit-learn's and MTEB's, and reading parallel files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_nearest_is_that_of_brute_force_in_blocks(vectors: np.ndarray, monke
     assert nearest(vectors[:5], vectors[:5]).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_mining_is_what_embedding_and_comparing_by_hand_gives(embedder: Embedder) -> None:
+def test_mining_equals_embedding_and_comparing_by_hand(embedder: Embedder) -> None:
     bitext = Bitext("a-b", *map(tuple, zip(*PAIRS, strict=True)))
     found = mine(embedder, bitext, instruction="")
     rows = [
@@ -57,7 +57,7 @@ def test_mining_is_what_embedding_and_comparing_by_hand_gives(embedder: Embedder
     assert mine(embedder, same, instruction="").forward == dict.fromkeys(METRICS, 1.0)
 
 
-def test_what_comes_twice_or_is_too_long_is_counted(embedder: Embedder) -> None:
+def test_repeated_and_truncated_sentences_are_counted(embedder: Embedder) -> None:
     long = "a very long sentence " * 200
     found = mine(embedder, Bitext("a-b", ("one", "two", long), ("eins", "eins", long)), instruction="")
     assert (found.repeated, found.truncated) == (1, 2)
@@ -67,7 +67,7 @@ def test_what_comes_twice_or_is_too_long_is_counted(embedder: Embedder) -> None:
 # Files
 
 
-def test_every_form_holds_the_same_sentences(tmp_path: Path) -> None:
+def test_every_format_gives_the_same_sentences(tmp_path: Path) -> None:
     (tmp_path / "de-en.tsv").write_text("".join(f"{one}\t{two}\n" for one, two in PAIRS))
     rows = [json.dumps({"sentence1": one, "sentence2": two, "id": 1}) + "\n" for one, two in PAIRS]
     (tmp_path / "de-en.jsonl.gz").write_bytes(gzip.compress("".join(rows).encode()))
@@ -110,14 +110,14 @@ def call(*arguments: object) -> Result:
     return result
 
 
-def test_a_row_a_pair_of_languages_and_their_average(tmp_path: Path, mistral: Path) -> None:
+def test_the_command_prints_every_language_pair_and_the_average(tmp_path: Path, mistral: Path) -> None:
     pick = random.Random(0)
     for name in ("de-en", "fr-en"):
         rows = [f"{one}\t{pick.choice(PAIRS)[0]} {two}\n" for one, two in PAIRS]
         (tmp_path / f"{name}.tsv").write_text("".join(rows))
     files = sorted(tmp_path.glob("*.tsv"))
     found = json.loads(call(*files, "--model", mistral, "--format", "json").stdout)
-    assert found["instruction"] is None  # the model was trained without
+    assert found["instruction"] is None  # the model was trained without instructions
     values = [pair["forward"]["f1"] for pair in found["pairs"]]
     assert found["average"]["forward"]["f1"] == pytest.approx(sum(values) / 2)
     shown = [
@@ -127,7 +127,7 @@ def test_a_row_a_pair_of_languages_and_their_average(tmp_path: Path, mistral: Pa
     assert [row[3] for row in shown if len(row) > 1] == [f"{value:.4f}" for value in (*values, sum(values) / 2)]
 
 
-def test_models_trained_with_instructions_get_the_paper_s_on_both_sides(tmp_path: Path) -> None:
+def test_instructed_models_get_the_paper_s_instruction_on_both_sides(tmp_path: Path) -> None:
     folder = build_model(tmp_path / "e5-mistral-tiny-instruct")
     (tmp_path / "a.tsv").write_text("".join(f"{one}\t{two}\n" for one, two in PAIRS))
     found = json.loads(call(tmp_path / "a.tsv", "--model", folder, "--format", "json").stdout)

@@ -23,7 +23,7 @@ QRELS: Qrels = {query: {f"d{n}": 1 + n % 2, "d99": -1} for n, query in enumerate
 
 
 def run_that_finds(share: float, seed: int) -> Run:
-    """A run that ranks the right document first for about a share of the queries, else somewhere, with many ties."""
+    """A run full of ties that ranks the right document first for about this share of the queries."""
     pick = random.Random(seed)
     run: Run = {}
     for n, query in enumerate(QUERIES):
@@ -111,7 +111,7 @@ def test_the_tables_name_what_they_compare(folder: Path) -> None:
     assert "20 queries; Holm's correction for 4 tests" in result.stderr
 
 
-def test_modes_of_a_report_can_be_chosen_and_what_is_compared_with(folder: Path) -> None:
+def test_modes_of_a_report_and_the_baseline_can_be_chosen(folder: Path) -> None:
     arguments = ["a=@report.json", "b=@report.json", "--modes", "dense", "--against", "b:dense", "--metrics", "mrr@10"]
     found = content(ask(folder, *arguments, "--format", "json"))
     assert (list(found["systems"]), found["against"]) == (["a:dense", "b:dense"], "b:dense")  # type: ignore[call-overload]
@@ -144,13 +144,13 @@ def test_the_most_changed_come_first_and_the_unchanged_never() -> None:
     assert test.ties == len(QUERIES) - len(sizes)
 
 
-def test_a_query_that_found_nothing_counts_as_zero(tmp_path: Path) -> None:
+def test_a_query_without_hits_counts_as_zero(tmp_path: Path) -> None:
     (tmp_path / "one.trec").write_text("q0 Q0 d0 1 1.0 x\n")
     (system,) = read_systems(tmp_path / "one.trec", QRELS)
     assert system.per_query["ndcg@10"] == {query: float(query == "q0") for query in QUERIES}
 
 
-def test_the_query_s_own_document_is_left_out_where_asked(tmp_path: Path) -> None:
+def test_drop_self_leaves_out_the_query_s_own_document(tmp_path: Path) -> None:
     (tmp_path / "one.trec").write_text("q Q0 q 1 2.0 x\nq Q0 d 2 1.0 x\n")
     for drop, value in ((True, 1.0), (False, 0.5)):
         (system,) = read_systems(tmp_path / "one.trec", {"q": {"d": 1}}, drop_self=drop)
@@ -192,7 +192,7 @@ def test_json_that_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
         (["@report.json", "--beir", "@set", "--qrels", "@set/qrels/test.tsv"], 2, "--beir FOLDER, or as --qrels"),
     ],
 )
-def test_misuse_is_said_plainly(folder: Path, arguments: list[str], code: int, message: str) -> None:
+def test_misuse_is_reported_plainly(folder: Path, arguments: list[str], code: int, message: str) -> None:
     result = ask(folder, *arguments)
     assert (result.exit_code, message in result.stderr) == (code, True), result.stderr
 

@@ -54,7 +54,7 @@ def engine(index: Path) -> Iterator[SearchEngine]:
 
 
 def random_case(seed: int) -> tuple[Run, Qrels]:
-    """A run full of ties and with gaps, and judgements that miss and exceed it."""
+    """A run with ties and gaps, and judgements of more and of fewer queries and documents."""
     pick = random.Random(seed)
     names = [f"d{n}" for n in range(80)]
     run = {
@@ -81,14 +81,14 @@ def test_the_recall_curve_is_trec_eval_s_recall_at_every_rank(seed: int) -> None
         assert rank == next((k for k, recall in enumerate(recalls, 1) if recall > 0), None)
 
 
-def test_queries_without_a_relevant_document_have_no_first_one() -> None:
+def test_queries_without_relevant_documents_have_no_first_rank() -> None:
     curve = RecallCurve({"a": {"x": 0}, "b": {"x": 1}, "c": {"y": 1}}, 5)
     curve.add({"a": {"x": 1.0}, "b": {"z": 2.0, "x": 1.0}})
     assert curve.first == {"b": 2, "c": None}
     assert curve.values() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 1 / 3])
 
 
-def test_judged_at_ten_is_the_share_of_what_is_shown() -> None:
+def test_judged_at_ten_is_the_judged_share_of_the_top_ten() -> None:
     run = {"a": {f"d{n}": -float(n) for n in range(20)}, "b": {"d1": 1.0, "d2": 0.5}, "c": {}, "unasked": {"d1": 1.0}}
     qrels = {"a": {"d0": 1, "d3": 0, "d4": -1, "d15": 2}, "b": {"d2": 1}, "c": {"d1": 1}}
     assert judged_at(run, qrels, 10) == pytest.approx((0.3 + 0.5) / 2)
@@ -111,7 +111,7 @@ def test_bins_hold_every_length_once_and_about_as_many_each(seed: int) -> None:
     )
 
 
-def test_words_are_characters_where_no_spaces_part_them() -> None:
+def test_characters_count_as_words_in_scripts_without_spaces() -> None:
     assert [count_words(text) for text in ("", "does vitamin-D help?", "\u9762\u5305\u4e3a\u4ec0\u4e48 rise")] == [
         0,
         4,
@@ -133,7 +133,7 @@ def test_intervals_are_student_s() -> None:
     assert alone.scores["dense"].summary() == {"mean": values["q3"], "low": None, "high": None}
 
 
-def test_what_the_model_does_not_read_is_counted(engine: SearchEngine) -> None:
+def test_tokens_that_the_model_does_not_read_are_counted(engine: SearchEngine) -> None:
     evaluations = evaluate(engine, JUDGEMENTS, modes=["lexical"])
     found = diagnose(engine, JUDGEMENTS, evaluations)
     tokenizer = engine.embedder.runtime.tokenizer
@@ -151,7 +151,7 @@ def test_what_the_model_does_not_read_is_counted(engine: SearchEngine) -> None:
     assert found.by_document[1].scores["lexical"].mean == ndcg["q1"]
 
 
-def test_counting_is_not_cutting(engine: SearchEngine) -> None:
+def test_counting_tokens_truncates_nothing(engine: SearchEngine) -> None:
     before = engine.embedder.stats.truncated
     texts = [TEXTS[0] * 9, TEXTS[0]]
     counts = engine.embedder.passage_tokens(texts)
@@ -226,9 +226,7 @@ def test_a_diagnosis_is_printed_written_and_drawn(index: Path, judged: tuple[obj
     assert {file.name for file in (tmp_path / "why").iterdir()} == names | {"diagnosis.json"}
 
 
-def test_the_numbers_of_the_evaluation_stay_as_they_are(
-    index: Path, judged: tuple[object, ...], tmp_path: Path
-) -> None:
+def test_a_diagnosis_does_not_change_the_metrics(index: Path, judged: tuple[object, ...], tmp_path: Path) -> None:
     def metrics(*options: object) -> object:
         found = json.loads(call(index, *judged, "--format", "json", *options).stdout)
         return {mode: {name: value for name, value in row.items() if "@" in name} for mode, row in found.items()}
@@ -251,7 +249,7 @@ def test_pairs_that_cannot_be_read_are_named(index: Path, judged: tuple[object, 
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_no_word_of_a_chart_of_groups_lies_over_another_or_outside(dark: bool) -> None:
+def test_texts_of_a_group_chart_do_not_overlap_or_leave_it(dark: bool) -> None:
     modes = ("dense", "lexical", "hybrid", "rank-bm25")
     scores = {mode: Interval(0.5 + 0.1 * n, 0.4 + 0.1 * n, 0.6 + 0.1 * n) for n, mode in enumerate(modes)}
     groups = [Group(f"{n}0 to {n}9", tuple(map(str, range(1234))), scores) for n in range(1, 6)]

@@ -14,7 +14,7 @@ from texts import TEXTS
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import EVALUATION_MODES, Evaluation, evaluate, write_report, write_run
 from searchkit.indexer.analysis import Analyzer
-from searchkit.metrics import means, score, score_queries
+from searchkit.metrics import METRICS, check_metrics, means, score, score_queries
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
 from searchkit.readers.judgements import read_run
@@ -33,7 +33,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Iter
 
 
 def random_case(seed: int) -> tuple[Run, Qrels]:
-    """A run full of ties, some of it deeper than 100, and judgements that miss and exceed it."""
+    """A run full of ties, partly deeper than 100, and judgements of more and of fewer queries and documents."""
     pick = random.Random(seed)
     names = [f"{pick.choice('abZ_é')}{n}" for n in range(300)]
     run = {
@@ -63,11 +63,11 @@ def test_metrics_equal_trec_eval_on_runs_full_of_ties(seed: int) -> None:
     assert per_query == pytest.approx({q: oracle[q]["ndcg_cut_10"] if q in oracle else 0.0 for q in qrels})
 
 
-WHOLE = ("dense", "lexical", "rank-bm25")  # hybrid search joins lists that are cut before
+WHOLE = ("dense", "lexical", "rank-bm25")  # hybrid search fuses lists that were cut before
 
 
 def test_ties_past_the_last_rank_are_broken_by_id_too(tmp_path: Path, embedder: Embedder) -> None:
-    """Of 150 equal documents trec_eval takes the 100 last ids, whatever the order they came in."""
+    """Of 150 equal documents trec_eval takes the 100 last ids, whatever their order in the index."""
     with SearchEngine.create(tmp_path / "copies.index", model=embedder) as engine:
         engine.add(Document(f"d{n:03}", "Bread rises." if n < 150 else "Tea cools.") for n in range(400))
         for document, recall in (("d049", 0.0), ("d050", 1.0), ("d149", 1.0)):
@@ -83,7 +83,7 @@ def test_mrr_at_10_equals_the_definition(seed: int) -> None:
     assert score(run, qrels)[0]["mrr@10"] == pytest.approx(sum(expected) / len(qrels))
 
 
-def test_the_eleventh_counts_for_nothing_in_mrr_at_10() -> None:
+def test_rank_eleven_counts_for_nothing_in_mrr_at_10() -> None:
     run: Run = {"q": {str(n): -float(n) for n in range(20)}}
     assert score(run, {"q": {"9": 1}})[0]["mrr@10"] == pytest.approx(0.1)
     assert score(run, {"q": {"10": 1}})[0]["mrr@10"] == 0
@@ -96,13 +96,13 @@ def test_missing_queries_count_as_zero(missing: Run) -> None:
     assert per_query == {"q1": 1.0, "q2": 0.0}
 
 
-def test_a_run_without_any_answer_is_zero() -> None:
+def test_an_empty_run_scores_zero() -> None:
     metrics, per_query = score({}, {"q1": {"a": 1}})
     assert set(metrics.values()) == {0.0}
     assert per_query == {"q1": 0.0}
 
 
-def test_a_query_with_nothing_relevant_is_zero_and_no_error() -> None:
+def test_a_query_without_relevant_documents_scores_zero() -> None:
     assert score({"q": {"a": 1.0}}, {"q": {"a": 0}})[1] == {"q": 0.0}
 
 
@@ -112,10 +112,19 @@ def test_no_judgements_are_refused() -> None:
 
 
 def test_scores_apart_only_in_64_bits_are_ties_as_for_trec_eval() -> None:
-    run: Run = {"q": {f"{n:02}": 1.0 - n * 1e-12 for n in range(11)}}  # in 32 bits 10 comes first, and 00 eleventh
+    run: Run = {
+        "q": {f"{n:02}": 1.0 - n * 1e-12 for n in range(11)}
+    }  # in 32 bits document 10 comes first and 00 eleventh
     oracle = pytrec_eval.RelevanceEvaluator({"q": {"00": 1}}, {"recip_rank"}).evaluate(run)
     assert oracle["q"]["recip_rank"] == pytest.approx(1 / 11)
     assert score(run, {"q": {"00": 1}})[0]["mrr@10"] == 0
+
+
+@pytest.mark.parametrize("names", [["ndcg@10", "ndcg@3"], []])
+def test_unknown_metrics_are_refused(names: list[str]) -> None:
+    check_metrics(list(METRICS))
+    with pytest.raises(ValueError, match=r"metrics are (ndcg@3|none); expected some of ndcg@10, recall@100"):
+        check_metrics(names)
 
 
 # Against an index
@@ -132,7 +141,7 @@ def test_every_mode_is_measured_by_what_search_returns(engine: SearchEngine) -> 
         assert item.seconds_per_query > 0
 
 
-def test_lexical_finds_what_it_should_and_nothing_else(engine: SearchEngine) -> None:
+def test_lexical_search_returns_matching_documents_only(engine: SearchEngine) -> None:
     (item,) = evaluate(engine, JUDGEMENTS, modes=["lexical"])
     assert item.run["q3"] == {}
     assert item.metrics["recall@100"] == pytest.approx(2 / 3)
@@ -146,12 +155,12 @@ def test_one_query_is_enough(engine: SearchEngine, mode: str) -> None:
     assert 0 < item.metrics["ndcg@10"] <= 1
 
 
-def test_queries_without_judgements_are_not_asked(engine: SearchEngine) -> None:
+def test_queries_without_judgements_are_not_searched(engine: SearchEngine) -> None:
     (item,) = evaluate(engine, replace(JUDGEMENTS, qrels={"q2": QRELS["q2"]}), modes=["lexical"])
     assert list(item.run) == ["q2"]
 
 
-def test_judged_queries_that_are_not_asked_count_as_zero(engine: SearchEngine) -> None:
+def test_judged_queries_that_are_missing_count_as_zero(engine: SearchEngine) -> None:
     (alone,) = evaluate(engine, Judgements("one", QUERIES[:1], {"q1": QRELS["q1"]}), modes=["lexical"])
     (item,) = evaluate(
         engine,
@@ -161,7 +170,7 @@ def test_judged_queries_that_are_not_asked_count_as_zero(engine: SearchEngine) -
     assert item.metrics["ndcg@10"] == pytest.approx(alone.metrics["ndcg@10"] / 2)
 
 
-def test_an_own_instruction_comes_before_the_common_one(engine: SearchEngine) -> None:
+def test_a_query_s_own_instruction_takes_precedence(engine: SearchEngine) -> None:
     common, own = [Query("q2", "the sun")], [Query("q2", "the sun", "Find the opposite")]
     qrels = {"q2": QRELS["q2"]}
     (told,) = evaluate(engine, Judgements("", common, qrels, "Find the opposite"), modes=["dense"])
@@ -188,7 +197,7 @@ def test_drop_self_still_judges_a_hundred(tmp_path: Path, embedder: Embedder, mo
     assert len(item.run["0"]) == 100
 
 
-def test_judged_documents_that_are_not_in_the_index_count_as_not_found(engine: SearchEngine) -> None:
+def test_judged_documents_missing_from_the_index_count_as_missed(engine: SearchEngine) -> None:
     qrels = {"q1": {"1": 1, "gone": 1}}
     (item,) = evaluate(engine, replace(JUDGEMENTS, qrels=qrels), modes=["dense"])
     assert item.metrics["recall@100"] == 0.5
@@ -243,7 +252,7 @@ def test_bytes_a_document_are_those_on_the_disk(engine: SearchEngine) -> None:
 
 def test_a_run_file_read_by_trec_eval_gives_the_reported_metrics(tmp_path: Path) -> None:
     run, qrels = random_case(7)
-    for found in run.values():  # and scores that six decimals would not keep apart
+    for found in run.values():  # and scores that six decimals would not distinguish
         found.update({f"close{n}": 0.5 + n * 1e-7 for n in range(5)})
     qrels["q3"]["close4"] = 2
     per_query = score_queries(run, qrels)

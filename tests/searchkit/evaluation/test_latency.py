@@ -1,4 +1,4 @@
-"""What an index costs: that times are those of what was done, and that they can be told apart."""
+"""Latency, indexing speed and size of an index."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def engine(index: Path) -> Iterator[SearchEngine]:
         yield opened
 
 
-def test_percentiles_are_times_that_occurred_and_are_not_made_up_of_few() -> None:
+def test_percentiles_are_observed_times_and_need_enough_of_them() -> None:
     seconds = np.random.default_rng(0).random(400)
     times = Times(tuple(seconds))
     ordered = np.sort(seconds)
@@ -79,7 +79,7 @@ def test_a_search_is_its_embedding_and_the_rest(engine: SearchEngine, monkeypatc
     assert time_searches(engine, QUERIES, seconds=0, options=WORDS).embedding is None
 
 
-def test_vectors_that_are_given_are_those_that_are_searched(engine: SearchEngine) -> None:
+def test_given_vectors_are_used_for_the_search(engine: SearchEngine) -> None:
     texts = [query.text for query in QUERIES]
     vectors = engine.embed(QUERIES)
     assert engine.search_many(texts, vectors=vectors) == engine.search_many(texts)
@@ -89,7 +89,7 @@ def test_vectors_that_are_given_are_those_that_are_searched(engine: SearchEngine
         engine.search_many(texts, vectors=vectors[:1])
 
 
-def test_searches_at_once_are_at_once(engine: SearchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_searches_overlap(engine: SearchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     search = engine.search_many
 
     def slow(*arguments: object, **options: object) -> object:
@@ -101,16 +101,16 @@ def test_searches_at_once_are_at_once(engine: SearchEngine, monkeypatch: pytest.
     assert found.threads == 6
     assert len(found.times.seconds) >= 30
     assert min(found.times.seconds) >= 0.03
-    assert found.per_second * np.mean(found.times.seconds) > 3  # under way at a time, by Little's law; of six at most
+    assert found.per_second * np.mean(found.times.seconds) > 3  # in flight at a time, by Little's law; at most six
 
 
-def test_an_error_in_one_thread_is_an_error_and_no_waiting(engine: SearchEngine) -> None:
+def test_an_error_in_one_thread_stops_the_others(engine: SearchEngine) -> None:
     with pytest.raises(ValueError, match="a query is empty"):
         time_load(engine, [*QUERIES, Query("3", " ")], 3, seconds=0, options=WORDS)
 
 
 def test_new_processes_are_timed_from_start_to_end_with_their_own_memory(index: Path) -> None:
-    held = np.ones(100_000_000, dtype=np.uint8)  # of this process; no other's peak may show it
+    held = np.ones(100_000_000, dtype=np.uint8)  # memory of this process, which must not show in another's peak
     began = time.perf_counter()
     found = time_starts(index, "-the sun", ["--mode", "lexical"], seconds=0)
     passed = time.perf_counter() - began
@@ -122,7 +122,7 @@ def test_new_processes_are_timed_from_start_to_end_with_their_own_memory(index: 
         time_starts(index.parent / "nowhere", "the sun", seconds=0)
 
 
-def test_indexing_takes_the_index_s_own_documents_and_leaves_nothing(index: Path, engine: SearchEngine) -> None:
+def test_indexing_uses_the_index_s_own_documents_and_leaves_no_files(index: Path, engine: SearchEngine) -> None:
     before = engine.embedder.stats.texts
     found = time_indexing(engine, seconds=0)
     assert found is not None
@@ -146,7 +146,7 @@ def test_bytes_are_those_on_the_disk(index: Path, engine: SearchEngine) -> None:
     assert sizes["vectors"] == pytest.approx(vectors / 29)
 
 
-def test_one_command_measures_it_all(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_measures_everything(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["latency", str(index), "--mode", "dense", "--seconds", "0", "--concurrency", "3", "--format", "json"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output

@@ -47,7 +47,7 @@ def instructed(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 
 
 def write_beir(folder: Path, *, copies: int = 5, split: str = "test") -> Path:
-    """150 documents, all but 30 of them copies and so ties, two blank ones; graded judgements; a query of no word."""
+    """150 documents, all but 30 of them copies (ties), two blank ones; graded judgements; a query without words."""
     (folder / "qrels").mkdir(parents=True)
     texts = [text if n % 2 else f"{text} " for n in range(copies) for text in TEXTS]
     rows = [{"_id": f"d{n}", "title": f"Note {n % 7}" if n % 3 else "", "text": text} for n, text in enumerate(texts)]
@@ -71,7 +71,7 @@ def write_beir(folder: Path, *, copies: int = 5, split: str = "test") -> Path:
 compared = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "mteb_agreement.py"))["compared"]
 
 
-@pytest.mark.parametrize("name", ["notes", "quora"])  # of the second a query's own document does not count
+@pytest.mark.parametrize("name", ["notes", "quora"])  # quora drops a query's own document
 def test_both_protocols_score_as_our_own_evaluation(name: str, tmp_path: Path, embedder: Embedder) -> None:
     """By mteb's metrics; through EncoderProtocol by its own search too, over every row of the corpus."""
     folder = write_beir(tmp_path / name)
@@ -114,7 +114,7 @@ def encoded(model: MtebEncoder, name: str, prompt_type: Any = None) -> np.ndarra
     )
 
 
-def test_sides_and_tasks_get_what_the_paper_gives_them(instructed: Embedder) -> None:
+def test_sides_and_tasks_get_the_paper_s_instructions(instructed: Embedder) -> None:
     from mteb.types import PromptType
 
     model = MtebEncoder(instructed)
@@ -142,7 +142,7 @@ def test_models_without_instructions_get_none(embedder: Embedder) -> None:
     np.testing.assert_allclose(encoded(asked, "STS12"), embedder.encode_queries(TEXTS, "Find its rhyme"), atol=1e-6)
 
 
-def test_prefixes_go_where_the_model_s_makers_put_them(tmp_path: Path) -> None:
+def test_prefixes_follow_the_model_s_conventions(tmp_path: Path) -> None:
     from mteb.types import PromptType
 
     for name, both in (("e5-small", "query: "), ("bge-tiny-en", "")):
@@ -155,8 +155,8 @@ def test_prefixes_go_where_the_model_s_makers_put_them(tmp_path: Path) -> None:
         np.testing.assert_allclose(asked, model.encode_queries(TEXTS), atol=1e-6)
 
 
-def test_an_instruction_s_task_is_mteb_s_too(instructed: Embedder) -> None:
-    """Where the paper has a sentence for a set, mteb has the same."""
+def test_our_instructions_equal_mteb_s(instructed: Embedder) -> None:
+    """Where the paper has an instruction for a set, mteb has the same."""
     import mteb
 
     for name in ("ArguAna", "FiQA2018", "NFCorpus", "QuoraRetrieval", "SCIDOCS", "TRECCOVID", "Touche2020", "MSMARCO"):
@@ -165,7 +165,7 @@ def test_an_instruction_s_task_is_mteb_s_too(instructed: Embedder) -> None:
 
 
 def local(kind: Any, columns: dict[str, list[Any]], **metadata: Any) -> Any:
-    """A task of mteb over data at hand."""
+    """A task of mteb over given data."""
     from datasets import Dataset
     from mteb.abstasks.task_metadata import TaskMetadata
 
@@ -208,8 +208,8 @@ def test_bitext_scores_as_the_nearest_sentence(tmp_path: Path, instructed: Embed
     assert found.metrics["accuracy"] == pytest.approx((cosines.argmax(1) == np.arange(10)).mean())
 
 
-def test_a_long_ranking_begins_as_a_search_does(tmp_path: Path, embedder: Embedder) -> None:
-    """mteb wants 1,000 documents; the first 100 are those that a search for 100 gives, and the rest lie below."""
+def test_a_long_ranking_starts_like_a_search(tmp_path: Path, embedder: Embedder) -> None:
+    """mteb wants 1,000 documents; the first 100 are those of a search for 100, and the others rank below."""
     task = beir_task(write_beir(tmp_path / "notes", copies=9))
     task.load_data()
     data = task.dataset["default"]["test"]
@@ -226,7 +226,7 @@ def test_a_long_ranking_begins_as_a_search_does(tmp_path: Path, embedder: Embedd
             assert found[99][1] >= found[100][1]
 
 
-def test_documents_that_are_named_are_ranked_alone(tmp_path: Path, embedder: Embedder) -> None:
+def test_only_the_given_documents_are_ranked(tmp_path: Path, embedder: Embedder) -> None:
     task = beir_task(write_beir(tmp_path / "notes"))
     task.load_data()
     data = task.dataset["default"]["test"]
@@ -248,7 +248,7 @@ def call(*arguments: object, fails: str = "") -> Any:
     return result
 
 
-def test_one_command_runs_a_folder_as_a_task(tmp_path: Path, mistral: Path) -> None:
+def test_the_command_runs_a_folder_as_a_task(tmp_path: Path, mistral: Path) -> None:
     folder = write_beir(tmp_path / "notes")
     places = ["--results", tmp_path / "out", "--indexes", tmp_path / "indexes", "--model", mistral]
     arguments = ["--mteb", folder, "--modes", "dense,lexical", "--recipe", "int8", "--format", "json", *places]
@@ -262,11 +262,11 @@ def test_one_command_runs_a_folder_as_a_task(tmp_path: Path, mistral: Path) -> N
     with SearchEngine.open(tmp_path / "indexes" / "notes-test.index") as engine:
         assert engine.storage.plan.recipe == "int8"
 
-    again = json.loads(call(*arguments).stdout)  # what is there already is read
+    again = json.loads(call(*arguments).stdout)  # existing results are read
     assert [row["metrics"] for row in again] == [row["metrics"] for row in rows]
     assert [row["seconds_per_query"] for row in again] == [None, None]
     qrels = folder / "qrels" / "test.tsv"
-    qrels.write_text(qrels.read_text() + "q1\td2\t2\n")  # but not of other data
+    qrels.write_text(qrels.read_text() + "q1\td2\t2\n")  # but not those of other data
     assert json.loads(call(*arguments).stdout)[1]["seconds_per_query"] > 0
     assert "notes" in call("--mteb", folder, "--modes", "dense", *places).stdout
 
@@ -281,7 +281,7 @@ def test_an_index_of_another_collection_is_refused(tmp_path: Path, embedder: Emb
         measure_task(beir_task(folder), embedder, options)
 
 
-def test_what_cannot_be_run_is_said(tmp_path: Path, mistral: Path) -> None:
+def test_tasks_that_cannot_run_say_why(tmp_path: Path, mistral: Path) -> None:
     with pytest.raises(ValueError, match=r"no folder and no task of mteb is called 'SciFakt'.*Did you mean: 'SciFact'"):
         find_tasks(["SciFakt"])
     with pytest.raises(ValueError, match="not a BEIR folder"):

@@ -39,7 +39,7 @@ def builtin() -> Embedder:
 
 @pytest.fixture
 def oracle() -> Embedder:
-    """The built-in model's tokens, and a vector that says whose name stands among those that the model is given."""
+    """The built-in model's tokenizer, and vectors that tell whose name is in the input."""
     model = Embedder()
     names = [person.name.lower() for person in people()]
 
@@ -54,7 +54,7 @@ def oracle() -> Embedder:
 
 
 def tokens(model: Embedder, text: str) -> int:
-    """Tokens as the tokenizer itself frames and counts them."""
+    """Tokens as counted by the tokenizer itself, special tokens included."""
     return len(model.runtime.tokenizer.encode(model.conventions.document_prefix + text).ids)
 
 
@@ -62,7 +62,7 @@ def tokens(model: Embedder, text: str) -> int:
 
 
 @pytest.mark.parametrize("length", [32, 64, 256, 600])
-def test_documents_have_the_tokens_asked_for(builtin: Embedder, length: int) -> None:
+def test_documents_have_the_requested_length(builtin: Embedder, length: int) -> None:
     counts = [tokens(builtin, document.text) for document in passkey_documents(builtin, length)]
     assert len(counts) == DOCUMENTS
     assert length - 4 <= min(counts) <= max(counts) <= length
@@ -150,7 +150,7 @@ def test_nothing_is_measured_when_a_length_is_wrong(builtin: Embedder) -> None:
 # The measurement
 
 
-def test_an_oracle_finds_everybody_it_is_shown(oracle: Embedder) -> None:
+def test_an_oracle_finds_every_person_in_its_input(oracle: Embedder) -> None:
     begun: list[int] = []
     results = measure_passkeys(oracle, on_length=begun.append)
     assert [item.length for item in results] == begun == [32, 64, 128, 256]
@@ -160,7 +160,7 @@ def test_an_oracle_finds_everybody_it_is_shown(oracle: Embedder) -> None:
 
 
 @pytest.mark.parametrize("length", [300, 500])
-def test_what_is_cut_off_is_lost_to_whole_texts_counted_and_found_by_passages(oracle: Embedder, length: int) -> None:
+def test_text_past_the_input_is_lost_to_whole_texts_and_kept_by_passages(oracle: Embedder, length: int) -> None:
     (item,) = measure_passkeys(oracle, [length])
     room = oracle.max_length - oracle.special_tokens
     seen = []
@@ -183,7 +183,7 @@ def test_passages_are_those_of_an_index(embedder: Embedder, tmp_path: Path) -> N
     assert item.indexed == [hits[0].id == documents[n].id for n, hits in enumerate(found)]
 
 
-def test_passages_may_be_cut_otherwise(oracle: Embedder) -> None:
+def test_passage_settings_can_be_overridden(oracle: Embedder) -> None:
     (item,) = measure_passkeys(oracle, [300], chunk_tokens=50, overlap=10)
     texts = [document.text for document in passkey_documents(oracle, 300)]
     assert item.passages == sum(len(chunk(text, oracle.offsets, tokens=50, overlap=10)) for text in texts)
@@ -193,7 +193,7 @@ def test_passages_may_be_cut_otherwise(oracle: Embedder) -> None:
         measure_passkeys(oracle, [300], chunk_tokens=4)
 
 
-def test_a_model_that_tells_nobody_apart_finds_nobody(oracle: Embedder) -> None:
+def test_a_model_with_equal_vectors_finds_nobody(oracle: Embedder) -> None:
     oracle.runtime.forward = lambda batch, _: np.ones((len(batch), oracle.dim), np.float32)  # type: ignore[method-assign]
     (item,) = measure_passkeys(oracle, [64])
     assert item.whole == [False] * QUESTIONS  # a tie is not an answer
@@ -218,7 +218,7 @@ def test_the_instruction_is_put_before_every_question(oracle: Embedder) -> None:
     assert len(given) == QUESTIONS + DOCUMENTS
 
 
-def test_an_instruction_that_pushes_the_name_out_is_refused() -> None:
+def test_an_instruction_that_leaves_no_room_is_refused() -> None:
     model = Embedder(max_length=40)
     with pytest.raises(ValueError, match="questions are longer than the 40 tokens"):
         measure_passkeys(model, [32], instruction="find " * 24)
@@ -226,7 +226,7 @@ def test_an_instruction_that_pushes_the_name_out_is_refused() -> None:
         measure_passkeys(model, [32], instruction="find " * 50)
 
 
-def test_the_report_says_who_was_found_where(builtin: Embedder) -> None:
+def test_the_report_lists_every_person_and_length(builtin: Embedder) -> None:
     results = [
         PasskeyResult(length, 0, DOCUMENTS, [n < right for n in range(QUESTIONS)], [True] * QUESTIONS)
         for length, right in ((32, 50), (64, 20))
@@ -277,7 +277,7 @@ def test_json_and_the_report_hold_the_same_numbers(tmp_path: Path, mistral: Path
     assert (written["index"], written["instruction"], written["chunk_tokens"]) == (None, "Find it", 254)
 
 
-def test_an_index_lends_its_model_and_its_way_of_cutting(tmp_path: Path, mistral: Path) -> None:
+def test_an_index_decides_the_model_and_the_passages(tmp_path: Path, mistral: Path) -> None:
     index = tmp_path / "notes.index"
     with SearchEngine.create(index, model=Embedder(mistral, device="cpu"), chunk_tokens=60, overlap=8) as engine:
         engine.add([Document("1", "tea")])
@@ -304,11 +304,11 @@ def test_an_index_lends_its_model_and_its_way_of_cutting(tmp_path: Path, mistral
         (("--passkey", "--task", "web", "--instruction", "x"), "exclude each other"),
     ],
 )
-def test_misuse_says_what_is_wrong(arguments: tuple[str, ...], message: str) -> None:
+def test_misuse_is_reported_with_its_reason(arguments: tuple[str, ...], message: str) -> None:
     assert message in " ".join(call(*arguments, code=2).stderr.split())
 
 
-def test_failures_are_told_in_a_sentence() -> None:
+def test_failures_are_reported_in_a_sentence() -> None:
     assert "choose 19 or more" in call("--passkey", "--lengths", "3,64", code=1).stderr
     assert "no model folder" in call("--passkey", "--model", "nothing-here", code=1).stderr
 
@@ -330,7 +330,7 @@ def test_the_chart_says_that_texts_were_cut(tmp_path: Path, builtin: Embedder) -
     assert all(words in drawn for words in ("builtin (whole texts cut at 256 tokens)", "as indexed"))
 
 
-def test_a_chart_that_cannot_be_drawn_loses_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chart_that_cannot_be_drawn_loses_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, module, None)
     result = call("--passkey", "--lengths", 32, "--plot", tmp_path / "passkey.png", code=1)

@@ -1,4 +1,4 @@
-"""Ways of searching one index, side by side: modes, instructions, widths; charts and the page."""
+"""Comparing ways to search an index: modes, instructions, widths; charts and the page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONG = " ".join(TEXTS)  # several passages
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Path:
-    """An index with documents of several passages, one of them deleted, and its judgements beside it."""
+    """An index with documents of several passages, one of them deleted, and judgements beside it."""
     place = tmp_path_factory.mktemp("sweep")
     with SearchEngine.create(place / "notes.index", model=embedder, chunk_tokens=64, overlap=8) as engine:
         engine.add(Document(str(n), text) for n, text in enumerate(TEXTS))
@@ -132,7 +132,7 @@ def test_recipes_are_searched_in_copies_and_lose_what_compress_says(engine: Sear
     assert {file: file.read_bytes() for file in before} == before
 
 
-def test_a_recipe_that_is_none_or_does_not_fit_is_refused(engine: SearchEngine) -> None:
+def test_an_unknown_or_unfit_recipe_is_refused(engine: SearchEngine) -> None:
     asked: list[str] = []
     with pytest.raises(ValueError, match="int9"):
         sweep(engine, JUDGEMENTS, Variants(["lexical"], recipes=["int8", "int9"]), on_system=asked.append)
@@ -147,7 +147,7 @@ def test_impossible_widths_are_refused(engine: SearchEngine, dims: list[int]) ->
         sweep(engine, JUDGEMENTS, Variants(dims=dims))
 
 
-def test_one_command_sweeps_tests_draws_and_writes_a_page(folder: Path, tmp_path: Path) -> None:
+def test_the_command_sweeps_tests_draws_and_writes_a_page(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the plots extra")
     outputs = ["--plot", str(tmp_path / "new" / "costs.png"), "--html", str(tmp_path / "page" / "report.html")]
     result = ask(folder, "--modes", "dense,lexical", "--dims", "16", *outputs, "--format", "json")
@@ -161,7 +161,7 @@ def test_one_command_sweeps_tests_draws_and_writes_a_page(folder: Path, tmp_path
         assert f"<td>{name}</td>" in page
         assert f"{values['ndcg@10']:.4f}" in page
     assert page.count("data:image/svg+xml;base64,") == 2
-    assert not re.search(r"""(src|href|srcset)=["'](?!data:)""", page)  # nothing that a network would be needed for
+    assert not re.search(r"""(src|href|srcset)=["'](?!data:)""", page)  # nothing that needs a network
     shown = found["changes"]["lexical"][0]["documents_before"][0]
     assert TEXTS[int(shown["id"])] == shown["text"] if shown["id"] != "long" else LONG.startswith(shown["text"])
 
@@ -174,7 +174,7 @@ def test_instructions_are_labelled_and_explained(folder: Path) -> None:
     assert "A: no instruction" in result.stderr
 
 
-def test_two_indexes_are_told_apart_by_name(folder: Path) -> None:
+def test_two_indexes_are_distinguished_by_name(folder: Path) -> None:
     result = ask(folder, f"again={folder / 'notes.index'}", "--modes", "lexical", "--format", "json")
     found = json.loads(result.stdout)
     assert list(found["systems"]) == ["notes: lexical", "again: lexical"]
@@ -185,7 +185,7 @@ def test_two_indexes_are_told_apart_by_name(folder: Path) -> None:
     ("arguments", "message"),
     [(["--dims", "a"], "expected numbers of dimensions"), (["--instruction", "x"] * 27, "give at most 26")],
 )
-def test_misuse_is_said_plainly(folder: Path, arguments: list[str], message: str) -> None:
+def test_misuse_is_reported_plainly(folder: Path, arguments: list[str], message: str) -> None:
     result = ask(folder, *arguments)
     assert (result.exit_code, message in result.stderr) == (2, True), result.output
 
@@ -231,7 +231,7 @@ def test_a_chart_without_costs_is_refused() -> None:
         figure_of([System("a", {"ndcg@10": {"q": 1.0}}, {})], "ndcg@10", title="x")
 
 
-def test_a_page_escapes_what_others_wrote() -> None:
+def test_a_page_escapes_its_texts() -> None:
     systems = [System(f"<{n}>", {"ndcg@10": {"q": float(n)}}, {"q": [f"<id{n}>"]}, None, None) for n in range(2)]
     document = Document("<id1>", "<script>alert(1)</script>", "<b>")
     found = content(

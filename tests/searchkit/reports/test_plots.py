@@ -1,4 +1,4 @@
-"""Charts: what is written, and that it can be read."""
+"""Charts: the files, and their legibility."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lab(color: str, sight: str) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("style", [LIGHT, DARK], ids=["light", "dark"])
-def test_every_line_and_word_stands_out_from_the_paper(style: Style) -> None:
+def test_lines_and_texts_have_contrast_with_the_paper(style: Style) -> None:
     for color, least in [*((line, 3) for line in style.lines), (style.ink, 7), (style.quiet, 4.5)]:
         low, high = sorted((lightness(color), lightness(style.paper)))
         assert (high + 0.05) / (low + 0.05) >= least, color
@@ -49,7 +49,7 @@ def test_every_line_and_word_stands_out_from_the_paper(style: Style) -> None:
 
 @pytest.mark.parametrize("style", [LIGHT, DARK], ids=["light", "dark"])
 @pytest.mark.parametrize("sight", SIGHTS)
-def test_no_two_colours_look_alike_to_anybody(style: Style, sight: str) -> None:
+def test_colours_are_distinct_for_every_colour_vision(style: Style, sight: str) -> None:
     for one, other in itertools.combinations([*style.lines, style.quiet], 2):
         assert math.dist(lab(one, sight), lab(other, sight)) > 12, (one, other)
 
@@ -67,7 +67,7 @@ def test_a_chart_is_a_png_and_an_svg_of_the_same_name(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("log_x", [False, True])
-def test_no_word_lies_over_another_or_over_a_line_or_outside(log_x: bool, dark: bool) -> None:
+def test_texts_do_not_overlap_each_other_or_lines_or_leave_the_figure(log_x: bool, dark: bool) -> None:
     panels = [Panel(CLOSE, "recall@k"), Panel({"raw": CLOSE["way 0 of searching"], **CLOSE}, "nDCG@10", faint=True)]
     title = "A title that is long enough to be broken " * 3
     figure = figure_of(panels, title=title, x_label="k (hits)", log_x=log_x, dark=dark)
@@ -76,7 +76,7 @@ def test_no_word_lies_over_another_or_over_a_line_or_outside(log_x: bool, dark: 
     texts = [*names, *(axes.title for axes in figure.axes), *(axes._left_title for axes in figure.axes)]
     texts += [axes.xaxis.label for axes in figure.axes] + list(figure.texts)
     texts += [tick.label1 for axes in figure.axes for tick in axes.yaxis.get_major_ticks() if inside(axes, tick)]
-    # Without the lines from names to their ends, which get_window_extent() of an annotation has in it.
+    # Without the leader lines, which an annotation's get_window_extent() includes.
     boxes = [type(text).__mro__[1].get_window_extent(text) if text in names else text.get_window_extent()
              for text in texts if text.get_text() and text.get_visible()]  # fmt: skip
     for one, other in itertools.combinations(boxes, 2):
@@ -93,14 +93,14 @@ def inside(axes: object, tick: object) -> bool:
     return bool(low <= tick.get_loc() <= high)  # type: ignore[attr-defined]
 
 
-def test_ticks_have_the_decimals_they_need_and_thousands_apart(tmp_path: Path) -> None:
+def test_ticks_have_the_decimals_they_need_and_thousands_separators(tmp_path: Path) -> None:
     series = {"all": [(0, 0.7), (2000, 0.72)]}
     (axes,) = figure_of([Panel(series, "nDCG@10")], title="t", x_label="step").axes
     assert {"1,000", "2,000"} <= {label.get_text() for label in axes.get_xticklabels()}
     assert "0.700" in {label.get_text() for label in axes.get_yticklabels()}
 
 
-def test_points_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+def test_points_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     series = {"all": [(1, math.nan), (2, 0.5), (3, math.inf)], "none": [(1, math.nan)]}
     (axes,) = figure_of([Panel(series, "y")], title="t", x_label="x").axes
     assert [text.get_text() for text in axes.texts] == ["all"]
