@@ -17,7 +17,7 @@ from searchkit.readers.html import html_text
 from searchkit.readers.markdown import adoc_title, front_matter, markdown_title, org_title, rst_title
 
 _SPACE = re.compile(r"\s+")
-# What word processors and typesetters write when nobody gave a title.
+# What authoring tools write when nobody gave a title.
 _NO_TITLE = re.compile(
     r"(untitled|no title|(microsoft )?(word|powerpoint|excel) - .*|.*\.(docx?|odt|rtf|tex|dvi|pdf|pptx?|xlsx?|indd))",
     re.IGNORECASE,
@@ -137,7 +137,7 @@ def _pdf(path: Path) -> tuple[str, str]:
 
 @contextmanager
 def _silenced(name: str) -> Iterator[None]:
-    """Keep a library from logging every flaw it mends; a level, since a filter does not reach child loggers."""
+    """Keep a library from logging every flaw it works around. By level: a filter does not reach child loggers."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -148,5 +148,5 @@ def _silenced(name: str) -> Iterator[None]:
 
 
 def _clean(text: str) -> str:
-    """Without the NULs and lone surrogates that odd fonts leave behind; the user cannot mend those."""
+    """Remove the NULs and lone surrogates that odd fonts leave behind, which the user cannot repair."""
     return text.replace("\0", "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
