@@ -6,8 +6,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from searchkit.compression.measure import MeasureOptions, apply, measure, parse
@@ -22,6 +24,22 @@ from searchkit.ranking import SearchOptions
 from searchkit.records import Judgements, Run
 
 _BY_VECTORS = ("dense", "hybrid")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to search an index: a mode, the label of an instruction, a width or a recipe of the vectors."""
+
+    mode: str
+    label: str = ""
+    dim: int = 0
+    recipe: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the system, such as "dense", "dense 64", "hybrid B" or "hybrid int8 B"."""
+        label = self.label if self.mode in _BY_VECTORS else ""
+        return " ".join(filter(None, (self.mode, str(self.dim or ""), self.recipe, label)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +72,31 @@ class Variants:
         for recipe in self.recipes:
             parse(recipe, dim, 1)
 
+    def each(self) -> list[Variant]:
+        """Every variant once, those of a recipe one after another."""
+        labels = list(self.instructions or [""])
+        by_vectors = [mode for mode in self.modes if mode in _BY_VECTORS] or ["dense"]
+        variants = []
+        for label in labels:
+            variants += [Variant(mode, label) for mode in self.modes]
+            variants += [Variant("dense", label, dim=dim) for dim in self.dims]
+        for recipe in self.recipes:
+            variants += [Variant(mode, label, recipe=recipe) for label in labels for mode in by_vectors]
+        unique: dict[str, Variant] = {}
+        for variant in variants:
+            unique.setdefault(variant.name, variant)
+        return list(unique.values())
+
     def names(self) -> list[str]:
         """The names of the systems, in the order in which `sweep` returns them."""
-        labels = list(self.instructions or [""])
-        names = [
-            name
-            for label in labels
-            for name in (
-                *(_name(mode, label if mode in _BY_VECTORS else "") for mode in self.modes),
-                *(_name(f"dense {dim}", label) for dim in self.dims),
-            )
-        ]
-        names += [
-            _name(mode, recipe, label) for recipe in self.recipes for label in labels for mode in self.recipe_modes()
-        ]
-        return list(dict.fromkeys(names))
+        return [variant.name for variant in self.each()]
 
-    def recipe_modes(self) -> list[str]:
-        """The modes in which recipes are searched."""
-        return [mode for mode in self.modes if mode in _BY_VECTORS] or ["dense"]
+    def judgements(self, judgements: Judgements, label: str) -> Judgements:
+        """The judgements with the instruction of a label."""
+        if self.instructions is None:
+            return judgements
+        queries = [replace(query, instruction=None) for query in judgements.queries]
+        return replace(judgements, queries=queries, instruction=self.instructions[label])
 
 
 def sweep(
@@ -93,58 +117,33 @@ def sweep(
         on_system: Called with each system's name before it is measured.
 
     Returns:
-        Systems named by mode, width or recipe, and label, such as "dense", "dense 64", "hybrid B", "hybrid int8 B".
+        A system for each variant.
 
     Raises:
         InputError: A mode, a width or a recipe is impossible, or judgements and index do not belong together.
     """
     variants.check(engine.dim)
-    announce = on_system or (lambda name: None)
-    judged_by = _by_label(judgements, variants.instructions)
-    systems: dict[str, System] = {}
-    for label, judged in judged_by.items():
-        for mode in variants.modes:
-            name = _name(mode, label if mode in _BY_VECTORS else "")
-            if name not in systems:
-                announce(name)
-                systems[name] = _searched(engine, judged, mode, name, options)
-        if variants.dims:
-            systems |= _cut(engine, judged, label, variants.dims, announce)
-    for recipe in dict.fromkeys(variants.recipes):
-        with _stored_as(engine, recipe) as copy:
-            for label, judged in judged_by.items():
-                for mode in variants.recipe_modes():
-                    name = _name(mode, recipe, label)
-                    announce(name)
-                    systems[name] = _searched(copy, judged, mode, name, options)
-    return list(systems.values())
+    systems = []
+    queries: dict[str, _Embedded] = {}
+    for recipe, group in groupby(variants.each(), key=attrgetter("recipe")):
+        with _stored_as(engine, recipe) if recipe else nullcontext(engine) as searched:
+            for variant in group:
+                if on_system:
+                    on_system(variant.name)
+                judged = variants.judgements(judgements, variant.label)
+                if not variant.dim:
+                    systems.append(_searched(searched, judged, variant, options))
+                    continue
+                if variant.label not in queries:
+                    queries[variant.label] = _Embedded(engine, judged)
+                systems.append(_cut(engine, judged, variant, queries[variant.label]))
+    return systems
 
 
-def _name(*parts: str) -> str:
-    return " ".join(part for part in parts if part)
-
-
-def _by_label(judgements: Judgements, instructions: Mapping[str, str | None] | None) -> dict[str, Judgements]:
-    if instructions is None:
-        return {"": judgements}
-    queries = [replace(query, instruction=None) for query in judgements.queries]
-    return {
-        label: replace(judgements, queries=queries, instruction=instruction)
-        for label, instruction in instructions.items()
-    }
-
-
-def _searched(
-    engine: SearchEngine, judgements: Judgements, mode: str, name: str, options: SearchOptions | None
-) -> System:
-    (evaluation,) = evaluate(engine, judgements, modes=[mode], options=options)
-    return system_of(
-        name,
-        evaluation.run,
-        judgements.qrels,
-        seconds=evaluation.seconds_per_query,
-        size=evaluation.bytes_per_document,
-    )
+def _searched(engine: SearchEngine, judgements: Judgements, variant: Variant, options: SearchOptions | None) -> System:
+    (result,) = evaluate(engine, judgements, modes=[variant.mode], options=options)
+    seconds, size = result.seconds_per_query, result.bytes_per_document
+    return system_of(variant.name, result.run, judgements.qrels, seconds=seconds, size=size)
 
 
 @contextmanager
@@ -164,37 +163,37 @@ def _refuse(recipe: str, why: str) -> None:
     raise InputError(f"{recipe} does not fit this index: {why}")
 
 
-def _cut(
-    engine: SearchEngine, judgements: Judgements, label: str, dims: Sequence[int], announce: Callable[[str], None]
-) -> dict[str, System]:
-    """A system for each width, by name."""
-    queries = judged_queries(engine, judgements)
-    snapshot = engine.store.snapshot()
-    if not all(part.keeps_vectors for part in snapshot.segments):
-        raise InputError(
-            f"{engine.store.folder} keeps no vectors beside its codes, and codes cannot be cut; index the corpus again"
-        )
-    engine.embedder.encode_queries(["warm up"])  # loading the model must not count as search time
-    began = time.perf_counter()
-    vectors = engine.embed(queries, judgements.instruction)
-    embedding = time.perf_counter() - began
-    systems = {}
-    for dim in dict.fromkeys(dims):
-        name = _name(f"dense {dim}", label)
-        announce(name)
-        docs, scores, seconds = search_exactly(
-            snapshot.segments, snapshot.dead, unit(vectors[:, :dim]), DEPTH + judgements.drop_self
-        )
-        ids = engine.store.documents.ids_of(set(docs.ravel().tolist()))
-        run: Run = {
-            query.id: {ids[doc]: value for doc, value in zip(row, values, strict=True)}
-            for query, row, values in zip(queries, docs.tolist(), scores.tolist(), strict=True)
-        }
-        systems[name] = system_of(
-            name,
-            drop_own(run) if judgements.drop_self else run,
-            judgements.qrels,
-            seconds=(embedding + seconds) / len(queries),
-            size=4 * dim * snapshot.passages / max(1, snapshot.documents),
-        )
-    return systems
+class _Embedded:
+    """Queries with their vectors, and the seconds that embedding took."""
+
+    def __init__(self, engine: SearchEngine, judgements: Judgements) -> None:
+        if not all(part.keeps_vectors for part in engine.store.snapshot().segments):
+            raise InputError(
+                f"{engine.store.folder} keeps no vectors beside its codes, and codes cannot be cut; "
+                "index the corpus again"
+            )
+        self.queries = judged_queries(engine, judgements)
+        engine.embedder.encode_queries(["warm up"])  # loading the model must not count as search time
+        began = time.perf_counter()
+        self.vectors = engine.embed(self.queries, judgements.instruction)
+        self.seconds = time.perf_counter() - began
+
+
+def _cut(engine: SearchEngine, judgements: Judgements, variant: Variant, embedded: _Embedded) -> System:
+    """The index with its vectors cut to a width."""
+    dim, queries, snapshot = variant.dim, embedded.queries, engine.store.snapshot()
+    docs, scores, seconds = search_exactly(
+        snapshot.segments, snapshot.dead, unit(embedded.vectors[:, :dim]), DEPTH + judgements.drop_self
+    )
+    ids = engine.store.documents.ids_of(set(docs.ravel().tolist()))
+    run: Run = {
+        query.id: {ids[doc]: value for doc, value in zip(row, values, strict=True)}
+        for query, row, values in zip(queries, docs.tolist(), scores.tolist(), strict=True)
+    }
+    return system_of(
+        variant.name,
+        drop_own(run) if judgements.drop_self else run,
+        judgements.qrels,
+        seconds=(embedded.seconds + seconds) / len(queries),
+        size=4 * dim * snapshot.passages / max(1, snapshot.documents),
+    )
