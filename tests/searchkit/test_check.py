@@ -16,7 +16,7 @@ from texts import SENTENCES, TEXTS
 from searchkit.check import check
 from searchkit.engine import SearchEngine
 from searchkit.errors import StoreError
-from searchkit.indexer import repair as mending
+from searchkit.indexer import repair as tables
 from searchkit.indexer.database import settings_checksum
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.recipes import RECIPES
@@ -29,7 +29,7 @@ from searchkit.repair import Repair, repair
 
 @cache
 def model() -> Embedder:
-    """The built-in one, loaded once: it starts quicker than any that needs torch."""
+    """The built-in model, loaded once: it starts faster than any that needs torch."""
     return Embedder("builtin")
 
 
@@ -100,7 +100,7 @@ def repaired(folder: Path) -> Repair:
 # Checking
 
 
-def test_a_sound_index_has_nothing_to_report_and_is_left_as_it_is(folder: Path) -> None:
+def test_an_undamaged_index_has_no_findings_and_is_left_as_it_is(folder: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in [folder / "index.db", *folder.glob("segments/*/*")]}
     findings = check(folder)
     parts = ["index.db", "settings", "documents", "segments/000001", "segments/000002", "lexical"]
@@ -110,7 +110,7 @@ def test_a_sound_index_has_nothing_to_report_and_is_left_as_it_is(folder: Path) 
     assert repair(folder).done == []
 
 
-def test_an_empty_index_is_sound(tmp_path: Path) -> None:
+def test_an_empty_index_is_undamaged(tmp_path: Path) -> None:
     SearchEngine.create(tmp_path / "x", model=model()).close()
     assert [finding.part for finding in check(tmp_path / "x")] == ["index.db", "settings", "documents", "lexical"]
     assert damaged(tmp_path / "x") == {}
@@ -134,12 +134,14 @@ def test_an_empty_index_is_sound(tmp_path: Path) -> None:
         (lambda f: (f / "last.commit").unlink(), "last.commit", "commits lost with"),
     ],
 )
-def test_damage_is_found_where_it_is(folder: Path, damage: Callable[[Path], None], part: str, said: str) -> None:
+def test_damage_is_reported_for_the_right_part(
+    folder: Path, damage: Callable[[Path], None], part: str, said: str
+) -> None:
     damage(folder)
     assert said in damaged(folder)[part]
 
 
-def test_a_database_that_cannot_be_read_is_said_and_not_repaired(folder: Path) -> None:
+def test_an_unreadable_database_is_reported_and_not_repaired(folder: Path) -> None:
     (folder / "index.db").write_bytes(b"no database at all, but long enough " * 100)
     (finding,) = check(folder)
     assert finding.part == "index.db"
@@ -148,7 +150,7 @@ def test_a_database_that_cannot_be_read_is_said_and_not_repaired(folder: Path) -
         repair(folder)
 
 
-def test_what_is_no_index_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_index_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not an index"):
         check(tmp_path)
     with pytest.raises(StoreError, match="is not an index"):
@@ -160,21 +162,21 @@ def test_an_index_that_is_being_written_is_not_repaired(folder: Path) -> None:
         repair(folder)
 
 
-def test_vectors_that_were_written_wrong_are_found_and_embedded_again(folder: Path) -> None:
+def test_wrong_vectors_are_detected_and_embedded_again(folder: Path) -> None:
     before = answers(folder)
     with Store(folder, writable=True) as store:
-        entries = [segment.entry for segment in mending.named_segments(store)]
-        rows, docs = mending.passage_rows(store, 0, entries[1].first_row)
+        entries = [segment.entry for segment in tables.named_segments(store)]
+        rows, docs = tables.passage_rows(store, 0, entries[1].first_row)
         plan, template = store.storage.plan, store.template()
         wrong = np.full((len(rows), plan.dim), np.nan, np.float32)
         bad = write_segment(folder / "segments", plan, template, [wrong], docs, rows, keep_vectors=True)
-        mending.replace_damaged(store, [bad, entries[1]])
+        tables.replace_damaged(store, [bad, entries[1]])
     assert damaged(folder) == {"segments/000003": "vectors are not finite or not of unit length"}
     assert any("embedded again" in done for done in repaired(folder).done)
     assert answers(folder) == before
 
 
-# Repairing: the index answers as it did
+# Repairing: the index answers as before
 
 
 FLAT_DAMAGE: dict[str, Callable[[Path], None]] = {
@@ -182,8 +184,8 @@ FLAT_DAMAGE: dict[str, Callable[[Path], None]] = {
     "vectors": lambda f: flip(segment_files(f, "dense.faiss")[1]),
     "a segment": lambda f: shutil.rmtree(f / "segments" / "000001"),
     "all segments": lambda f: shutil.rmtree(f / "segments"),
-    "words": lambda f: flip(next(f.glob("lexical/*/*.store"))),
-    "all words": lambda f: shutil.rmtree(f / "lexical"),
+    "lexical index": lambda f: flip(next(f.glob("lexical/*/*.store"))),
+    "whole lexical index": lambda f: shutil.rmtree(f / "lexical"),
     "a count": lambda f: sql(f, "UPDATE settings SET value = '12' WHERE key = 'passages'"),
     "a deletion": lambda f: sql(f, "UPDATE documents SET deleted = 0 WHERE id = '3'"),
     "a document deleted": lambda f: sql(f, "UPDATE documents SET deleted = 1 WHERE id = '4'"),
@@ -192,7 +194,7 @@ FLAT_DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", FLAT_DAMAGE)
-def test_a_repaired_flat_index_gives_equal_answers(folder: Path, kind: str) -> None:
+def test_a_repaired_flat_index_returns_equal_answers(folder: Path, kind: str) -> None:
     before = answers(folder)
     FLAT_DAMAGE[kind](folder)
     assert damaged(folder) != {}
@@ -210,7 +212,7 @@ def test_a_repaired_flat_index_gives_equal_answers(folder: Path, kind: str) -> N
         *((recipe, "docs.i64") for recipe in ("int8", "binary", "hnsw")),
     ],
 )
-def test_a_compressed_index_is_made_anew_from_what_is_kept(folder: Path, recipe: str, name: str) -> None:
+def test_a_compressed_index_is_rebuilt_from_what_it_keeps(folder: Path, recipe: str, name: str) -> None:
     store_as(folder, recipe)
     before = answers(folder)
     for file in segment_files(folder, name):
@@ -227,7 +229,7 @@ def test_a_compressed_index_is_made_anew_from_what_is_kept(folder: Path, recipe:
 
 
 @pytest.mark.parametrize("name", ["dense.faiss", "docs.i64"])
-def test_codes_without_vectors_are_kept_where_they_can_be(folder: Path, name: str) -> None:
+def test_codes_without_vectors_are_kept_if_possible(folder: Path, name: str) -> None:
     store_as(folder, "int8", keep_vectors=False)
     before = answers(folder)
     flip(segment_files(folder, name)[0])
@@ -261,7 +263,7 @@ def test_a_lost_codebook_is_taken_from_a_segment(folder: Path, recipe: str) -> N
         assert engine.search("yeast again", k=1)[0].id == "new"
 
 
-def test_a_codebook_lost_with_all_its_codes_is_learnt_anew(folder: Path) -> None:
+def test_a_codebook_lost_with_all_its_codes_is_trained_again(folder: Path) -> None:
     store_as(folder, "int8")
     before = answers(folder)
     for file in [*folder.glob("codebooks/*"), *segment_files(folder, "dense.faiss")]:
@@ -279,13 +281,13 @@ LOST = {
     "no text": "UPDATE documents SET text = CAST(x'ff4272656164' AS TEXT) WHERE id = '11'",
     "another id": "UPDATE documents SET id = 'eleven' WHERE id = '11'",
     "metadata": "UPDATE documents SET metadata = '{' WHERE id = '11'",
-    "place": "UPDATE documents SET first_row = 2 WHERE id = '11'",
+    "row": "UPDATE documents SET first_row = 2 WHERE id = '11'",
     "passages": "UPDATE documents SET passages = 'many' WHERE id = '11'",
 }
 
 
 @pytest.mark.parametrize("kind", LOST)
-def test_a_damaged_document_is_taken_out_and_written_down(folder: Path, kind: str) -> None:
+def test_a_damaged_document_is_removed_and_written_to_a_file(folder: Path, kind: str) -> None:
     sql(folder, LOST[kind])
     report = repaired(folder)
     name = "eleven" if kind == "another id" else "11"
@@ -312,14 +314,14 @@ def test_a_repair_that_fails_changes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"more" * 40])
-def test_the_number_of_the_last_commit_is_written_anew(folder: Path, content: bytes | None) -> None:
+def test_the_number_of_the_last_commit_is_written_again(folder: Path, content: bytes | None) -> None:
     (folder / "last.commit").write_bytes(content) if content else (folder / "last.commit").unlink()
     before = answers(folder)
     assert repaired(folder).done == ["last.commit: written again"]
     assert answers(folder) == before
 
 
-def test_a_document_that_is_gone_is_missed(folder: Path) -> None:
+def test_a_missing_document_is_noticed(folder: Path) -> None:
     sql(folder, "DELETE FROM documents WHERE id = '11'")
     assert "29 documents, but 28 found" in damaged(folder)["settings"]
     assert "some are missing; 1 passages belong to none" in damaged(folder)["documents"]
@@ -334,7 +336,7 @@ def test_a_damaged_document_that_was_deleted_is_no_loss(folder: Path) -> None:
     assert {id for id, _, _ in answers(folder)[0]} == {"long", *(str(n) for n in range(30) if n not in (3, 21))}
 
 
-def test_a_damaged_search_tree_of_the_database_is_made_anew(folder: Path) -> None:
+def test_a_damaged_search_tree_of_the_database_is_rebuilt(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "index.db")) as db, db:
         db.execute("PRAGMA writable_schema = on")
         (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'living'").fetchone()
@@ -344,7 +346,7 @@ def test_a_damaged_search_tree_of_the_database_is_made_anew(folder: Path) -> Non
     assert "index.db: its search trees rebuilt from its tables" in repaired(folder).done
 
 
-def test_settings_that_cannot_be_told_are_not_guessed(folder: Path) -> None:
+def test_settings_that_cannot_be_determined_are_not_guessed(folder: Path) -> None:
     sql(folder, "UPDATE settings SET value = '\"german\"' WHERE key = 'language'")
     before = sorted(folder.rglob("*"))
     with pytest.raises(
@@ -354,20 +356,20 @@ def test_settings_that_cannot_be_told_are_not_guessed(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
-def test_forgotten_segments_are_not_swept(folder: Path) -> None:
+def test_segments_missing_from_the_list_are_not_removed(folder: Path) -> None:
     sql(folder, "DELETE FROM segments WHERE first_row = 0")
     with pytest.raises(StoreError, match="settings differ"):
         repair(folder)
     assert len(segment_files(folder, "dense.faiss")) == 2
 
 
-def test_deletions_that_cannot_be_told_are_not_guessed(folder: Path) -> None:
+def test_deletions_that_cannot_be_determined_are_not_guessed(folder: Path) -> None:
     sql(folder, "UPDATE documents SET deleted = 3 WHERE id IN ('5', '6')")
     with pytest.raises(StoreError, match="its deletions differ from their checksum"):
         repair(folder)
 
 
-def test_what_a_stopped_writer_left_is_shown_and_removed(folder: Path) -> None:
+def test_files_of_a_stopped_writer_are_reported_and_removed(folder: Path) -> None:
     shutil.copytree(folder / "segments" / "000001", folder / "segments" / "000009.tmp")
     (finding,) = [finding for finding in check(folder) if finding.part == "left over"]
     assert finding.ok
@@ -376,7 +378,7 @@ def test_what_a_stopped_writer_left_is_shown_and_removed(folder: Path) -> None:
     assert not (folder / "segments" / "000009.tmp").exists()
 
 
-def test_words_that_lag_behind_are_noted_and_brought_up(folder: Path) -> None:
+def test_a_lexical_index_that_lags_behind_is_noted_and_brought_up_to_date(folder: Path) -> None:
     before = answers(folder)
     sql(folder, "UPDATE settings SET value = '{}' WHERE key = 'lexical_files'")
     with closing(sqlite3.connect(folder / "index.db")) as db, db:
@@ -390,20 +392,20 @@ def test_words_that_lag_behind_are_noted_and_brought_up(folder: Path) -> None:
     assert answers(folder) == before
 
 
-def test_rows_and_vectors_belong_together_after_a_repair(folder: Path) -> None:
+def test_rows_and_vectors_match_after_a_repair(folder: Path) -> None:
     sql(folder, LOST["text"])
     flip(segment_files(folder, "docs.i64")[1])
     repaired(folder)
     with Store(folder) as store:
         snapshot = store.snapshot()
-        rows, docs = mending.passage_rows(store, 0, 1 << 62)
+        rows, docs = tables.passage_rows(store, 0, 1 << 62)
         np.testing.assert_array_equal(all_rows(snapshot.segments), rows)
         np.testing.assert_array_equal(np.concatenate([segment.docs for segment in snapshot.segments]), docs)
         assert snapshot.documents == 28
 
 
 @pytest.mark.parametrize("recipe", ["fp16", "int8", "rabitq", "binary", "hnsw"])
-def test_a_compressed_index_that_was_opened_anew_takes_more(folder: Path, recipe: str) -> None:
+def test_a_compressed_index_that_was_opened_again_takes_more_documents(folder: Path, recipe: str) -> None:
     store_as(folder, recipe)
     with SearchEngine.open(folder, model=model(), writable=True) as engine:
         engine.add([Document("new", "Yeast, again.")])
@@ -424,7 +426,7 @@ def with_nan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def found(folder: Path, where: dict[str, Any]) -> set[str]:
+def matches(folder: Path, where: dict[str, Any]) -> set[str]:
     with SearchEngine.open(folder, model=model()) as engine:
         return {hit.id for mode in MODES for hit in engine.search("tea note", k=50, mode=mode, where=where)}
 
@@ -435,10 +437,10 @@ def test_nan_in_metadata_is_reported_with_its_document_and_counts_as_null_in_fil
     (said,) = damaged(with_nan).values()
     assert said == "1 have NaN or Infinity in their metadata, which is not JSON: nan"
     for _ in range(2):
-        assert found(with_nan, {"n": {"$lt": 5}}) == {"0", "1", "2", "4"}
-        assert found(with_nan, {"year": {"$gte": 2000}}) == {"nan"}
-        assert found(with_nan, {"tags": "tea"}) == {"nan"}
-        assert found(with_nan, {"n": None}) == {"nan"}
+        assert matches(with_nan, {"n": {"$lt": 5}}) == {"0", "1", "2", "4"}
+        assert matches(with_nan, {"year": {"$gte": 2000}}) == {"nan"}
+        assert matches(with_nan, {"tags": "tea"}) == {"nan"}
+        assert matches(with_nan, {"n": None}) == {"nan"}
         with SearchEngine.open(with_nan, model=model(), writable=True) as engine:
             assert engine.delete(where={"n": 7}, dry_run=True) == (1, [])
             engine.delete(["7"])
@@ -453,7 +455,7 @@ def test_nan_in_metadata_is_repaired_to_null(with_nan: Path) -> None:
         document = engine.get("nan")
         assert document == Document("nan", "Black tea.", metadata={"n": None, "tags": ["tea", None], "year": 2020})
         assert engine.add([document]).unchanged == 1
-        assert found(with_nan, {"n": None}) == {"nan"}
+        assert matches(with_nan, {"n": None}) == {"nan"}
         engine.compact()
     assert damaged(with_nan) == {}
 
@@ -466,4 +468,4 @@ def test_a_document_with_nan_can_be_corrected_or_deleted(with_nan: Path, way: st
         else:
             engine.delete(["nan"])
     assert damaged(with_nan) == {}
-    assert found(with_nan, {"n": {"$lt": 5}}) == {"0", "1", "2", "4"} | ({"nan"} if way == "update" else set())
+    assert matches(with_nan, {"n": {"$lt": 5}}) == {"0", "1", "2", "4"} | ({"nan"} if way == "update" else set())

@@ -72,7 +72,7 @@ def test_no_passage_has_more_than_the_tokens_allowed(seed: int, tokenize) -> Non
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_passages_are_trimmed_and_go_forward(seed: int) -> None:
+def test_passages_are_trimmed_and_move_forward(seed: int) -> None:
     text, (tokens, overlap) = random_text(seed), sizes(seed)
     spans = chunk(text, words, tokens=tokens, overlap=overlap)
     assert all(text[start:stop] == text[start:stop].strip() != "" for start, stop in spans)
@@ -103,7 +103,7 @@ def test_passages_end_where_a_sentence_ends_in_their_last_quarter(tokenize) -> N
 
 
 @pytest.mark.parametrize("end", [". ", "? ", "! ", '." ', ".) ", "… ", "\n", "\u3002", "\uff01", "\uff1f"])
-def test_sentences_end_as_they_do_in_print(end: str) -> None:
+def test_sentences_end_with_the_usual_punctuation(end: str) -> None:
     text = "a b c d e f g" + end + "h i j k l m n o p"
     first, *_ = chunk(text, words, tokens=len(words("a b c d e f g" + end)) + 1, overlap=0)
     assert text[slice(*first)] == ("a b c d e f g" + end).strip()
@@ -159,7 +159,7 @@ def test_a_text_of_no_tokens_but_some_characters_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "overlap"), [(0, 0), (8, -1), (8, 6), (8, 8)])
-def test_an_overlap_that_leaves_no_way_forward_is_refused(tokens: int, overlap: int) -> None:
+def test_an_overlap_that_prevents_progress_is_refused(tokens: int, overlap: int) -> None:
     with pytest.raises(ValueError, match="the overlap must be under 3/4"):
         chunk("tea", words, tokens=tokens, overlap=overlap)
 

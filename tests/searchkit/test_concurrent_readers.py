@@ -1,4 +1,4 @@
-"""Readers that search while a writer commits: no error, and every answer is of exactly one commit.
+"""Readers that search while a writer commits: no error, and every answer comes from exactly one commit.
 
 `SEARCHKIT_COMMITS=100 pytest tests/searchkit/test_concurrent_readers.py` commits more often. Run as a program, this
 file is the readers and the writer.
@@ -46,13 +46,13 @@ def history(commits: int) -> list[tuple[str, State, list[str]]]:
     return done
 
 
-def states(commits: int) -> list[State]:
+def states_after(commits: int) -> list[State]:
     """What the index holds after each commit."""
-    found, now = [], State()
+    states, now = [], State()
     for _, written, gone in history(commits):
         now = {id: text for id, text in (now | written).items() if id not in gone}
-        found.append(now)
-    return found
+        states.append(now)
+    return states
 
 
 def documents(texts: State) -> list[Document]:
@@ -76,7 +76,7 @@ def write(embedder: Words, folder: Path, commits: int) -> None:
 
 def read(folder: Path, commits: int, threads: int, done: Path) -> tuple[int, list[str], set[int]]:
     """(answers, what was wrong, commits that were seen) of some threads with one engine."""
-    expected = states(commits)
+    expected = states_after(commits)
     with SearchEngine.open(folder, model=Words()) as engine, ThreadPoolExecutor(threads) as pool:
 
         def work(number: int) -> tuple[int, list[str], set[int]]:
@@ -91,15 +91,15 @@ def read(folder: Path, commits: int, threads: int, done: Path) -> tuple[int, lis
                 except Exception:
                     return answers, [traceback.format_exc()], seen
                 answers += 1
-                found = {hit.id: hit.text for hit in hits}
+                texts = {hit.id: hit.text for hit in hits}
                 fits = [
                     commit
                     for commit, state in enumerate(expected)
-                    if found == {id: text for id, text in state.items() if options.where is None or first(id)}
+                    if texts == {id: text for id, text in state.items() if options.where is None or first(id)}
                 ]
                 later = [commit for commit in fits if commit >= at]  # never back to an earlier one
-                if len(found) != len(hits) or not later or (last and len(expected) - 1 not in later):
-                    wrong.append(f"{options.mode} {options.where} after commit {at}, fits {fits}: {found}")
+                if len(texts) != len(hits) or not later or (last and len(expected) - 1 not in later):
+                    wrong.append(f"{options.mode} {options.where} after commit {at}, fits {fits}: {texts}")
                 else:
                     at = later[0]
                     seen.add(at)
@@ -108,15 +108,15 @@ def read(folder: Path, commits: int, threads: int, done: Path) -> tuple[int, lis
         ended = list(pool.map(work, range(threads)))
     return (
         sum(each[0] for each in ended),
-        [one for each in ended for one in each[1]],
+        [fault for each in ended for fault in each[1]],
         ended[0][2].union(*(each[2] for each in ended)),
     )
 
 
-def race(embedder: Words, place: str, commits: int) -> dict[str, Any]:
-    folder, done = Path(place) / "an.index", Path(place) / "done"
+def race(embedder: Words, root: str, commits: int) -> dict[str, Any]:
+    folder, done = Path(root) / "an.index", Path(root) / "done"
     with SearchEngine.create(folder, model=embedder) as engine:
-        engine.add(documents(states(0)[0]))
+        engine.add(documents(states_after(0)[0]))
     with multiprocessing.get_context("fork").Pool(len(READERS)) as pool:
         readers = [pool.apply_async(read, (folder, commits, threads, done)) for threads in READERS]
         try:
@@ -141,12 +141,12 @@ def server() -> Iterator[Server]:
     made.close()
 
 
-def test_every_answer_while_a_writer_commits_is_of_one_commit(server: Server) -> None:
-    with folder_in_memory() as place:
-        ended = server.do("race", place=str(place), commits=COMMITS)
+def test_every_answer_while_a_writer_commits_comes_from_one_commit(server: Server) -> None:
+    with folder_in_memory() as root:
+        ended = server.do("race", root=str(root), commits=COMMITS)
     print(f"answers {ended['answers']}, of so many commits {ended['seen']}", file=sys.stderr)
     assert ended["wrong"] == []
-    assert ended["held"] == states(COMMITS)[-1]
+    assert ended["held"] == states_after(COMMITS)[-1]
     assert min(ended["answers"]) > 3
 
 

@@ -1,7 +1,7 @@
-"""Damage to any file of an index ends in the right answer or in a clear error, never in a wrong answer or a crash.
+"""Damage to any file of an index leads to the right answer or a clear error, never to a wrong answer or a crash.
 
 `SEARCHKIT_CORRUPTIONS=200 pytest tests/searchkit/test_corruption.py` damages more, SEARCHKIT_SEED=1 in other places.
-Run as a program, this file is what judges: a child for every damage, so that a crash is seen.
+Run as a program, this file is the judge: a child for every damage, so that a crash is noticed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from searchkit.repair import repair
 CORRUPTIONS = int(os.environ.get("SEARCHKIT_CORRUPTIONS", "12"))
 SEED = int(os.environ.get("SEARCHKIT_SEED", "0"))
 
-KINDS = {  # recipe, whether vectors are kept beside it, compacted, and left as by a killed writer, with a log
+KINDS = {  # recipe, whether vectors are kept too, whether it is compacted, and left with a log as by a killed writer
     "flat": ("flat", True, False, False),
     "pq": ("pq:8", True, False, True),
     "hnsw": ("hnsw", True, True, False),
@@ -54,13 +54,13 @@ def notes(start: int, stop: int) -> list[Document]:
     ]
 
 
-def build(embedder: Embedder, place: str) -> None:
-    """One index of each kind, of several segments, with deletions; and what they answer."""
-    base = Path(place) / "base"
+def build(embedder: Embedder, root: str) -> None:
+    """Build an index of each kind, of several segments and with deletions, and record its answers."""
+    base = Path(root) / "base"
     with SearchEngine.create(base, model=embedder) as engine:
         engine.add(notes(0, 270), commit_every=90)
     for kind, (recipe, keep, compacted, logged) in KINDS.items():
-        folder = Path(place) / f"{kind}.index"
+        folder = Path(root) / f"{kind}.index"
         made = folder.with_suffix(".made") if logged else folder
         shutil.copytree(base, made)
         with SearchEngine.open(made, model=embedder, writable=True) as engine:
@@ -74,13 +74,13 @@ def build(embedder: Embedder, place: str) -> None:
             if logged:
                 shutil.copytree(made, folder)
         for name, change in {"before": False, "changed": True}.items():
-            shutil.copytree(folder, Path(place) / "copy")
+            shutil.copytree(folder, Path(root) / "copy")
             if change:
-                changed(embedder, Path(place) / "copy")
-            answers = asked(embedder, Path(place) / "copy")
+                changed(embedder, Path(root) / "copy")
+            answers = answers_of(embedder, Path(root) / "copy")
             assert not any(isinstance(answer, str) for answer in answers.values()), answers
-            (Path(place) / f"{kind}.{name}.json").write_text(json.dumps(answers))
-            shutil.rmtree(Path(place) / "copy")
+            (Path(root) / f"{kind}.{name}.json").write_text(json.dumps(answers))
+            shutil.rmtree(Path(root) / "copy")
 
 
 def changed(embedder: Embedder, folder: Path) -> None:
@@ -89,8 +89,8 @@ def changed(embedder: Embedder, folder: Path) -> None:
         engine.delete(["d21", "d11"], where={"n": 22})
 
 
-def asked(embedder: Embedder, folder: Path) -> dict[str, Any]:
-    """Everything that can be asked of an index: an answer, or the text of a clear error."""
+def answers_of(embedder: Embedder, folder: Path) -> dict[str, Any]:
+    """Ask an index everything: each an answer, or the text of a clear error."""
     answers: dict[str, Any] = {}
     try:
         engine = SearchEngine.open(folder, model=embedder)
@@ -120,7 +120,7 @@ def asked(embedder: Embedder, folder: Path) -> dict[str, Any]:
 
 
 def files_by_part(folder: Path) -> dict[str, list[Path]]:
-    """The files of an index by what they hold, so that each part is damaged as often as any other."""
+    """The files of an index by part, so that each part is damaged as often as any other."""
     parts: dict[str, list[Path]] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         inside = file.relative_to(folder)
@@ -130,7 +130,7 @@ def files_by_part(folder: Path) -> dict[str, list[Path]]:
 
 
 def damage(folder: Path, others: list[Path], chance: random.Random) -> str:
-    """Damage one file, or swap two; says which and how."""
+    """Damage one file, or swap two; returns which and how."""
     parts = files_by_part(folder)
     part = chance.choice([part for part in parts if part != "write.lock"])
     file = chance.choice(parts[part])
@@ -175,19 +175,19 @@ def damage(folder: Path, others: list[Path], chance: random.Random) -> str:
 # How it is judged
 
 
-def judge(embedder: Embedder, place: str, number: int) -> dict[str, Any]:
-    """One damage, and what is wrong about how the index bears it: nothing, it should be."""
+def judge(embedder: Embedder, root: str, number: int) -> dict[str, Any]:
+    """Damage an index once, and list what is wrong with how it copes: nothing, if all is well."""
     chance = random.Random(number)
     kind = list(KINDS)[number % len(KINDS)]
-    source, folder = Path(place) / f"{kind}.index", Path(place) / "work"
+    source, folder = Path(root) / f"{kind}.index", Path(root) / "work"
     shutil.copytree(source, folder / "to ask")
-    others = [Path(place) / f"{other}.index" for other in KINDS if other != kind]
+    others = [Path(root) / f"{other}.index" for other in KINDS if other != kind]
     case = damage(folder / "to ask", others, chance)
     for name in ("to repair", "to change"):
         shutil.copytree(folder / "to ask", folder / name)
-    sound, after = (json.loads((Path(place) / f"{kind}.{name}.json").read_text()) for name in ("before", "changed"))
+    sound, after = (json.loads((Path(root) / f"{kind}.{name}.json").read_text()) for name in ("before", "changed"))
     wrong: list[str] = []
-    said = compare("asked", asked(embedder, folder / "to ask"), sound, wrong)
+    said = compare("asked", answers_of(embedder, folder / "to ask"), sound, wrong)
     said += judge_change(embedder, folder / "to change", after, wrong)
     found = judge_repair(embedder, folder / "to repair", case, sound, said, wrong)
     shutil.rmtree(folder)
@@ -195,7 +195,7 @@ def judge(embedder: Embedder, place: str, number: int) -> dict[str, Any]:
 
 
 def compare(when: str, answers: dict[str, Any], sound: dict[str, Any], wrong: list[str]) -> list[str]:
-    """The errors among some answers; those that are unclear, and answers that differ, are wrong."""
+    """Return the errors among some answers; unclear errors and differing answers are wrong."""
     said = []
     for name, answer in answers.items():
         if isinstance(answer, str):
@@ -215,18 +215,18 @@ def difference(answer: list[list[Any]], sound: list[list[Any]]) -> str:
 
 
 def judge_change(embedder: Embedder, folder: Path, after: dict[str, Any], wrong: list[str]) -> list[str]:
-    """To add, replace and delete succeeds wholly, or says what is in the way."""
+    """Adding, replacing and deleting succeed completely, or say what prevents them."""
     try:
         changed(embedder, folder)
     except (ValueError, OSError) as error:
         return compare("changing", {"it": str(error)}, after, wrong)
-    return compare("changed", asked(embedder, folder), after, wrong)
+    return compare("changed", answers_of(embedder, folder), after, wrong)
 
 
 def judge_repair(
     embedder: Embedder, folder: Path, case: str, sound: dict[str, Any], said: list[str], wrong: list[str]
 ) -> bool:
-    """A check finds the damage, if any file that matters has it, and a repair undoes it or says what is lost."""
+    """A check finds damage in any file that matters, and a repair undoes it or says what is lost."""
     try:
         faults = [finding.damage for finding in check(folder) if not finding.ok]
     except ValueError as error:
@@ -243,7 +243,7 @@ def judge_repair(
             wrong.append(f"not repaired: {error}")
         return bool(faults)
     wrong += [f"not repaired: {finding}" for finding in report.findings if not finding.ok]
-    answers = asked(embedder, folder)
+    answers = answers_of(embedder, folder)
     gone = set(report.lost)
     if any("commits are lost" in done for done in report.done):  # and it is as one of the commits before them left it
         held = sorted(each[0] for each in answers["documents"][0])
@@ -279,21 +279,21 @@ def server() -> Iterator[Server]:
 
 
 def test_no_damage_gives_a_wrong_answer_or_a_crash(server: Server) -> None:
-    wrong, told = [], Counter[str]()
-    with folder_in_memory() as place:
-        server.do("build", place=str(place))
+    wrong, outcomes = [], Counter[str]()
+    with folder_in_memory() as root:
+        server.do("build", root=str(root))
         for number in range(1000 * SEED, 1000 * SEED + CORRUPTIONS):
-            server.start("judge", place=str(place), number=number)
+            server.start("judge", root=str(root), number=number)
             status, judged = server.finish()
             if status:
                 wrong.append(f"{number}: ended by {status}")
-                shutil.rmtree(place / "work", ignore_errors=True)
+                shutil.rmtree(root / "work", ignore_errors=True)
                 continue
-            told[
+            outcomes[
                 "error" if judged["errors"] else "equal answers, check errs" if judged["found"] else "equal answers"
             ] += 1
             wrong += [f"{judged['case']}: {each}" for each in judged["wrong"]]
-    print(dict(told))
+    print(dict(outcomes))
     assert not wrong, "\n".join(wrong)
 
 

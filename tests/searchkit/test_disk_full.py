@@ -1,7 +1,7 @@
-"""A disk that fills up while an index is changed: the last commit is whole, and the same command goes on later.
+"""A disk that fills up while an index is changed: the last commit is intact, and the same command continues later.
 
 `SEARCHKIT_DISKS=20 pytest tests/searchkit/test_disk_full.py` fills more. Run as a program, this file changes
-indexes on a small file system of its own, which a user without privileges may have in a namespace.
+indexes on a small file system of its own, which an unprivileged user can have in a namespace.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def notes(start: int, stop: int) -> Iterator[Document]:
         yield Document(f"d{n}", f"A note, number {n}, " + "of many words " * 20, metadata={"n": n})
 
 
-def make(embedder: Words, place: str) -> dict[str, int]:
-    """A small disk with an index; the most bytes that each work takes on it, while it is at work."""
-    disk = Path(place)
-    subprocess.run([*MOUNT, place], check=True)
+def make(embedder: Words, root: str) -> dict[str, int]:
+    """Make a small disk with an index; returns the most bytes that each change takes while it runs."""
+    disk = Path(root)
+    subprocess.run([*MOUNT, root], check=True)
     with SearchEngine.create(disk / "sound", model=embedder) as engine:
         engine.add(notes(0, 200), commit_every=50)
         engine.delete([f"d{n}" for n in range(100, 150)])
     most = {}
     for work in WORKS:
         shutil.copytree(disk / "sound", disk / "work")
-        most[work] = _watched(disk, lambda work=work: change(embedder, place, work))
+        most[work] = _watched(disk, lambda work=work: change(embedder, root, work))
         shutil.rmtree(disk / "work")
     return most
 
@@ -77,46 +77,46 @@ def _watched(disk: Path, work: Callable[[], object]) -> int:
 
 
 def free(disk: Path) -> int:
-    found = os.statvfs(disk)
-    return found.f_bavail * found.f_frsize
+    stats = os.statvfs(disk)
+    return stats.f_bavail * stats.f_frsize
 
 
-def fill(embedder: Words, place: str, left: int) -> None:
-    """A copy of the index, and beside it as much as leaves so many bytes free."""
-    disk = Path(place)
+def fill(embedder: Words, root: str, left: int) -> None:
+    """Copy the index, and fill the disk until so many bytes are left."""
+    disk = Path(root)
     shutil.copytree(disk / "sound", disk / "work")
     with (disk / "ballast").open("wb") as stream:
         os.posix_fallocate(stream.fileno(), 0, max(1, free(disk) - left))
 
 
-def empty(embedder: Words, place: str) -> None:
-    (Path(place) / "ballast").unlink()
+def empty(embedder: Words, root: str) -> None:
+    (Path(root) / "ballast").unlink()
 
 
-def away(embedder: Words, place: str) -> None:
-    shutil.rmtree(Path(place) / "work")
+def remove(embedder: Words, root: str) -> None:
+    shutil.rmtree(Path(root) / "work")
 
 
-def change(embedder: Words, place: str, work: str) -> str:
-    """Do it, as a command would; "" or the error that it ends in."""
+def change(embedder: Words, root: str, work: str) -> str:
+    """Do it, as a command would; returns "" or the error."""
     try:
-        with SearchEngine.open(Path(place) / "work", model=embedder, writable=True) as engine:
+        with SearchEngine.open(Path(root) / "work", model=embedder, writable=True) as engine:
             WORKS[work](engine)
     except (ValueError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def state(embedder: Words, place: str) -> list[Any]:
-    """(ids of all documents, what is found of them in each mode, what a check finds)."""
-    folder = Path(place) / "work"
+def state(embedder: Words, root: str) -> list[Any]:
+    """(ids of all documents, those found in each mode, what a check reports)."""
+    folder = Path(root) / "work"
     try:
         with SearchEngine.open(folder, model=embedder) as engine:
             ids = sorted(id for id, _, _, _ in engine.store.documents.living())
-            found = [sorted(h.id for h in engine.search("note", k=999, options=SearchOptions(mode))) for mode in MODES]
+            hits = [sorted(h.id for h in engine.search("note", k=999, options=SearchOptions(mode))) for mode in MODES]
     except (ValueError, OSError) as error:
         return [f"{type(error).__name__}: {error}", [], []]
-    return [ids, found, [f"{each.part}: {each.damage}" for each in check(folder) if not each.ok]]
+    return [ids, hits, [f"{each.part}: {each.damage}" for each in check(folder) if not each.ok]]
 
 
 def ids(*numbers: int) -> list[str]:
@@ -124,7 +124,7 @@ def ids(*numbers: int) -> list[str]:
 
 
 BEFORE = [*range(100), *range(150, 200)]
-EXPECTED = {  # the commits that each work may have come to, the last one last
+EXPECTED = {  # the commits that each change may have reached, the last one last
     "add": [ids(*BEFORE, *range(200, stop)) for stop in (200, 230, 260, 290)],
     "delete": [ids(*BEFORE), ids(*range(80, 100), *range(150, 200))],
     "compact": [ids(*BEFORE)],
@@ -135,43 +135,43 @@ EXPECTED = {  # the commits that each work may have come to, the last one last
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     if shutil.which(INSIDE[0]) is None:
-        pytest.skip("no small file system can be had here: there is no unshare, which Linux has")
+        pytest.skip("a small file system needs unshare, which Linux has")
     tried = subprocess.run([*INSIDE, *MOUNT, str(tmp_path)], capture_output=True, text=True)
     if tried.returncode:
-        pytest.skip(f"no small file system can be had here: {tried.stderr.strip()}")
+        pytest.skip(f"no small file system can be mounted here: {tried.stderr.strip()}")
     made = Server(__file__, INSIDE)
     yield made
     made.close()
 
 
-def test_a_full_disk_leaves_the_last_commit_and_the_work_can_be_done_again(server: Server, tmp_path: Path) -> None:
-    place = str(tmp_path)
-    most = server.do("make", place=place)
+def test_a_full_disk_leaves_the_last_commit_and_the_change_can_be_repeated(server: Server, tmp_path: Path) -> None:
+    root = str(tmp_path)
+    most = server.do("make", root=root)
     chance, errors = random.Random(50), list[str]()
     for number in range(DISKS):
         work, step = list(WORKS)[number % 4], number // 4
         left = int(most[work] * (step + chance.random()) / -(-DISKS // 4))
-        server.do("fill", place=place, left=left)
-        error = server.do("change", place=place, work=work)
+        server.do("fill", root=root, left=left)
+        error = server.do("change", root=root, work=work)
         errors += [f"{work} with {left} of {most[work]} bytes: {error}"] if error else []
         assert not error or FULL.search(error), errors[-1]
         for full in (True, False):
             if not full:
-                server.do("empty", place=place)
-            held, found, damage = server.do("state", place=place)
-            if full and isinstance(held, str):  # even to read, a log that could not be folded back needs some room
+                server.do("empty", root=root)
+            held, hits, damage = server.do("state", root=root)
+            if full and isinstance(held, str):  # even reading a log that could not be folded back needs some space
                 assert FULL.search(held), (work, left, error, held)
                 continue
             assert held in EXPECTED[work][0 if error else -1 :], (work, left, full, error)
-            assert found == [held] * 3, (work, left, full, error)
+            assert hits == [held] * 3, (work, left, full, error)
             assert damage == [], (work, left, full, error)
-        assert server.do("change", place=place, work=work) == ""
-        held, found, damage = server.do("state", place=place)
-        assert (held, found, damage) == (EXPECTED[work][-1], [held] * 3, [])
-        server.do("away", place=place)
+        assert server.do("change", root=root, work=work) == ""
+        held, hits, damage = server.do("state", root=root)
+        assert (held, hits, damage) == (EXPECTED[work][-1], [held] * 3, [])
+        server.do("remove", root=root)
     print("\n".join(errors))
     assert len(errors) >= DISKS // 2
 
 
 if __name__ == "__main__":
-    serve({"make": make, "fill": fill, "empty": empty, "away": away, "change": change, "state": state})
+    serve({"make": make, "fill": fill, "empty": empty, "remove": remove, "change": change, "state": state})

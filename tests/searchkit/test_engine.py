@@ -33,7 +33,7 @@ QUERIES = ["why does bread rise", "stars and comets", "money"]
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Iterator[SearchEngine]:
-    """The thirty documents, each whole. No test changes what it holds."""
+    """The thirty documents, each in one passage. No test changes what it holds."""
     documents = [Document(str(n), text, title=f"Note {n}", metadata={"n": n}) for n, text in enumerate(TEXTS)]
     with SearchEngine.create(tmp_path_factory.mktemp("engine") / "notes.index", model=embedder) as made:
         made.add(documents)
@@ -45,7 +45,7 @@ def ids(hits: list[Hit]) -> list[str]:
 
 
 def similarities(embedder: Embedder, documents: list[Document], query: str) -> np.ndarray:
-    """By numpy alone: the inner product of every document with the query."""
+    """The inner product of every document with the query, by numpy alone."""
     rows = embedder.encode_passages([f"{document.title} {document.text}".strip() for document in documents])
     return np.asarray(rows @ embedder.encode_queries([query])[0])
 
@@ -63,7 +63,7 @@ def test_dense_search_equals_brute_force(
     np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1][:7], atol=1e-5)
 
 
-def test_hits_hold_what_was_put_in(engine: SearchEngine, documents: list[Document]) -> None:
+def test_hits_hold_what_was_added(engine: SearchEngine, documents: list[Document]) -> None:
     hits = engine.search("yeast makes gas", k=5)
     assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
@@ -73,7 +73,7 @@ def test_hits_hold_what_was_put_in(engine: SearchEngine, documents: list[Documen
         assert document.text[hit.start : hit.stop] == hit.text
 
 
-def test_lexical_search_finds_by_words_alone(engine: SearchEngine) -> None:
+def test_lexical_search_matches_terms_alone(engine: SearchEngine) -> None:
     assert set(ids(engine.search("yeast", options=LEXICAL))) == {"1", "11", "21"}
     assert engine.search("xylophone", options=LEXICAL) == []
 
@@ -89,17 +89,17 @@ def test_lexical_search_and_an_empty_index_load_no_model(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_ties_at_the_cut_comes_along_when_asked_for(tmp_path: Path, embedder: Embedder, mode: str) -> None:
+def test_documents_that_tie_at_the_cut_are_returned_on_request(tmp_path: Path, embedder: Embedder, mode: str) -> None:
     how = SearchOptions(mode=as_mode(mode))
     with SearchEngine.create(tmp_path / "copies.index", model=embedder) as engine:
         engine.add(Document(str(n), TEXTS[n % 3]) for n in range(90))
         for query in ("why does bread rise", "the tail of the comet over the river"):
             (whole,) = engine.rank([query], k=90, options=how)
             for k in (1, 7, 30, 31, 90):
-                (found,) = engine.rank([query], k=k, options=how, ties=True)
+                (ranking,) = engine.rank([query], k=k, options=how, ties=True)
                 least = np.float32(whole[:k][-1].score)
                 wanted = {item.doc for item in whole if np.float32(item.score) >= least}
-                assert {item.doc for item in found} == wanted
+                assert {item.doc for item in ranking} == wanted
                 assert len(engine.rank([query], k=k, options=how)[0]) == min(k, len(whole))
 
 
@@ -109,8 +109,8 @@ def test_hybrid_is_the_weighted_sum_of_both_sides(
 ) -> None:
     query = "the sun and the moon"
     vectors = dict(enumerate(similarities(embedder, documents, query).tolist()))
-    words = {int(hit.id): hit.score for hit in engine.search(query, k=30, options=LEXICAL)}
-    expected = weighted(vectors, words, weight)
+    bm25 = {int(hit.id): hit.score for hit in engine.search(query, k=30, options=LEXICAL)}
+    expected = weighted(vectors, bm25, weight)
     hits = engine.search(query, k=30, options=SearchOptions(fusion="weighted", dense_weight=weight))
     assert {int(hit.id): hit.score for hit in hits} == pytest.approx(expected, abs=1e-4)
 
@@ -122,25 +122,25 @@ def test_hybrid_by_reciprocal_rank_uses_ranks_only(engine: SearchEngine) -> None
     assert {int(hit.id): hit.score for hit in hits} == pytest.approx(reciprocal_rank(sides, 7))
 
 
-def test_a_document_only_words_find_still_has_its_similarity(
+def test_a_document_found_by_lexical_search_alone_has_its_similarity_too(
     engine: SearchEngine, embedder: Embedder, documents: list[Document]
 ) -> None:
     vectors = similarities(embedder, documents, "yeast")
-    words = {int(hit.id): hit.score for hit in engine.search("yeast", k=3, options=LEXICAL)}
-    candidates = {*np.argsort(-vectors)[:3].tolist(), *words}
+    bm25 = {int(hit.id): hit.score for hit in engine.search("yeast", k=3, options=LEXICAL)}
+    candidates = {*np.argsort(-vectors)[:3].tolist(), *bm25}
     assert len(candidates) > 3
-    expected = weighted({n: float(vectors[n]) for n in candidates}, words, 0.5)
+    expected = weighted({n: float(vectors[n]) for n in candidates}, bm25, 0.5)
     hits = engine.search("yeast", k=3, options=SearchOptions(depth=3))
     assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True)[:3], abs=1e-4)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_k_beyond_the_size_gives_all_there_are(engine: SearchEngine, mode: str) -> None:
+def test_k_beyond_the_size_returns_every_document(engine: SearchEngine, mode: str) -> None:
     hits = engine.search("note", k=1000, options=SearchOptions(mode=as_mode(mode)))  # in every title
     assert sorted(ids(hits), key=int) == [str(n) for n in range(30)]
 
 
-def test_many_queries_give_what_each_gives_alone(engine: SearchEngine) -> None:
+def test_many_queries_return_what_each_returns_alone(engine: SearchEngine) -> None:
     for query, hits in zip(QUERIES, engine.search_many(QUERIES, k=4), strict=True):
         alone = engine.search(query, k=4)
         assert ids(hits) == ids(alone)
@@ -164,7 +164,7 @@ def test_an_empty_query_is_refused(engine: SearchEngine, query: str) -> None:
         engine.search(query)
 
 
-def test_misspelt_and_impossible_settings_are_refused(engine: SearchEngine) -> None:
+def test_misspelt_and_impossible_options_are_refused(engine: SearchEngine) -> None:
     with pytest.raises(ValueError, match="k is 0; expected 1 or more"):
         engine.search("tea", k=0)
     with pytest.raises(ValueError, match="expected one of dense, lexical, hybrid"):
@@ -181,26 +181,26 @@ def test_misspelt_and_impossible_settings_are_refused(engine: SearchEngine) -> N
 def test_each_query_keeps_its_own_instruction(engine: SearchEngine, embedder: Embedder) -> None:
     own = ["Find the opposite", None, "", "Find the opposite"]
     queries = [Query(str(n), "the sun", instruction) for n, instruction in enumerate(own)]
-    found = engine.search_many(queries, instruction="Find notes", k=30, options=DENSE)
-    for instruction, hits in zip(own, found, strict=True):
-        told = "Find notes" if instruction is None else instruction
-        alone = engine.search("the sun", instruction=told, k=30, options=DENSE)
+    results = engine.search_many(queries, instruction="Find notes", k=30, options=DENSE)
+    for instruction, hits in zip(own, results, strict=True):
+        chosen = "Find notes" if instruction is None else instruction
+        alone = engine.search("the sun", instruction=chosen, k=30, options=DENSE)
         assert ids(hits) == ids(alone)
-    assert len({tuple(ids(hits)) for hits in found}) == 3
+    assert len({tuple(ids(hits)) for hits in results}) == 3
 
 
-def test_the_query_path_does_not_forget_the_instruction(engine: SearchEngine, embedder: Embedder) -> None:
+def test_the_instruction_reaches_the_model(engine: SearchEngine, embedder: Embedder) -> None:
     rows = embedder.encode_passages([f"Note {n} {text}".strip() for n, text in enumerate(TEXTS)])
     query = embedder.encode_passages(["Instruct: Find teas\nQuery: the sun"])[0]
     hits = engine.search("the sun", instruction="Find teas", k=30, options=DENSE)
     assert ids(hits) == [str(n) for n in np.argsort(-(rows @ query))]
 
 
-def test_a_task_is_its_instruction(engine: SearchEngine) -> None:
-    told = "Given a scientific claim, retrieve documents that support or refute the claim"
-    assert engine.search("sun", task="SciFact") == engine.search("sun", instruction=told)
+def test_a_task_stands_for_its_instruction(engine: SearchEngine) -> None:
+    instruction = "Given a scientific claim, retrieve documents that support or refute the claim"
+    assert engine.search("sun", task="SciFact") == engine.search("sun", instruction=instruction)
     with pytest.raises(ValueError, match="give one of them"):
-        engine.search("sun", task="scifact", instruction=told)
+        engine.search("sun", task="scifact", instruction=instruction)
     with pytest.raises(ValueError, match="no task is called 'scifun'"):
         engine.search("sun", task="scifun")
 
@@ -226,7 +226,7 @@ def test_long_documents_are_found_and_shown_by_their_best_passage(tmp_path: Path
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_one_document_with_many_good_passages_crowds_no_other_out(
+def test_a_document_with_many_good_passages_does_not_crowd_out_others(
     tmp_path: Path, embedder: Embedder, mode: str
 ) -> None:
     crowd = Document("crowd", "The yeast bread rises by yeast again, and so on. " * 60)
@@ -247,23 +247,21 @@ def test_passages_carry_the_title_and_stay_within_the_model(tmp_path: Path, embe
         assert set(ids(engine.search("stories", options=LEXICAL))) == {"a"}
 
 
-def test_whole_documents_are_truncated_for_vectors_counted_and_found_by_words(
-    tmp_path: Path, embedder: Embedder
-) -> None:
+def test_whole_documents_are_truncated_for_the_model_only_and_counted(tmp_path: Path, embedder: Embedder) -> None:
     with SearchEngine.create(tmp_path / "x", model=embedder, chunk_tokens=0) as engine:
         report = engine.add([Document("a", f"{STORY * 3} zymurgy"), Document("b", "short")])
         assert (report.documents, report.passages, report.truncated) == (2, 2, 1)
         assert ids(engine.search("zymurgy", options=LEXICAL)) == ["a"]
 
 
-def test_a_document_of_a_title_alone_is_found(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_document_with_only_a_title_is_found(tmp_path: Path, embedder: Embedder) -> None:
     with SearchEngine.create(tmp_path / "x", model=embedder) as engine:
         engine.add([Document("a", "", title="Bread"), Document("b", "  \n", title="Tea")])
         assert ids(engine.search("bread", k=1)) == ["a"]
 
 
 @pytest.mark.parametrize(("tokens", "overlap"), [(7, 0), (100_000, 0), (16, 9), (16, -1)])
-def test_passages_that_cannot_be_cut_are_refused_before_anything_is_made(
+def test_impossible_passage_lengths_are_refused_before_anything_is_made(
     tmp_path: Path, embedder: Embedder, tokens: int, overlap: int
 ) -> None:
     with pytest.raises(ValueError, match=r"chunk_tokens is \d+; expected 0|overlap is -?\d; expected 0 to 8"):
@@ -298,7 +296,7 @@ def test_an_index_grows_as_if_built_at_once(
 
 
 @pytest.mark.parametrize("change", ["text", "title", "metadata"])
-def test_changed_content_is_refused_and_the_old_stays(engine: SearchEngine, change: str) -> None:
+def test_changed_content_is_refused_and_the_old_content_stays(engine: SearchEngine, change: str) -> None:
     values: dict[str, Any] = {"text": TEXTS[3], "title": "Note 3", "metadata": {"n": 3}}
     changed = Document("3", **{**values, change: {"n": 4} if change == "metadata" else "Other"}, place="x.jsonl:4")
     with pytest.raises(ValueError, match=r"x\.jsonl:4: id '3' is in the index with other content; to replace it"):
@@ -315,7 +313,7 @@ def test_an_id_that_comes_twice_is_refused_with_both_places(tmp_path: Path, embe
             engine.add([Document("a", "tea"), Document("a", "tea")])
 
 
-def test_refused_documents_go_to_the_callback_and_the_rest_in(tmp_path: Path, embedder: Embedder) -> None:
+def test_refused_documents_go_to_the_callback_and_the_others_are_added(tmp_path: Path, embedder: Embedder) -> None:
     refused: list[tuple[str, str]] = []
     batch = [Document("a", "tea"), Document("b", "milk"), Document("a", "coffee"), Document("c", "cocoa")]
     with SearchEngine.create(tmp_path / "x", model=embedder) as engine:
@@ -325,7 +323,7 @@ def test_refused_documents_go_to_the_callback_and_the_rest_in(tmp_path: Path, em
     assert refused == [("coffee", "id 'a' came before; ids must be unique")]
 
 
-def test_documents_are_read_one_by_one_as_far_as_the_next_commit(tmp_path: Path, embedder: Embedder) -> None:
+def test_no_more_documents_are_read_than_the_next_commit_needs(tmp_path: Path, embedder: Embedder) -> None:
     ahead: list[int] = []
     with SearchEngine.create(tmp_path / "x", model=embedder) as engine:
 
@@ -373,8 +371,8 @@ def test_a_resumed_index_holds_the_bytes_of_an_unbroken_one(
 ) -> None:
     def vectors(name: str) -> np.ndarray:
         with SearchEngine.open(tmp_path / name, model=embedder) as engine:
-            found = engine.store.snapshot().segments
-            return np.concatenate([segment.vectors(np.arange(segment.count)) for segment in found])
+            parts = engine.store.snapshot().segments
+            return np.concatenate([segment.vectors(np.arange(segment.count)) for segment in parts])
 
     for name, parts in (("broken", (documents[:16], documents)), ("whole", (documents,))):
         with SearchEngine.create(tmp_path / name, model=embedder) as engine:
@@ -383,7 +381,7 @@ def test_a_resumed_index_holds_the_bytes_of_an_unbroken_one(
     np.testing.assert_array_equal(vectors("broken"), vectors("whole"))
 
 
-def test_progress_counts_up_to_all(tmp_path: Path, embedder: Embedder, documents: list[Document]) -> None:
+def test_progress_counts_up_to_everything(tmp_path: Path, embedder: Embedder, documents: list[Document]) -> None:
     seen: list[tuple[float, int]] = []
     with SearchEngine.create(tmp_path / "x", model=embedder) as engine:
         engine.add(documents[:10])
@@ -403,7 +401,7 @@ def notes(tmp_path: Path, embedder: Embedder, documents: list[Document]) -> Iter
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_deleted_are_not_found_from_that_moment_on(notes: SearchEngine, mode: str) -> None:
+def test_deleted_documents_disappear_from_results_immediately(notes: SearchEngine, mode: str) -> None:
     options = SearchOptions(mode=as_mode(mode))
     assert notes.delete(["3", "x", "3"], where={"n": {"$lt": 2}}) == (3, ["x"])
     left = [str(n) for n in range(30) if n not in (0, 1, 3)]
@@ -415,7 +413,7 @@ def test_the_deleted_are_not_found_from_that_moment_on(notes: SearchEngine, mode
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_updated_document_takes_the_place_of_the_old_one(notes: SearchEngine, mode: str) -> None:
+def test_an_updated_document_replaces_the_old_one(notes: SearchEngine, mode: str) -> None:
     options = SearchOptions(mode=as_mode(mode))
     report = notes.add([Document("3", "A note on zymurgy"), Document("4", TEXTS[4], "Note 4", {"n": 4})], update=True)
     assert (report.documents, report.updated, report.unchanged) == (1, 1, 1)
@@ -432,10 +430,12 @@ def test_a_filter_holds_in_every_mode(notes: SearchEngine, mode: str) -> None:
     assert notes.search("note", options=SearchOptions(mode=as_mode(mode), where={"n": 99})) == []
 
 
-def test_what_a_filter_lets_through_is_read_once_a_commit(notes: SearchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_matches_of_a_filter_are_read_once_a_commit(notes: SearchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Condition] = []
     matching = notes.store.matching
-    monkeypatch.setattr(notes.store, "matching", lambda one, *rest: (read.append(one), matching(one, *rest))[1])
+    monkeypatch.setattr(
+        notes.store, "matching", lambda condition, *rest: (read.append(condition), matching(condition, *rest))[1]
+    )
     options = [SearchOptions(where={"n": {"$lt": n}}) for n in range(1, 11)]
     for _ in range(2):
         assert len(notes.search("note", k=100, options=options[4])) == 5
@@ -443,12 +443,12 @@ def test_what_a_filter_lets_through_is_read_once_a_commit(notes: SearchEngine, m
     notes.delete(["3"])
     assert len(notes.search("note", k=100, options=options[4])) == 4
     assert len(read) == 2
-    for n, one in enumerate(options, 1):  # more than are remembered
-        assert len(notes.search("note", k=100, options=one)) == n - (n > 3)
+    for n, option in enumerate(options, 1):  # more than are cached
+        assert len(notes.search("note", k=100, options=option)) == n - (n > 3)
     assert len(notes.search("note", k=100, options=options[0])) == 1
 
 
-def test_a_reader_goes_on_in_its_commit_and_then_in_a_newer_one(
+def test_a_reader_stays_in_its_commit_until_a_compaction_moves_it_to_a_newer_one(
     notes: SearchEngine, embedder: Embedder, documents: list[Document]
 ) -> None:
     with SearchEngine.open(notes.store.folder, model=embedder) as reader:
@@ -465,7 +465,7 @@ def test_a_reader_goes_on_in_its_commit_and_then_in_a_newer_one(
             assert len(late.search("note", k=100, options=SearchOptions(mode=as_mode(mode)))) == 28
 
 
-def test_all_storage_is_given_back_when_all_is_deleted(notes: SearchEngine) -> None:
+def test_an_index_can_be_emptied_compacted_and_filled_again(notes: SearchEngine) -> None:
     notes.delete(where={})
     assert (len(notes), notes.search("note")) == (0, [])
     assert notes.compact() == 30
@@ -506,7 +506,7 @@ def test_a_second_writer_is_refused(engine: SearchEngine, embedder: Embedder) ->
         SearchEngine.open(engine.store.folder, model=embedder, writable=True)
 
 
-def test_words_a_killed_writer_did_not_index_are_made_good(
+def test_passages_a_killed_writer_left_out_of_the_lexical_index_are_added(
     tmp_path: Path, embedder: Embedder, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with SearchEngine.create(tmp_path / "x", model=embedder) as engine, monkeypatch.context() as patch:
@@ -517,7 +517,7 @@ def test_words_a_killed_writer_did_not_index_are_made_good(
 
 
 @pytest.mark.parametrize("writable", [False, True], ids=["reader", "writer"])
-def test_words_a_killed_writer_did_not_name_are_taken_back_and_added_again(
+def test_lexical_files_a_killed_writer_did_not_commit_are_undone_and_added_again(
     tmp_path: Path,
     embedder: Embedder,
     documents: list[Document],
@@ -560,7 +560,7 @@ def test_another_dim_or_length_is_another_model(engine: SearchEngine, mistral: P
             SearchEngine.open(engine.store.folder, model=changed)
 
 
-def test_a_moved_model_is_named_with_its_new_place(tmp_path: Path, documents: list[Document]) -> None:
+def test_a_model_that_has_moved_is_given_by_its_new_folder(tmp_path: Path, documents: list[Document]) -> None:
     old = build_model(tmp_path / "old", "mistral")
     with SearchEngine.create(tmp_path / "x", model=Embedder(old, device="cpu", dtype="float32")) as engine:
         engine.add(documents)
@@ -571,8 +571,8 @@ def test_a_moved_model_is_named_with_its_new_place(tmp_path: Path, documents: li
         pytest.raises(StoreError, match=r"old, which cannot be loaded: .*If the model has moved, name its folder"),
     ):
         lost.search("sun")
-    with SearchEngine.open(tmp_path / "x", model=tmp_path / "new", device="cpu", dtype="float32") as found:
-        assert ids(found.search("sun", options=DENSE)) == expected
+    with SearchEngine.open(tmp_path / "x", model=tmp_path / "new", device="cpu", dtype="float32") as moved:
+        assert ids(moved.search("sun", options=DENSE)) == expected
 
 
 def test_an_index_loads_its_own_model_with_its_own_settings(tmp_path: Path, mistral: Path) -> None:
@@ -590,7 +590,7 @@ def test_an_index_loads_its_own_model_with_its_own_settings(tmp_path: Path, mist
      ({"chunk_tokens": 32}, r"built with chunk_tokens \d+, now it is 32"),
      ({"overlap": 3}, r"built with overlap \d+, now it is 3")],
 )  # fmt: skip
-def test_other_settings_for_an_index_that_is_there_are_refused(
+def test_other_settings_for_an_existing_index_are_refused(
     tmp_path: Path, embedder: Embedder, settings: dict[str, Any], said: str
 ) -> None:
     SearchEngine.create(tmp_path / "x", model=embedder).close()
@@ -612,19 +612,19 @@ def test_an_index_is_not_made_over_another_or_over_other_files(tmp_path: Path, e
         SearchEngine.open(tmp_path / "z")
 
 
-def test_a_wrong_language_is_said_before_anything_is_made(tmp_path: Path, embedder: Embedder) -> None:
+def test_an_unknown_language_is_reported_before_anything_is_made(tmp_path: Path, embedder: Embedder) -> None:
     with pytest.raises(ValueError, match="no stemmer for language 'klingon'"):
         SearchEngine.create(tmp_path / "x", model=embedder, language="klingon")
     assert not (tmp_path / "x").exists()
 
 
-def test_the_language_decides_which_words_are_one(tmp_path: Path, embedder: Embedder) -> None:
-    found = {}
+def test_the_language_decides_which_words_share_a_stem(tmp_path: Path, embedder: Embedder) -> None:
+    counts = {}
     for language in ("english", "none"):
         with SearchEngine.create(tmp_path / language, model=embedder, language=language) as engine:
             engine.add([Document("a", "The bridges were closed")])
-            found[language] = len(engine.search("bridge", options=LEXICAL))
-    assert found == {"english": 1, "none": 0}
+            counts[language] = len(engine.search("bridge", options=LEXICAL))
+    assert counts == {"english": 1, "none": 0}
 
 
 @pytest.mark.parametrize(
@@ -638,7 +638,7 @@ def test_the_language_decides_which_words_are_one(tmp_path: Path, embedder: Embe
         ("no folders", True),
     ],
 )
-def test_a_damaged_lexical_index_is_made_anew(
+def test_a_damaged_lexical_index_is_rebuilt(
     tmp_path: Path, embedder: Embedder, documents: list[Document], file: str, writable: bool
 ) -> None:
     with SearchEngine.create(tmp_path / "i", model=embedder) as engine:
@@ -660,7 +660,7 @@ def test_a_damaged_lexical_index_is_made_anew(
                 engine.delete(["more"])
 
 
-def test_a_reader_waits_for_the_words_of_a_commit(
+def test_a_reader_waits_for_the_lexical_index_of_a_commit(
     tmp_path: Path, embedder: Embedder, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = threading.Event()
@@ -669,17 +669,17 @@ def test_a_reader_waits_for_the_words_of_a_commit(
         with SearchEngine.open(tmp_path / "i", model=embedder) as reader:
             assert len(reader.search("note", k=100, options=LEXICAL)) == 10
             index = LexicalIndex.add
-            monkeypatch.setattr(LexicalIndex, "add", lambda *given: (written.set(), time.sleep(0.5), index(*given)))
+            monkeypatch.setattr(LexicalIndex, "add", lambda *args: (written.set(), time.sleep(0.5), index(*args)))
             adding = threading.Thread(target=writer.add, args=(documents,))
             adding.start()
             written.wait()
-            reader.reload()  # vectors are there, and words not yet
+            reader.reload()  # its vectors are there, its lexical index is not yet
             assert len(reader) == 30
             assert len(reader.search("note", k=100, options=LEXICAL)) == 30
             adding.join()
 
 
-def test_an_index_in_a_read_only_place_can_be_searched(
+def test_an_index_in_a_read_only_folder_can_be_searched(
     tmp_path: Path, embedder: Embedder, documents: list[Document]
 ) -> None:
     with SearchEngine.create(tmp_path / "i", model=embedder) as engine:

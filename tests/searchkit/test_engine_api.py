@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forked import Words
+from forked import Words, folder_in_memory
 from texts import TEXTS
 
 from searchkit import Document, Hit, Query, SearchEngine, SearchkitError, SearchOptions
@@ -247,7 +247,7 @@ def test_a_closed_engine_says_that_it_is_closed(tmp_path: Path, call: str) -> No
 # Threads
 
 
-def test_threads_that_add_at_once_lose_nothing_and_others_search_meanwhile(tmp_path: Path) -> None:
+def test_threads_that_add_at_once_lose_nothing_and_others_search_meanwhile() -> None:
     errors: list[BaseException] = []
     counts: list[int] = []
     ended = threading.Event()
@@ -261,14 +261,14 @@ def test_threads_that_add_at_once_lose_nothing_and_others_search_meanwhile(tmp_p
 
         return run
 
-    with SearchEngine.create(tmp_path / "i", model=Words()) as made:
+    with folder_in_memory() as folder, SearchEngine.create(folder / "i", model=Words()) as made:
 
         def search() -> None:
             while not ended.is_set():
                 counts.append(len(made.search("note", k=500, mode="lexical")))
 
         def write(n: int) -> None:
-            made.add((Document(f"{n}-{i}", f"note {n} {i}") for i in range(30)), commit_every=7)
+            made.add((Document(f"{n}-{i}", f"note {n} {i}") for i in range(12)), commit_every=5)
             made.add([Document(f"{n}-0", f"note {n} again")], update=True)
             assert made.delete([f"{n}-1", "no such"]) == (1, ["no such"])
             if n == 2:
@@ -283,7 +283,7 @@ def test_threads_that_add_at_once_lose_nothing_and_others_search_meanwhile(tmp_p
         ended.set()
         searching.join()
         assert errors == []
-        expected = {f"{n}-{i}" for n in range(4) for i in range(30) if i != 1}
+        expected = {f"{n}-{i}" for n in range(4) for i in range(12) if i != 1}
         assert {document.id for document in made} == expected
         assert set(ids(made.search("note", k=500))) == expected
         assert len(set(counts)) > 1

@@ -37,7 +37,7 @@ def test_a_document_that_cannot_be_stored_is_refused(
     assert reason in refused[0]
 
 
-def test_too_long_a_title_is_cut_and_not_the_text(embedder: Embedder) -> None:
+def test_an_overlong_title_is_cut_instead_of_the_text(embedder: Embedder) -> None:
     document = Document("1", "bread rises because yeast makes gas " * 8, title="A title of words " * 30)
     new, texts = to_passages(document, "", embedder, 32, 4)
     assert new.title == document.title

@@ -1,7 +1,7 @@
-"""An index whose making or changing was killed again and again equals one that was left in peace.
+"""An index whose writer was killed again and again equals one that was never interrupted.
 
-Run as a program, this file is the maker: it loads the model once and forks a child for every run it is told to make, so
-that a kill costs a fork and not the import of torch. `SEARCHKIT_KILLS=50 pytest tests/searchkit/test_kills.py` kills
+Run as a program, this file is the writer: it loads the model once and forks a child for every run, so that a kill costs
+a fork and not the import of torch. `SEARCHKIT_KILLS=50 pytest tests/searchkit/test_kills.py` kills
 more.
 """
 
@@ -57,7 +57,7 @@ def updated() -> Iterator[Document]:
 
 
 def change(embedder: Embedder, folder: str, answers: int) -> None:
-    """Everything that changes an index; done twice it leaves what it leaves when done once."""
+    """Everything that changes an index; doing it twice leaves what doing it once leaves."""
     with SearchEngine.open(folder, model=embedder, writable=True) as engine:
         os.write(answers, b"ready\n")
         began = time.monotonic()
@@ -72,8 +72,8 @@ def change(embedder: Embedder, folder: str, answers: int) -> None:
 
 
 def serve(model: str) -> None:
-    """For every line "WORK SECONDS FOLDER" of standard input: do that to the index, and be killed after that many."""
-    # Loaded and never used here: torch can be forked until it has computed something.
+    """For every line "WORK SECONDS FOLDER" of standard input: do that, and be killed after those seconds."""
+    # Loaded but never used here: torch can be forked until it has computed something.
     embedder = Embedder(model, device="cpu", dtype="float32")
     for line in sys.stdin:
         work, seconds, folder = line.rstrip("\n").split(" ", 2)
@@ -121,8 +121,8 @@ def maker(mistral: Path) -> Iterator[Maker]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in memory where there is one: syncing takes nine tenths of the time on a disk, and is not what fails."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in memory if possible: on a disk, syncing takes nine tenths of the time, and it is not what fails."""
     memory = Path("/dev/shm")
     if memory.is_dir() and os.access(memory, os.W_OK):
         with tempfile.TemporaryDirectory(dir=memory, prefix="searchkit-kills-") as folder:
@@ -132,12 +132,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(maker: Maker, place: Path) -> tuple[Path, float]:
+def unbroken(maker: Maker, root: Path) -> tuple[Path, float]:
     """An index made in peace, and the seconds it took."""
-    maker.make(place / "warm")  # the first run is slower
-    answer = maker.make(place / "unbroken")
+    maker.make(root / "warm")  # the first run is slower
+    answer = maker.make(root / "unbroken")
     assert (answer["status"], answer["report"]["documents"]) == (0, 200)
-    return place / "unbroken", answer["report"]["seconds"]
+    return root / "unbroken", answer["report"]["seconds"]
 
 
 def committed(folder: Path) -> int:
@@ -167,7 +167,7 @@ def check_equal(folder: Path, unbroken: Path, embedder: Embedder) -> None:
     assert content(folder) == content(unbroken)
     for found, expected in zip(results(folder, embedder), results(unbroken, embedder), strict=True):
         for mine, whole in zip(found, expected, strict=True):
-            # Words indexed anew lie in other segments, where tantivy may add up a score in another order.
+            # Passages indexed again lie in other segments, where tantivy may add up a score in another order.
             np.testing.assert_allclose([hit.score for hit in mine], [hit.score for hit in whole], atol=1e-5)
             sure = whole[-1].score + 1e-5
             assert {hit.id for hit in mine if hit.score > sure} == {hit.id for hit in whole if hit.score > sure}
@@ -179,14 +179,14 @@ def check_equal(folder: Path, unbroken: Path, embedder: Embedder) -> None:
 
 
 def test_killed_runs_resume_to_the_unbroken_index(
-    maker: Maker, place: Path, unbroken: tuple[Path, float], embedder: Embedder
+    maker: Maker, root: Path, unbroken: tuple[Path, float], embedder: Embedder
 ) -> None:
     whole, seconds = unbroken
     chance = random.Random(20)
     progress = []
     for number in range(KILLS):
-        folder = place / f"killed-{number}"
-        share = (number + chance.random()) / KILLS  # one moment in each of KILLS stretches of the whole run
+        folder = root / f"killed-{number}"
+        share = (number + chance.random()) / KILLS  # a moment in each of KILLS stretches of the run
         while (answer := maker.make(folder, kill_after=seconds * share))["status"] != signal.SIGKILL:
             seconds = answer["report"]["seconds"]  # it was done before: the machine is faster now
             shutil.rmtree(folder)
@@ -201,11 +201,11 @@ def test_killed_runs_resume_to_the_unbroken_index(
 
 
 def test_an_index_killed_many_times_over_is_still_the_unbroken_one(
-    maker: Maker, place: Path, unbroken: tuple[Path, float], embedder: Embedder
+    maker: Maker, root: Path, unbroken: tuple[Path, float], embedder: Embedder
 ) -> None:
     whole, seconds = unbroken
     chance = random.Random(30)
-    folder, before = place / "often-killed", 0
+    folder, before = root / "often-killed", 0
     for _ in range(KILLS // 2):
         maker.make(folder, kill_after=seconds * chance.random() / 3)
         assert committed(folder) >= before
@@ -221,9 +221,9 @@ def held(folder: Path) -> dict[str, str]:
 
 
 def check_answers(folder: Path, embedder: Embedder) -> int:
-    """What is found, by all three modes, is what the database holds, and that is what some commit left; how far it is.
+    """Check that all modes find what the database holds, and that some commit left it so; returns how far it got.
 
-    The vectors are compared with those that the model makes of the passages that were found.
+    The vectors are compared with those that the model makes of the passages found.
     """
     texts = held(folder)
     numbers = sorted(int(id[1:]) for id in texts)
@@ -249,19 +249,19 @@ def check_answers(folder: Path, embedder: Embedder) -> int:
     return 200 - len(numbers) + len(now)
 
 
-def test_an_index_killed_while_it_changes_opens_at_a_commit_and_the_change_can_be_done_again(
-    maker: Maker, place: Path, unbroken: tuple[Path, float], embedder: Embedder
+def test_an_index_killed_during_a_change_opens_at_a_commit_and_the_change_can_be_repeated(
+    maker: Maker, root: Path, unbroken: tuple[Path, float], embedder: Embedder
 ) -> None:
     whole, _ = unbroken
-    shutil.copytree(whole, place / "changed")
-    assert check_answers(place / "changed", embedder) == 0
-    answer = maker.make(place / "changed", work="change")
+    shutil.copytree(whole, root / "changed")
+    assert check_answers(root / "changed", embedder) == 0
+    answer = maker.make(root / "changed", work="change")
     assert answer["status"] == 0
-    seconds, final = answer["report"]["seconds"], check_answers(place / "changed", embedder)
+    seconds, final = answer["report"]["seconds"], check_answers(root / "changed", embedder)
     assert final == 70 + 40
     chance, progress = random.Random(40), []
     for number in range(KILLS):
-        folder = place / f"changing-{number}"
+        folder = root / f"changing-{number}"
         share = (number + chance.random()) / KILLS
         shutil.copytree(whole, folder)
         while (answer := maker.make(folder, kill_after=seconds * share, work="change"))["status"] != signal.SIGKILL:
@@ -274,7 +274,7 @@ def test_an_index_killed_while_it_changes_opens_at_a_commit_and_the_change_can_b
             assert check_answers(folder, embedder) >= progress[-1]
         assert maker.make(folder, work="change")["status"] == 0
         assert check_answers(folder, embedder) == final
-        assert held(folder) == held(place / "changed")
+        assert held(folder) == held(root / "changed")
         named = {entry.name for entry in (folder / "segments").iterdir()}
         with Store(folder) as store:
             assert named == {segment.entry.name for segment in store.snapshot().segments}

@@ -1,4 +1,4 @@
-"""An index that is added to, updated, deleted from, compacted and stored anew answers as a list of documents would.
+"""An index that is added to, updated, deleted from, compacted and stored again answers as a list of documents would.
 
 `SEARCHKIT_EXAMPLES=200 pytest tests/searchkit/test_living.py` tries longer.
 """
@@ -57,12 +57,12 @@ class Pair:
         self.rng = np.random.default_rng(7)
         self.docs, self.recalls = 0, list[float]()
         self.rounded = False
-        """Whether vectors have been kept in half precision, which may swap near neighbours."""
+        """Whether vectors were kept in half precision, which may swap near neighbours."""
         self.put([str(n) for n in range(200)])
         self.store_as(name)
 
     def put(self, ids: list[str]) -> None:
-        """Add documents of one or two passages, in place of those that have their ids."""
+        """Add documents of one or two passages, in place of those with the same ids."""
         documents, vectors = [], [np.empty((0, DIM), np.float32)]
         for number, id in enumerate(ids):
             mine = unit(data()[0][self.rng.integers(0, 600, 1 + number % 2)] + 0.2 * self.rng.standard_normal(DIM))
@@ -125,7 +125,7 @@ class Pair:
         return [[(item.doc, round(item.score, 5)) for item in ranking] for ranking in found]
 
     def check(self, where: dict[str, Any] | None = None, fits: Any = lambda metadata: True) -> None:
-        """Compare what is found with the inner products of all that may be."""
+        """Compare the hits with the inner products of everything that is allowed."""
         queries = data()[1][:8]
         allowed = {kept.doc: kept.vectors for kept in self.plain.values() if fits(kept.metadata)}
         for query, found in zip(queries, self.answers(where), strict=True):
@@ -168,8 +168,8 @@ STEPS = st.one_of(
 )  # fmt: skip
 @given(steps=st.lists(STEPS, min_size=4, max_size=9), low=st.integers(0, 100))
 def test_an_index_answers_as_a_list_of_documents_would(name: str, steps: list[tuple[Any, ...]], low: int) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        pair = Pair(Path(place) / "i", name)
+    with tempfile.TemporaryDirectory() as folder:
+        pair = Pair(Path(folder) / "i", name)
         for work, *given_ in [*steps, ("compact",), ("open_again",)]:
             before = len(pair.recalls)
             getattr(pair, work)(*given_)
@@ -182,8 +182,8 @@ def test_an_index_answers_as_a_list_of_documents_would(name: str, steps: list[tu
 
 
 @pytest.mark.parametrize("recipe", ["flat", "pq:8"])
-def test_a_living_index_with_its_model_and_words(tmp_path: Path, embedder: Embedder, recipe: str) -> None:
-    """The same from text to hit: what is found by vectors, by words and by both is what is there."""
+def test_a_living_index_from_text_to_hit(tmp_path: Path, embedder: Embedder, recipe: str) -> None:
+    """The same from text to hit: every mode finds exactly the documents that the index holds."""
     rng = np.random.default_rng(3)
     plain = {f"d{n}": Document(f"d{n}", TEXTS[n % 30], f"Note {n}", {"n": n}) for n in range(260)}
     with SearchEngine.create(tmp_path / "i", model=embedder) as engine:
@@ -215,30 +215,32 @@ def test_a_living_index_with_its_model_and_words(tmp_path: Path, embedder: Embed
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> LexicalIndex:
-    index = LexicalIndex(tmp_path_factory.mktemp("words") / "lexical", "none")
+def lexical(tmp_path_factory: pytest.TempPathFactory) -> LexicalIndex:
+    index = LexicalIndex(tmp_path_factory.mktemp("lexical") / "lexical", "none")
     index.add((row, f"{'many ' * (row % 7)} word{row % 50} all") for row in range(3000))
     return index
 
 
 @settings(max_examples=10 * EXAMPLES, derandomize=True, deadline=None, database=None)
 @given(seed=st.integers(0, 10_000), share=st.sampled_from([0.0, 0.001, 0.2, 0.5, 0.99, 1.0]), k=st.integers(1, 40))
-def test_words_find_what_is_allowed_and_nothing_else(words: LexicalIndex, seed: int, share: float, k: int) -> None:
+def test_lexical_search_returns_what_is_allowed_and_nothing_else(
+    lexical: LexicalIndex, seed: int, share: float, k: int
+) -> None:
     rng = np.random.default_rng(seed)
     allowed = rng.random(2900) < share
     text = f"many word{seed % 50}"
-    everything, scores = words.search(text, 3000, 2900)
+    everything, scores = lexical.search(text, 3000, 2900)
     assert (everything < 2900).all()
     kept = allowed[everything]
-    found, found_scores = words.search(text, k, 2900, allowed)
+    found, found_scores = lexical.search(text, k, 2900, allowed)
     np.testing.assert_array_equal(found, everything[kept][:k])
     np.testing.assert_allclose(found_scores, scores[kept][:k], rtol=1e-5)
 
 
-def test_all_that_a_filter_leaves_in_few_of_many_cells_is_found() -> None:
-    """Cells that are visited may hold none of what is allowed: more are visited then."""
+def test_what_a_filter_leaves_in_few_of_many_ivf_lists_is_found() -> None:
+    """The IVF lists that are visited may hold nothing that is allowed: more are visited then."""
     rows, queries = data()
-    with tempfile.TemporaryDirectory() as place, Store.create(Path(place) / "i", {}, dim=DIM) as store:
+    with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "i", {}, dim=DIM) as store:
         documents = [NewDocument(str(n), "", "a", json.dumps({"few": n % 60 == 0}), "", [(0, 1)]) for n in range(600)]
         store.commit(documents, rows)
         store.rewrite(*trained("ivf-int8"), tuning=Tuning(probes=1))

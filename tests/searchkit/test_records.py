@@ -11,17 +11,17 @@ DOCUMENT = Document("a", "Bread rises.", title="Bread", metadata={"year": 1998, 
 
 
 @pytest.mark.parametrize("change", [{"id": "b"}, {"text": "Bread sinks."}, {"title": ""}, {"metadata": {}}])
-def test_a_checksum_changes_with_all_that_is_stored(change: dict[str, Any]) -> None:
+def test_a_checksum_changes_with_everything_that_is_stored(change: dict[str, Any]) -> None:
     assert replace(DOCUMENT, **change).checksum() != DOCUMENT.checksum()
 
 
-def test_a_checksum_knows_neither_the_place_nor_the_order_of_keys() -> None:
+def test_a_checksum_ignores_the_place_and_the_order_of_keys() -> None:
     moved = replace(DOCUMENT, place="y.jsonl:9", metadata={"by": "Ö", "year": 1998})
     assert moved == DOCUMENT
     assert moved.checksum() == DOCUMENT.checksum()
 
 
-def test_a_checksum_tells_title_from_text() -> None:
+def test_a_checksum_distinguishes_title_from_text() -> None:
     assert Document("a", "bc").checksum() != Document("a", "c", title="b").checksum()
 
 

@@ -13,7 +13,7 @@ def test_e5_writes_a_space_after_query_and_qwen3_does_not() -> None:
 
 
 @pytest.mark.parametrize("braces", ["{query}", "{instruction}", "{0}", "{", "}}", "{instruction}{query}"])
-def test_braces_in_what_users_write_stay_as_they_are(braces: str) -> None:
+def test_braces_in_queries_and_instructions_are_kept(braces: str) -> None:
     assert format_query(E5_TEMPLATE, braces, f"Find {braces}") == f"Instruct: Find {braces}\nQuery: {braces}"
 
 
@@ -30,11 +30,11 @@ def test_tasks_are_found_whatever_their_case_and_punctuation(name: str) -> None:
     ("alias", "name"), [("dbpedia-entity", "dbpedia"), ("FiQA2018", "fiqa"), ("webis-touche2020", "touche2020"),
                         ("QuoraRetrieval", "quora"), ("BUCC", "bitext"), ("TRECCOVID", "trec-covid")],
 )  # fmt: skip
-def test_collections_are_found_by_the_names_others_give_them(alias: str, name: str) -> None:
+def test_collections_are_found_by_their_other_names(alias: str, name: str) -> None:
     assert get_task(alias).name == name
 
 
-def test_an_unknown_task_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_task_is_refused_with_a_list_of_the_known_ones() -> None:
     assert find_task("no such task") is None
     with pytest.raises(ValueError, match=r"no task is called 'scifakt'; known tasks: arguana, .*own instruction"):
         get_task("scifakt")
