@@ -1,73 +1,127 @@
-"""`searchkit adapt`: a better embedder for one index, from pairs."""
+"""`searchkit adapt`: train the model of an index on its own documents."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import FILE, INDEX, instruction_options, note
-from searchkit.cli.synthesize import WRITER, writer_options
+from searchkit.cli.judgements import JudgementOptions, judgement_options
+from searchkit.cli.options import (
+    FILE,
+    INDEX,
+    NEW_FOLDER,
+    InstructionOptions,
+    as_record,
+    instruction_options,
+    table_or_json,
+)
+from searchkit.cli.output import count as counted
+from searchkit.cli.output import note, print_json, print_table, say
+from searchkit.cli.synthesize import WriterOptions, WritingBar, writer_options
+from searchkit.cli.train import TrainingBar
 
 if TYPE_CHECKING:
     from searchkit.records import Judgements
+    from searchkit.training.adaptation.config import AdaptConfig
     from searchkit.training.adaptation.report import AdaptReport
+    from searchkit.training.synthesis.settings import SynthesizeConfig
 
 _STAGES = {
-    "pairs": "sorting the pairs",
+    "pairs": "filtering the pairs",
     "mine": "mining hard negatives",
     "general": "writing general examples",
     "train": "training",
-    "export": "writing the model",
+    "export": "exporting the model",
     "index": "indexing with the new model",
-    "evaluate": "measuring both",
+    "evaluate": "evaluating both models",
     "adapted": "adapting INDEX in this folder (for another round, name another --out)",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """How the model is trained; named as in AdaptConfig."""
+
+    general: tuple[Path, ...]
+    held_out: float
+    steps: int | None
+    batch_size: int
+    learning_rate: float | None
+    max_length: int
+    lora_rank: int | None
+    seed: int
+
+
+_training_options = as_record(
+    "training",
+    TrainingOptions,
+    click.option(
+        "--general", type=FILE, multiple=True, help="Examples from other domains, against forgetting. Repeatable."
+    ),
+    click.option(
+        "--held-out",
+        default=0.2,
+        show_default=True,
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Without judgements: share of the pairs' documents to evaluate on.",
+    ),
+    click.option("--steps", type=click.IntRange(1), help="Training steps. [default: one epoch, from 60 to 400 steps]"),
+    click.option("--batch-size", default=16, show_default=True, type=click.IntRange(2), help="Queries per step."),
+    click.option(
+        "--learning-rate",
+        type=click.FloatRange(0, min_open=True),
+        help="Peak learning rate. [default: 6e-5; LoRA: 1e-4]",
+    ),
+    click.option(
+        "--max-length", default=96, show_default=True, type=click.IntRange(64), help="Tokens per text in training."
+    ),
+    click.option(
+        "--rank",
+        "lora_rank",
+        type=click.IntRange(0),
+        help="LoRA rank; 0: train all weights. [default: 0 up to 100 million weights, else 16]",
+    ),
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."),
+)
 
 
 @click.command()
 @click.argument("index", type=INDEX)
 @click.option("--pairs", type=FILE, multiple=True, help="JSON lines of query and positive_id or positive. Repeatable.")
-@click.option("--writer", metavar="MODEL", help="Let this language model write pairs first (see searchkit synthesize).")
-@click.option("--count", default=1500, show_default=True, type=click.IntRange(1), help="Pairs that it writes.")
+@click.option("--writer", metavar="MODEL", help="Let a language model write pairs first (see searchkit synthesize).")
+@click.option("--count", default=1500, show_default=True, type=click.IntRange(1), help="Number of pairs to write.")
 @writer_options
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Work folder. [default: INDEX.adapted]")
-@click.option("--beir", type=INDEX, help="Judge by a BEIR folder with queries.jsonl and qrels/.")
-@click.option("--split", help="Which qrels/SPLIT.tsv. [default: what published numbers use, mostly test]")
-@click.option("--queries", type=FILE, help="Judge by these queries (JSONL or TSV) ...")
-@click.option("--qrels", type=FILE, help="... and judgements (BEIR or TREC form).")
+@click.option("--out", type=NEW_FOLDER, help="Working folder. [default: INDEX.adapted]")
+@judgement_options
 @instruction_options
-@click.option("--drop-self/--keep-self", default=None, help="Leave out a query's own id. [default: as the set asks]")
-@click.option("--general", type=FILE, multiple=True, help="More examples of other things, against forgetting.")
-@click.option(
-    "--held-out", default=0.2, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of the pairs' documents that judges, when no judgements are given.",
-)  # fmt: skip
-@click.option("--steps", type=click.IntRange(1), help="Of training. [default: once through the pairs, 60 to 400]")
-@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(2), help="Queries a step.")
-@click.option("--learning-rate", type=float, help="Highest; falls to 0. [default: 6e-5, for adapters 1e-4]")
-@click.option(
-    "--max-length", default=96, show_default=True, type=click.IntRange(64), help="Tokens of a text, in training."
-)
-@click.option(
-    "--rank", "lora_rank", type=click.IntRange(0),
-    help="LoRA; 0: all weights. [default: 0 up to 100 million weights, then 16]",
-)  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--force", is_flag=True, help="Keep the new model although it does not win.")
-@click.option("--keep-index", is_flag=True, help="Leave INDEX as it is whatever comes out; the new one is in OUT.")
-@click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
+@_training_options
+@click.option("--force", is_flag=True, help="Keep the new model even if it is not better.")
+@click.option("--keep-index", is_flag=True, help="Leave INDEX unchanged; the new index is in OUT.")
+@table_or_json
 @click.pass_context
 def adapt(
-    context: click.Context, /, index: Path, pairs: tuple[Path, ...], out: Path | None, output: str, **options: Any
+    context: click.Context,
+    /,
+    index: Path,
+    pairs: tuple[Path, ...],
+    writer: str | None,
+    count: int,
+    writing: WriterOptions,
+    out: Path | None,
+    judged: JudgementOptions,
+    wording: InstructionOptions,
+    training: TrainingOptions,
+    force: bool,
+    keep_index: bool,
+    output: str,
 ) -> None:
-    """Train the model of INDEX on pairs of its documents, and keep the new model if it finds more.
+    """Train the model of INDEX on pairs of queries and its documents; keep the new model if it is better.
 
-    The result is judged by your own judgements, or by a part of the pairs that is held out. When it wins, INDEX
-    searches with the new model from then on, OUT/model, and the old index stays in OUT/before.index. Every stage
-    leaves its files in OUT, and the same command goes on where it was stopped.
+    "Better" is decided by your judgements, or else by pairs held out from training. If it is, INDEX uses the new model,
+    OUT/model, and the old index moves to OUT/before.index. Stop it at any time and run it again to resume.
 
     \b
         searchkit adapt papers.index --pairs pairs.jsonl
@@ -75,132 +129,116 @@ def adapt(
         searchkit adapt papers.index --pairs pairs.jsonl --queries queries.jsonl --qrels qrels.tsv
         searchkit adapt scifact.index --pairs pairs.jsonl --beir scifact/ --split test --keep-index
     """
-    if not pairs and not options["writer"]:
+    if not pairs and not writer:
         raise click.UsageError(
-            "give the queries to learn from as --pairs FILE: JSON lines of query and positive_id, the id of the "
-            "document that answers it; or let a language model write them: --writer MODEL"
+            "give pairs to train on, --pairs FILE: JSON lines of query and positive_id, the id of the document that "
+            "answers it; or let a language model write them: --writer MODEL"
         )
-    _check_writer(context)
+    if not writer:
+        _refuse_writer_options(context)
     from searchkit.training.adaptation.adapt import adapt as run
     from searchkit.training.adaptation.config import AdaptConfig
     from searchkit.training.adaptation.install import adapted, check
+    from searchkit.training.synthesis.settings import SynthesizeConfig
 
     out = out or index.with_name(index.name.removesuffix(".index") + ".adapted")
     written = out.with_name(out.name + ".pairs.jsonl")
-    names = ("general", "held_out", "steps", "batch_size", "learning_rate", "max_length", "lora_rank", "seed")
-    config = AdaptConfig(
-        index=index, pairs=(*pairs, written) if options["writer"] else pairs, out=out,
-        **{name: options[name] for name in names},
-    )  # fmt: skip
-    judgements = _judgements(index, options)
-    if options["writer"] and adapted(config) is None:
-        check(config, judgements, install=not options["keep_index"])  # before anything is paid for
-        _write(index, written, options)
-
-    from searchkit.cli.train import Bar
-
-    with Bar() as bar:
-        report = run(
-            config, judgements, force=options["force"], install=not options["keep_index"], on_stage=_tell,
-            on_step=bar.update,
-        )  # fmt: skip
+    if writer:
+        pairs = (*pairs, written)
+    values = {field.name: getattr(training, field.name) for field in fields(training)}
+    config = AdaptConfig(index=index, pairs=pairs, out=out, **values)
+    judgements = _judgements(index, judged, wording)
+    if writer and adapted(config) is None:
+        check(config, judgements, install=not keep_index)  # before anything is paid for
+        exclude = (
+            (str(judged.beir) + (f":{judged.split}" if judged.split else ""),)
+            if judged.beir
+            else ((str(judged.queries),) if judged.queries else ())
+        )
+        _write_pairs(
+            index,
+            SynthesizeConfig(
+                out=str(written), model=writer, count=count, evaluation=exclude, seed=training.seed, **asdict(writing)
+            ),
+        )
+    with TrainingBar() as bar:
+        report = run(config, judgements, force=force, install=not keep_index, on_stage=_announce, on_step=bar.update)
     if output == "json":
-        click.echo(json.dumps(report.to_json(), indent=1))
+        print_json(report.to_json())
     else:
-        _show(report, index, out, options["keep_index"])
+        _show(report, config, keep_index)
 
 
-def _check_writer(context: click.Context) -> None:
-    """Raise UsageError on an option of the writer when there is none: it would have no effect."""
-    for parameter in () if context.params["writer"] else context.command.params:
-        given = context.get_parameter_source(parameter.name or "") is not click.core.ParameterSource.DEFAULT
-        if given and parameter.name in ("count", *WRITER):
-            raise click.UsageError(f"{parameter.opts[0]} is about what a language model writes; name one with --writer")
+def _refuse_writer_options(context: click.Context) -> None:
+    """Raise UsageError on an option of the language model when there is none: it would have no effect."""
+    names = {"count", *(field.name for field in fields(WriterOptions))}
+    for parameter in context.command.params:
+        used = context.get_parameter_source(parameter.name or "") is not click.core.ParameterSource.DEFAULT
+        if used and parameter.name in names:
+            raise click.UsageError(f"{parameter.opts[0]} is for a language model; name one with --writer")
 
 
-def _write(index: Path, file: Path, options: dict[str, Any]) -> None:
+def _write_pairs(index: Path, config: SynthesizeConfig) -> None:
     """Let a language model write pairs."""
-    from searchkit.cli.synthesize import Line
     from searchkit.engine import SearchEngine
-    from searchkit.training.synthesis.settings import SynthesizeConfig
     from searchkit.training.synthesis.synthesize import synthesize
 
-    judged: tuple[str, ...] = ()  # what judges must not be asked by the pairs
-    if options["beir"]:
-        judged = (f"{options['beir']}:{options['split']}" if options["split"] else str(options["beir"]),)
-    elif options["queries"]:
-        judged = (str(options["queries"]),)
-    written = SynthesizeConfig(
-        out=str(file), model=options["writer"], evaluation=judged, seed=options["seed"],
-        **{name: options[name] for name in ("count", *WRITER)},
-    )  # fmt: skip
-    with SearchEngine.open(index) as engine, Line() as line:
-        report = synthesize(written, engine, on_progress=line.update)
-    left_out = ", ".join(f"{reason} {count}" for reason, count in report.refused.items())
-    cost = f", {report.cost:.2f} by the prices given" if report.cost else ""
+    with SearchEngine.open(index) as engine, WritingBar() as bar:
+        report = synthesize(config, engine, on_progress=bar.update)
+    dropped = ", ".join(f"{reason} {number}" for reason, number in report.refused.items())
+    cost = f", {report.cost:.2f} by the given prices" if report.cost else ""
     note(
-        f"{file}: {report.examples} pairs written ({report.asked} questions asked now; "
-        f"{report.tokens_in + report.tokens_out} tokens in all{cost}); left out: {left_out or 'none'}"
+        f"{config.out}: {counted(report.examples, 'pair')} written, from {counted(report.asked, 'new request')}; "
+        f"{counted(report.tokens_in + report.tokens_out, 'token')} in all{cost}; dropped: {dropped or 'none'}"
     )
     if report.out_of_budget:
-        note(f"{report.stopped}: going on with these pairs")
+        note(f"{report.stopped}: continuing with these pairs")
     elif report.stopped:
-        raise click.ClickException(f"writing ended before its time: {report.stopped}; the same command goes on")
+        raise click.ClickException(f"writing stopped early: {report.stopped}; the same command resumes")
 
 
-def _judgements(index: Path, options: dict[str, Any]) -> Judgements | None:
-    from searchkit.cli.evaluate import read_judged, set_rules
+def _judgements(index: Path, judged: JudgementOptions, wording: InstructionOptions) -> Judgements | None:
     from searchkit.engine import SearchEngine
-    from searchkit.records import Judgements
 
-    if not any(options[name] for name in ("beir", "queries", "qrels")):
-        for name in ("split", "instruction", "task"):
-            if options[name]:
+    if not judged.given:
+        for name, value in (("split", judged.split), ("instruction", wording.instruction), ("task", wording.task)):
+            if value:
                 raise click.UsageError(f"--{name} belongs to judgements; give --beir, or --queries and --qrels")
         return None
-    queries, qrels, task = read_judged(options)
     with SearchEngine.open(index) as engine:
-        instruction, drop_self = set_rules(task, options, engine)
-    name = f"{options['beir']}, {options['split']}" if options["beir"] else str(options["qrels"])
-    return Judgements(name, queries, qrels, instruction, drop_self)
+        return judged.read(engine, wording)
 
 
-def _tell(stage: str, needed: bool) -> None:
+def _announce(stage: str, needed: bool) -> None:
     note(f"{_STAGES[stage]} ..." if needed else f"{_STAGES[stage]}: done before")
 
 
-def _show(report: AdaptReport, index: Path, out: Path, keep_index: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("mode")
-    for name in ("nDCG@10 before", "after", "change", "p", "recall@100 before", "after"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _show(report: AdaptReport, config: AdaptConfig, keep_index: bool) -> None:
+    rows = []
     for mode, both in report.modes.items():
-        found, recalled = (
+        ndcg, recall = (
             [f"{values[name]:.4f}" for values in (both.before, both.after)] for name in ("ndcg@10", "recall@100")
         )
-        table.add_row(mode, *found, f"{both.gain:+.4f}", f"{both.p:.4f}", *recalled)
-    Console().print(table)
+        rows.append([mode, *ndcg, f"{both.gain:+.4f}", f"{both.p:.4f}", *recall])
+    print_table(["mode", "nDCG@10 before", "after", "change", "p", "recall@100 before", "after"], rows)
     if report.out_of_domain:
-        first, second = report.out_of_domain
-        click.echo(f"on texts of other kinds (corpora/intents), dense: {first:.4f} before, {second:.4f} after")
+        before, after = report.out_of_domain
+        say(f"out-of-domain (corpora/intents), dense: {before:.4f} before, {after:.4f} after")
     counts = report.pairs
     queries = len(next(iter(report.modes.values())).changes)
-    kind = "your judgements" if report.own_judgements else "pairs that were held out, not real queries"
-    click.echo(f"by {queries} queries of {report.judged_by} ({kind}); p: chance of such a change without a difference")
-    click.echo(f"{counts['trained_on']} of {counts['read']} pairs trained on, {counts['held_out']} held out")
+    kind = "your judgements" if report.own_judgements else "held-out pairs, not real queries"
+    say(f"evaluated on {counted(queries, 'query')} of {report.judged_by} ({kind}); p: probability by chance alone")
+    say(f"{counts['trained_on']} of {counted(counts['read'], 'pair')} trained on, {counts['held_out']} held out")
     if counts["set_aside"]:
-        note(f"{counts['set_aside']} pairs were set aside; see {out / 'refused.jsonl'}")
+        note(f"pairs not used: {counts['set_aside']}; see {config.out / 'refused.jsonl'}")
     if not report.wins:
-        click.echo("the new model is not better")
+        say("the new model is not better")
     elif not report.certain:
-        click.echo("the new model is better, but it may be chance")
+        say("the new model is better, but this may be chance")
     else:
-        click.echo("the new model is better")
+        say("the new model is better")
     if report.kept:
-        click.echo(f"{index} searches with {out / 'model'} now; as it was: {out / 'before.index'}")
+        say(f"{config.index} now uses {config.out / 'model'}; the old index is {config.out / 'before.index'}")
     else:
-        why = "" if keep_index and report.wins else "; to keep the new model all the same: --force"
-        click.echo(f"{index} is as it was; the new index is {out / 'after.index'}{why}")
+        hint = "" if keep_index and report.wins else "; to keep the new model anyway: --force"
+        say(f"{config.index} is unchanged; the new index is {config.out / 'after.index'}{hint}")

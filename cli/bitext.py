@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import FILE, instruction_of, instruction_options, model_options, note
+from searchkit.cli.options import (
+    FILE,
+    InstructionOptions,
+    ModelOptions,
+    instruction_options,
+    model_options,
+    table_or_json,
+)
+from searchkit.cli.output import note, print_json, print_table
 
 if TYPE_CHECKING:
     from searchkit.evaluation.bitext import Mined
@@ -18,61 +25,59 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @instruction_options
-@click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
+@table_or_json
 @model_options
-def bitext(files: tuple[Path, ...], output: str, **options: Any) -> None:
-    """Measure how well a model finds translations: accuracy, F1, precision and recall, as MTEB's bitext mining.
+def bitext(files: tuple[Path, ...], wording: InstructionOptions, output: str, model: ModelOptions) -> None:
+    """Measure how well a model finds translations: accuracy, F1, precision and recall, as in MTEB's bitext mining.
 
-    A FILE is TSV of two columns or JSON lines of "sentence1" and "sentence2", for a pair of languages each; plain text
-    comes in two files with equally many lines. Every sentence looks for its translation among all of its file. Models
-    that were trained with instructions are told the paper's, on both sides, unless you give another.
+    Each FILE holds one language pair: TSV with two columns, or JSON lines with "sentence1" and "sentence2". Plain text
+    comes as two files with the same number of lines. Every sentence is searched for among all translations in its file.
+    Models trained with instructions get the paper's instruction on both sides, unless you give another.
 
     \b
         searchkit bitext news.de.txt news.en.txt --model intfloat/multilingual-e5-small
         searchkit bitext tatoeba/*.tsv --model my-model/ --format json
     """
     from searchkit.evaluation.bitext import average, mine, read_bitexts
-    from searchkit.models.embedder import DEFAULT_MODEL, Embedder
     from searchkit.tasks import get_task
 
-    instruction = instruction_of(options["task"], options["instruction"])
+    instruction = wording.text()
     bitexts = read_bitexts(files)
-    how = {name: options[name] for name in ("adapter", "device", "dtype", "threads")}
-    embedder = Embedder(options["model"] or DEFAULT_MODEL, **how)
+    embedder = model.embedder()
     if instruction is None and embedder.conventions.default_instruction is not None:
         instruction = get_task("bitext").instruction
         note(f"instruction: {instruction}")
-    found = [mine(embedder, one, instruction=instruction, on_side=lambda side: note(f"{side} ...")) for one in bitexts]
-    for one in found:
-        if one.repeated:
-            note(f"{one.name}: {one.repeated} second sentences come again; only that of the same line is right")
-        if one.truncated:
-            note(f"{one.name}: {one.truncated} sentences are cut at the {embedder.max_length} tokens the model reads")
+    results = [
+        mine(embedder, pair, instruction=instruction, on_side=lambda side: note(f"{side} ...")) for pair in bitexts
+    ]
+    for item in results:
+        if item.repeated:
+            note(f"{item.name}: repeated second sentences: {item.repeated}; only the one on the same line is correct")
+        if item.truncated:
+            note(f"{item.name}: sentences cut at the model's {embedder.max_length} tokens: {item.truncated}")
     if output == "json":
-        content = {"model": embedder.name, "instruction": instruction, "pairs": [asdict(one) for one in found]}
-        click.echo(json.dumps({**content, "average": average(found)}, indent=1, ensure_ascii=False))
+        print_json(
+            {
+                "model": embedder.name,
+                "instruction": instruction,
+                "pairs": [asdict(item) for item in results],
+                "average": average(results),
+            }
+        )
     else:
-        _print_table(found)
+        _print_results(results)
 
 
-def _print_table(found: list[Mined]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+def _print_results(results: list[Mined]) -> None:
     from searchkit.evaluation.bitext import METRICS, average
 
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("languages", no_wrap=True)
-    for name in ("pairs", *METRICS, "f1, backward"):
-        table.add_column(name, justify="right", no_wrap=True)
-    rows = [(one.name, f"{one.sentences:,}", one.forward, one.backward) for one in found]
-    if len(found) > 1:
-        means = average(found)
-        rows.append((f"average of {len(found)}", "", means["forward"], means["backward"]))
-    for number, (name, count, forward, backward) in enumerate(rows):
-        if number == len(found):
-            table.add_section()
-        values = [f"{forward[metric]:.4f}" for metric in METRICS] + [f"{backward['f1']:.4f}"]
-        table.add_row(escape(name), count, *values)
-    Console().print(table)
+    def row(name: str, sentences: str, forward: dict[str, float], backward: dict[str, float]) -> list[str]:
+        return [name, sentences, *(f"{forward[metric]:.4f}" for metric in METRICS), f"{backward['f1']:.4f}"]
+
+    rows: list[list[str] | None] = [
+        row(item.name, f"{item.sentences:,}", item.forward, item.backward) for item in results
+    ]
+    if len(results) > 1:
+        means = average(results)
+        rows += [None, row(f"average of {len(results)}", "", means["forward"], means["backward"])]
+    print_table(["languages", "pairs", *METRICS, "f1, backward"], rows)

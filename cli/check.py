@@ -1,27 +1,26 @@
-"""`searchkit check`: is an index sound, and if not, make it so."""
+"""`searchkit check`: verify an index, and repair it."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
-from searchkit.cli.options import INDEX, format_option, model_options, note
+from searchkit.cli.options import INDEX, ModelOptions, model_options, text_or_json
+from searchkit.cli.output import count, note, print_json, say
 
 
 @click.command()
 @click.argument("index", type=INDEX)
-@click.option("--repair", "mend", is_flag=True, help="Make anew what can be, from what is sound.")
-@format_option
+@click.option("--repair", "do_repair", is_flag=True, help="Rebuild damaged parts from intact ones.")
+@text_or_json
 @model_options
-def check(index: Path, mend: bool, output: str, **how: Any) -> None:
-    """Verify every part of INDEX; exit code 1 if one is damaged.
+def check(index: Path, do_repair: bool, output: str, model: ModelOptions) -> None:
+    """Verify every part of INDEX against its checksums. Exit code 1: a part is damaged.
 
-    --repair makes vectors anew from what is kept of them or by the model, and words from the documents. Documents that
-    are damaged themselves are taken out and written to INDEX.lost.jsonl.
+    --repair rebuilds vectors from stored copies or with the model, and the lexical index from the documents. Damaged
+    documents cannot be rebuilt: they are removed and written to INDEX.lost.jsonl.
 
     \b
         searchkit check papers.index
@@ -32,26 +31,35 @@ def check(index: Path, mend: bool, output: str, **how: Any) -> None:
     from searchkit.repair import Repair, repair
 
     report = Repair(findings=verify(index))
-    if mend and not all(finding.ok and finding.part != LEFT_OVER for finding in report.findings):
-        report = repair(index, **how)
+    if do_repair and not all(finding.ok and finding.part != LEFT_OVER for finding in report.findings):
+        report = repair(
+            index,
+            model=model.model,
+            adapter=model.adapter,
+            device=model.device,
+            dtype=model.dtype,
+            threads=model.threads,
+        )
     sound = all(finding.ok for finding in report.findings)
     if output == "json":
         parts = [{**asdict(finding), "ok": finding.ok} for finding in report.findings]
-        found = {"index": str(index), "sound": sound, "parts": parts, "repaired": report.done, "lost": report.lost}
-        click.echo(json.dumps(found, ensure_ascii=False))
+        print_json(
+            {"index": str(index), "sound": sound, "parts": parts, "repaired": report.done, "lost": report.lost},
+            indent=None,
+        )
     else:
         for done in report.done:
-            click.echo(f"repaired  {done}")
+            say(f"repaired  {done}")
         width = max(len(finding.part) for finding in report.findings)
         for finding in report.findings:
             state = f"damaged: {finding.damage}" if finding.damage else "ok"
-            click.echo(f"{finding.part:<{width}}  {state}" + (f" ({finding.note})" if finding.note else ""))
+            say(f"{finding.part:<{width}}  {state}" + (f" ({finding.note})" if finding.note else ""))
     if report.lost:
         note(
-            f"{len(report.lost)} documents could not be repaired and were taken out; what is left of them is in "
-            f"{report.file}. Add them again: searchkit add {index} CORPUS"
+            f"{count(len(report.lost), 'document')} could not be repaired and left the index; what remains of them is "
+            f"in {report.file}. Add them again: searchkit add {index} CORPUS"
         )
     if not sound:
-        if not mend:
+        if not do_repair:
             note(f"repair it with: searchkit check {index} --repair")
         raise SystemExit(1)

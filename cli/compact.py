@@ -1,21 +1,23 @@
-"""`searchkit compact`: the space of deleted documents is freed."""
+"""`searchkit compact`: free the space of deleted documents."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from searchkit.cli.options import INDEX, format_option, readable_bytes
+from searchkit.cli.options import INDEX, text_or_json
+from searchkit.cli.output import count, print_json, readable_bytes, say
 
 
 @click.command()
 @click.argument("index", type=INDEX)
-@click.option("--device", help="cuda makes the graphs of cagra on the GPU.")
-@format_option
+@click.option("--device", help="cuda: build the graphs of cagra on the GPU.")
+@text_or_json
 def compact(index: Path, device: str | None, output: str) -> None:
-    """Free the space of deleted documents in INDEX. Nothing is embedded again, and searching goes on meanwhile.
+    """Free the space of deleted documents in INDEX.
+
+    Nothing is embedded again, and searches continue meanwhile.
 
     \b
         searchkit compact papers.index
@@ -27,13 +29,15 @@ def compact(index: Path, device: str | None, output: str) -> None:
         documents, passages = engine.store.documents.waiting()
         before = sum(engine.store.sizes().values())
         engine.compact()
-    with Store(index) as store:  # the log has been folded in by now
+    with Store(index) as store:  # closing the engine has merged SQLite's log into the database
         after = sum(store.sizes().values())
     if output == "json":
-        found = {"index": str(index), "documents": documents, "passages": passages, "before": before, "after": after}
-        click.echo(json.dumps(found))
+        print_json(
+            {"index": str(index), "documents": documents, "passages": passages, "before": before, "after": after},
+            indent=None,
+        )
         return
-    click.echo(
-        f"{index}: {documents} deleted documents with {passages} passages let go of; "
+    say(
+        f"{index}: freed the space of {count(documents, 'deleted document')} ({count(passages, 'passage')}): "
         f"{readable_bytes(before)} before, {readable_bytes(after)} after"
     )

@@ -1,211 +1,294 @@
-"""`searchkit compare`: systems beside each other, with tests of whether a difference is more than luck."""
+"""`searchkit compare`: several systems over the same queries, with significance tests."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import FILE, INDEX, fusion_options, model_options, note, open_engine, readable_bytes
+from searchkit.cli.judgements import JudgementOptions, judgement_options
+from searchkit.cli.options import (
+    EVALUATION_MODES,
+    NEW_FILE,
+    RECIPES,
+    FusionOptions,
+    ListOf,
+    ModelOptions,
+    as_record,
+    fusion_options,
+    model_options,
+    needs_plots,
+    report_option,
+    require,
+    table_or_json,
+)
+from searchkit.cli.output import count, note, print_json, print_table, readable_bytes, say, shorten, write_json
+from searchkit.errors import SearchkitError
 
 if TYPE_CHECKING:
+    from searchkit.engine import SearchEngine
     from searchkit.evaluation.comparison import Comparison, System
-    from searchkit.records import Document, Qrels, Query
+    from searchkit.evaluation.sweep import Variants
+    from searchkit.records import Document, Judgements, Qrels, Query
 
-_WIDE = 130
-_TEXT = 90  # characters of a text
-_INDEXES_ONLY = {"instruction", "dims", "recipes", "fusion", "dense_weight", "rrf_k"} | {
-    "model", "adapter", "device", "dtype", "threads"
-}  # fmt: skip
+_TEXT = 90  # terminal columns of a text
+
+
+@dataclass(frozen=True, slots=True)
+class VariantOptions:
+    """What an index is searched with."""
+
+    modes: tuple[str, ...]
+    instruction: tuple[str, ...]
+    dims: tuple[int, ...]
+    recipes: tuple[str, ...]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The instructions, as A, B, C ..."""
+        if len(self.instruction) > len(ascii_uppercase):
+            raise click.UsageError(f"{len(self.instruction)} instructions; give at most {len(ascii_uppercase)}")
+        return dict(zip(ascii_uppercase, self.instruction, strict=False))
+
+    def variants(self) -> Variants:
+        """As the library takes them."""
+        from searchkit.evaluation.sweep import Variants
+
+        modes = self.modes or (() if self.dims or self.recipes else ("hybrid",))
+        return Variants(modes, self.labels or None, self.dims, self.recipes)
+
+
+_variant_options = as_record(
+    "options",
+    VariantOptions,
+    click.option(
+        "--modes",
+        default=(),
+        type=EVALUATION_MODES,
+        help="Search modes of an index [default: hybrid]; modes of a report [default: all].",
+    ),
+    click.option(
+        "--instruction",
+        multiple=True,
+        help='Search an index with this instruction. "": none. Repeatable: systems A, B, C ...',
+    ),
+    click.option(
+        "--dims",
+        default=(),
+        type=ListOf(int, "384,128,64"),
+        help="Cut an index's vectors to these dimensions, as 384,128,64; exact search.",
+    ),
+    click.option(
+        "--recipes", default=(), type=RECIPES, help="Store copies of an index by these recipes, as int8,pq:48+rerank."
+    ),
+)
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--beir", type=INDEX, help="BEIR folder with queries.jsonl, qrels/ and corpus.jsonl.")
-@click.option("--split", help="Which qrels/SPLIT.tsv. [default: what published numbers use, mostly test]")
-@click.option("--queries", type=FILE, help="Queries, when they lie elsewhere (JSONL or TSV).")
-@click.option("--qrels", type=FILE, help="Judgements, when they lie elsewhere (BEIR or TREC form).")
+@judgement_options
 @click.option(
     "--corpus",
     type=click.Path(exists=True, path_type=Path),
-    help="Documents to show. [default: of --beir or the index]",
+    help="Texts of the documents to show. [default: of --beir, or the index]",
 )
-@click.option("--against", help='Compare with the system of this name, or with the "best". [default: the first]')
-@click.option("--metrics", help="Some of ndcg@10,recall@100,map@100,mrr@10; the first one decides. [default: all]")
-@click.option("--modes", help="Ways to search an index [default: hybrid]; modes of a report [default: all].")
-@click.option("--instruction", multiple=True, help="Ask an index so; give several. Empty: none. Systems A, B, C ...")
-@click.option("--dims", help="Cut an index's vectors to widths, as 384,128,64, and search them exactly.")
-@click.option("--recipes", help="Store copies of an index so, as int8,pq:48+rerank, and search them.")
-@click.option("--changed", default=5, show_default=True, type=click.IntRange(0), help="Queries that changed most.")
-@click.option("--flips", default=20_000, show_default=True, type=click.IntRange(100), help="Of the randomisation test.")
-@click.option("--seed", default=0, show_default=True, help="Of the randomisation test.")
-@click.option("--drop-self/--keep-self", default=None, help="Leave out a query's own id. [default: as the set asks]")
+@click.option("--against", help='Name of the system to compare with, or "best". [default: the first]')
+@click.option(
+    "--metrics",
+    type=ListOf(str, "ndcg@10,recall@100"),
+    help="Some of ndcg@10,recall@100,map@100,mrr@10; the first one ranks. [default: all]",
+)
+@_variant_options
+@click.option("--changed", default=5, show_default=True, type=click.IntRange(0), help="Most changed queries to show.")
+@click.option(
+    "--flips", default=20_000, show_default=True, type=click.IntRange(100), help="Samples of the randomisation test."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the randomisation test.")
 @fusion_options
-@click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="File for everything in JSON.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Quality against cost: PNG, SVG.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="File for a page that opens offline.")
+@table_or_json
+@report_option
+@click.option("--plot", type=NEW_FILE, callback=needs_plots, help="Draw quality against cost, as PNG and SVG.")
+@click.option("--html", type=NEW_FILE, help="Write a page that needs no network.")
 @model_options
 @click.pass_context
-def compare(context: click.Context, /, runs: tuple[str, ...], output: str, report: Path | None, **options: Any) -> None:
-    """Compare RUNs over the same queries: metrics, paired significance, and the queries that changed most.
+def compare(
+    context: click.Context,
+    /,
+    runs: tuple[str, ...],
+    judged: JudgementOptions,
+    corpus: Path | None,
+    against: str | None,
+    metrics: tuple[str, ...] | None,
+    options: VariantOptions,
+    changed: int,
+    flips: int,
+    seed: int,
+    fusion: FusionOptions,
+    output: str,
+    report: Path | None,
+    plot: Path | None,
+    html: Path | None,
+    model: ModelOptions,
+) -> None:
+    """Compare RUNS over the same queries: metrics, significance, and the queries that changed most.
 
-    A RUN is an index, which is searched, a TREC run file or a report of `searchkit evaluate`; NAME=RUN gives it a name.
-    Differences from the first system are tested by randomisation (sign flips) and by a paired t test, two-sided, and p
-    values corrected by Holm's steps for all tests in the table; * marks .05 and ** .01 by randomisation, corrected.
+    A RUN is an index to search, a TREC run file, or a report of `searchkit evaluate`; NAME=RUN names it. Each system is
+    compared with the first one by a paired randomisation test and a paired t test, two-sided. p values are corrected
+    by Holm's method over all tests of the table; * is p < .05 and ** p < .01 by randomisation, corrected.
 
     \b
-        searchkit compare runs/dense.trec runs/hybrid.trec --beir scifact/ --split test
+        searchkit compare runs/dense.trec runs/hybrid.trec --beir scifact/
         searchkit compare before=old.json after=new.json --modes hybrid --metrics ndcg@10
         searchkit compare scifact.index --beir scifact/ --modes dense,lexical,hybrid --plot costs.png --html report.html
         searchkit compare scifact.index --beir scifact/ --instruction "" --instruction "Given a claim, refute it"
         searchkit compare scifact.index --beir scifact/ --dims 384,192,96,48 --against best
         searchkit compare scifact.index --beir scifact/ --recipes int8,pq:48+rerank --plot costs.png
     """
+    require("comparing", "eval", "scipy.stats")
+    from searchkit.evaluation.comparison import check_names, checked_metrics
     from searchkit.evaluation.comparison import compare as compare_systems
-    from searchkit.metrics import METRICS
-    from searchkit.reports.comparison_page import content as told
+    from searchkit.metrics import METRICS, check_metrics
+    from searchkit.readers.corpus import kind_of
+    from searchkit.reports.comparison_page import content as page_content
     from searchkit.reports.comparison_page import shown_documents
 
     named = _named(runs)
-    _check_options(context, any(path.is_dir() for _, path in named))
-    queries, qrels, drop_self, task = judgements(options)
-    systems = _systems(named, queries, qrels, drop_self, task, options)
-    comparison = compare_systems(
-        systems,
-        against=options["against"],
-        metrics=_names(options["metrics"]) or list(METRICS),
-        changed=options["changed"],
-        flips=options["flips"],
-        seed=options["seed"],
-    )
-    texts = _texts(shown_documents(comparison), options["corpus"] or options["beir"], [path for _, path in named])
-    labels = _labels(options["instruction"])
-    about = {"instructions": labels} if labels else {}
-    content = told(comparison, queries=queries, documents=texts, qrels=qrels, about=about)
+    indexes = [path for _, path in named if path.is_dir()]
+    if not indexes:
+        _refuse_index_options(context)
+    if corpus:
+        kind_of(corpus)
+    chosen = metrics or METRICS
+    queries, qrels = judged.files()
+    with ExitStack() as stack:
+        sources: list[_Files | _Index] = [
+            _Index(name, stack.enter_context(model.open(path)), judged, queries, qrels, options)
+            if path.is_dir()
+            else _Files(name, path, judged, qrels, options)
+            for name, path in named
+        ]
+        alone = len(sources) == 1
+        check_names([name for source in sources for name in source.names(alone)], against)
+        files = [system for source in sources if isinstance(source, _Files) for system in source.systems]
+        if files:
+            checked_metrics(chosen, files)
+        if indexes:
+            check_metrics(chosen)
+        priced = bool(indexes) or any(one.seconds_per_query or one.bytes_per_document for one in files)
+        if plot and not priced:
+            raise click.UsageError("--plot needs systems with known costs: indexes or reports, not TREC runs alone")
+        if html and priced:
+            require("--html", "plots", "matplotlib.figure")
+        systems = [system for source in sources for system in source.search(alone, fusion)]
+    comparison = compare_systems(systems, against=against, metrics=chosen, changed=changed, flips=flips, seed=seed)
+    texts = _texts(shown_documents(comparison), corpus or judged.beir, indexes)
+    header = {"instructions": options.labels} if options.labels else {}
+    by_id = {query.id: query for query in queries}
+    content = page_content(comparison, queries=by_id, documents=texts, qrels=qrels or None, about=header)
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(report, content)
     if output == "json":
-        click.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        print_json(content)
     else:
-        print_comparison(comparison, labels)
+        _print_comparison(comparison, options.labels)
         _print_changes(content)
-    _write_pictures(
-        options["plot"], options["html"], comparison, content, str(options["beir"] or options["qrels"] or "")
-    )
+    set_name = judged.source.name if judged.source else ""  # without its folders: charts and pages are for others
+    title = f"{comparison.metrics[0]} and cost" + (f", {set_name}" if set_name else "")
+    if plot:
+        from searchkit.reports.comparison_plot import cost_charts
+
+        note("wrote " + ", ".join(map(str, cost_charts(plot, systems, comparison.metrics[0], title=title))))
+    if html:
+        heading = "Comparison" + (f" on {set_name}" if set_name else "")
+        _write_page(html, content, heading, systems if priced else [], comparison.metrics[0], title)
 
 
-def _check_options(context: click.Context, indexes: bool) -> None:
-    """Raise UsageError on an option that would have no effect."""
+def _refuse_index_options(context: click.Context) -> None:
+    """Raise UsageError on an option that would have no effect because no RUN is an index."""
+    records = (VariantOptions, FusionOptions, ModelOptions)
+    only_indexes = {field.name for record in records for field in fields(record)} - {"modes"}
     for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "") is not click.core.ParameterSource.DEFAULT
-        if parameter.name in _INDEXES_ONLY and given and not indexes:
+        used = context.get_parameter_source(parameter.name or "") is not click.core.ParameterSource.DEFAULT
+        if parameter.name in only_indexes and used:
             raise click.UsageError(f"{parameter.opts[0]} is for an index, and no RUN is one")
 
 
-def judgements(options: dict[str, Any]) -> tuple[dict[str, Query], Qrels | None, bool, str]:
-    """The queries by id, the judgements, whether a query's own document is left out, and the name of the set.
-
-    None and nothing where none is given.
-    """
-    from searchkit.readers.judgements import read_beir_split, read_qrels, read_queries
-    from searchkit.tasks import find_task
-
-    drop_self = bool(options["drop_self"])
-    if options["beir"]:
-        if options["qrels"] or options["queries"]:
-            raise click.UsageError("give the judgements as --beir FOLDER, or as --qrels FILE")
-        name = options["beir"].resolve().name
-        known = find_task(name)
-        asked, qrels = read_beir_split(options["beir"], options["split"] or (known.split if known else "test"))
-        drop_self = drop_self if options["drop_self"] is not None else bool(known and known.drop_self)
-        return {query.id: query for query in asked}, qrels, drop_self, name
-    asked = read_queries(options["queries"]) if options["queries"] else []
-    qrels_given = read_qrels(options["qrels"]) if options["qrels"] else None
-    return {query.id: query for query in asked}, qrels_given, drop_self, ""
+# Systems
 
 
-def _names(asked: str | None) -> list[str]:
-    return [name.strip() for name in (asked or "").split(",") if name.strip()]
+class _Files:
+    """The systems of a TREC run or a report."""
+
+    def __init__(self, name: str, path: Path, judged: JudgementOptions, qrels: Qrels, options: VariantOptions) -> None:
+        from searchkit.evaluation.comparison import read_systems
+
+        drop_self = judged.drops_self()
+        systems = read_systems(path, qrels or None, name=name, drop_self=drop_self)
+        self.systems = [
+            system
+            for system in systems
+            if not options.modes or ":" not in system.name or system.name.rpartition(":")[2] in options.modes
+        ]
+
+    def names(self, alone: bool) -> list[str]:
+        return [system.name for system in self.systems]
+
+    def search(self, alone: bool, fusion: FusionOptions) -> list[System]:
+        return self.systems
 
 
-def _labels(instructions: tuple[str, ...]) -> dict[str, str]:
-    if len(instructions) > len(ascii_uppercase):
-        raise click.UsageError(f"{len(instructions)} instructions came; give at most {len(ascii_uppercase)}")
-    return dict(zip(ascii_uppercase, instructions, strict=False))
+class _Index:
+    """The systems of an index, searched in every way that the options ask for."""
 
+    def __init__(
+        self,
+        name: str,
+        engine: SearchEngine,
+        judged: JudgementOptions,
+        queries: list[Query],
+        qrels: Qrels,
+        options: VariantOptions,
+    ) -> None:
+        from searchkit.evaluation.evaluate import judged_queries
+        from searchkit.records import Judgements
 
-def _systems(
-    named: list[tuple[str, Path]],
-    queries: dict[str, Query],
-    qrels: Qrels | None,
-    drop_self: bool,
-    task: str,
-    options: dict[str, Any],
-) -> list[System]:
-    """Every index searched in every way, every file read."""
-    from searchkit.evaluation.comparison import read_systems
+        if not (queries and qrels):
+            raise click.UsageError(
+                f"searching {engine.store.folder} takes --beir FOLDER, or --queries FILE and --qrels FILE"
+            )
+        self.name, self.engine, self.variants = name, engine, options.variants()
+        self.variants.check(engine.dim)
+        instruction, drop_self = (None, judged.drops_self()) if options.labels else judged.rules(engine)
+        self.judgements: Judgements = Judgements(str(judged.source), queries, qrels, instruction, drop_self)
+        judged_queries(engine, self.judgements)
 
-    systems: list[System] = []
-    wanted = set(_names(options["modes"]))
-    alone = len(named) == 1
-    for name, path in named:
-        if path.is_dir():
-            if qrels is None or not queries:
-                raise click.UsageError(f"{path} is searched: give --beir FOLDER, or --queries FILE and --qrels FILE")
-            found = _searched(path, queries, qrels, drop_self, task, options)
-            systems += found if alone else [replace(one, name=f"{name}: {one.name}") for one in found]
-        else:
-            found = read_systems(path, qrels, name=name, drop_self=drop_self)
-            systems += [
-                one for one in found if not wanted or ":" not in one.name or one.name.rpartition(":")[2] in wanted
-            ]
-    return systems
+    def names(self, alone: bool) -> list[str]:
+        """The systems' names, before anything is searched."""
+        return [self._name(name, alone) for name in self.variants.names()]
 
+    def search(self, alone: bool, fusion: FusionOptions) -> list[System]:
+        from searchkit.evaluation.sweep import sweep
 
-def _searched(
-    index: Path, queries: dict[str, Query], qrels: Qrels, drop_self: bool, task: str, options: dict[str, Any]
-) -> list[System]:
-    """One index, searched as the options say."""
-    from searchkit.cli.evaluate import set_rules
-    from searchkit.evaluation.sweep import Variants, sweep
-    from searchkit.ranking import SearchOptions
-    from searchkit.records import Judgements
-
-    how = {name: options[name] for name in ("model", "adapter", "device", "dtype", "threads")}
-    dims, recipes = _widths(options["dims"]), _names(options["recipes"])
-    fusion = SearchOptions(fusion=options["fusion"], dense_weight=options["dense_weight"], rrf_k=options["rrf_k"])
-    with open_engine(index, **how) as engine:
-        labels = _labels(options["instruction"])
-        instruction = None
-        if not labels:
-            rules = {"task": None, "instruction": None, "drop_self": drop_self}
-            instruction, _ = set_rules(task, rules, engine)
-        modes = _names(options["modes"]) or ([] if dims or recipes else ["hybrid"])
-        return sweep(
-            engine,
-            Judgements(task, list(queries.values()), qrels, instruction, drop_self),
-            Variants(modes, labels or None, dims, recipes),
-            options=fusion,
+        systems = sweep(
+            self.engine,
+            self.judgements,
+            self.variants,
+            options=fusion.search_options(),
             on_system=lambda name: note(f"searching {name} ..."),
         )
+        return [replace(system, name=self._name(system.name, alone)) for system in systems]
 
-
-def _widths(asked: str | None) -> list[int]:
-    try:
-        return [int(name) for name in _names(asked)]
-    except ValueError:
-        raise click.UsageError(f"--dims is {asked!r}; expected numbers of dimensions, as 384,128,64") from None
+    def _name(self, system: str, alone: bool) -> str:
+        return system if alone else f"{self.name}: {system}"
 
 
 def _named(runs: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """Every run's name, by default as much of its path as tells it from the others, and its file or index."""
-    given: list[tuple[str | None, Path]] = []
+    """Each run's name, by default as much of the end of its path as sets it apart, and its file or index."""
+    paths: list[tuple[str | None, Path]] = []
     for run in runs:
         name, equals, file = run.partition("=")
         path = Path(run) if not equals or Path(run).exists() else Path(file)
@@ -213,141 +296,123 @@ def _named(runs: tuple[str, ...]) -> list[tuple[str, Path]]:
             raise click.UsageError(
                 f"there is no file or index {path}; a RUN is an index, a TREC run, a report in JSON, or NAME=RUN"
             )
-        given.append((None if path == Path(run) else name, path))
-    stems = [path.with_suffix("").parts for _, path in given]
+        paths.append((None if path == Path(run) else name, path))
+    stems = [path.with_suffix("").parts for _, path in paths]
     names = []
-    for (own, path), parts in zip(given, stems, strict=True):
-        most = max((_shared(parts, other) for other in stems if other != parts), default=0)
-        names.append((own or "/".join(parts[-1 - most :]), path))
+    for (name_given, path), parts in zip(paths, stems, strict=True):
+        longest = max((_common_suffix(parts, other) for other in stems if other != parts), default=0)
+        names.append((name_given or "/".join(parts[-1 - longest :]), path))
     return names
 
 
-def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+def _common_suffix(first: tuple[str, ...], second: tuple[str, ...]) -> int:
     """How many parts at the end of two paths are equal."""
-    count = 0
-    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
-        count += 1
-    return count
+    length = 0
+    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
+        length += 1
+    return length
 
 
-def _texts(wanted: set[str], corpus: Path | None, places: list[Path]) -> dict[str, Document]:
-    """The documents that are shown, from the corpus or else from the first index."""
+def _texts(ids: set[str], corpus: Path | None, indexes: list[Path]) -> dict[str, Document]:
+    """The documents to show, from the corpus or else from the first index; none if the corpus cannot be read."""
+    from searchkit.engine import SearchEngine
     from searchkit.readers.corpus import read_corpus
     from searchkit.readers.lines import gz_or_plain
     from searchkit.records import Document
 
-    found: dict[str, Document] = {}
-    index = next((path for path in places if path.is_dir()), None)
+    texts: dict[str, Document] = {}
     if corpus is not None and (corpus.is_file() or gz_or_plain(corpus / "corpus.jsonl").is_file()):
-        for document in read_corpus(corpus):
-            if len(found) == len(wanted):
-                break
-            if document.id in wanted:
-                found[document.id] = document
-    elif index is not None:
-        with open_engine(index, None, None, None, "auto") as engine:
+        try:
+            for document in read_corpus(corpus):
+                if len(texts) == len(ids):
+                    break
+                if document.id in ids:
+                    texts[document.id] = document
+        except SearchkitError as error:
+            note(f"some texts are not shown: {error}")
+    elif indexes:
+        with SearchEngine.open(indexes[0]) as engine:
             for id, title, text, _ in engine.store.documents.living():
-                if id in wanted:
-                    found[id] = Document(id, text, title)
-    return found
+                if id in ids:
+                    texts[id] = Document(id, text, title)
+    return texts
 
 
-def _write_pictures(
-    plot: Path | None, html: Path | None, comparison: Comparison, content: dict[str, Any], judged_by: str
+# Output
+
+
+def _write_page(
+    file: Path, content: dict[str, Any], heading: str, systems: list[System], metric: str, title: str
 ) -> None:
-    """The chart where one is asked for, the page with a chart in it where the costs are known."""
+    """Write the HTML page, with a chart of quality against cost if there are systems with known costs."""
     from tempfile import TemporaryDirectory
 
-    from searchkit.reports.comparison_page import html as page
+    from searchkit.reports.comparison_page import html
     from searchkit.reports.comparison_plot import cost_charts
 
-    metric, systems = comparison.metrics[0], comparison.systems
-    judged_by = Path(judged_by).name  # a picture is for others, who do not have the folder
-    title = f"{metric} and what it costs" + (f", {judged_by}" if judged_by else "")
-    if plot:
-        note("wrote " + ", ".join(map(str, cost_charts(plot, systems, metric, title=title))))
-    if html:
+    with TemporaryDirectory(prefix="searchkit-") as folder:
         charts = None
-        with TemporaryDirectory(prefix="searchkit-") as folder:
-            if any(one.seconds_per_query or one.bytes_per_document for one in systems):
-                _, light, _, dark = cost_charts(Path(folder) / "chart", systems, metric, title=title)
-                charts = light, dark
-            heading = "Comparison" + (f" on {judged_by}" if judged_by else "")
-            html.parent.mkdir(parents=True, exist_ok=True)
-            html.write_text(page(content, title=heading, charts=charts), encoding="utf-8")
-        note(f"wrote {html}")
+        if systems:
+            _, light, _, dark = cost_charts(Path(folder) / "chart", systems, metric, title=title)
+            charts = light, dark
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(html(content, title=heading, charts=charts), encoding="utf-8")
+    note(f"wrote {file}")
 
 
-def print_comparison(comparison: Comparison, labels: dict[str, str] | None = None) -> None:
+def _print_comparison(comparison: Comparison, labels: dict[str, str]) -> None:
     """Two tables: the means, and every difference with its tests."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from searchkit.metrics import means
     from searchkit.reports.comparison_page import readable_p, stars
 
-    marks = {(one.system, one.metric): stars(one.adjusted_randomisation) for one in comparison.differences}
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("system", no_wrap=True)
-    timed = any(one.seconds_per_query is not None for one in comparison.systems)
-    for name in (*comparison.metrics, *(("ms/query", "bytes/document") if timed else ())):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in comparison.systems:
-        values = means(one.per_query)
-        row = [f"{values[name]:.4f}{marks.get((one.name, name), ''):<2}" for name in comparison.metrics]
+    marks = {(item.system, item.metric): stars(item.adjusted_randomisation) for item in comparison.differences}
+    timed = any(system.seconds_per_query is not None for system in comparison.systems)
+    rows = []
+    for system in comparison.systems:
+        values = means(system.per_query)
+        row = [f"{values[name]:.4f}{marks.get((system.name, name), ''):<2}" for name in comparison.metrics]
         if timed:
-            row.append("-" if one.seconds_per_query is None else f"{1000 * one.seconds_per_query:.1f}")
-            row.append("-" if one.bytes_per_document is None else readable_bytes(one.bytes_per_document))
-        table.add_row(escape(one.name), *row)
-    tests = Table(show_edge=False, pad_edge=False)
-    tests.add_column(escape(f"against {comparison.against}"), no_wrap=True)
-    tests.add_column("metric", no_wrap=True)
-    for name in ("change", "95 % interval", "win/tie/loss", "p", "p, Holm", "p of t", "p of t, Holm"):
-        tests.add_column(name, justify="right", no_wrap=True)
-    for difference in comparison.differences:
-        test = difference.test
-        tests.add_row(
-            escape(difference.system),
-            difference.metric,
-            f"{test.difference:+.4f}",
-            f"{test.low:+.4f} to {test.high:+.4f}",
-            f"{test.wins}/{test.ties}/{test.losses}",
-            *(
-                readable_p(p)
-                for p in (test.p_randomisation, difference.adjusted_randomisation, test.p_t, difference.adjusted_t)
-            ),
+            row.append("-" if system.seconds_per_query is None else f"{1000 * system.seconds_per_query:.1f}")
+            row.append("-" if system.bytes_per_document is None else readable_bytes(system.bytes_per_document))
+        rows.append([system.name, *row])
+    print_table(["system", *comparison.metrics, *(("ms/query", "bytes/document") if timed else ())], rows)
+    say()
+    rows = []
+    for item in comparison.differences:
+        test = item.test
+        p_values = (test.p_randomisation, item.adjusted_randomisation, test.p_t, item.adjusted_t)
+        rows.append(
+            [
+                item.system,
+                item.metric,
+                f"{test.difference:+.4f}",
+                f"{test.low:+.4f} to {test.high:+.4f}",
+                f"{test.wins}/{test.ties}/{test.losses}",
+                *map(readable_p, p_values),
+            ]
         )
-    console = Console()
-    if console.width < _WIDE and not console.is_terminal:
-        console = Console(width=_WIDE)
-    console.print(table)
-    console.print()
-    console.print(tests)
-    for label, instruction in (labels or {}).items():
+    names = ["change", "95 % interval", "win/tie/loss", "p", "p, Holm", "p (t)", "p (t), Holm"]
+    print_table([f"against {comparison.against}", "metric", *names], rows, left=2)
+    for label, instruction in labels.items():
         note(f"{label}: {instruction or 'no instruction'}")
     queries = len(comparison.systems[0].per_query[comparison.metrics[0]])
-    note(f"{queries} queries; Holm's correction for {comparison.tests} tests; * p < .05, ** p < .01 after it")
+    note(f"{count(queries, 'query')}; Holm's correction for {count(comparison.tests, 'test')}; * p < .05, ** p < .01")
 
 
 def _print_changes(content: dict[str, Any]) -> None:
     metric = content["metrics"][0]
     for name, changes in content["changes"].items():
         if changes:
-            click.echo(f"\n{name} against {content['against']}: the queries whose {metric} changed most")
+            say(f"\n{name} against {content['against']}: the queries whose {metric} changed most")
         for change in changes:
-            text = f"  {_short(change['text'])}" if change["text"] else ""
-            click.echo(f"\n  {change['query']}  {change['before']:.3f} -> {change['after']:.3f}{text}")
+            text = f"  {shorten(change['text'], _TEXT)}" if change["text"] else ""
+            say(f"\n  {change['query']}  {change['before']:.3f} -> {change['after']:.3f}{text}")
             for when in ("before", "after"):
-                for rank, document in enumerate(change[f"documents_{when}"], 1):
+                documents = change[f"documents_{when}"]
+                for rank, document in enumerate(documents, 1):
                     label = when if rank == 1 else ""
                     grade = "?" if document["grade"] is None else document["grade"]
-                    said = _short(" ".join(part for part in (document.get("title"), document.get("text")) if part))
-                    click.echo(f"    {label:<6} {rank}. [{grade}] {document['id']}  {said}".rstrip())
-                if not change[f"documents_{when}"]:
-                    click.echo(f"    {when:<6} nothing is known of what was found")
-
-
-def _short(text: str) -> str:
-    words = " ".join(text.split())
-    return words if len(words) <= _TEXT else words[: _TEXT - 1].rstrip() + "…"
+                    text = shorten(f"{document.get('title', '')} {document.get('text', '')}", _TEXT)
+                    say(f"    {label:<6} {rank}. [{grade}] {document['id']}  {text}".rstrip())
+                if not documents:
+                    say(f"    {when:<6} no hits recorded")

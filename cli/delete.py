@@ -1,33 +1,33 @@
-"""`searchkit delete`: documents out of an index."""
+"""`searchkit delete`: remove documents from an index."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 import click
 
-from searchkit.cli.options import INDEX, format_option, note
+from searchkit.cli.options import INDEX, text_or_json
+from searchkit.cli.output import count, note, print_json, say
 
 _SHOWN = 10
-_MUCH = 0.2
-"""Share of deleted passages from which on compacting pays: scans and graphs visit the dead as well."""
+_COMPACT = 0.2
+"""Share of deleted passages at which compacting pays: scans and graphs still visit them."""
 
 
 @click.command()
 @click.argument("index", type=INDEX)
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--ids", "file", type=click.File(encoding="utf-8"), help="File with an id a line; - is standard input.")
-@click.option("--where", help="Delete what matches a filter on the metadata, in JSON.")
-@click.option("--dry-run", is_flag=True, help="Only say how many it would be.")
-@format_option
+@click.option("--ids", "file", type=click.File("rb"), help="File with one id per line; - for standard input.")
+@click.option("--where", help="Delete documents whose metadata match this JSON filter.")
+@click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
+@text_or_json
 def delete(
-    index: Path, ids: tuple[str, ...], file: TextIO | None, where: str | None, dry_run: bool, output: str
+    index: Path, ids: tuple[str, ...], file: IO[bytes] | None, where: str | None, dry_run: bool, output: str
 ) -> None:
-    """Delete documents from INDEX by their ids, by a filter, or both.
+    """Delete documents from INDEX by id, by a metadata filter, or both.
 
-    They are found no more from that moment; `searchkit compact` frees their space.
+    They disappear from search results immediately; `searchkit compact` frees their space.
 
     \b
         searchkit delete papers.index 4983 10.1000/182
@@ -40,8 +40,8 @@ def delete(
 
     parsed = None if where is None else parse_filter(where)
     if parsed == {}:
-        raise click.UsageError("--where {} matches every document; to be rid of all, remove the folder")
-    wanted = [*ids, *(line.rstrip("\r\n") for line in file or () if line.strip())]
+        raise click.UsageError("--where {} matches every document; to delete all of them, remove the folder")
+    wanted = [*ids, *(_read_ids(file) if file else ())]
     with SearchEngine.open(index, writable=not dry_run) as engine:
         before = len(engine)
         for fault in engine.filter_faults(parsed) if parsed else ():
@@ -52,13 +52,31 @@ def delete(
         _, dead = engine.store.documents.waiting()
         _, passages = engine.store.documents.counts()
     if output == "json":
-        found = {"index": str(index), "deleted": deleted, "total": total, "unknown": unknown, "dry_run": dry_run}
-        click.echo(json.dumps(found, ensure_ascii=False))
+        print_json(
+            {"index": str(index), "deleted": deleted, "total": total, "unknown": unknown, "dry_run": dry_run},
+            indent=None,
+        )
     else:
-        click.echo(f"{index}: {deleted} documents {'would be ' if dry_run else ''}deleted, of {before}")
+        say(f"{index}: {count(deleted, 'document')} {'would be ' if dry_run else ''}deleted, of {before:,}")
     if unknown:
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
         note(f"not in the index: {', '.join(unknown[:_SHOWN])}{more}")
-    if dead > _MUCH * (dead + passages):
+    if dead > _COMPACT * (dead + passages):
         share = dead / (dead + passages)
         note(f"{share:.0%} of the passages are deleted; free their space with: searchkit compact {index}")
+
+
+def _read_ids(file: IO[bytes]) -> list[str]:
+    from searchkit.errors import CorpusError
+    from searchkit.readers.lines import Lines
+
+    ids = []
+    lines = Lines(file, getattr(file, "name", "standard input"), "utf-8")
+    location = lines.begin()
+    for line in lines:
+        if lines.fault:
+            raise CorpusError(f"{location}: {lines.fault}; nothing was deleted")
+        if line.strip():
+            ids.append(line.rstrip("\r\n"))
+        location = lines.begin()
+    return ids

@@ -1,4 +1,4 @@
-"""`searchkit demo`: the main job on a small corpus, from nothing."""
+"""`searchkit demo`: the main workflow on a small corpus."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import shutil
 from pathlib import Path
 
 import click
+
+from searchkit.cli.options import NEW_FOLDER
+from searchkit.cli.output import say
+from searchkit.errors import InputError
 
 _QUESTION = "Is it fair for an employer to forbid you to join a rival?"
 _INSTRUCTIONS = (
@@ -16,16 +20,17 @@ _INSTRUCTIONS = (
 
 @click.command()
 @click.option(
-    "--index",
-    "folder",
-    default="demo.index",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder to write; an index that is there is made anew.",
+    "--index", "folder", default="demo.index", show_default=True, type=NEW_FOLDER, help="Folder for the index."
 )
-def demo(folder: Path) -> None:
-    """Index a small corpus, search it under two instructions, evaluate it."""
-    from searchkit.cli.evaluate import print_table
+@click.option("--force", is_flag=True, help="Delete an index that exists there.")
+def demo(folder: Path, force: bool) -> None:
+    """Try it: index a small corpus, search it with two instructions, evaluate it.
+
+    \b
+        searchkit demo
+        searchkit demo --index /tmp/demo.index --force
+    """
+    from searchkit.cli.evaluate import print_evaluations
     from searchkit.cli.search import print_hits
     from searchkit.engine import SearchEngine
     from searchkit.evaluation.evaluate import EVALUATION_MODES, evaluate
@@ -35,21 +40,26 @@ def demo(folder: Path) -> None:
     from searchkit.records import Query
 
     corpus = corpus_folder("intents")
-    if (folder / "index.db").is_file():
+    if (folder / "index.db").exists():
+        if not force:
+            raise InputError(
+                f"{folder} is an index already; --force deletes it and builds the demo there, "
+                "--index FOLDER builds the demo elsewhere"
+            )
         shutil.rmtree(folder)
     with SearchEngine.create(folder, chunk_tokens=0) as engine:
         report = engine.add(read_corpus(corpus))
-        click.echo(f"Indexed {report.documents} documents of {corpus} in {report.seconds:.1f} s.\n")
+        say(f"Indexed {report.documents} documents of {corpus} in {report.seconds:.1f} s.\n")
         for instruction in _INSTRUCTIONS:
-            click.echo(f"Instruction: {instruction}")
-            # By vectors alone: words know nothing of an instruction.
+            say(f"Instruction: {instruction}")
+            # Dense only: lexical search ignores instructions.
             hits = engine.search(_QUESTION, instruction=instruction, k=2, options=SearchOptions(mode="dense"))
             print_hits(Query("1", _QUESTION), hits)
-            click.echo()
+            say()
         judgements = read_judgements(corpus, split="test")
-        click.echo(f"{len(judgements.queries)} queries with judgements, each with its own instruction:")
-        print_table(evaluate(engine, judgements, modes=EVALUATION_MODES))
-    click.echo(f"""
+        say(f"{len(judgements.queries)} queries with judgements, each with its own instruction:")
+        print_evaluations(evaluate(engine, judgements, modes=EVALUATION_MODES))
+    say(f"""
 The index is {folder.resolve()}. Try next:
   searchkit search {folder} "does an afternoon nap help" -k 3
   searchkit info {folder}

@@ -1,8 +1,7 @@
-"""`searchkit evaluate --diagnose`: where an index loses, beside how much."""
+"""What `searchkit evaluate --diagnose` adds: where an index loses quality."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import FILE, F, note
-from searchkit.errors import MissingExtraError
+from searchkit.cli.options import FusionOptions, require
+from searchkit.cli.output import count, note, print_table, say, shorten, write_json
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
@@ -20,74 +19,49 @@ if TYPE_CHECKING:
     from searchkit.records import Judgements, Query
 
 _RANKS = (1, 10, 100, 1000)
-_WORST = 5  # queries that are named
-_TEXT = 70  # characters of one
-_FUSED = " (hybrid joins deeper lists then, so that its recall@100 is not the one above)"
+_WORST = 5  # queries listed
+_TEXT = 70  # columns of a query
+_FUSED = " (hybrid fuses deeper lists here, so its recall@100 differs from the one above)"
 
 
-def diagnose_options(command: F) -> F:
-    """A closer look at an evaluation."""
-    for option in reversed(
-        [
-            click.option(
-                "--diagnose",
-                type=click.Path(file_okay=False, path_type=Path),
-                help="Say where it loses: by rank, length, what is cut, holes in judgements. Folder for JSON, charts.",
-            ),
-            click.option("--pairs", type=FILE, multiple=True, help="Training pairs to look for the test set in."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def check(options: dict[str, Any]) -> None:
-    """Raise before anything is searched: UsageError on options without effect, ImportError on missing libraries."""
-    if options["pairs"] and not options["diagnose"]:
-        raise click.UsageError("--pairs goes with --diagnose FOLDER only")
-    if options["diagnose"]:
-        try:
-            import matplotlib  # noqa: F401
-            import scipy  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(f"--diagnose needs {error.name}: pip install 'searchkit[eval]'") from error
+def needs_libraries(context: click.Context, parameter: click.Parameter, folder: Path | None) -> Path | None:
+    """Option callback: refuse a diagnosis before any work if a library is missing."""
+    if folder is not None:
+        require("--diagnose", "eval", "matplotlib.figure", "scipy")
+    return folder
 
 
 def diagnose_evaluation(
-    engine: SearchEngine,
-    judgements: Judgements,
-    evaluations: list[Evaluation],
-    about: dict[str, Any],
-    options: dict[str, Any],
-    settings: Any,
-) -> tuple[Diagnosis, list[dict[str, Any]]]:
-    """Diagnose, look for leaks, write diagnosis.json and the charts, and return what was found."""
+    engine: SearchEngine, judgements: Judgements, evaluations: list[Evaluation], fusion: FusionOptions
+) -> Diagnosis:
+    """Diagnose an evaluation, reporting each step."""
     from searchkit.evaluation.diagnosis import diagnose
-    from searchkit.reports.diagnosis_plot import diagnosis_charts
 
-    found = diagnose(
+    return diagnose(
         engine,
         judgements,
         evaluations,
-        options=settings,
+        options=fusion.search_options(),
         on_step=lambda step: note(f"{step} ..."),
     )
-    leaks = [_leaks(file, engine, judgements.queries, evaluations) for file in options["pairs"]]
-    folder: Path = options["diagnose"]
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {**about, **found.summary(), "pairs": leaks}
+
+
+def write_diagnosis(
+    folder: Path, header: dict[str, Any], diagnosis: Diagnosis, leaks: Sequence[dict[str, Any]], *, title: str
+) -> None:
+    """Write diagnosis.json and the charts."""
+    from searchkit.reports.diagnosis_plot import diagnosis_charts
+
     file = folder / "diagnosis.json"
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    name = (options["beir"] or options["qrels"]).resolve().name
-    written = diagnosis_charts(folder, found, title=name)
-    note(f"wrote {file} and {len(written)} charts beside it")
-    return found, leaks
+    write_json(file, {**header, **diagnosis.summary(), "pairs": leaks})
+    charts = diagnosis_charts(folder, diagnosis, title=title)
+    note(f"wrote {file} and {count(len(charts), 'chart')}")
 
 
-def _leaks(
-    file: Path, engine: SearchEngine, queries: Sequence[Query], evaluations: Iterable[Evaluation]
+def find_pair_leaks(
+    file: Path, engine: SearchEngine, judgements: Judgements, evaluations: Iterable[Evaluation]
 ) -> dict[str, Any]:
-    """What a file of training pairs shares with the queries and the index, and the scores without shared queries."""
+    """What training pairs share with the test queries and the index, and the scores without the shared queries."""
     from searchkit.evaluation.diagnosis import Grouping
     from searchkit.training.contamination import find_leaks
     from searchkit.training.dataset import read_examples
@@ -95,10 +69,11 @@ def _leaks(
 
     note(f"comparing {file} with the queries and the index ...")
     scores = {item.mode: item.per_query["ndcg@10"] for item in evaluations}
-    judged = [query for query in queries if query.id in next(iter(scores.values()))]
-    leaks = find_leaks(read_examples(file, corpus=engine), judged, engine.documents())
-    shared = [query.id for query in judged if fingerprint(query.text) in leaks.asked]
-    others = [id for id in next(iter(scores.values())) if id not in set(shared)]
+    first_mode = next(iter(scores.values()))
+    queries = [query for query in judgements.queries if query.id in first_mode]
+    leaks = find_leaks(read_examples(file, corpus=engine), queries, engine.documents())
+    shared = [query.id for query in queries if fingerprint(query.text) in leaks.asked]
+    others = [id for id in first_mode if id not in set(shared)]
     means = Grouping(scores).means(others) if shared and others else {}
     return {
         "file": str(file),
@@ -112,127 +87,102 @@ def _leaks(
     }
 
 
-def print_diagnosis(found: Diagnosis, leaks: Sequence[dict[str, Any]], queries: Sequence[Query]) -> None:
-    """What a person reads first; everything else is in diagnosis.json."""
-    from rich.console import Console
-    from rich.text import Text
-
-    def say(text: str) -> None:
-        console.print(Text(text), soft_wrap=True)
-
-    console = Console()
-    deepest = max(len(curve) for curve in found.recall.values())
-    say(f"\n{_judgements(found)}")
-    say(f"\nrecall by rank, searching for {deepest:,} documents" + (_FUSED if "hybrid" in found.recall else ""))
-    console.print(_recall_table(found, deepest))
-    say("\nnDCG@10 by words of the query, with 95 % intervals")
-    console.print(_group_table("words", found.by_words))
-    say(f"\n{_lengths('documents', found.documents, found.cut)}\n{_lengths('queries', found.queries, True)}")
-    if len(found.by_document) > 1:
-        done = "cut" if found.cut else "split"
-        say(f"nDCG@10 by how many of a query's relevant documents are {done}")
-        console.print(_group_table("", found.by_document))
-    if found.by_query:
-        say("nDCG@10 by whether the query is cut")
-        console.print(_group_table("", found.by_query))
-    for one in leaks:
-        say(f"\n{_told(one)}")
-    say("\nqueries whose first relevant document comes last, by its rank")
-    console.print(_worst_table(found, queries))
+def print_diagnosis(diagnosis: Diagnosis, leaks: Sequence[dict[str, Any]], queries: Sequence[Query]) -> None:
+    """Print the main findings; diagnosis.json has the rest."""
+    deepest = max(len(curve) for curve in diagnosis.recall.values())
+    say(f"\n{_judgements(diagnosis)}")
+    say(f"\nrecall by rank, among {deepest:,} hits" + (_FUSED if "hybrid" in diagnosis.recall else ""))
+    _print_recall(diagnosis, deepest)
+    say("\nnDCG@10 by number of words in the query, with 95 % intervals")
+    _print_groups("words", diagnosis.by_words)
+    say(f"\n{_lengths('documents', diagnosis.documents, diagnosis.cut)}")
+    say(_lengths("queries", diagnosis.queries, True))
+    if len(diagnosis.by_document) > 1:
+        say(f"nDCG@10 by how many relevant documents are {'truncated' if diagnosis.cut else 'split'}")
+        _print_groups("", diagnosis.by_document)
+    if diagnosis.by_query:
+        say("nDCG@10 by whether the query is truncated")
+        _print_groups("", diagnosis.by_query)
+    for shared in leaks:
+        say(f"\n{_leaks(shared)}")
+    say("\nqueries whose first relevant document ranks lowest, with its rank")
+    _print_worst(diagnosis, queries)
 
 
-def _judgements(found: Diagnosis) -> str:
-    counts = found.judgements
+def _judgements(diagnosis: Diagnosis) -> str:
+    counts = diagnosis.judgements
     parts = [
-        f"{counts['relevant']:,} relevant documents judged for {counts['queries']:,} queries",
+        f"{counts['relevant']:,} documents judged relevant for {counts['queries']:,} queries",
         f"{counts['not_relevant']:,} judged not relevant",
     ]
     if not counts["not_relevant"]:
-        parts[1] = "none judged not relevant, so that an unjudged one may be either"
+        parts[1] = "none judged not relevant, so an unjudged document may be either"
     if counts["queries_without_relevant"]:
-        parts.append(f"{counts['queries_without_relevant']:,} queries without a relevant document count as zero")
+        parts.append(f"queries without a relevant document, which score zero: {counts['queries_without_relevant']:,}")
     if counts["unknown"]:
         parts.append(f"judged documents that are not in the index: {counts['unknown']:,}")
     return "; ".join(parts)
 
 
-def _recall_table(found: Diagnosis, deepest: int) -> Any:
+def _print_recall(diagnosis: Diagnosis, deepest: int) -> None:
     ranks = sorted({*(rank for rank in _RANKS if rank < deepest), deepest})
-    names = ["mode", *(f"@{rank:,}" for rank in ranks), "judged@10", "never found"]
     rows = [
         [
             mode,
             *(f"{curve[rank - 1]:.4f}" for rank in ranks),
-            "-" if isnan(found.judged[mode]) else f"{found.judged[mode]:.4f}",
-            str(found.unfound(mode)),
+            "-" if isnan(diagnosis.judged[mode]) else f"{diagnosis.judged[mode]:.4f}",
+            str(diagnosis.unfound(mode)),
         ]
-        for mode, curve in found.recall.items()
+        for mode, curve in diagnosis.recall.items()
     ]
-    return _table(names, rows)
+    print_table(["mode", *(f"@{rank:,}" for rank in ranks), "judged@10", "never found"], rows)
 
 
-def _group_table(name: str, groups: Sequence[Group]) -> Any:
+def _print_groups(name: str, groups: Sequence[Group]) -> None:
     modes = list(groups[0].scores)
     rows = [
         [group.name, str(len(group.queries)), *(_interval(group.scores[mode]) for mode in modes)] for group in groups
     ]
-    return _table([name, "n", *modes], rows)
+    print_table([name, "n", *modes], rows)
 
 
 def _interval(score: Interval) -> str:
     return f"{score.mean:.3f}" if isnan(score.low) else f"{score.mean:.3f} ({score.low:.2f}-{score.high:.2f})"
 
 
-def _lengths(what: str, lengths: Lengths, cut: bool) -> str:
-    head = f"{what}: {lengths.longer:,} of {lengths.texts:,} are longer than {lengths.room:,} tokens"
+def _lengths(name: str, lengths: Lengths, cut: bool) -> str:
+    head = f"{name}: {lengths.longer:,} of {lengths.texts:,} are longer than {lengths.room:,} tokens"
     if not lengths.longer:
-        return f"{head} (the longest has {lengths.longest:,})"
-    done = "cut there, and lost to vectors are" if cut else "in several passages, and past the first are"
-    share = lengths.beyond / lengths.tokens
-    return f"{head} (the longest has {lengths.longest:,}); they are {done} {share:.1%} of all tokens"
+        return f"{head} (longest: {lengths.longest:,})"
+    share = f"{lengths.beyond / lengths.tokens:.1%} of all tokens"
+    effect = f"truncation hides {share} from the vectors" if cut else f"{share} are in passages after the first"
+    return f"{head} (longest: {lengths.longest:,}); {effect}"
 
 
-def _told(leaks: dict[str, Any]) -> str:
+def _leaks(leaks: dict[str, Any]) -> str:
     lines = [
-        f"{leaks['file']}: {leaks['examples']:,} pairs; {leaks['with_a_test_query']:,} ask a test query, "
-        f"{leaks['with_an_indexed_document']:,} hold a document of the index, "
-        f"{leaks['low_entropy']:,} share a text of so few words that it may be chance"
+        f"{leaks['file']}: {count(leaks['examples'], 'pair')}; {leaks['with_a_test_query']:,} contain a test query, "
+        f"{leaks['with_an_indexed_document']:,} a document of the index, "
+        f"{leaks['low_entropy']:,} share a text so short that it may be chance"
     ]
     if leaks["shared_queries"]:
         scores = ", ".join(f"{mode} {score['mean']:.4f}" for mode, score in leaks["ndcg@10_without_them"].items())
         lines.append(
-            f"  test queries that are trained on: {len(leaks['shared_queries']):,}; a score with them means little. "
-            f"nDCG@10 without them: {scores or 'no query is left'}"
+            f"  test queries in the training pairs: {len(leaks['shared_queries']):,}; scores that include them mean "
+            f"little. nDCG@10 without them: {scores or 'no query is left'}"
         )
     return "\n".join(lines)
 
 
-def _worst_table(found: Diagnosis, queries: Sequence[Query]) -> Any:
-    """Queries by the rank of their first relevant document, deepest first, in the mode that finds it first."""
-    modes = list(found.first)
-    ranks = {query: [found.first[mode][query] for mode in modes] for query in found.first[modes[0]]}
-    never = 1 + max(len(curve) for curve in found.recall.values())
+def _print_worst(diagnosis: Diagnosis, queries: Sequence[Query]) -> None:
+    """Queries by the rank of their first relevant document in their best mode, lowest first."""
+    modes = list(diagnosis.first)
+    ranks = {query: [diagnosis.first[mode][query] for mode in modes] for query in diagnosis.first[modes[0]]}
+    never = 1 + max(len(curve) for curve in diagnosis.recall.values())
     texts = {query.id: query.text for query in queries}
     order = sorted(ranks, key=lambda query: -min(never if rank is None else rank for rank in ranks[query]))
     rows = [
-        [_shortened(texts.get(query, query)), *("-" if rank is None else f"{rank:,}" for rank in ranks[query])]
+        [shorten(texts.get(query, query), _TEXT), *("-" if rank is None else f"{rank:,}" for rank in ranks[query])]
         for query in order[:_WORST]
     ]
-    return _table(["query", *modes], rows, wrap=True)
-
-
-def _shortened(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _TEXT else text[: text.rfind(" ", 0, _TEXT)] + " …"
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]], *, wrap: bool = False) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False)
-    for n, name in enumerate(names):
-        table.add_column(name, justify="right" if n else "left", no_wrap=n > 0 or not wrap)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
+    print_table(["query", *modes], rows)

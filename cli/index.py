@@ -1,50 +1,91 @@
-"""`searchkit index`: a corpus becomes an index."""
+"""`searchkit index`: build an index from a corpus."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from glob import has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import MULTILINGUAL, corpus_options, format_option, model_options, note, table_options
+from searchkit.cli.options import (
+    MULTILINGUAL,
+    NEW_FOLDER,
+    CorpusOptions,
+    ModelOptions,
+    as_record,
+    corpus_options,
+    model_options,
+    text_or_json,
+)
+from searchkit.cli.output import count, note, print_json, progress_bar, say
 from searchkit.errors import CorpusError, RejectedRowError, SearchkitError
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
 
 
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What an index is built with, and bound to."""
+
+    max_length: int | None
+    dim: int | None
+    force_dim: bool
+    chunk_tokens: int | None
+    overlap: int | None
+    language: str | None
+
+
+_build_options = as_record(
+    "build",
+    BuildOptions,
+    click.option(
+        "--max-length", type=click.IntRange(8), help="Truncate inputs to this many tokens. [default: the model's limit]"
+    ),
+    click.option(
+        "--dim", type=click.IntRange(1), help="Keep only the first DIM dimensions (Matryoshka). [default: all]"
+    ),
+    click.option("--force-dim", is_flag=True, help="Allow --dim for a model that was not trained for it."),
+    click.option(
+        "--chunk-tokens",
+        type=click.IntRange(0),
+        help="Split documents into passages of at most this many tokens; 0: do not split. "
+        "[default: the model's limit, at most 512; BEIR: 0]",
+    ),
+    click.option("--overlap", type=click.IntRange(0), help="Tokens that neighbouring passages share. [default: 1/8]"),
+    click.option("--language", help="Stemming and stop words of lexical search; none: neither. [default: english]"),
+)
+
+
 @click.command()
 @click.argument("corpus")
-@click.option("--index", "folder", type=click.Path(path_type=Path), help="Folder to write. [default: CORPUS.index]")
-@model_options
-@click.option("--max-length", type=click.IntRange(8), help="Most tokens of one input. [default: the model's]")
-@click.option("--dim", type=click.IntRange(1), help="Keep this many dimensions (Matryoshka). [default: all]")
-@click.option("--force-dim", is_flag=True, help="Allow --dim on a model that was not trained for it.")
-@click.option(
-    "--chunk-tokens",
-    type=click.IntRange(0),
-    help="Longest passage; 0 keeps documents whole. [default: the model's length, 512 at most; BEIR: 0]",
-)
-@click.option("--overlap", type=click.IntRange(0), help="Tokens neighbouring passages share. [default: an eighth]")
-@click.option("--language", help="Stemming and stop words for BM25, or none. [default: english]")
+@click.option("--index", "folder", type=NEW_FOLDER, help="Folder for the index. [default: CORPUS.index]")
+@_build_options
 @click.option(
     "--recipe",
-    help="How to store the vectors once all are in: a name such as pq:48+rerank (see searchkit compress), or auto: the "
-    "smallest of some that finds 95 % of what exact search finds.",
+    help="How to store the vectors once all are in: a recipe such as pq:48+rerank (see searchkit compress), or auto: "
+    "the smallest that keeps 95 % of exact search's hits.",
 )
 @corpus_options
-@format_option
-def index(corpus: str, folder: Path | None, **options: Any) -> None:
-    """Build an index from CORPUS, or go on where a stopped run left off.
+@text_or_json
+@model_options
+def index(
+    corpus: str,
+    folder: Path | None,
+    build: BuildOptions,
+    recipe: str | None,
+    reading: CorpusOptions,
+    output: str,
+    model: ModelOptions,
+) -> None:
+    """Build an index from CORPUS, or resume building it.
 
     CORPUS is a BEIR folder, a .jsonl, .csv, .tsv or .parquet file, a folder of notes and documents (.md, .txt, .html,
-    .pdf, .docx, .epub ...), a pattern such as 'notes/*.md', or - for JSON lines on standard input. Stop it at any time:
-    the same command resumes, and embeds nothing twice.
+    .pdf, .docx, .epub ...), a pattern such as 'notes/*.md', or - for JSON lines on standard input. Stop it at any time
+    and run it again to resume: nothing is embedded twice.
 
     \b
         searchkit index papers/ --index papers.index
@@ -53,168 +94,175 @@ def index(corpus: str, folder: Path | None, **options: Any) -> None:
     from searchkit.readers.corpus import kind_of
 
     folder = folder or _default_folder(corpus)
-    made = not folder.exists()
-    recipe = options["recipe"]
-    with _engine(folder, kind_of(corpus, options["kind"]), options) as engine:
+    created = not folder.exists()
+    with _open_or_create(folder, kind_of(corpus, reading.kind), build, model) as engine:
         if recipe:
             from searchkit.cli.compress import check_recipe, store_by
 
             try:
                 check_recipe(engine, recipe)
-            except ValueError:
-                if made:
+            except SearchkitError:
+                if created:
                     shutil.rmtree(folder)
                 raise
-        add_corpus(engine, corpus, options, made=made)
+        add_corpus(engine, corpus, reading, output, created=created)
         if recipe:
             store_by(engine, recipe)
 
 
 def add_corpus(
-    engine: SearchEngine, corpus: str, options: dict[str, Any], *, update: bool = False, made: bool = False
+    engine: SearchEngine,
+    corpus: str,
+    reading: CorpusOptions,
+    output: str,
+    *,
+    update: bool = False,
+    created: bool = False,
 ) -> None:
-    """Add a corpus to an index that is open, show how far it is, and print what was done.
+    """Add a corpus to an open index with a progress bar, and print a report.
 
     Args:
         engine: The index.
         corpus: As on the command line.
-        options: Those of `corpus_options` and `format_option`.
+        reading: How to read it.
+        output: "text" or "json".
         update: Replace documents whose content has changed.
-        made: The index is new, and of no use when nothing comes into it.
+        created: The index is new; it is removed if nothing gets into it.
     """
     from searchkit.readers.corpus import Fields, ReadReport, Rejects, estimate_documents, kind_of, read_corpus
 
     folder, is_file = engine.store.folder, corpus == "-" or Path(corpus).is_file()
-    skip = options["on_error"] == "skip"
-    if options["on_error"] is None and not is_file:  # one bad note must not stop the others
-        skip = kind_of(corpus, options["kind"]) == "files"
-    fields = Fields(
-        options["id_field"], options["title_field"], options["text_field"], options["metadata_field"] or None
-    )
-    table = table_options(options["columns"], options["delimiter"], options["no_header"])
+    skip = reading.on_error == "skip"
+    if reading.on_error is None and not is_file:  # one bad note must not stop the others
+        skip = kind_of(corpus, reading.kind) == "files"
     read = ReadReport()
-    rejects = options["rejects"] or folder.with_name(folder.name + ".rejects.jsonl")
-    with Rejects(rejects if skip else None) as refused:
+    fields = Fields(reading.id_field, reading.title_field, reading.text_field, reading.metadata_field or None)
+    file = reading.rejects or folder.with_name(folder.name + ".rejects.jsonl")
+    with Rejects(file if skip else None) as rejects:
         try:
             documents = read_corpus(
                 corpus,
-                kind=options["kind"],
+                kind=reading.kind,
                 fields=fields,
-                table=table,
-                rejects=refused,
+                table=reading.table(),
+                rejects=rejects,
                 report=read,
-                encoding=options["encoding"],
+                encoding=reading.encoding,
             )
-            with _Progress(estimate_documents(corpus, options["kind"])) as progress:
+            with _Progress(estimate_documents(corpus, reading.kind)) as progress:
                 report = engine.add(
                     documents,
                     update=update,
-                    on_refused=lambda document, reason: refused.refuse(
+                    on_refused=lambda document, reason: rejects.refuse(
                         document.place or f"id {document.id!r}", reason, document.as_row()
                     ),
                     on_progress=progress.update,
                 )
-            if made and refused.count and not len(engine):
-                raise CorpusError(f"{corpus}: nothing could be indexed; rejected: {refused.summary(read.rows)}")
+            if created and rejects.count and not len(engine):
+                raise CorpusError(f"{corpus}: nothing could be indexed; rejected: {rejects.summary(read.rows)}")
         except KeyboardInterrupt:
             kept, _ = engine.store.documents.counts()
-            raise OSError(f"stopped; {kept} documents are in {folder}, the same command goes on from there") from None
-        except (SearchkitError, ValueError, OSError) as error:
+            raise click.ClickException(
+                f"stopped; {folder} holds {count(kept, 'document')}, and the same command resumes from there"
+            ) from None
+        except (SearchkitError, OSError) as error:
             kept, _ = engine.store.documents.counts()
             if kept:
-                note(f"{kept} documents are in {folder}; the same command goes on from there")
-            elif made:
-                shutil.rmtree(folder)  # an index of nothing would only puzzle
+                note(f"{folder} holds {count(kept, 'document')}; the same command resumes from there")
+            elif created:
+                shutil.rmtree(folder)  # an empty index would only confuse
             if isinstance(error, RejectedRowError) and not skip:
-                note("to go on without bad rows, and keep them in a file: --on-error skip")
+                note("to skip bad rows and write them to a file: --on-error skip")
             raise
-        report.refused = refused.count
+        report.refused = rejects.count
     total = len(engine)
-    if options["output"] == "json":
-        click.echo(json.dumps({"index": str(folder), "total": total, **asdict(report)}))
+    if output == "json":
+        print_json({"index": str(folder), "total": total, **asdict(report)}, indent=None)
         return
     rate = f", {report.passages / report.seconds:.0f} passages/s" if report.passages else ""
     new = f"{report.documents - report.updated} new" + (f" and {report.updated} replaced" if update else "")
-    click.echo(
-        f"{folder}: {total} documents ({new} in {report.passages} passages, "
-        f"{report.unchanged} there already) in {report.seconds:.1f} s{rate}"
+    say(
+        f"{folder}: {count(total, 'document')} ({new} in {count(report.passages, 'passage')}, "
+        f"{report.unchanged} unchanged) in {report.seconds:.1f} s{rate}"
     )
     if report.truncated:
         note(
-            f"{report.truncated} of {report.passages} passages are longer than the model's "
-            f"{engine.embedder.max_length} tokens: their ends are found by words (lexical, hybrid), not by meaning"
+            f"{report.truncated} of {count(report.passages, 'passage')} exceed the model's "
+            f"{engine.embedder.max_length} tokens: only lexical and hybrid search see what was cut off"
         )
     if report.unreadable:
         note(
-            f"{report.unreadable} of {report.passages} passages are in scripts that {engine.embedder.name} does not "
-            f"know, and only their words find them. {MULTILINGUAL}"
+            f"{report.unreadable} of {count(report.passages, 'passage')} are in scripts that {engine.embedder.name} "
+            f"does not know: only lexical search finds them. {MULTILINGUAL}"
         )
     for sentence in read.notes():
         note(sentence)
     if report.refused:
-        where = f"; see {rejects}" if skip else " (blank ones of a published collection never stop a run)"
-        note(f"rejected: {refused.summary(read.rows)}{where}")
+        detail = f"; see {file}" if skip else " (blank ones of a published collection never stop a run)"
+        note(f"rejected: {rejects.summary(read.rows)}{detail}")
 
 
 def _default_folder(corpus: str) -> Path:
     if corpus == "-":
-        raise click.UsageError("standard input has no name; say where the index goes with --index")
+        raise click.UsageError("standard input has no name; name the index with --index")
     path = Path(corpus).resolve()
     if has_magic(corpus) and not path.exists():
-        raise click.UsageError("a pattern has no name; say where the index goes with --index")
+        raise click.UsageError("a pattern has no name; name the index with --index")
     name = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
     return Path(f"{name}.index")
 
 
-def _engine(folder: Path, kind: str, options: dict[str, Any]) -> SearchEngine:
-    """The index to write to: the one that is there, or a new one."""
+def _open_or_create(folder: Path, kind: str, build: BuildOptions, model: ModelOptions) -> SearchEngine:
+    """The index to write to: the existing one, or a new one."""
     from searchkit.engine import SearchEngine
     from searchkit.indexer.store import Store
-    from searchkit.models.embedder import DEFAULT_MODEL, Embedder
+    from searchkit.models.embedder import Embedder
 
-    chunking = {name: options[name] for name in ("chunk_tokens", "overlap", "language")}
-    name = options["model"] or DEFAULT_MODEL
+    name, chunk_tokens = model.name, build.chunk_tokens
     if (folder / "index.db").is_file():
-        if not any(options[key] for key in ("model", "adapter", "max_length", "dim")):
-            engine = SearchEngine.open(
-                folder, device=options["device"], dtype=options["dtype"], threads=options["threads"], writable=True
-            )
-            engine.check_settings(**chunking)
+        if not (model.model or model.adapter or build.max_length or build.dim):
+            engine = model.open(folder, writable=True)
+            engine.check_settings(chunk_tokens=build.chunk_tokens, overlap=build.overlap, language=build.language)
             return engine
-        with Store(folder) as store:
-            name = options["model"] or store.database.settings()["model"]["model"]
-    elif chunking["chunk_tokens"] is None and kind == "beir":
-        # A BEIR collection is judged by its documents as they are, and published figures embed each as one.
-        chunking["chunk_tokens"] = 0
+        if model.model is None:
+            with Store(folder) as store:
+                name = store.database.settings()["model"]["model"]
+    elif chunk_tokens is None and kind == "beir":
+        # Published figures embed each BEIR document whole.
+        chunk_tokens = 0
     embedder = Embedder(
         name,
-        adapter=options["adapter"],
-        device=options["device"],
-        dtype=options["dtype"],
-        threads=options["threads"],
-        max_length=options["max_length"],
-        dim=options["dim"],
-        force_dim=options["force_dim"],
+        adapter=model.adapter,
+        device=model.device,
+        dtype=model.dtype,
+        threads=model.threads,
+        max_length=build.max_length,
+        dim=build.dim,
+        force_dim=build.force_dim,
     )
-    return SearchEngine.create(folder, model=embedder, device=options["device"], exist_ok=True, **chunking)
+    return SearchEngine.create(
+        folder,
+        model=embedder,
+        device=model.device,
+        exist_ok=True,
+        chunk_tokens=chunk_tokens,
+        overlap=build.overlap,
+        language=build.language,
+    )
 
 
 class _Progress:
-    """A bar with rate and time left on a terminal; nothing elsewhere."""
+    """Documents done, rate and time left, on a terminal."""
 
     def __init__(self, total: int | None) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        console = Console(stderr=True)
-        self._bar = Progress(
+        self._bar = progress_bar(
             TextColumn("indexing"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("documents · {task.fields[rate]} · left:"),
             TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=total, rate="starting")
         self._began: tuple[float, int] | None = None

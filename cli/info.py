@@ -1,16 +1,17 @@
-"""`searchkit info`: what is in an index, what this machine offers."""
+"""`searchkit info`: what an index holds, or what this machine offers."""
 
 from __future__ import annotations
 
-import json
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import INDEX, readable_bytes
+from searchkit.cli.options import INDEX, text_or_json
+from searchkit.cli.output import print_json, readable_bytes, say
 
 if TYPE_CHECKING:
     from searchkit.indexer.vectors.recipes import Plan
@@ -32,20 +33,37 @@ _INTERNAL = {
     "seal", "tombstones", "contents", "compacted", "lexical", "lexical_files", "next_row", "next_doc", "documents",
     "passages",
 }  # fmt: skip
+_LABELS = {
+    "bytes a document": "bytes per document",
+    "code bytes a vector": "code bytes per vector",
+    "cells": "IVF lists",
+    "exact vectors beside": "exact vectors kept",
+    "candidates scored again, times k": "candidates re-ranked, times k",
+    "processor": "CPU",
+}
+"""How text calls what JSON calls otherwise."""
+
+_CHECKSUM = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # text shows the first digits, JSON has all of them
 
 
 @click.command()
 @click.argument("index", type=INDEX, required=False)
-@click.option("--format", "output", default="text", show_default=True, type=click.Choice(["text", "json"]))
+@text_or_json
 def info(index: Path | None, output: str) -> None:
-    """Show what INDEX holds and which model it is bound to; without INDEX, what this machine offers."""
+    """Show what INDEX holds and which model built it; without INDEX, describe this machine.
+
+    \b
+        searchkit info papers.index
+        searchkit info
+    """
     facts = _machine() if index is None else _index(index)
     if output == "json":
-        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        print_json(facts)
         return
+    facts = {_LABELS.get(name, name): value for name, value in facts.items() if value is not None and value != ""}
     width = max(map(len, facts)) + 2
     for name, value in facts.items():
-        click.echo(f"{name:<{width}}{value}")
+        say(f"{name:<{width}}" + _CHECKSUM.sub(r"\1", str(value)))
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -64,7 +82,7 @@ def _index(folder: Path) -> dict[str, Any]:
         "documents": documents,
         "passages": passages,
         "deleted, waiting for compaction": deleted,
-        "size": f"{readable_bytes(total)} ({readable_bytes(total / max(1, documents))} a document)",
+        "size": f"{readable_bytes(total)} ({readable_bytes(total / max(1, documents))} per document)",
         "bytes a document": round(total / max(1, documents)),
         **{f"size of {name}": readable_bytes(size) for name, size in sizes.items()},
         **{f"metadata {name}": f"{key.described}: {', '.join(key.examples)}" for name, key in keys.items()},
@@ -76,7 +94,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _storage(storage: Storage) -> dict[str, Any]:
-    """How vectors are stored, and how hard they are searched."""
+    """How vectors are stored and searched."""
     from searchkit.indexer.vectors.recipes import RECIPES
 
     plan, tuning = storage.plan, storage.tuning
@@ -94,7 +112,7 @@ def _storage(storage: Storage) -> dict[str, Any]:
 
 
 def code_bytes(plan: Plan) -> int:
-    """Bytes that a vector's code takes in an index, without its graph, its row and what all vectors share."""
+    """Bytes of a vector's code in an index, not counting graph links, row numbers and shared tables."""
     bits = (plan.dim + 7) // 8
     return {
         "flat": 4 * plan.dim,
@@ -125,13 +143,13 @@ def _machine() -> dict[str, Any]:
 
 
 def _dtype() -> str:
-    """What models that are not exported would compute in."""
+    """The precision in which torch models run here."""
     try:
         from searchkit.models.torch_runtime import best_device, choose_dtype
 
         device = best_device()
         chosen = choose_dtype(device)
     except ModuleNotFoundError:
-        return "no torch here: exported models only, as they were exported"
-    why = "native here" if chosen == "bfloat16" else "no native bfloat16 here"
-    return f"{chosen} on {device} ({why}); exported models as they were exported"
+        return "torch is not installed: ONNX models only, as they were exported"
+    why = "native bfloat16" if chosen == "bfloat16" else "no native bfloat16"
+    return f"{chosen} on {device} ({why}); ONNX models as they were exported"

@@ -1,43 +1,53 @@
-"""The `searchkit` command: finds the sub-command, and turns errors into exit codes."""
+"""The `searchkit` command: finds the sub-command, and turns exceptions into messages and exit codes."""
 
 from __future__ import annotations
 
+import logging
 import os
-import sqlite3
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import click
 
 from searchkit import __version__
+from searchkit.cli.output import clean, note
+from searchkit.errors import SearchkitError
 
 _COMMANDS = {
-    "demo": "See it work: index a small corpus, search it, evaluate it.",
-    "index": "Build an index from a corpus, or go on building it.",
+    "demo": "Try it: index a small corpus, search it, evaluate it.",
+    "index": "Build an index from a corpus, or resume building it.",
     "search": "Search an index.",
     "add": "Add documents to an index.",
-    "update": "Replace documents of an index, and add new ones.",
+    "update": "Replace documents in an index, and add new ones.",
     "delete": "Delete documents from an index.",
     "compact": "Free the space of deleted documents.",
     "check": "Verify an index, and repair it.",
-    "evaluate": "Measure an index against judgements.",
-    "compare": "Compare runs, with tests of significance.",
+    "info": "Describe an index, or this machine.",
+    "compress": "Measure ways to store vectors in less space; apply one.",
+    "evaluate": "Measure search quality against judgements.",
+    "compare": "Compare systems, with significance tests.",
+    "latency": "Measure search speed, memory and disk use.",
     "beir": "Measure a model on a folder of BEIR collections.",
+    "mteb": "Run MTEB tasks.",
     "bitext": "Measure how well a model finds translations.",
-    "latency": "Measure how fast an index answers, and what it costs.",
-    "synthesize": "Have a language model write training examples.",
-    "mine": "Find hard negatives for training examples.",
-    "train": "Train an embedder on pairs of queries and passages.",
-    "adapt": "Retrain the model of an index on pairs of its documents, if that helps.",
-    "export": "Write a model for onnxruntime: small, quick to start, no torch.",
-    "compress": "Store vectors smaller: what each way costs, measured; and do it.",
-    "info": "Show what is in an index, or what this machine offers.",
+    "passkey": "Measure how long a text a model can read.",
+    "synthesize": "Let a language model write training examples.",
+    "mine": "Add hard negatives to training examples.",
+    "train": "Train an embedder on queries and passages.",
+    "adapt": "Train an index's model on its own documents; keep it if better.",
+    "export": "Convert a model to ONNX: small, fast to start, no torch.",
+    "completion": "Print a completion script for bash, zsh or fish.",
 }
 
-_MODULES = {"update": "add"}  # commands that live in the module of another
+_MODULES = {"update": "add"}  # commands that share another's module
 
 
 class _Commands(click.Group):
-    """Sub-commands that are imported when they are run, so that --help needs none of their libraries."""
+    """Imports a sub-command only when it is run, so that --help needs none of its libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -52,13 +62,75 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _errors_as_messages():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> object:
-        try:
+        with _errors_as_messages():
             return super().invoke(ctx)
-        except (ValueError, ImportError, OSError, MemoryError, sqlite3.Error) as error:
-            if isinstance(error, BrokenPipeError) or os.environ.get("SEARCHKIT_DEBUG"):
-                raise
-            raise click.ClickException(str(error) or type(error).__name__) from error
+
+
+@contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    """Turn what the user can act on into a one-line error, and anything else into a request to report a bug."""
+    try:
+        yield
+    except click.ClickException as error:
+        message = clean(error.message)
+        if isinstance(error, click.NoSuchOption) and not error.possibilities and _takes_text(error.ctx):
+            message += f'\nPut text that begins with a dash after "--", as in: -- "{clean(error.option_name)} ..."'
+        error.message = message  # type: ignore[misc,unused-ignore]
+        raise
+    except (click.Abort, click.exceptions.Exit, BrokenPipeError):
+        raise
+    except Exception as error:
+        if os.environ.get("SEARCHKIT_DEBUG"):
+            raise
+        explained = _message(error)
+        raise click.ClickException(clean(explained)) if explained else _Bug(error) from error
+
+
+class _Bug(click.ClickException):
+    """An exception that no input should cause."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
+
+    def __init__(self, error: Exception) -> None:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        super().__init__(
+            clean(
+                f"this is a bug in searchkit: {type(error).__name__}: {error} "
+                f"({Path(frame.filename).name}, line {frame.lineno}, in {frame.name}). "
+                "Run the command again with SEARCHKIT_DEBUG=1 to get the traceback, and report it."
+            )
+        )
+
+
+def _takes_text(context: click.Context | None) -> bool:
+    """Whether the command takes any number of arguments: queries or ids."""
+    return context is not None and any(
+        isinstance(parameter, click.Argument) and parameter.nargs == -1 for parameter in context.command.params
+    )
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell the user about an error in the input or the environment; None for any other error."""
+    if isinstance(error, SearchkitError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        detail = f" ({error})" if str(error) else ""
+        return f"out of memory{detail}; close other programs, or use a smaller model or --batch-size"
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return None
+
+
+class _Notes(logging.Handler):
+    """Shows the library's warnings as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"warning: {record.getMessage()}")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -66,9 +138,13 @@ class _Commands(click.Group):
 def main() -> None:
     """Instruction-aware vector search: index a corpus, search it, evaluate it.
 
-    Exit code 0: done; 1: it failed, and the message says why; 2: the command was misused.
-    SEARCHKIT_DEBUG=1 shows where an error came from.
+    Exit codes: 0 success; 1 failure, explained in one message; 2 wrong usage; 70 a bug in searchkit
+    (SEARCHKIT_DEBUG=1 shows its traceback).
     """
+    logger = logging.getLogger("searchkit")
+    if not logger.handlers:
+        logger.addHandler(_Notes(logging.WARNING))
+        logger.propagate = False
 
 
 if __name__ == "__main__":

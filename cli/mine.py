@@ -8,37 +8,31 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.options import FILE, INDEX, model_options, note, open_engine
+from searchkit.cli.options import FILE, INDEX, MODES, NEW_FILE, ModelOptions, model_options
+from searchkit.cli.output import count as counted
+from searchkit.cli.output import note, say
 
-_BARE = ("instruction", "")
+_NO_INSTRUCTION = ("instruction", "")
 
 
 @click.command()
 @click.argument("index", type=INDEX)
 @click.argument("examples", type=FILE)
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON lines to write.")
-@click.option("--count", default=4, show_default=True, type=click.IntRange(1), help="Negatives for each query.")
-@click.option("--depth", default=50, show_default=True, type=click.IntRange(1), help="Hits looked at for each query.")
+@click.option("--out", required=True, type=NEW_FILE, help="JSON lines file to write.")
+@click.option("--count", default=4, show_default=True, type=click.IntRange(1), help="Negatives per query.")
+@click.option("--depth", default=50, show_default=True, type=click.IntRange(1), help="Hits considered per query.")
 @click.option(
-    "--margin", default=0.95, show_default=True, help="Drop hits nearer to the query than this share of the positive's."
+    "--margin",
+    default=0.95,
+    show_default=True,
+    help="Skip hits whose similarity to the query exceeds this share of the positive's: likely answers.",
 )
-@click.option("--mode", default="hybrid", show_default=True, type=click.Choice(["dense", "lexical", "hybrid"]))
+@click.option("--mode", default="hybrid", show_default=True, type=click.Choice(MODES), help="How hits are ranked.")
 @model_options
 def mine(
-    index: Path,
-    examples: Path,
-    out: Path,
-    count: int,
-    depth: int,
-    margin: float,
-    mode: str,
-    model: str | None,
-    adapter: str | None,
-    device: str | None,
-    dtype: str,
-    threads: int | None,
+    index: Path, examples: Path, out: Path, count: int, depth: int, margin: float, mode: str, model: ModelOptions
 ) -> None:
-    """Add to EXAMPLES passages of INDEX that rank high and are not the answer.
+    """Add hard negatives to EXAMPLES: passages of INDEX that rank high but are not the answer.
 
     \b
         searchkit mine papers.index pairs.jsonl --out mined.jsonl
@@ -54,13 +48,10 @@ def mine(
         raise click.UsageError(f"--out is {examples} itself; name another file")
     report = MineReport()
     rejects = Rejects(out.with_name(out.name + ".rejects.jsonl"))
-    part = out.with_name(out.name + ".part")  # what was there stays until all is done
-    with (
-        rejects,
-        open_engine(index, model, adapter, device, dtype, threads) as engine,
-        part.open("w", encoding="utf-8") as file,
-    ):
-        found = run(
+    part = out.with_name(out.name + ".part")  # an earlier file stays until the new one is complete
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with rejects, model.open(index) as engine, part.open("w", encoding="utf-8") as file:
+        mined = run(
             engine,
             read_examples(examples, corpus=engine, rejects=rejects),
             report,
@@ -69,17 +60,19 @@ def mine(
             margin=margin,
             options=SearchOptions(mode=as_mode(mode)),
         )
-        for example in found:
+        for example in mined:
             values = asdict(example).items()
-            # An empty instruction says that there is none, not even the model's own.
-            kept = {key: value for key, value in values if value not in (None, "", ()) or (key, value) == _BARE}
+            # An empty instruction is kept: it means none at all, not even the model's own.
+            kept = {
+                key: value for key, value in values if value not in (None, "", ()) or (key, value) == _NO_INSTRUCTION
+            }
             file.write(json.dumps(kept, ensure_ascii=False) + "\n")
     part.replace(out)
-    click.echo(
-        f"{out}: {report.examples} examples with {report.negatives} negatives; dropped as likely answers: "
-        f"{report.too_close}, as copies of the positive: {report.copies}"
+    say(
+        f"{out}: {counted(report.examples, 'example')} with {counted(report.negatives, 'negative')}; skipped as likely "
+        f"answers: {report.too_close:,}, as copies of the positive: {report.copies:,}"
     )
     if report.without:
-        note(f"{report.without} examples got no negative; look deeper with --depth or nearer with --margin")
+        note(f"examples without a negative: {report.without:,}; try a larger --depth or --margin")
     if rejects.count:
-        note(f"{rejects.count} rows were left out; see {rejects.path}")
+        note(f"rows skipped: {rejects.count:,}; see {rejects.path}")

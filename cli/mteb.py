@@ -1,117 +1,104 @@
-"""`searchkit evaluate --mteb`: tasks of mteb, by its own evaluator, into its own result files."""
+"""`searchkit mteb`: MTEB tasks, run by mteb's own evaluator into its own result files."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import F, note, readable_bytes
+from searchkit.cli.options import (
+    MODES,
+    NEW_FOLDER,
+    FusionOptions,
+    ListOf,
+    ModelOptions,
+    fusion_options,
+    model_options,
+    report_option,
+    table_or_json,
+)
+from searchkit.cli.output import note, print_json, print_table, readable_bytes, say, write_json
 
 if TYPE_CHECKING:
     from searchkit.evaluation.mteb_tasks import MtebScore
 
-_OURS = {"results", "indexes", "recipe"}
-_SHARED = {"modes", "instruction", "fusion", "dense_weight", "rrf_k", "output", "report"}
-_MODEL = {"model", "adapter", "device", "dtype", "threads"}
 
+@click.command()
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@click.option(
+    "--modes",
+    default="dense,lexical,hybrid",
+    show_default=True,
+    type=ListOf(str, "dense,hybrid", lambda: MODES),
+    help="Search modes of retrieval and reranking tasks.",
+)
+@click.option("--instruction", help='Replace the task\'s own instruction. "": no instruction.')
+@click.option("--recipe", default="flat", show_default=True, help="How the indexes store vectors, as pq:48+rerank.")
+@fusion_options
+@click.option("--results", default="mteb.results", show_default=True, type=NEW_FOLDER, help="mteb's result files.")
+@click.option(
+    "--indexes", type=NEW_FOLDER, help="Keep one index per corpus here, for later runs. [default: mteb.MODEL.indexes]"
+)
+@table_or_json
+@report_option
+@model_options
+def mteb(
+    tasks: tuple[str, ...],
+    modes: tuple[str, ...],
+    instruction: str | None,
+    recipe: str,
+    fusion: FusionOptions,
+    results: Path,
+    indexes: Path | None,
+    output: str,
+    report: Path | None,
+    model: ModelOptions,
+) -> None:
+    """Run MTEB tasks with mteb's own evaluator.
 
-def mteb_options(command: F) -> F:
-    """Tasks in the place of an index and its judgements, and what belongs to them."""
-    for option in reversed(
-        [
-            click.option("--mteb", multiple=True, help="Run a task of mteb, or a BEIR folder as one, instead."),
-            click.option(
-                "--results",
-                type=click.Path(file_okay=False, path_type=Path),
-                help="Folder for mteb's result files. [default: mteb.results]",
-            ),
-            click.option(
-                "--indexes",
-                type=click.Path(file_okay=False, path_type=Path),
-                help="Folder for an index a corpus, which are used again. [default: mteb.MODEL.indexes]",
-            ),
-            click.option("--recipe", help="How these store vectors, as pq:48+rerank. [default: flat]"),
-        ]
-    ):
-        command = option(command)
-    return command
+    A TASK is a name that mteb knows, or a local BEIR folder. Retrieval and reranking tasks search an index that is
+    built for each corpus; other tasks use the model alone. Tasks with results in --results are not run again.
 
-
-def check_mteb_options(context: click.Context) -> None:
-    """Raise UsageError on an option that would have no effect, with --mteb or without it."""
-    asked = bool(context.params["mteb"])
-    allowed = {"mteb"} | _OURS | _SHARED | _MODEL
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if context.get_parameter_source(name) is click.core.ParameterSource.DEFAULT:
-            continue
-        if asked and name not in allowed and context.params.get(name) is not None:
-            raise click.UsageError(
-                f"{parameter.human_readable_name if name == 'index' else parameter.opts[0]} goes not with --mteb"
-            )
-        if not asked and name in _OURS:
-            raise click.UsageError(f"{parameter.opts[0]} goes with --mteb only")
-
-
-def evaluate_mteb(output: str, report: Path | None, options: dict[str, Any]) -> None:
-    """Run the tasks one after another, and show what they came to."""
+    \b
+        searchkit mteb SciFact STSBenchmark --model minilm
+        searchkit mteb my-set/ --modes dense,hybrid --results mteb/
+    """
     from searchkit.evaluation.mteb_tasks import MtebOptions, find_tasks, measure_task
-    from searchkit.models.embedder import DEFAULT_MODEL, Embedder
-    from searchkit.ranking import SearchOptions
 
-    modes = [name.strip() for name in (options["modes"] or "dense,lexical,hybrid").split(",") if name.strip()]
-    tasks = find_tasks(options["mteb"])
-    model = options["model"] or DEFAULT_MODEL
-    embedder = Embedder(model, **{name: options[name] for name in _MODEL - {"model"}})
-    results = options["results"] or Path("mteb.results")
+    found = find_tasks(tasks)
+    embedder = model.embedder()
+    indexes = indexes or Path(f"mteb.{Path(model.name).name}.indexes")
+    options = MtebOptions(results, indexes, modes, recipe, instruction, fusion.search_options())
     scores: list[MtebScore] = []
-    settings = MtebOptions(
-        results,
-        options["indexes"] or Path(f"mteb.{Path(model).name}.indexes"),
-        modes,
-        options["recipe"] or "flat",
-        options["instruction"],
-        SearchOptions(fusion=options["fusion"], dense_weight=options["dense_weight"], rrf_k=options["rrf_k"]),
-    )
-    for task in tasks:
-        scores += measure_task(task, embedder, settings, on_step=note)
-    content = json.dumps([asdict(score) for score in scores], indent=1, ensure_ascii=False, default=str)
+    for task in found:
+        scores += measure_task(task, embedder, options, on_step=note)
+    content = [asdict(score) for score in scores]
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(content + "\n", encoding="utf-8")
+        write_json(report, content)
     if output == "json":
-        click.echo(content)
+        print_json(content)
     else:
-        _print_tables(scores)
+        _print_scores(scores)
     note(f"mteb's result files are in {results / 'results'}")
 
 
-def _print_tables(scores: list[MtebScore]) -> None:
-    """Searches as `searchkit evaluate` shows an index's, other tasks by mteb's main score."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for task, ways in groupby(scores, key=lambda score: score.task):
-        rows = list(ways)
-        if rows[0].mode == "encoder":
-            ((metric, value),) = rows[0].metrics.items()
-            console.print(f"{task}: {metric} {value:.4f}", highlight=False, markup=False)
+def _print_scores(scores: list[MtebScore]) -> None:
+    """A table for each retrieval task; mteb's main score for any other task."""
+    for task, group in groupby(scores, key=lambda score: score.task):
+        items = list(group)
+        if items[0].mode == "encoder":
+            ((metric, value),) = items[0].metrics.items()
+            say(f"{task}: {metric} {value:.4f}")
             continue
-        table = Table(show_edge=False, pad_edge=False)
-        table.add_column("mode")
-        for name in (*rows[0].metrics, "ms/query", "bytes/document"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in rows:
-            time = "-" if row.seconds_per_query is None else f"{1000 * row.seconds_per_query:.1f}"
-            size = "-" if row.bytes_per_document is None else readable_bytes(row.bytes_per_document)
-            table.add_row(row.mode, *(f"{value:.4f}" for value in row.metrics.values()), time, size)
-        console.print(task, highlight=False, markup=False)
-        console.print(table)
-        if any(row.seconds_per_query is None for row in rows):
-            note(f"{task}: without times are results that were there already; remove their files to measure again")
+        rows = []
+        for item in items:
+            time = "-" if item.seconds_per_query is None else f"{1000 * item.seconds_per_query:.1f}"
+            size = "-" if item.bytes_per_document is None else readable_bytes(item.bytes_per_document)
+            rows.append([item.mode, *(f"{value:.4f}" for value in item.metrics.values()), time, size])
+        say(task)
+        print_table(["mode", *items[0].metrics, "ms/query", "bytes/document"], rows)
+        if any(item.seconds_per_query is None for item in items):
+            note(f"{task}: results without times are from an earlier run; delete their files to measure again")

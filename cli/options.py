@@ -1,189 +1,354 @@
-"""Options and printing that several commands share."""
+"""Options that several commands share, each group as a record."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
 
+from searchkit.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from searchkit.engine import SearchEngine
+    from searchkit.models.embedder import Embedder
+    from searchkit.ranking import SearchOptions
+    from searchkit.readers.delimited import TableOptions
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+# Types of single options
+
+
+class _Target(click.Path):
+    """A file or folder to write; refused now if it could not be written after the work."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        existing = path
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if existing != path and not existing.is_dir():
+            self.fail(f"{path} cannot be written: {existing} is a file, not a folder", param, ctx)
+        if not os.access(existing, os.W_OK):
+            self.fail(f"{path} cannot be written: no permission to write to {existing}", param, ctx)
+        return path
+
+
+class ListOf(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3
+    """Values separated by commas, as a tuple.
+
+    Args:
+        kind: What each value is: str, or int for whole numbers of 1 or more.
+        example: Shown when a value is not of that kind.
+        choices: Gives the only values allowed; called when the option is used.
+    """
+
+    name = "list"
+
+    def __init__(self, kind: type[str] | type[int], example: str, choices: Callable[[], Sequence[str]] | None = None):
+        self.kind, self.example, self.choices = kind, example, choices
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        texts = [text.strip() for text in value.split(",") if text.strip()]
+        if not texts:
+            self.fail(f"{value!r} is empty; expected a list such as {self.example}", param, ctx)
+        if self.choices and (unknown := [text for text in texts if text not in self.choices()]):
+            self.fail(f"no {', '.join(map(repr, unknown))}; expected some of {', '.join(self.choices())}", param, ctx)
+        if self.kind is int and not all(text.isdecimal() and int(text) for text in texts):
+            self.fail(f"{value!r} is not a list of whole numbers such as {self.example}", param, ctx)
+        return tuple(dict.fromkeys(map(self.kind, texts)))
+
+
+def _evaluation_modes() -> Sequence[str]:
+    from searchkit.evaluation.evaluate import EVALUATION_MODES
+
+    return EVALUATION_MODES
+
+
+def _metrics() -> Sequence[str]:
+    from searchkit.metrics import METRICS
+
+    return METRICS
+
 
 INDEX = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
+NEW_FILE = _Target(dir_okay=False, path_type=Path)
+NEW_FOLDER = _Target(file_okay=False, path_type=Path)
+MODES = ("dense", "lexical", "hybrid")
 MULTILINGUAL = "The built-in model is for English; index with a multilingual one: --model FOLDER or a hub id"
+EVALUATION_MODES = ListOf(str, "dense,hybrid", _evaluation_modes)
+METRICS = ListOf(str, "ndcg@10,recall@100", _metrics)
+NAMES = ListOf(str, "scifact,nfcorpus")
+RECIPES = ListOf(str, "int8,pq:48+rerank")
 
 
-def note(message: str) -> None:
-    """Something the user should know, beside the data."""
-    click.echo(message, err=True)
+def require(purpose: str, extra: str, *modules: str) -> None:
+    """Raise MissingExtraError before any work if a library is missing."""
+    try:
+        for module in modules:
+            import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{purpose} needs {error.name or modules[0]}: pip install 'searchkit[{extra}]'", name=error.name
+        ) from error
 
 
-def model_options(command: F) -> F:
-    """Which model, and how to run it."""
-    for option in reversed(
-        [
-            click.option("--model", help="Folder or hub id of a model. [default: the index's own, or builtin]"),
-            click.option("--adapter", help="Folder or hub id of a PEFT adapter trained on the model."),
-            click.option(
-                "--device",
-                help="cpu, mps, or cuda, cuda:1, for vectors too. [default: the best for models]",
-            ),
-            click.option(
-                "--dtype",
-                default="auto",
-                show_default=True,
-                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-                help="What the model computes in; auto is bfloat16 where the hardware is fast at it.",
-            ),
-            click.option(
-                "--threads", type=click.IntRange(1), help="Processor threads of the model. [default: mostly all]"
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
+def needs_plots(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Option callback: refuse a chart if matplotlib is missing."""
+    if value is not None:
+        require(parameter.opts[0], "plots", "matplotlib.figure")
+    return value
 
 
-def corpus_options(command: F) -> F:
-    """What a corpus is, and what becomes of its bad rows."""
-    for option in reversed(
-        [
-            click.option(
-                "--kind",
-                default="auto",
-                show_default=True,
-                type=click.Choice(["auto", "beir", "jsonl", "csv", "tsv", "parquet", "files"]),
-                help="What CORPUS is.",
-            ),
-            click.option("--id-field", default="id", show_default=True, help="Key or column of the id."),
-            click.option("--title-field", default="title", show_default=True, help="Key or column of the title."),
-            click.option("--text-field", default="text", show_default=True, help="Key or column of the text."),
-            click.option(
-                "--metadata-field", multiple=True, help="Keys or columns to keep beside. [default: all others]"
-            ),
-            click.option(
-                "--column",
-                "columns",
-                multiple=True,
-                metavar="NAME:TYPE",
-                help="Type of a CSV or TSV column: integer, decimal, boolean, date, text. [default: by its cells]",
-            ),
-            click.option("--delimiter", help="Between CSV or TSV cells, such as ; or tab. [default: comma, or tab]"),
-            click.option("--no-header", is_flag=True, help="The first line of CSV or TSV is a row, not the header."),
-            click.option("--encoding", default="utf-8", show_default=True, help="Of text, CSV and JSON lines."),
-            click.option(
-                "--on-error",
-                type=click.Choice(["raise", "skip"]),
-                help="Stop at a bad row or file, or write it to the rejects and continue. "
-                "[default: skip in folders of files, else raise]",
-            ),
-            click.option(
-                "--rejects", type=click.Path(dir_okay=False, path_type=Path), help="[default: INDEX.rejects.jsonl]"
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
+# Groups of options
 
 
-def table_options(columns: tuple[str, ...], delimiter: str | None, no_header: bool) -> Any:
-    """How a CSV or TSV file is to be read."""
-    from searchkit.readers.delimited import TableOptions
+def as_record(name: str, record: type[Any], *options: Callable[[F], F]) -> Callable[[F], F]:
+    """A decorator that adds options to a command, which receives them as one `record` in its parameter `name`."""
 
-    named = [column.rpartition(":") for column in columns]
-    if wrong := [column for column, (name, _, _) in zip(columns, named, strict=True) if not name]:
-        raise click.UsageError(f"--column {wrong[0]}: expected NAME:TYPE, such as year:integer")
-    return TableOptions(delimiter, not no_header, {name: kind for name, _, kind in named})
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def with_record(*arguments: Any, **values: Any) -> Any:
+            chosen = record(**{field.name: values.pop(field.name) for field in fields(record)})
+            return command(*arguments, **values, **{name: chosen})
+
+        decorated: Any = with_record
+        for option in reversed(options):
+            decorated = option(decorated)
+        return cast(F, decorated)
+
+    return decorate
 
 
-def format_option(command: F) -> F:
-    """Words, or JSON for programs."""
-    return click.option("--format", "output", default="text", show_default=True, type=click.Choice(["text", "json"]))(
-        command
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model, and how it runs."""
+
+    model: str | None
+    adapter: str | None
+    device: str | None
+    dtype: str
+    threads: int | None
+
+    @property
+    def name(self) -> str:
+        """The model's name, also where the default is meant."""
+        from searchkit.models.embedder import DEFAULT_MODEL
+
+        return self.model or DEFAULT_MODEL
+
+    def open(self, index: Path, *, writable: bool = False) -> SearchEngine:
+        """Open an index; the model is loaded when it is first needed."""
+        from searchkit.engine import SearchEngine
+
+        return SearchEngine.open(
+            index, model=self.model, adapter=self.adapter, device=self.device, dtype=self.dtype, threads=self.threads,
+            writable=writable,
+        )  # fmt: skip
+
+    def embedder(self) -> Embedder:
+        """Load the model."""
+        from searchkit.models.embedder import Embedder
+
+        return Embedder(self.name, adapter=self.adapter, device=self.device, dtype=self.dtype, threads=self.threads)
+
+
+model_options = as_record(
+    "model",
+    ModelOptions,
+    click.option("--model", help="Model folder or hub id. [default: the index's own, or builtin]"),
+    click.option("--adapter", help="PEFT adapter trained on the model: folder or hub id."),
+    click.option("--device", help="cpu, mps, cuda or cuda:1; for vectors too. [default: the best one for the model]"),
+    click.option(
+        "--dtype",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        help="Precision of the model; auto: bfloat16 where the hardware is fast at it.",
+    ),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads of the model. [default: usually all cores]"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FusionOptions:
+    """How hybrid search merges two rankings."""
+
+    fusion: str
+    dense_weight: float
+    rrf_k: int
+
+    def search_options(
+        self, mode: Literal["dense", "lexical", "hybrid"] = "hybrid", where: dict[str, Any] | None = None
+    ) -> SearchOptions:
+        """As the library takes them."""
+        from searchkit.ranking import SearchOptions
+
+        return SearchOptions(
+            mode=mode, fusion=self.fusion, dense_weight=self.dense_weight, rrf_k=self.rrf_k, where=where
+        )
+
+
+fusion_options = as_record(
+    "fusion",
+    FusionOptions,
+    click.option(
+        "--fusion",
+        default="adaptive",
+        show_default=True,
+        type=click.Choice(["adaptive", "weighted", "rrf"]),
+        help="Hybrid search: weights that follow the instruction, fixed weights, or reciprocal ranks.",
+    ),
+    click.option(
+        "--dense-weight",
+        default=0.5,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Weight of dense scores in weighted fusion.",
+    ),
+    click.option("--rrf-k", default=60, show_default=True, type=click.IntRange(1), help="Constant k of rrf."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionOptions:
+    """What to search for, in a sentence or by the name of a task."""
+
+    instruction: str | None
+    task: str | None
+
+    def __post_init__(self) -> None:
+        if self.task is not None and self.instruction is not None:
+            raise click.UsageError("--task cannot be combined with --instruction")
+
+    @property
+    def given(self) -> bool:
+        """Whether either option was used."""
+        return self.task is not None or self.instruction is not None
+
+    def text(self) -> str | None:
+        """The instruction; "" for none at all, None where the default applies."""
+        from searchkit.tasks import get_task
+
+        return self.instruction if self.task is None else get_task(self.task).instruction
+
+
+instruction_options = as_record(
+    "wording",
+    InstructionOptions,
+    click.option("--instruction", help='What to look for, in one sentence. "": no instruction.'),
+    click.option("--task", help="Use the published instruction of a task: scifact, fiqa, quora, web ..."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HitsOptions:
+    """How many documents a search returns, and how they are ranked."""
+
+    k: int
+    mode: Literal["dense", "lexical", "hybrid"]
+
+
+hits_options = as_record(
+    "hits",
+    HitsOptions,
+    click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="Number of hits per query."),
+    click.option(
+        "--mode",
+        default="hybrid",
+        show_default=True,
+        type=click.Choice(MODES),
+        help="Rank by vectors (dense), by BM25 (lexical), or by both (hybrid).",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusOptions:
+    """How a corpus is read, and what happens to bad rows."""
+
+    kind: str
+    id_field: str
+    title_field: str
+    text_field: str
+    metadata_field: tuple[str, ...]
+    columns: tuple[str, ...]
+    delimiter: str | None
+    no_header: bool
+    encoding: str
+    on_error: str | None
+    rejects: Path | None
+
+    def table(self) -> TableOptions:
+        """How a CSV or TSV file is read."""
+        from searchkit.readers.delimited import TableOptions
+
+        named = [column.rpartition(":") for column in self.columns]
+        if wrong := [column for column, (name, _, _) in zip(self.columns, named, strict=True) if not name]:
+            raise click.UsageError(f"--column {wrong[0]}: expected NAME:TYPE, such as year:integer")
+        return TableOptions(self.delimiter, not self.no_header, {name: kind for name, _, kind in named})
+
+
+corpus_options = as_record(
+    "reading",
+    CorpusOptions,
+    click.option(
+        "--kind",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "beir", "jsonl", "csv", "tsv", "parquet", "files"]),
+        help="Format of CORPUS.",
+    ),
+    click.option("--id-field", default="id", show_default=True, help="Key or column of the id."),
+    click.option("--title-field", default="title", show_default=True, help="Key or column of the title."),
+    click.option("--text-field", default="text", show_default=True, help="Key or column of the text."),
+    click.option(
+        "--metadata-field", multiple=True, help="Key or column to keep as metadata. Repeatable. [default: all others]"
+    ),
+    click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="NAME:TYPE",
+        help="Type of a CSV or TSV column: integer, decimal, boolean, date, text. Repeatable. [default: by its cells]",
+    ),
+    click.option("--delimiter", help="Separator of CSV or TSV cells, such as ; or tab. [default: comma, or tab]"),
+    click.option("--no-header", is_flag=True, help="The first line of the CSV or TSV file is a row, not a header."),
+    click.option("--encoding", default="utf-8", show_default=True, help="Encoding of text, CSV and JSON lines."),
+    click.option(
+        "--on-error",
+        type=click.Choice(["raise", "skip"]),
+        help="At a bad row or file: stop, or skip it and write it to --rejects. "
+        "[default: skip in folders of files, else raise]",
+    ),
+    click.option("--rejects", type=NEW_FILE, help="File for skipped rows. [default: INDEX.rejects.jsonl]"),
+)
+
+
+# Single options that several commands share
+
+
+def _format(human: str) -> Callable[[F], F]:
+    return click.option(
+        "--format",
+        "output",
+        default=human,
+        show_default=True,
+        type=click.Choice([human, "json"]),
+        help="Output for people, or JSON.",
     )
 
 
-def instruction_options(command: F) -> F:
-    """What to find, in a sentence or by a name."""
-    for option in reversed(
-        [
-            click.option("--instruction", help="One sentence that says what to find. Empty: none at all."),
-            click.option("--task", help="A named task with its published instruction: scifact, fiqa, quora, web ..."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def hits_options(command: F) -> F:
-    """How many documents a search gives, ranked by what."""
-    for option in reversed(
-        [
-            click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="Documents a query."),
-            click.option(
-                "--mode",
-                default="hybrid",
-                show_default=True,
-                type=click.Choice(["dense", "lexical", "hybrid"]),
-                help="How to rank.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def fusion_options(command: F) -> F:
-    """How hybrid search makes one ranking of two."""
-    for option in reversed(
-        [
-            click.option(
-                "--fusion",
-                default="adaptive",
-                show_default=True,
-                type=click.Choice(["adaptive", "weighted", "rrf"]),
-                help="Weighted scores, or reciprocal ranks.",
-            ),
-            click.option(
-                "--dense-weight",
-                default=0.5,
-                show_default=True,
-                type=click.FloatRange(0, 1),
-                help="Share of the vectors in weighted fusion.",
-            ),
-            click.option("--rrf-k", default=60, show_default=True, type=click.IntRange(1), help="Constant of rrf."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def open_engine(
-    index: Path, model: str | None, adapter: str | None, device: str | None, dtype: str, threads: int | None = None
-) -> Any:
-    """An engine for searching; the model is loaded when it is first needed."""
-    from searchkit.engine import SearchEngine
-
-    return SearchEngine.open(index, model=model, adapter=adapter, device=device, dtype=dtype, threads=threads)
-
-
-def instruction_of(task: str | None, instruction: str | None) -> str | None:
-    """The instruction that two options ask for."""
-    from searchkit.tasks import get_task
-
-    if task is not None and instruction is not None:
-        raise click.UsageError("--task and --instruction exclude each other")
-    return instruction if task is None else get_task(task).instruction
-
-
-def readable_bytes(count: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+text_or_json = _format("text")
+table_or_json = _format("table")
+report_option = click.option("--report", type=NEW_FILE, help="Also write everything to this file, as JSON.")

@@ -1,57 +1,69 @@
-"""`searchkit evaluate --passkey`: how far into a long text a model sees."""
+"""`searchkit passkey`: how long a text a model can read."""
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import F, instruction_of, note, open_engine
+from searchkit.cli.options import (
+    INDEX,
+    NEW_FILE,
+    InstructionOptions,
+    ListOf,
+    ModelOptions,
+    instruction_options,
+    model_options,
+    needs_plots,
+    report_option,
+    table_or_json,
+)
+from searchkit.cli.output import note, print_json, print_table, write_json
 
 if TYPE_CHECKING:
     from searchkit.evaluation.passkey import PasskeyResult
     from searchkit.models.embedder import Embedder
 
 
-_PASSKEYS_ONLY = {"lengths", "plot"}
-_FUSION = {"fusion", "dense_weight", "rrf_k"}
-_JUDGEMENTS_ONLY = {"beir", "split", "queries", "qrels", "modes", "drop_self", "runs"} | _FUSION | {"diagnose", "pairs"}
+@click.command()
+@click.argument("index", type=INDEX, required=False)
+@click.option(
+    "--lengths",
+    type=ListOf(int, "256,512,4096"),
+    help="Text lengths in tokens, as 256,512,4096. [default: 32, 64 ... up to the model's limit]",
+)
+@instruction_options
+@table_or_json
+@report_option
+@click.option("--plot", type=NEW_FILE, callback=needs_plots, help="Draw a chart, as PNG and SVG.")
+@model_options
+def passkey(
+    index: Path | None,
+    lengths: tuple[int, ...] | None,
+    wording: InstructionOptions,
+    output: str,
+    report: Path | None,
+    plot: Path | None,
+    model: ModelOptions,
+) -> None:
+    """Measure how long a text a model can read.
 
+    100 documents of each length hide one person's passkey each. The score is the share of queries for a person's
+    passkey that rank the right document first: with one vector for the whole text, and with the best passage, as an
+    index searches. Passages are cut as in INDEX, or else as a new index would cut them.
 
-def passkey_options(command: F) -> F:
-    """Another measurement than by judgements, and what belongs to it."""
-    for option in reversed(
-        [
-            click.option("--passkey", is_flag=True, help="Measure how far into long texts the model sees, instead."),
-            click.option("--lengths", help="Tokens, as 256,512,4096. [default: 32, 64 ... the model's own length]"),
-            click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Chart, as PNG and SVG."),
-        ]
-    ):
-        command = option(command)
-    return command
+    \b
+        searchkit passkey --model minilm --lengths 128,256,512 --plot passkey.png
+        searchkit passkey papers.index
+    """
+    from searchkit.evaluation.passkey import measure_passkeys
+    from searchkit.evaluation.passkey import report as passkey_report
 
-
-def check_options(context: click.Context) -> None:
-    """Raise UsageError on an option of the measurement that was not asked for: it would have no effect."""
-    passkey = context.params["passkey"]
-    names, why = (_JUDGEMENTS_ONLY, "not with --passkey") if passkey else (_PASSKEYS_ONLY, "with --passkey only")
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if name in names and context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"{parameter.opts[0]} goes {why}")
-
-
-def evaluate_passkeys(index: Path | None, output: str, report_file: Path | None, options: dict[str, Any]) -> None:
-    """Measure the index's model, cutting documents as the index does, or else --model as a new index would."""
-    from searchkit.evaluation.passkey import measure_passkeys, report
-
-    lengths = _lengths(options["lengths"])
-    instruction = instruction_of(options["task"], options["instruction"])
+    instruction = wording.text()
     with ExitStack() as stack:
-        embedder, chunks = _model(stack, index, options)
+        embedder, chunks = _model(stack, index, model)
         if instruction is None:
             instruction = embedder.conventions.default_instruction
         results = measure_passkeys(
@@ -63,57 +75,38 @@ def evaluate_passkeys(index: Path | None, output: str, report_file: Path | None,
         )
     if any(item.truncated for item in results):
         note(
-            f"whole texts were cut at the {embedder.max_length} tokens that {embedder.name} takes: "
-            "what stands after that is not in their vectors, and they are counted as truncated"
+            f"{embedder.name} reads at most {embedder.max_length} tokens: longer texts were cut there, "
+            "and are counted as truncated"
         )
-    if report_file:
-        place = None if index is None else str(index)
-        about = {"index": place, "instruction": instruction, **chunks, **report(embedder, results)}
-        report_file.parent.mkdir(parents=True, exist_ok=True)
-        report_file.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if report:
+        header = {"index": None if index is None else str(index), "instruction": instruction, **chunks}
+        write_json(report, {**header, **passkey_report(embedder, results)})
     if output == "json":
-        click.echo(json.dumps([item.summary() for item in results], indent=1))
+        print_json([item.summary() for item in results])
     else:
-        _print_table(results)
-    if options["plot"]:
-        _plot(options["plot"], embedder, results)
+        _print_results(results)
+    if plot:
+        _plot(plot, embedder, results)
 
 
-def _lengths(asked: str | None) -> list[int] | None:
-    if asked is None:
-        return None
-    try:
-        return [int(length) for length in asked.split(",")]
-    except ValueError:
-        raise click.UsageError(f"--lengths is {asked!r}; expected numbers of tokens, as 256,512,4096") from None
-
-
-def _model(stack: ExitStack, index: Path | None, options: dict[str, Any]) -> tuple[Embedder, dict[str, int]]:
-    """The model under test, and how documents are cut into passages: as the index does, or as a new one would."""
+def _model(stack: ExitStack, index: Path | None, model: ModelOptions) -> tuple[Embedder, dict[str, int]]:
+    """The model, and how it cuts documents into passages: as the index does, or as a new one would."""
     from searchkit.ingest import chunk_settings
-    from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 
-    model, how = options["model"], {name: options[name] for name in ("adapter", "device", "dtype", "threads")}
     if index is None:
-        embedder = Embedder(model or DEFAULT_MODEL, **how)
+        embedder = model.embedder()
         return embedder, chunk_settings(embedder, None, None)
-    engine = stack.enter_context(open_engine(index, model, **how))
+    engine = stack.enter_context(model.open(index))
     return engine.embedder, {name: engine.settings[name] for name in ("chunk_tokens", "overlap")}
 
 
-def _print_table(results: list[PasskeyResult]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False)
-    for name in ("tokens", "whole text", "as indexed", "truncated", "passages"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _print_results(results: list[PasskeyResult]) -> None:
+    rows = []
     for item in results:
         row = item.summary()
         cut = f"{row['truncated']} of {row['documents']}" if item.truncated else "-"
-        accuracies = (f"{row[name]:.2f}" for name in ("whole_text", "as_indexed"))
-        table.add_row(str(item.length), *accuracies, cut, str(item.passages))
-    Console().print(table)
+        rows.append([str(item.length), f"{row['whole_text']:.2f}", f"{row['as_indexed']:.2f}", cut, str(item.passages)])
+    print_table(["tokens", "whole text", "as indexed", "truncated", "passages"], rows, left=0)
 
 
 def _plot(file: Path, embedder: Embedder, results: list[PasskeyResult]) -> None:
@@ -125,9 +118,9 @@ def _plot(file: Path, embedder: Embedder, results: list[PasskeyResult]) -> None:
         [(float(row["length"]), float(row[name])) for row in rows] for name in ("whole_text", "as_indexed")
     )
     cut = any(item.truncated for item in results)
-    written = line_chart(
+    files = line_chart(
         file,
-        # Where no document is cut the two are one line, which would hide itself.
+        # Two equal lines would hide one another.
         {"whole text": whole, "as indexed": indexed} if whole != indexed else {"whole text, as indexed": whole},
         title=f"Passkey retrieval, {Path(embedder.name).name}"
         + (f" (whole texts cut at {embedder.max_length} tokens)" if cut else ""),
@@ -135,4 +128,4 @@ def _plot(file: Path, embedder: Embedder, results: list[PasskeyResult]) -> None:
         y_label="top-1 accuracy",
         log_x=True,
     )
-    note("wrote " + " and ".join(map(str, written)))
+    note("wrote " + " and ".join(map(str, files)))

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from searchkit.cli.options import (
+    FILE,
     INDEX,
     MULTILINGUAL,
+    FusionOptions,
+    HitsOptions,
+    InstructionOptions,
+    ModelOptions,
     fusion_options,
     hits_options,
-    instruction_of,
     instruction_options,
     model_options,
-    note,
-    open_engine,
+    table_or_json,
 )
+from searchkit.cli.output import clean, count, note, print_json, shorten
+from searchkit.errors import CorpusError, InputError
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
     from searchkit.records import Hit, Query
 
 _BATCH = 64
+_PASSAGE = 320  # terminal columns
 
 
 @click.command()
@@ -37,63 +42,61 @@ _BATCH = 64
 @instruction_options
 @hits_options
 @fusion_options
-@click.option("--where", help="Only documents whose metadata match a filter, in JSON.")
-@click.option("--queries", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSONL or TSV.")
-@click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
+@click.option("--where", help="Search only documents whose metadata match this JSON filter.")
+@click.option("--queries", "file", type=FILE, help="Read queries from a JSONL or TSV file.")
+@table_or_json
 @model_options
 def search(
     index: Path,
     queries: tuple[str, ...],
-    instruction: str | None,
-    task: str | None,
-    k: int,
-    mode: str,
-    fusion: str,
-    dense_weight: float,
-    rrf_k: int,
+    wording: InstructionOptions,
+    hits: HitsOptions,
+    fusion: FusionOptions,
     where: str | None,
     file: Path | None,
     output: str,
-    model: str | None,
-    adapter: str | None,
-    device: str | None,
-    dtype: str,
-    threads: int | None,
+    model: ModelOptions,
 ) -> None:
-    """Search INDEX for QUERIES, for those of a file, or for each line of standard input.
+    """Search INDEX for each of QUERIES, for the queries in a file, or for each line of standard input.
+
+    Put a query that begins with a dash after --.
 
     \b
         searchkit search papers.index "does vitamin D prevent flu" --task scifact -k 5
         searchkit search papers.index "..." --instruction "Given a claim, find documents that refute it"
         searchkit search papers.index "vitamin D" --where '{"year": {"$gte": 2015}}'
         searchkit search papers.index --queries queries.jsonl --format json
+        searchkit search papers.index -- "-5 degrees"
     """
     if queries and file:
-        raise click.UsageError("QUERIES and --queries exclude each other")
+        raise click.UsageError("QUERIES cannot be combined with --queries")
     from searchkit.indexer.filters import parse_filter
-    from searchkit.ranking import SearchOptions, as_mode
+    from searchkit.records import Query
 
-    instruction = instruction_of(task, instruction)
-    options = SearchOptions(
-        mode=as_mode(mode),
-        fusion=fusion,
-        dense_weight=dense_weight,
-        rrf_k=rrf_k,
-        where=None if where is None else parse_filter(where),
-    )
-    with open_engine(index, model, adapter, device, dtype, threads) as engine:
+    instruction = wording.text()
+    options = fusion.search_options(hits.mode, None if where is None else parse_filter(where))
+    with model.open(index) as engine:
         for fault in engine.filter_faults(options.where) if options.where else ():
             note(fault.message)
-        asked = _asked(queries, file)
-        while batch := list(islice(asked, _BATCH if file else 1)):
+        items = _read_file(file) if file else _read_arguments(queries) if queries else _read_standard_input()
+        unusable = 0
+        while batch := list(islice(items, _BATCH if file else 1)):
+            for error in (item for item in batch if isinstance(item, InputError)):
+                note(f"Error: {error}")
+                unusable += 1
+            usable = [item for item in batch if isinstance(item, Query)]
             if options.mode != "lexical":
-                _warn_unreadable(engine, batch)
-            results = engine.search_many(batch, instruction=instruction, k=k, options=options)
-            for query, hits in zip(batch, results, strict=True):
+                _warn_unreadable(engine, usable)
+            results = engine.search_many(usable, instruction=instruction, k=hits.k, options=options) if usable else []
+            for query, found in zip(usable, results, strict=True):
                 if output == "json":
-                    _print_json(query, hits)
+                    print_json(
+                        {"query_id": query.id, "query": query.text, "hits": list(map(_hit_json, found))}, indent=None
+                    )
                 else:
-                    print_hits(query, hits)
+                    print_hits(query, found)
+    if unusable:
+        raise InputError(f"not answered: {count(unusable, 'query')}; see above")
 
 
 def _warn_unreadable(engine: SearchEngine, queries: list[Query]) -> None:
@@ -107,53 +110,69 @@ def _warn_unreadable(engine: SearchEngine, queries: list[Query]) -> None:
             note(f"{engine.embedder.name} does not know the script of: {query.text}. {MULTILINGUAL}")
 
 
-def _asked(queries: tuple[str, ...], file: Path | None) -> Iterator[Query]:
+def _read_file(file: Path) -> Iterator[Query | InputError]:
     from searchkit.readers.judgements import read_queries
+
+    errors: list[CorpusError] = []
+    queries = read_queries(file, errors=errors)
+    yield from errors
+    yield from queries
+
+
+def _read_arguments(texts: tuple[str, ...]) -> Iterator[Query | InputError]:
     from searchkit.records import Query
 
-    if file:
-        yield from read_queries(file)
-    elif queries:
-        yield from (Query(str(number), text) for number, text in enumerate(queries, start=1))
-    else:
-        if sys.stdin.isatty():
-            click.echo("reading queries from standard input, one a line (end with Ctrl-D)", err=True)
-        for number, line in enumerate(sys.stdin, start=1):
-            if line.strip():
-                yield Query(str(number), line.strip())
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            yield InputError(f"query {number} is not UTF-8: {text}; check the terminal's encoding")
+        else:
+            yield Query(str(number), text)
 
 
-def _print_json(query: Query, hits: list[Hit]) -> None:
-    click.echo(
-        json.dumps(
-            {"query_id": query.id, "query": query.text, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False
-        )
-    )
+def _read_standard_input() -> Iterator[Query | InputError]:
+    from searchkit.readers.lines import Lines
+    from searchkit.records import Query
+
+    if sys.stdin is None:
+        raise InputError("standard input is closed; give queries as arguments, or with --queries FILE")
+    if sys.stdin.isatty():
+        note("reading queries from standard input, one per line (Ctrl-D ends)")
+    lines = Lines(sys.stdin.buffer, "standard input", "utf-8")
+    location = lines.begin()
+    for number, line in enumerate(lines, start=1):
+        if lines.fault:
+            yield InputError(f"{location}: {lines.fault}")
+        elif line.strip():
+            yield Query(str(number), line.strip())
+        location = lines.begin()
+
+
+def _hit_json(hit: Hit) -> dict[str, Any]:
+    values = asdict(hit)
+    return values if values["explanation"] else {key: value for key, value in values.items() if key != "explanation"}
 
 
 def print_hits(query: Query, hits: list[Hit]) -> None:
-    """A table of hits, each with its passage."""
-    from rich.console import Console
+    """A table of hits with their passages, at the terminal's width."""
+    from rich.console import Console, Group
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
     if not hits:
-        console.print(Text(f"nothing found for: {query.text}"))
+        console.print(Text(f"no hits for: {clean(query.text)}"))
         return
-    table = Table(title=Text(query.text), title_justify="left", show_edge=False, pad_edge=False)
+    table = Table(title=Text(shorten(query.text, console.width)), title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
     table.add_column("document", overflow="fold", max_width=24)
     table.add_column("passage", ratio=1)
     for hit in hits:
-        passage = Text(_shortened(hit.text))
-        if hit.title:
-            passage = Text.assemble((hit.title + "\n", "bold"), passage)
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(hit.id), passage)
+        passage = Text(shorten(hit.text, _PASSAGE))
+        title = Text(shorten(hit.title, console.width), "bold", no_wrap=True, overflow="ellipsis")
+        table.add_row(
+            str(hit.rank), f"{hit.score:.3f}", Text(clean(hit.id)), Group(title, passage) if hit.title else passage
+        )
     console.print(table)
-
-
-def _shortened(text: str, limit: int = 320) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: text.rfind(" ", 0, limit)] + " …"

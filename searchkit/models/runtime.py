@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from searchkit.errors import InputError, MissingExtraError
+from searchkit.errors import InputError, MissingExtraError, SearchkitError
 from searchkit.models.conventions import Conventions
 
 if TYPE_CHECKING:
@@ -75,12 +77,29 @@ def load_runtime(
             )
         if device_type == "cuda":
             logger.info("%s is an exported model and runs on the CPU; %s is for the vectors", name, device)
-        return OnnxRuntime(folder, threads)
+        with _load_errors(name):
+            return OnnxRuntime(folder, threads)
     try:
         from searchkit.models.torch_runtime import TorchRuntime
 
-        return TorchRuntime(folder, adapter, device, dtype, threads)
+        with _load_errors(name):
+            return TorchRuntime(folder, adapter, device, dtype, threads)
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"running {name} needs {error.name}: pip install 'searchkit[torch]'", name=error.name
+        ) from error
+
+
+@contextmanager
+def _load_errors(name: str) -> Iterator[None]:
+    """Say in one message that a folder is not a model, whatever type of exception the libraries raise for it."""
+    try:
+        yield
+    except (SearchkitError, ModuleNotFoundError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{name} cannot be loaded as a model ({type(error).__name__}: {reason}); expected a folder with "
+            "config.json, tokenizer.json and weights (*.safetensors or model.onnx)"
         ) from error

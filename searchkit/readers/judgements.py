@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from searchkit.errors import CorpusError, RowError
-from searchkit.readers.lines import existing, gz_or_plain, json_lines, plain_lines
-from searchkit.readers.values import check_storable, checked_id, quoted, typename
+from searchkit.readers.lines import existing, gz_or_plain, nonblank_lines, plain_lines
+from searchkit.readers.values import check_storable, checked_id, json_object, quoted, typename
 from searchkit.records import Judgements, Qrels, Query, Run
 from searchkit.tasks import Task, find_task
 
@@ -23,21 +23,35 @@ _DOCUMENT_IDS = (
 _GAINS = ("score", "relevance", "rel", "label", "gain", "grade", "relevance_label", "judgement", "judgment", "rating")
 
 
-def read_queries(path: Path | str) -> list[Query]:
+def read_queries(path: Path | str, *, errors: list[CorpusError] | None = None) -> list[Query]:
     """Read queries: JSON lines of "_id" or "id", "text" or "query", optional "instruction"; or a table of id and text.
 
     A .tsv or .txt file has a tab between the two and no quoting, a .csv file a comma and quotes; either may have a
     header. All may be gzipped.
+
+    Args:
+        path: The file.
+        errors: Collects an error for each line that is not a query; None raises the first.
     """
     path = existing(path)
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     queries: dict[str, Query] = {}
-    rows = _table_queries(path, suffix) if suffix in (".tsv", ".txt", ".csv") else _json_queries(path)
-    for location, query in rows:
-        if query.id in queries:
-            raise CorpusError(f'{location}: query id "{query.id}" came before; give every query its own')
-        queries[query.id] = query
-    if not queries:
+    for number, (location, line, fault) in enumerate(nonblank_lines(path)):
+        try:
+            if fault:
+                raise RowError(fault)
+            table = suffix in (".tsv", ".txt", ".csv")
+            query = _table_query(line, suffix, first=number == 0) if table else _json_query(json_object(line))
+            if query and query.id in queries:
+                raise RowError(f'query id "{query.id}" came before; give every query its own')
+        except RowError as error:
+            if errors is None:
+                raise CorpusError(f"{location}: {error}") from None
+            errors.append(CorpusError(f"{location}: {error}"))
+        else:
+            if query:
+                queries[query.id] = query
+    if not queries and not errors:
         raise CorpusError(f"{path}: no queries in it")
     return list(queries.values())
 
@@ -142,38 +156,33 @@ def read_judgements(folder: Path | str, *, split: str | None = None, task: Task 
     )
 
 
-def _json_queries(path: Path) -> Iterator[tuple[str, Query]]:
-    for location, values in json_lines(path):
-        try:
-            yield location, _json_query(values)
-        except RowError as error:
-            raise CorpusError(f"{location}: {error}") from None
-
-
-def _table_queries(path: Path, suffix: str) -> Iterator[tuple[str, Query]]:
-    between = "comma" if suffix == ".csv" else "tab"
-    for number, (location, line) in enumerate(plain_lines(path)):
-        cells = _cells(line, location) if suffix == ".csv" else line.partition("\t")[::2]
-        id, text = (cells[0].strip(), cells[1].strip()) if len(cells) == 2 else ("", "")
-        if not id or not text:
-            raise CorpusError(f"{location}: expected an id, a {between} and the query's text")
-        if number or _name(id) not in _QUERY_IDS or _name(text) not in _QUERY_TEXTS:  # not a header
-            yield location, Query(id, text)
+def _table_query(line: str, suffix: str, *, first: bool) -> Query | None:
+    """The query of a line; None for a header."""
+    cells = _cells(line) if suffix == ".csv" else line.partition("\t")[::2]
+    id, text = (cells[0].strip(), cells[1].strip()) if len(cells) == 2 else ("", "")
+    if not id or not text:
+        raise RowError(f"expected an id, a {'comma' if suffix == '.csv' else 'tab'} and the query's text")
+    if first and _name(id) in _QUERY_IDS and _name(text) in _QUERY_TEXTS:
+        return None
+    return Query(id, text)
 
 
 def _judgement_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     commas = path.name.lower().removesuffix(".gz").endswith(".csv")
     for location, line in plain_lines(path):
         tabs = line.count("\t") in (2, 3)  # an id between tabs may hold spaces
-        cells = _cells(line, location) if commas else line.split("\t") if tabs else line.split()
+        try:
+            cells = _cells(line) if commas else line.split("\t") if tabs else line.split()
+        except RowError as error:
+            raise CorpusError(f"{location}: {error}") from None
         yield location, [cell.strip() for cell in cells]
 
 
-def _cells(line: str, location: str) -> list[str]:
+def _cells(line: str) -> list[str]:
     try:
         return next(csv.reader([line], strict=True))
     except csv.Error as error:
-        raise CorpusError(f"{location}: broken quotes: {error}") from None
+        raise RowError(f"broken quotes: {error}") from None
 
 
 def _header(cells: list[str]) -> tuple[int, int, int] | None:

@@ -102,6 +102,8 @@ class Lines:
 def open_bytes(path: Path) -> AbstractContextManager[IO[bytes] | gzip.GzipFile]:
     """Open a file for its bytes, unpacked if it is .gz; "-" is standard input, which stays open."""
     if path == Path("-"):
+        if sys.stdin is None:
+            raise CorpusError("standard input is closed; name a file, or pipe one in")
         return nullcontext(sys.stdin.buffer)
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")

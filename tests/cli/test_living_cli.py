@@ -47,7 +47,7 @@ def index(built: Path, tmp_path: Path) -> Path:
 def test_new_documents_are_added_and_found(index: Path, tmp_path: Path) -> None:
     corpus = write_lines(tmp_path / "new.jsonl", [*ROWS[:2], *NEW])
     added = call("add", index, corpus).stdout
-    assert f"{index}: 21 documents (1 new in 1 passages, 2 there already)" in added
+    assert f"{index}: 21 documents (1 new in 1 passage, 2 unchanged)" in added
     assert "new" in call("search", index, "kettle", "-k", 1, "--format", "json").stdout
     report = json.loads(call("add", index, corpus, "--format", "json").stdout)
     assert (report["total"], report["documents"], report["updated"], report["unchanged"]) == (21, 0, 0, 3)
@@ -58,7 +58,7 @@ def test_other_content_under_an_id_is_refused_by_add_and_taken_by_update(index: 
     refused = call("add", index, corpus, code=1).stderr
     assert f"Error: {corpus}:1: id '4' is in the index with other content; to replace it: searchkit update" in refused
     updated = call("update", index, corpus).stdout
-    assert f"{index}: 21 documents (1 new and 1 replaced in 2 passages, 0 there already)" in updated
+    assert f"{index}: 21 documents (1 new and 1 replaced in 2 passages, 0 unchanged)" in updated
     hits = json.loads(call("search", index, "oboe kettle", "--mode", "lexical", "--format", "json").stdout)["hits"]
     assert {hit["id"]: hit["text"] for hit in hits}["4"] == "A kettle, in place of an oboe."
     again = call("update", index, corpus, "--format", "json").stdout
@@ -100,7 +100,7 @@ def test_documents_are_deleted_by_id_by_file_and_by_filter(index: Path, tmp_path
     assert call("delete", index, "0", "1").stdout == f"{index}: 2 documents deleted, of 20\n"
     (tmp_path / "ids.txt").write_text("2\n\n3\r\n")
     assert call("delete", index, "--ids", tmp_path / "ids.txt").stdout == f"{index}: 2 documents deleted, of 18\n"
-    assert call("delete", index, "--ids", "-", stdin="4\n").stdout == f"{index}: 1 documents deleted, of 16\n"
+    assert call("delete", index, "--ids", "-", stdin="4\n").stdout == f"{index}: 1 document deleted, of 16\n"
     where = ("--where", '{"year": {"$gte": 2015}}')
     assert call("delete", index, "5", *where).stdout == f"{index}: 6 documents deleted, of 15\n"
     assert set(found(index)) == {str(n) for n in range(10, 15)}
@@ -116,7 +116,7 @@ def test_a_dry_run_only_counts(index: Path) -> None:
 def test_unknown_ids_are_named_up_to_ten(index: Path) -> None:
     unknown = [f"x{n}" for n in range(12)]
     result = call("delete", index, "0", *unknown)
-    assert result.stdout == f"{index}: 1 documents deleted, of 20\n"
+    assert result.stdout == f"{index}: 1 document deleted, of 20\n"
     assert result.stderr == f"not in the index: {', '.join(unknown[:10])} and 2 more\n"
     report = json.loads(call("delete", index, "0", *unknown, "--format", "json").stdout)
     expected = {"index": str(index), "deleted": 0, "total": 19, "unknown": ["0", *unknown], "dry_run": False}
@@ -147,7 +147,7 @@ def test_compacting_is_suggested_when_a_fifth_is_deleted_and_frees_the_space(ind
     assert facts["deleted, waiting for compaction"] == 5
     before = found(index)
     done = call("compact", index).stdout
-    assert done.startswith(f"{index}: 5 deleted documents with 5 passages let go of; ")
+    assert done.startswith(f"{index}: freed the space of 5 deleted documents (5 passages): ")
     assert json.loads(call("info", index, "--format", "json").stdout)["deleted, waiting for compaction"] == 0
     assert found(index) == before
     report = json.loads(call("compact", index, "--format", "json").stdout)

@@ -160,7 +160,7 @@ def test_the_command_shows_what_is_shared_before_it_trains(config: TrainConfig, 
     done = CliRunner().invoke(main, [*arguments, "--precision", "float32", "--allow-leaks"])
     assert done.exit_code == 0
     assert "nDCG@10" in done.stdout
-    assert "1 examples ask queries" in done.stderr
+    assert "examples with queries" in done.stderr
     assert "documents" not in done.stdout
 
 

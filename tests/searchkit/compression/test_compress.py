@@ -305,8 +305,8 @@ def test_the_command_measures_chooses_and_writes_a_report(folder: Path, tmp_path
     result = call("compress", folder, "--recipes", "int8,pq:8,pq:8+rerank", "--report", report, "--recall", "0.9")
     assert "> pq:8+rerank" in result.stdout
     assert result.stderr.index("s on an idle CPU") < result.stderr.index("[1/")  # before the work
-    assert "phrases of 150 passages held out stand in for queries" in result.stderr
-    assert "learnt from 1,350 vectors, fewer than they want: int8 10,000, pq:8 9,984" in result.stderr
+    assert "queries are phrases of 150 held-out passages" in result.stderr
+    assert "trained on 1,350 vectors, fewer than recommended: int8 10,000, pq:8 9,984" in result.stderr
     content = json.loads(report.read_text())
     assert content["chosen"] == "pq:8+rerank"
     assert [one["name"] for one in content["candidates"]] == ["flat", "int8", "pq:8", "pq:8+rerank"]
@@ -334,8 +334,10 @@ def test_the_command_says_which_limit_is_in_the_way(folder: Path) -> None:
     assert "int8" in failed.stdout  # the table is printed nevertheless
     for limit in ("--max-memory", "--latency"):
         assert "is not an amount" in call("compress", folder, limit, "8 quux", code=2).stderr
-    assert "come with --apply" in call("compress", folder, "--recipe", "int8", code=2).stderr
-    assert "unmeasured" in call("compress", folder, "--recipe", "int8", "--apply", "--recall", "0.9", code=2).stderr
+    assert "--recipe and --drop-vectors need --apply" in call("compress", folder, "--recipe", "int8", code=2).stderr
+    assert (
+        "without measuring" in call("compress", folder, "--recipe", "int8", "--apply", "--recall", "0.9", code=2).stderr
+    )
 
 
 def test_the_command_applies(writable: SearchEngine) -> None:
@@ -400,8 +402,8 @@ def test_indexing_ends_by_storing_the_recipe(tmp_path: Path, mistral: Path) -> N
     assert "expected one of flat" in call("index", *flags, "zip", code=1).stderr
     assert not index.exists()
     few = call("index", *flags, "pq:8").stderr
-    assert "pq:8 learns from 256 passages or more, there are 30: flat is kept" in few
-    assert "30 passages are too few to choose a recipe by" in call("index", *flags, "auto").stderr
+    assert "pq:8 is trained on at least 256 passages, and there are 30: flat is kept" in few
+    assert "30 passages are too few to choose a recipe" in call("index", *flags, "auto").stderr
     assert "stored as rabitq, the best 10 k re-ranked" in call("index", *flags, "rabitq+rerank").stderr
     assert "stored as" not in call("index", *flags, "rabitq+rerank").stderr  # it was stored already
 

@@ -189,7 +189,11 @@ def test_json_that_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
         (["a=@old/run.trec", "a=@new/run.trec", "--beir", "@set"], 1, "several systems are called"),
         (["@report.json", "--against", "x"], 1, "no system is called 'x'"),
         (["@report.json", "--metrics", "ndcg@3"], 1, "has no values of"),
-        (["@report.json", "--beir", "@set", "--qrels", "@set/qrels/test.tsv"], 2, "--beir FOLDER, or as --qrels"),
+        (
+            ["@report.json", "--beir", "@set", "--qrels", "@set/qrels/test.tsv"],
+            2,
+            "--beir FOLDER, or as --queries FILE and --qrels FILE",
+        ),
     ],
 )
 def test_misuse_is_reported_plainly(folder: Path, arguments: list[str], code: int, message: str) -> None:

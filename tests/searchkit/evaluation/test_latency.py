@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from texts import TEXTS
 
-from searchkit.cli.latency import _print_table
+from searchkit.cli.latency import _print_results
 from searchkit.cli.main import main
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.latency import (
@@ -155,13 +155,14 @@ def test_the_command_measures_everything(index: Path, capsys: pytest.CaptureFixt
     assert found["cold_start"]["n"] == 3
     assert found["cold_start"]["p50"] > found["alone"]["p50"] > found["without_embedding"]["p50"] > 0
     assert found["at_once"]["threads"] == 3
-    _print_table(found)
+    _print_results(found)
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("in a new process", "its embedding", "3 at once", "a document", "indexing:"))
+    words = ("in a new process", "embedding the query", "3 at once", "per document", "indexing:")
+    assert all(word in shown for word in words)
 
 
 def test_an_empty_index_is_refused(tmp_path: Path) -> None:
     SearchEngine.create(tmp_path / "x").close()
     result = CliRunner().invoke(main, ["latency", str(tmp_path / "x")])
     assert result.exit_code == 1
-    assert "holds no document; there is nothing to search for" in result.stderr
+    assert "holds no documents, so there is nothing to search" in result.stderr

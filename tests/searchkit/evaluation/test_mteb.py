@@ -242,7 +242,7 @@ def test_only_the_given_documents_are_ranked(tmp_path: Path, embedder: Embedder)
 
 
 def call(*arguments: object, fails: str = "") -> Any:
-    result = CliRunner().invoke(main, ["evaluate", "--device", "cpu", *map(str, arguments)])
+    result = CliRunner().invoke(main, ["mteb", "--device", "cpu", *map(str, arguments)])
     assert (result.exit_code != 0) == bool(fails), result.output
     assert fails in result.output
     return result
@@ -251,7 +251,7 @@ def call(*arguments: object, fails: str = "") -> Any:
 def test_the_command_runs_a_folder_as_a_task(tmp_path: Path, mistral: Path) -> None:
     folder = write_beir(tmp_path / "notes")
     places = ["--results", tmp_path / "out", "--indexes", tmp_path / "indexes", "--model", mistral]
-    arguments = ["--mteb", folder, "--modes", "dense,lexical", "--recipe", "int8", "--format", "json", *places]
+    arguments = [folder, "--modes", "dense,lexical", "--recipe", "int8", "--format", "json", *places]
     rows = json.loads(call(*arguments).stdout)
     assert [row["mode"] for row in rows] == ["dense", "lexical"]
     files = [Path(row["file"]) for row in rows]
@@ -268,7 +268,7 @@ def test_the_command_runs_a_folder_as_a_task(tmp_path: Path, mistral: Path) -> N
     qrels = folder / "qrels" / "test.tsv"
     qrels.write_text(qrels.read_text() + "q1\td2\t2\n")  # but not those of other data
     assert json.loads(call(*arguments).stdout)[1]["seconds_per_query"] > 0
-    assert "notes" in call("--mteb", folder, "--modes", "dense", *places).stdout
+    assert "notes" in call(folder, "--modes", "dense", *places).stdout
 
 
 def test_an_index_of_another_collection_is_refused(tmp_path: Path, embedder: Embedder) -> None:
@@ -287,9 +287,8 @@ def test_tasks_that_cannot_run_say_why(tmp_path: Path, mistral: Path) -> None:
     with pytest.raises(ValueError, match="not a BEIR folder"):
         find_tasks([str(tmp_path)])
     out = ["--results", tmp_path / "out", "--indexes", tmp_path / "indexes", "--model", mistral]
-    call("--mteb", "SciFact", *out, fails="the data of SciFact could not be loaded")  # the tests are offline
-    call("--mteb", "SciFact", "--recipe", "zip", *out, fails="recipe is 'zip'")
-    call("--mteb", "SciFact", "--modes", "rank-bm25", *out, fails="mode is 'rank-bm25'")
-    call("--mteb", "SciFact", "--split", "train", fails="--split goes not with --mteb")
-    call(tmp_path, "--mteb", "SciFact", fails="INDEX goes not with --mteb")
-    call(tmp_path, "--recipe", "int8", fails="--recipe goes with --mteb only")
+    call("SciFact", *out, fails="the data of SciFact could not be loaded")  # the tests are offline
+    call("SciFact", "--recipe", "zip", *out, fails="recipe is 'zip'")
+    call("SciFact", "--modes", "rank-bm25", *out, fails="no 'rank-bm25'; expected some of dense, lexical, hybrid")
+    call("SciFact", "--split", "train", fails="No such option")
+    call(fails="Missing argument 'TASK...'")

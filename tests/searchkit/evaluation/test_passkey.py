@@ -243,31 +243,31 @@ def test_the_report_lists_every_person_and_length(builtin: Embedder) -> None:
 
 
 def call(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+    result = CliRunner().invoke(main, ["passkey", *map(str, arguments)])
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     return result
 
 
 def test_the_built_in_model_needs_no_index() -> None:
-    result = call("--passkey", "--lengths", 32)
+    result = call("--lengths", 32)
     assert all(word in result.stdout for word in ("tokens", "whole text", "as indexed", "truncated"))
     assert "measuring 32 tokens" in result.stderr
     assert "of 100" not in result.stdout
-    assert "cut at" not in result.stderr
+    assert "were cut" not in result.stderr
 
 
 def test_truncated_documents_are_marked(mistral: Path) -> None:
-    result = call("--passkey", "--model", mistral, "--device", "cpu", "--lengths", "300, 80")
+    result = call("--model", mistral, "--device", "cpu", "--lengths", "300, 80")
     rows = result.stdout.splitlines()[2:]
     assert [row.split()[0] for row in rows] == ["80", "300"]
     assert [row.endswith("100 of 100 │      200") for row in rows] == [False, True]
-    assert "cut at the 256 tokens that" in result.stderr
+    assert "reads at most 256 tokens: longer texts were cut there" in result.stderr
 
 
 def test_json_and_the_report_hold_the_same_numbers(tmp_path: Path, mistral: Path) -> None:
     file = tmp_path / "new" / "report.json"
-    run = ("--passkey", "--model", mistral, "--device", "cpu", "--lengths", "80,70", "--instruction", "Find it")
+    run = ("--model", mistral, "--device", "cpu", "--lengths", "80,70", "--instruction", "Find it")
     printed = json.loads(call(*run, "--format", "json", "--report", file).stdout)
     assert [row["length"] for row in printed] == [70, 80]
     keys = {"length", "whole_text", "as_indexed", "truncated", "documents", "passages", "questions"}
@@ -281,7 +281,7 @@ def test_an_index_decides_the_model_and_the_passages(tmp_path: Path, mistral: Pa
     index = tmp_path / "notes.index"
     with SearchEngine.create(index, model=Embedder(mistral, device="cpu"), chunk_tokens=60, overlap=8) as engine:
         engine.add([Document("1", "tea")])
-    result = call(index, "--passkey", "--lengths", 90, "--device", "cpu", "--report", tmp_path / "report.json")
+    result = call(index, "--lengths", 90, "--device", "cpu", "--report", tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert (written["index"], written["model"]["model"]) == (str(index), str(mistral))
     assert (written["chunk_tokens"], written["overlap"]) == (60, 8)
@@ -292,16 +292,14 @@ def test_an_index_decides_the_model_and_the_passages(tmp_path: Path, mistral: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "name the INDEX to measure; only --passkey and --mteb go without one"),
-        (("--lengths", "32"), "--lengths goes with --passkey only"),
-        (("--plot", "x.png"), "--plot goes with --passkey only"),
-        (("--passkey", "--modes", "dense"), "--modes goes not with --passkey"),
-        (("--passkey", "--keep-self"), "--drop-self goes not with --passkey"),
-        (("--passkey", "--rrf-k", "60"), "--rrf-k goes not with --passkey"),
-        (("--passkey", "--runs", "x"), "--runs goes not with --passkey"),
-        (("--passkey", "--lengths", "32,many"), "--lengths is '32,many'; expected numbers of tokens"),
-        (("--passkey", "--lengths", ""), "--lengths is ''; expected numbers of tokens"),
-        (("--passkey", "--task", "web", "--instruction", "x"), "exclude each other"),
+        (("--modes", "dense"), "No such option"),
+        (("--keep-self",), "No such option"),
+        (("--rrf-k", "60"), "No such option"),
+        (("--runs", "x"), "No such option"),
+        (("--lengths", "32,many"), "'32,many' is not a list of whole numbers such as 256,512,4096"),
+        (("--lengths", ""), "'' is empty; expected a list such as 256,512,4096"),
+        (("--lengths", "32,-1"), "not a list of whole numbers"),
+        (("--task", "web", "--instruction", "x"), "--task cannot be combined with --instruction"),
     ],
 )
 def test_misuse_is_reported_with_its_reason(arguments: tuple[str, ...], message: str) -> None:
@@ -309,14 +307,14 @@ def test_misuse_is_reported_with_its_reason(arguments: tuple[str, ...], message:
 
 
 def test_failures_are_reported_in_a_sentence() -> None:
-    assert "choose 19 or more" in call("--passkey", "--lengths", "3,64", code=1).stderr
-    assert "no model folder" in call("--passkey", "--model", "nothing-here", code=1).stderr
+    assert "choose 19 or more" in call("--lengths", "3,64", code=1).stderr
+    assert "no model folder" in call("--model", "nothing-here", code=1).stderr
 
 
 def test_the_chart_is_drawn_as_png_and_svg(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "new" / "passkey.png"
-    result = call("--passkey", "--lengths", 32, "--plot", file)
+    result = call("--lengths", 32, "--plot", file)
     assert file.read_bytes().startswith(b"\x89PNG")
     assert "whole text, as indexed" in file.with_suffix(".svg").read_text("utf-8")
     assert f"wrote {file} and " in result.stderr
@@ -330,9 +328,12 @@ def test_the_chart_says_that_texts_were_cut(tmp_path: Path, builtin: Embedder) -
     assert all(words in drawn for words in ("builtin (whole texts cut at 256 tokens)", "as indexed"))
 
 
-def test_a_chart_that_cannot_be_drawn_loses_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chart_that_cannot_be_drawn_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, module, None)
-    result = call("--passkey", "--lengths", 32, "--plot", tmp_path / "passkey.png", code=1)
-    assert "whole text" in result.stdout
+    result = call("--lengths", 32, "--plot", tmp_path / "passkey.png", code=1)
+    assert result.stdout == ""
+    assert "measuring" not in result.stderr
     assert "searchkit[plots]" in result.stderr

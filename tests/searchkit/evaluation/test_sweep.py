@@ -183,7 +183,10 @@ def test_two_indexes_are_distinguished_by_name(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--dims", "a"], "expected numbers of dimensions"), (["--instruction", "x"] * 27, "give at most 26")],
+    [
+        (["--dims", "a"], "'a' is not a list of whole numbers such as 384,128,64"),
+        (["--instruction", "x"] * 27, "give at most 26"),
+    ],
 )
 def test_misuse_is_reported_plainly(folder: Path, arguments: list[str], message: str) -> None:
     result = ask(folder, *arguments)

@@ -316,9 +316,9 @@ def test_the_command_says_what_judged_what_changed_and_where_the_model_is(place:
     found = call("adapt", place / "notes.index", "--pairs", place / "pairs.jsonl", "--out", place / "out", *options,
                  "--keep-index")  # fmt: skip
     assert "training: done before" in found.stderr
-    assert "held-out pairs (pairs that were held out, not real queries)" in found.stdout
+    assert "held-out pairs (held-out pairs, not real queries)" in found.stdout
     assert "54 of 90 pairs trained on, 36 held out" in found.stdout
-    assert f"{place / 'notes.index'} is as it was" in found.stdout
+    assert f"{place / 'notes.index'} is unchanged" in found.stdout
 
 
 @pytest.fixture
@@ -378,7 +378,7 @@ def test_what_is_spent_on_the_writing_and_how_is_for_the_user_to_say(
         tokens = sum(usage["total_tokens"] for usage in server.delivered)
         cost = sum(5 * usage["prompt_tokens"] for usage in server.delivered) / 1e6
     assert (
-        f"6 pairs written ({len(server.bodies)} questions asked now; {tokens} tokens in all, {cost:.2f} by"
+        f"6 pairs written, from {len(server.bodies)} new requests; {tokens:,} tokens in all, {cost:.2f} by"
         in told.stderr
     )
     assert "too few to tell better from worse" in told.stderr
@@ -396,4 +396,4 @@ def test_misuse_of_the_command_is_explained(place: Path) -> None:
     told = call("adapt", index, "--pairs", pairs, "--instruction", "Find it", code=2)
     assert "--instruction belongs to judgements" in told.stderr
     told = call("adapt", index, "--pairs", pairs, "--max-cost", 2, code=2)
-    assert "--max-cost is about what a language model writes; name one with --writer" in told.stderr
+    assert "--max-cost is for a language model; name one with --writer" in told.stderr
