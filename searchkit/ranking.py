@@ -350,8 +350,8 @@ def _fused(sides: _Sides, k: int, options: SearchOptions, *, ties: bool) -> list
     else:
         fused = fusion.weighted(sides.similarity, sides.bm25, sides.dense_weight)
     order = sorted(fused, key=lambda doc: (-fused[doc], doc))
-    ranking = [Ranked(doc, fused[doc], sides.rows[doc]) for doc in order]
-    return ranking[: _end(ranking, k) if ties else k]
+    ranking = [_ranked((doc, fused[doc], sides.rows[doc])) for doc in (order if ties else order[:k])]
+    return ranking[: _end(ranking, k)] if ties else ranking
 
 
 def _places(ranking: Sequence[Ranked]) -> Iterator[tuple[int, Ranked]]:
