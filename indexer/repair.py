@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from searchkit.indexer.documents import NewDocument, document_checksum, tombston
 from searchkit.indexer.files import next_number
 from searchkit.indexer.lexical_files import stamps
 from searchkit.indexer.store import Store, strict_json
+from searchkit.indexer.vectors.backend import VectorIndex
 from searchkit.indexer.vectors.recipes import Plan
 from searchkit.indexer.vectors.segments import DiskSegment, Entry
 
@@ -102,7 +103,8 @@ def ids_with_invalid_metadata(store: Store) -> list[str]:
 def named_segments(store: Store) -> list[DiskSegment]:
     """The segments as the last commit lists them, without comparing any checksum."""
     plan = store.storage.plan
-    return [DiskSegment(store.folder / "segments" / entry.name, entry, plan) for entry in store.entries()]
+    folder = store.folder / "segments"
+    return [DiskSegment(folder / entry.name, entry, plan, store.backend) for entry in store.entries()]
 
 
 # Changing
@@ -193,12 +195,12 @@ def repair_metadata(store: Store) -> list[str]:
     return [id for _, id, deleted in invalid if not deleted]
 
 
-def replace_codebook(store: Store, plan: Plan, template: Any) -> None:
+def replace_codebook(store: Store, template: VectorIndex) -> None:
     """Name a new codebook in a commit."""
     store.database.check_writable()
-    codebook = store.write_codebook(plan, template)
+    codebook = store.write_codebook(template)
     with store.database.transaction():
-        store.database.put(storage=replace(store.storage, plan=plan, codebook=codebook).to_json())
+        store.database.put(storage=replace(store.storage, plan=template.plan, codebook=codebook).to_json())
     store.forget_template()
 
 

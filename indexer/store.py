@@ -26,8 +26,9 @@ from searchkit.indexer.errors import REPAIR, DamagedError, InputError, StoreErro
 from searchkit.indexer.files import Stamp, folder_size, next_number, verify
 from searchkit.indexer.filters import Condition
 from searchkit.indexer.lexical_files import LexicalFiles, stamps
-from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.backend import VectorBackend, VectorIndex
+from searchkit.indexer.vectors.devices import make_backend
 from searchkit.indexer.vectors.recipes import Plan, Tuning
 from searchkit.indexer.vectors.segments import DiskSegment, Entry
 from searchkit.indexer.vectors.storage import Codebook, Storage
@@ -69,6 +70,7 @@ class Store:
     Args:
         folder: The index folder.
         writable: Take the writer's lock, and remove what a killed writer left.
+        backend: What stores and searches vectors; None takes FAISS on the CPU.
 
     Attributes:
         database: Its settings and commits.
@@ -79,14 +81,12 @@ class Store:
         StoreError: As `Database` raises it.
     """
 
-    def __init__(self, folder: Path, *, writable: bool = False) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, writable: bool = False, backend: VectorBackend | None = None) -> None:
+        self.folder, self.backend = folder, backend or make_backend()
         self.database = Database(folder, writable=writable)
         self.documents = Documents(self.database)
         self.lexical = LexicalFiles(self.database)
-        self.devices: Sequence[int] = ()
-        """GPUs that new vectors are encoded on (see `searchkit.indexer.vectors.faiss_gpu`)."""
-        self._template: Any = None
+        self._template: VectorIndex | None = None
         self._opened: WeakValueDictionary[str, DiskSegment] = WeakValueDictionary()
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -97,7 +97,7 @@ class Store:
             undo.pop_all()
 
     @classmethod
-    def create(cls, folder: Path, settings: dict[str, Any], *, dim: int) -> Store:
+    def create(cls, folder: Path, settings: dict[str, Any], *, dim: int, backend: VectorBackend | None = None) -> Store:
         """Create an empty index folder with these settings, for vectors of one width, and open it for writing."""
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} exists and is not an index; name another folder with --index")
@@ -118,7 +118,7 @@ class Store:
                 folder.rmdir()
             staging.rename(folder)
             undo.pop_all()
-        return cls(folder, writable=True)
+        return cls(folder, writable=True, backend=backend)
 
     def __enter__(self) -> Store:
         return self
@@ -128,6 +128,7 @@ class Store:
 
     def close(self) -> None:
         """Close the files and release the writer's lock."""
+        self.backend.close()
         self.database.close()
 
     @property
@@ -252,11 +253,7 @@ class Store:
             storage = self.storage
             parts = [self._segment(entry, storage.plan) for entry in group]
             entry = segments.merge_segments(
-                self.folder / "segments",
-                parts,
-                self.template(),
-                keep_vectors=storage.keep_vectors,
-                devices=self.devices,
+                self.folder / "segments", parts, self.template(), keep_vectors=storage.keep_vectors
             )
             with self.database.transaction():
                 self.database.db.executemany(
@@ -267,8 +264,7 @@ class Store:
 
     def rewrite(
         self,
-        plan: Plan,
-        template: Any,
+        template: VectorIndex,
         *,
         keep_vectors: bool = True,
         tuning: Tuning | None = None,
@@ -278,8 +274,7 @@ class Store:
         """Write all vectors again, in one commit: by another recipe, or without those of deleted documents.
 
         Args:
-            plan: The recipe from now on.
-            template: Its trained, empty index.
+            template: The trained, empty index of the recipe from now on.
             keep_vectors: Keep half-precision vectors beside compressed ones.
             tuning: How hard to search from now on; None leaves it.
             purge: Leave out what is deleted, here and in the database.
@@ -293,21 +288,19 @@ class Store:
         dead = np.isin(segments.all_rows(snapshot.segments), snapshot.dead) if snapshot.segments else np.empty(0, bool)
         # Codes of the same training are copied as they are: encoding what was decoded would change some.
         old = snapshot.storage
-        same = (plan, template, keep_vectors) == (old.plan, self.template(), old.keep_vectors)
-        codebook = old.codebook if same else self.write_codebook(plan, template)
+        same = template is self.template() and keep_vectors == old.keep_vectors
+        codebook = old.codebook if same else self.write_codebook(template)
         folder, entries = self.folder / "segments", []
-        for group, kept in _groups(snapshot.segments, ~dead if purge else np.ones_like(dead), plan.dim):
+        for group, kept in _groups(snapshot.segments, ~dead if purge else np.ones_like(dead), template.plan.dim):
             if not kept.any():
                 continue
             if same:
-                entry = segments.merge_segments(
-                    folder, group, template, keep_vectors=keep_vectors, kept=kept, devices=self.devices
-                )
+                entry = segments.merge_segments(folder, group, template, keep_vectors=keep_vectors, kept=kept)
             else:
                 vectors = segments.vectors_of(group, kept)
                 rows, docs = segments.all_rows(group)[kept], np.concatenate([part.docs for part in group])[kept]
                 entry = segments.write_segment(
-                    folder, plan, template, vectors, docs, rows, keep_vectors=keep_vectors, devices=self.devices
+                    folder, self.backend, template, vectors, docs, rows, keep_vectors=keep_vectors
                 )
             entries.append(entry)
         lexical = snapshot.lexical
@@ -318,7 +311,7 @@ class Store:
             self.database.db.execute("DELETE FROM segments")
             for entry in entries:
                 self.name(entry)
-            self.database.put(storage=Storage(plan, tuning or old.tuning, keep_vectors, codebook).to_json())
+            self.database.put(storage=Storage(template.plan, tuning or old.tuning, keep_vectors, codebook).to_json())
             if purge:
                 self.documents.purge_deleted(generation)
                 self.database.put(lexical=lexical, lexical_files=stamps(self.folder / "lexical" / lexical))
@@ -354,20 +347,20 @@ class Store:
         """A segment; as long as anyone holds it, the same object, with its files open and checked."""
         segment = self._opened.get(entry.name)
         if segment is None or (segment.entry, segment.plan) != (entry, plan):
-            self._opened[entry.name] = segment = DiskSegment(self.folder / "segments" / entry.name, entry, plan)
+            self._opened[entry.name] = segment = DiskSegment(
+                self.folder / "segments" / entry.name, entry, plan, self.backend
+            )
         return segment
 
     def _write_segment(self, vectors: Iterable[np.ndarray], docs: np.ndarray, rows: np.ndarray) -> Entry:
-        storage = self.storage
         return segments.write_segment(
             self.folder / "segments",
-            storage.plan,
+            self.backend,
             self.template(),
             vectors,
             docs,
             rows,
-            keep_vectors=storage.keep_vectors,
-            devices=self.devices,
+            keep_vectors=self.storage.keep_vectors,
         )
 
     @property
@@ -379,30 +372,30 @@ class Store:
         except ValueError as error:
             raise self.database.damaged(str(error)) from error
 
-    def template(self) -> Any:
+    def template(self) -> VectorIndex:
         """The trained, empty index that new vectors are added to a copy of."""
         if self._template is None:
             storage = self.storage
             if (codebook := storage.codebook) is not None:
                 file = self.folder / "codebooks" / codebook.name
                 verify(file, codebook.stamp)
-                self._template = dense.read(file, storage.plan, mapped=False)
-            elif storage.plan.recipe == "binary":
-                self._template = dense.SignIndex(storage.plan.dim)
+                self._template = self.backend.open(file, storage.plan, mapped=False)
+            else:
+                self._template = self.backend.train(storage.plan, np.empty((0, storage.plan.dim), np.float32))
         return self._template
 
     def forget_template(self) -> None:
         """Read the codebook again when it is next needed."""
         self._template = None
 
-    def write_codebook(self, plan: Plan, template: Any) -> Codebook | None:
+    def write_codebook(self, template: VectorIndex) -> Codebook | None:
         """Write a trained, empty index; None where there is nothing to keep of it."""
-        if plan.recipe in ("flat", "binary"):
+        if template.plan.recipe in ("flat", "binary"):
             return None
         folder = self.folder / "codebooks"
         folder.mkdir(exist_ok=True)
         file = folder / next_number(folder)
-        return Codebook(file.name, dense.write(template, file))
+        return Codebook(file.name, template.save(file))
 
     # What no commit names
 

@@ -15,7 +15,7 @@ from searchkit.errors import FilterError, InputError, StoreError
 from searchkit.indexer.analysis import Analyzer
 from searchkit.indexer.filters import Condition, compile_filter
 from searchkit.indexer.store import Store
-from searchkit.indexer.vectors import faiss_gpu as gpu
+from searchkit.indexer.vectors.devices import make_backend
 from searchkit.indexer.vectors.recipes import Plan, Tuning, default_tuning, plan
 from searchkit.ingest import COMMIT_EVERY, AddReport, Ingest, chunk_settings
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
@@ -32,10 +32,8 @@ class SearchEngine(Searcher):
     Threads may share an engine: they search at the same time and write in turn.
     """
 
-    def __init__(
-        self, store: Store, model: Embedder | ModelChoice, device: str | None = None, replicate: bool = False
-    ) -> None:
-        super().__init__(store, model, device, replicate)
+    def __init__(self, store: Store, model: Embedder | ModelChoice) -> None:
+        super().__init__(store, model)
         self._writing = RLock()
 
     @classmethod
@@ -86,7 +84,7 @@ class SearchEngine(Searcher):
             "language": language,
             **chunk_settings(embedder, chunk_tokens, overlap),
         }
-        return cls(Store.create(folder, settings, dim=embedder.dim), embedder, device)
+        return cls(Store.create(folder, settings, dim=embedder.dim, backend=make_backend(device)), embedder)
 
     @classmethod
     def open(
@@ -125,10 +123,10 @@ class SearchEngine(Searcher):
         for name, value in {"model": model, "adapter": adapter}.items():
             if not isinstance(value, str | Embedder | None):
                 checked_path(name, value)
-        store = Store(folder, writable=writable)
+        store = Store(folder, writable=writable, backend=make_backend(device, replicate=replicate))
         try:
             choice = model if isinstance(model, Embedder) else ModelChoice(model, adapter, device, dtype, threads)
-            return cls(store, choice, device, replicate)
+            return cls(store, choice)
         except BaseException:
             store.close()
             raise
@@ -234,7 +232,6 @@ class SearchEngine(Searcher):
         with self._changing():
             snapshot = self._store.snapshot()
             self._store.rewrite(
-                snapshot.storage.plan,
                 self._store.template(),
                 keep_vectors=snapshot.storage.keep_vectors,
                 purge=True,
@@ -265,9 +262,9 @@ class SearchEngine(Searcher):
                     f"{self._store.folder} keeps no vectors beside its {self._ranker.plan.spelling} codes, and codes "
                     "made of codes would silently be worse; index the corpus again"
                 )
-            template = gpu.train(chosen, self.sample(chosen.wanted, seed=seed), self._gpus.devices)
+            template = self._store.backend.train(chosen, self.sample(chosen.wanted, seed=seed))
             tuning = tuning or default_tuning(chosen, keep_vectors=keep_vectors)
-            self._store.rewrite(chosen, template, keep_vectors=bool(keep_vectors), tuning=tuning)
+            self._store.rewrite(template, keep_vectors=bool(keep_vectors), tuning=tuning)
         return chosen
 
     @contextmanager

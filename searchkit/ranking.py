@@ -14,10 +14,9 @@ from searchkit.indexer import fusion
 from searchkit.indexer.filters import Condition, compile_filter
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Snapshot, Store
-from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
-from searchkit.indexer.vectors.faiss_gpu import Gpus
 from searchkit.indexer.vectors.recipes import RECIPES
+from searchkit.indexer.vectors.search import search
 from searchkit.lexical_sync import LexicalSync
 from searchkit.records import Explanation
 from searchkit.validation import check_share, described, whole_number
@@ -134,16 +133,12 @@ class Ranker:
         store: Looks up what a filter matches.
         snapshot: The commit.
         lexical: Opens the lexical index of the commit when it is first needed; None where only vectors are ranked.
-        gpus: Where vectors are searched if possible; None for the CPU.
     """
 
-    def __init__(
-        self, store: Store, snapshot: Snapshot, lexical: LexicalSync | None = None, gpus: Gpus | None = None
-    ) -> None:
+    def __init__(self, store: Store, snapshot: Snapshot, lexical: LexicalSync | None = None) -> None:
         self.store, self.snapshot, self.lexical = store, snapshot, lexical
         self.segments = snapshot.segments
         self.plan, self.tuning = snapshot.storage.plan, snapshot.storage.tuning
-        self._searched = gpus.hold(self.segments, self.plan) if gpus else self.segments
         living: np.ndarray | None = None
         if len(snapshot.dead):
             living = np.ones(snapshot.next_row, dtype=bool)
@@ -248,9 +243,7 @@ class Ranker:
         depth = k if allowed.passages == allowed.documents else 4 * k
         tuning = self.tuning
         while True:
-            rows, scores = dense.search(
-                self._searched, vectors, depth, plan=self.plan, tuning=tuning, allowed=allowed.rows
-            )
+            rows, scores = search(self.segments, vectors, depth, tuning=tuning, allowed=allowed.rows)
             docs = segments.documents_of(self.segments, rows)
             rankings = list(map(_best_passages, docs.tolist(), scores.tolist(), rows.tolist()))
             if all(len(ranking) >= wanted for ranking in rankings):

@@ -31,7 +31,6 @@ from searchkit.indexer.database import LAST, NAME
 from searchkit.indexer.errors import REBUILD
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Store
-from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors.recipes import Plan
 from searchkit.indexer.vectors.segments import (
     INDEX,
@@ -228,13 +227,9 @@ def _repair_codebook(store: Store, segments: Sequence[DiskSegment], report: Repa
     damage = codebook_damage(store)
     if not damage:
         return True
-    plan = store.storage.plan
     for segment in segments:
         if not index_damage(segment):
-            # Every segment's index began as a copy of the empty, trained one.
-            index = dense.read(segment.folder / INDEX, plan, mapped=False)
-            index.reset()
-            tables.replace_codebook(store, plan, index)
+            tables.replace_codebook(store, segment.template())
             report.done.append(f"codebook: taken from segments/{segment.entry.name}")
             return True
     report.done.append(f"codebook: lost ({damage})")
@@ -289,12 +284,12 @@ def _repair_segment(
         if source is not None and held is not None:
             nearest = np.minimum(np.searchsorted(held, rows), len(held) - 1)
             positions = np.where(held[nearest] == rows, nearest, -1)
-    storage = store.storage
-    plan, template = (storage.plan, store.template()) if has_codebook else (Plan("flat", storage.plan.dim), None)
-    vectors = _vectors(engine, rows, docs, positions, source)
-    entry = write_segment(
-        parent, plan, template, vectors, docs, rows, keep_vectors=storage.keep_vectors, devices=store.devices
+    template = (
+        store.template() if has_codebook else store.backend.train(Plan("flat", engine.dim), np.empty((0, engine.dim)))
     )
+    vectors = _vectors(engine, rows, docs, positions, source)
+    keep_vectors = store.storage.keep_vectors
+    entry = write_segment(parent, store.backend, template, vectors, docs, rows, keep_vectors=keep_vectors)
     if embedded := int((positions < 0).sum()):
         return entry, f"{embedded} of {len(rows)} passages embedded again"
     origin = VECTORS if source and VECTORS in source.entry.files else "its own index"

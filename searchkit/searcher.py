@@ -16,7 +16,6 @@ from searchkit.indexer.documents import StoredPassage
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.keys import FilterFault, filter_faults
 from searchkit.indexer.store import Store
-from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.storage import Storage
 from searchkit.lexical_sync import LexicalSync
@@ -45,16 +44,10 @@ class Searcher:
     Args:
         store: The index folder.
         model: The model, or what is needed to load it.
-        device: Where vectors are searched, as `SearchEngine.open` has it.
-        replicate: Likewise.
     """
 
-    def __init__(
-        self, store: Store, model: Embedder | ModelChoice, device: str | None = None, replicate: bool = False
-    ) -> None:
+    def __init__(self, store: Store, model: Embedder | ModelChoice) -> None:
         self._store = store
-        self._gpus = gpu.Gpus(device, replicate=replicate)
-        store.devices = self._gpus.devices
         snapshot = store.snapshot()  # first: it compares the settings with their checksum
         self.settings = store.database.settings()
         self._model = model
@@ -63,13 +56,12 @@ class Searcher:
         self._closed = False
         self._reloading, self._loading = RLock(), RLock()
         self._lexical = LexicalSync(store, self.settings["language"])
-        self._ranker = Ranker(store, snapshot, self._lexical, self._gpus)
+        self._ranker = Ranker(store, snapshot, self._lexical)
 
     def close(self) -> None:
         """Close the files; the engine cannot be used afterwards."""
         self._closed = True
         self._ranker.snapshot.segments.clear()
-        self._gpus.let_go()
         self._lexical.close()
         self._store.close()
 
@@ -325,7 +317,7 @@ class Searcher:
             if snapshot.generation == self._ranker.snapshot.generation:
                 return
             self._lexical.follow(snapshot)
-            self._ranker = Ranker(self._store, snapshot, self._lexical, self._gpus)
+            self._ranker = Ranker(self._store, snapshot, self._lexical)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -62,6 +62,14 @@ def test_inside_searchkit_imports_run_one_way(file: Path) -> None:
     assert not {part for part in used if layer_of(part) > layer_of(first)}
 
 
+def test_faiss_is_behind_its_port() -> None:
+    """Above indexer/vectors/ nobody knows which library stores vectors: `devices` and `clusters` choose it."""
+    vectors = ROOT / "indexer" / "vectors"
+    for file in set(FILES) - set(vectors.iterdir()):
+        used = {module for module, _ in imports(file)}
+        assert not {module for module in used if module.split(".")[0] == "faiss" or ".vectors.faiss_" in module}, file
+
+
 def module_of(file: Path) -> str:
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts if parts[0] == "searchkit" else ("searchkit", *parts)).removesuffix(".__init__")

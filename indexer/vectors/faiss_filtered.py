@@ -1,75 +1,93 @@
-"""Searches under a filter in indexes that look at some of their vectors only.
+"""Filtered searches in indexes that look at some of their vectors only.
 
-Cells and graphs are searched as far as a query's neighbours usually lie. Those that a filter lets through may all lie
-farther off: articles of one source asked for what another source writes about. Here they are looked for until as many
-of them have been seen as vectors usually are, or until looking farther finds no others.
+IVF lists and graphs are searched as far as a query's neighbours usually lie. Those that pass a filter may all lie
+farther away: articles of one source searched for what another source writes about. Here the search goes on until as
+many of them have been seen as vectors usually are, or until looking farther returns no others.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from searchkit.indexer.vectors.faiss_library import faiss_module
+
 FARTHER = 4
-"""Times the breadth of a second look in a graph."""
+"""How many times as broad the second search in a graph is."""
 
 
-def in_cells(
-    index: Any, queries: np.ndarray, k: int, mask: np.ndarray, selector: Any, probes: int
+class Lists(NamedTuple):
+    """The IVF list of every vector, (ntotal,) int32, and the lists' centroids, (nlist, dim) float32."""
+
+    of_each: np.ndarray
+    centroids: np.ndarray
+
+
+def list_of_each(inverted: Any) -> Lists:
+    """The list that each vector of an inverted file is in, and the centroids."""
+    faiss, of_each = faiss_module(), np.empty(inverted.ntotal, np.int32)
+    for number in range(inverted.nlist):
+        if size := inverted.invlists.list_size(number):
+            of_each[faiss.rev_swig_ptr(inverted.invlists.get_ids(number), size)] = number
+    return Lists(of_each, inverted.quantizer.reconstruct_n(0, inverted.nlist))
+
+
+def in_lists(
+    index: Any, lists: Lists, queries: np.ndarray, k: int, mask: np.ndarray, selector: Any, probes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best of some vectors of an inverted file, in so many of the nearest cells as hold enough of them.
+    """The best of some vectors of an inverted file, in as many of the nearest lists as hold enough of them.
 
     Args:
-        index: Inverted file, maybe behind transformations.
+        index: Inverted file, possibly behind transformations.
+        lists: As `list_of_each` returns them.
         queries: (n_queries, dim) float32.
-        k: Positions a query.
-        mask: (ntotal,) bool, True for those that may be found.
+        k: Positions per query.
+        mask: (ntotal,) bool, True for those that may be returned.
         selector: The same as FAISS takes it.
-        probes: Cells that are visited without a filter; with one, as many vectors are compared as they usually hold.
+        probes: Lists visited without a filter; with one, as many vectors are compared as they usually hold.
 
     Returns:
-        (scores, positions), float32 and int64, each (n_queries, k), best first; position -1 where there are fewer.
+        (positions, scores), int64 and float32, each (n_queries, k), best first; position -1 where there are fewer.
     """
-    faiss = _faiss()
-    ivf = faiss.extract_index_ivf(index)
+    faiss = faiss_module()
+    inverted = faiss.extract_index_ivf(index)
     for number in range(index.chain.size() if hasattr(index, "chain") else 0):
         queries = faiss.downcast_VectorTransform(index.chain.at(number)).apply(queries)
-    cell_of_each, centres = _cells(index, ivf)
-    held = np.bincount(cell_of_each[mask], minlength=ivf.nlist)
-    enough = min(int(held.sum()), max(10 * k, math.ceil(index.ntotal * probes / ivf.nlist)))
+    held = np.bincount(lists.of_each[mask], minlength=inverted.nlist)
+    enough = min(int(held.sum()), max(10 * k, math.ceil(index.ntotal * probes / inverted.nlist)))
     queries = np.ascontiguousarray(queries)
-    similar = queries @ centres.T
-    ranked = min(ivf.nlist, 4 * probes)
+    similar = queries @ lists.centroids.T
+    ranked = min(inverted.nlist, 4 * probes)
     while True:
         nearest = _best(similar, ranked)
         holding = held[nearest]
         before = np.cumsum(holding, axis=1) - holding
-        if ranked == ivf.nlist or (before[:, -1] >= enough).all():
+        if ranked == inverted.nlist or (before[:, -1] >= enough).all():
             break
-        ranked = min(ivf.nlist, 4 * ranked)
-    # A cell is visited unless it holds none, or those before it hold enough.
+        ranked = min(inverted.nlist, 4 * ranked)
+    # A list is visited unless it holds none, or those before it hold enough.
     visited = (holding > 0) & (before < enough)
     width = int((visited * np.arange(1, ranked + 1)).max(initial=1))
     chosen = np.ascontiguousarray(np.where(visited, nearest, -1)[:, :width])
     distances = np.ascontiguousarray(np.take_along_axis(similar, nearest[:, :width], axis=1))
     scores, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     params = faiss.SearchParametersIVF(nprobe=width, sel=selector)
-    # As FAISS's C++ has it: the method of Python takes no parameters.
-    given = [faiss.swig_ptr(array) for array in (chosen, distances, scores, positions)]
-    ivf.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *given, False, params)
-    return scores, positions
+    # The method as C++ has it: Python's takes no parameters.
+    arrays = [faiss.swig_ptr(array) for array in (chosen, distances, scores, positions)]
+    inverted.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *arrays, False, params)
+    return positions, scores
 
 
 def in_graph(
     index: Any, queries: np.ndarray, k: int, allowed: int, selector: Any, breadth: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best of some vectors of a graph; one by one for queries whose answers change when more of the graph is seen.
+    """The best of some vectors of a graph; exhaustive for queries whose results change when more of it is seen.
 
-    Args and returns as `in_cells`; `allowed` is how many may be found, `breadth` the one without a filter.
+    Args and returns as `in_lists`; `allowed` is how many may be returned, `breadth` that of an unfiltered search.
     """
-    faiss = _faiss()
+    faiss = faiss_module()
     wide = math.ceil(breadth * index.ntotal / allowed)
     _, before = index.search(queries, k, params=faiss.SearchParametersHNSW(efSearch=wide, sel=selector))
     farther = faiss.SearchParametersHNSW(efSearch=FARTHER * wide, sel=selector)
@@ -79,32 +97,13 @@ def in_graph(
         storage = faiss.downcast_index(index.storage)
         params = faiss.SearchParameters(sel=selector)
         scores[unsure], positions[unsure] = storage.search(np.ascontiguousarray(queries[unsure]), k, params=params)
-    return scores, positions
+    return positions, scores
 
 
 def _best(similar: np.ndarray, count: int) -> np.ndarray:
     """(n_queries, count), the columns of the greatest values, greatest first."""
     if count == similar.shape[1]:
         return np.argsort(-similar, axis=1)
-    found = np.argpartition(-similar, count, axis=1)[:, :count]
-    order = np.argsort(-np.take_along_axis(similar, found, axis=1), axis=1)
-    return np.take_along_axis(found, order, axis=1)
-
-
-def _cells(index: Any, ivf: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The cell that each vector is in, (ntotal,) int32, and the cells' centres; found once and kept with the index."""
-    found: tuple[np.ndarray, np.ndarray] | None = index.__dict__.get("cells")
-    if found is None:
-        faiss, cells = _faiss(), np.empty(index.ntotal, np.int32)
-        for cell in range(ivf.nlist):
-            if size := ivf.invlists.list_size(cell):
-                cells[faiss.rev_swig_ptr(ivf.invlists.get_ids(cell), size)] = cell
-        found = cells, ivf.quantizer.reconstruct_n(0, ivf.nlist)
-        index.__dict__["cells"] = found  # FAISS allows no attributes of one's own
-    return found
-
-
-def _faiss() -> Any:
-    import faiss
-
-    return faiss
+    columns = np.argpartition(-similar, count, axis=1)[:, :count]
+    order = np.argsort(-np.take_along_axis(similar, columns, axis=1), axis=1)
+    return np.take_along_axis(columns, order, axis=1)

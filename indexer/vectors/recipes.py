@@ -124,7 +124,8 @@ class Plan:
         """Training vectors below which FAISS refuses to train, or produces useless codes."""
         # With fewer vectors than dimensions, FAISS's OPQMatrix writes past its memory and takes the process down.
         rotated = self.dim if self.recipe == "opq" else 0
-        return max(256 if self.code else 0, self.lists, self.width, rotated, bool(RECIPES[self.recipe].per_centroid))
+        trained = 1 if RECIPES[self.recipe].per_centroid else 0
+        return max(256 if self.code else 0, self.lists, self.width, rotated, trained)
 
 
 def plan(text: str, dim: int, count: int) -> Plan:

@@ -1,4 +1,4 @@
-"""Segments on disk: immutable folders of files that a commit names, checked when they are first needed."""
+"""Segments on disk: immutable folders of files that a commit names, verified when they are first needed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from searchkit.indexer.errors import DamagedError
 from searchkit.indexer.files import NewFile, Stamp, next_number, stamp, sync_folder, verify
-from searchkit.indexer.vectors import faiss_gpu as gpu
-from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors.arrays import runs, widened
+from searchkit.indexer.vectors.backend import VectorBackend, VectorIndex
 from searchkit.indexer.vectors.recipes import RECIPES, Plan
 
 INDEX, VECTORS, DOCS, ROWS = "dense.faiss", "vectors.f16", "docs.i64", "rows.i64"
@@ -35,17 +34,19 @@ class Entry:
 
 @dataclass
 class DiskSegment:
-    """One segment, its files opened, and checked against their checksums, when they are first needed.
+    """One segment; its files are opened, and compared with their checksums, when they are first needed.
 
     Args:
-        folder: Where its files lie.
-        entry: What the commit says of it.
+        folder: The folder of its files.
+        entry: How the commit names it.
         plan: How its vectors are stored.
+        backend: What opens its index.
     """
 
     folder: Path
     entry: Entry
     plan: Plan
+    backend: VectorBackend
     first_row: int = field(init=False)
     count: int = field(init=False)
     _sound: set[str] = field(init=False, default_factory=set)
@@ -54,19 +55,23 @@ class DiskSegment:
         self.first_row, self.count = self.entry.first_row, self.entry.count
 
     @cached_property
-    def index(self) -> Any:
-        """The FAISS index, memory-mapped."""
+    def index(self) -> VectorIndex:
+        """The index, memory-mapped."""
         file = self._checked(INDEX)
-        index = dense.read(file, self.plan)
-        if index.ntotal != self.count or index.d != self.plan.dim:
+        index = self.backend.open(file, self.plan)
+        if (len(index), index.dim) != (self.count, self.plan.dim):
             raise DamagedError(
-                file, f"holds {index.ntotal} vectors of {index.d}, expected {self.count} of {self.plan.dim}"
+                file, f"holds {len(index)} vectors of {index.dim}, expected {self.count} of {self.plan.dim}"
             )
         return index
 
+    def template(self) -> VectorIndex:
+        """The trained, empty index that its own began as a copy of."""
+        return self.backend.open(self._checked(INDEX), self.plan, mapped=False).empty()
+
     @cached_property
     def docs(self) -> np.ndarray:
-        """(count,) int64, the document of every passage."""
+        """(count,) int64, the position of every passage's document."""
         return np.asarray(np.memmap(self._checked(DOCS), dtype="<i8", mode="r", shape=(self.count,)))
 
     @cached_property
@@ -80,42 +85,43 @@ class DiskSegment:
     def _raw(self) -> np.ndarray | None:
         if VECTORS not in self.entry.files:
             return None
-        # As plain arrays: each look-up in a memmap object makes another of them, which takes longer than the look-up.
+        # A plain array: each look-up in a memmap creates another memmap, which takes longer than the look-up.
         return np.asarray(np.memmap(self._checked(VECTORS), dtype="<f2", mode="r", shape=(self.count, self.plan.dim)))
 
     @property
     def keeps_vectors(self) -> bool:
-        """Whether the vectors can be had as they were, to half precision at least."""
+        """Whether the vectors can be returned as they were, to at least half precision."""
         return RECIPES[self.plan.recipe].faithful or VECTORS in self.entry.files
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """(n, dim) float32, as exact as they are kept."""
         if self._raw is not None:
-            return dense.widened(self._raw.take(positions, axis=0))  # three quarters of the time of raw[positions]
-        return dense.reconstructed(self.index, positions)
+            return widened(self._raw.take(positions, axis=0))  # three quarters of the time of raw[positions]
+        return self.index.vectors(positions)
 
-    def runs(self, kept: np.ndarray) -> Iterator[np.ndarray]:
-        """Those vectors that a mask (count,) keeps, some at a time, float32; of no use once the segment is gone."""
-        for some in dense.runs(kept):
-            if self._raw is not None:
-                yield dense.widened(self._raw[some])
-            elif self.plan.recipe == "flat":
-                yield dense.flat_view(self.index)[some]
-            else:
-                yield self.vectors(np.arange(some.start, some.stop) if isinstance(some, slice) else some)
+    def score(self, query: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """(n,) float32, the inner product of one query (dim,) with some vectors, as exact as they are kept."""
+        if self._raw is not None:
+            return np.asarray(self.vectors(positions) @ query)
+        return self.index.score(query, positions)
+
+    def batches(self, kept: np.ndarray) -> Iterator[np.ndarray]:
+        """The vectors that a mask (count,) keeps, some at a time, float32; invalid once the segment is gone."""
+        for run in runs(kept):
+            yield self.index.vectors(run) if self._raw is None else widened(self._raw[run])
 
     def halves(self, kept: np.ndarray) -> Iterator[np.ndarray]:
-        """Likewise in half precision, where they are kept so."""
+        """The same in half precision, where they are kept in it."""
         assert self._raw is not None
-        for some in dense.runs(kept):
-            yield self._raw[some]
+        for run in runs(kept):
+            yield self._raw[run]
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
-        """Where in the segment these of its rows are."""
+        """The positions of some of its rows."""
         return rows - self.first_row if self.rows is None else np.searchsorted(self.rows, rows)
 
     def check(self) -> None:
-        """Compare every file with its checksum, again if it was before."""
+        """Compare every file with its checksum, even those compared before."""
         self._sound.clear()
         for name in self.entry.files:
             self._checked(name)
@@ -128,22 +134,22 @@ class DiskSegment:
 
 
 def owners(segments: Sequence[DiskSegment], rows: np.ndarray) -> np.ndarray:
-    """For rows of any shape the number of the segment that holds each, same shape."""
+    """The number of the segment that holds each row, in the shape of the rows."""
     firsts = np.array([segment.first_row for segment in segments], dtype=np.int64)
     return np.searchsorted(firsts, rows, side="right") - 1
 
 
 def documents_of(segments: Sequence[DiskSegment], rows: np.ndarray) -> np.ndarray:
-    """For passage rows of any shape the positions of their documents, same shape, int64; -1 for row -1."""
-    there = rows >= 0
-    if len(segments) == 1 and there.all():  # a compacted index, where this is most of what a small search takes
+    """The positions of the documents of passage rows, int64, in the shape of the rows; -1 for row -1."""
+    present = rows >= 0
+    if len(segments) == 1 and present.all():  # a compacted index, where this is most of what a small search takes
         return np.asarray(segments[0].docs[segments[0].positions(rows)])
-    found = np.full(rows.shape, -1, dtype=np.int64)
-    owner = np.where(there, owners(segments, rows), -1)
-    for number in set(owner[there].tolist()):
+    docs = np.full(rows.shape, -1, dtype=np.int64)
+    owner = np.where(present, owners(segments, rows), -1)
+    for number in set(owner[present].tolist()):
         segment, mine = segments[number], owner == number
-        found[mine] = segment.docs[segment.positions(rows[mine])]
-    return found
+        docs[mine] = segment.docs[segment.positions(rows[mine])]
+    return docs
 
 
 def score(segments: Sequence[DiskSegment], query: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -152,112 +158,97 @@ def score(segments: Sequence[DiskSegment], query: np.ndarray, rows: np.ndarray) 
     owner = owners(segments, rows)
     for number in np.unique(owner):
         segment, mine = segments[number], owner == number
-        scores[mine] = segment.vectors(segment.positions(rows[mine])) @ query
+        scores[mine] = segment.score(query, segment.positions(rows[mine]))
     return scores
 
 
 def write_segment(
     folder: Path,
-    plan: Plan,
-    template: Any,
+    backend: VectorBackend,
+    template: VectorIndex,
     vectors: Iterable[np.ndarray],
     docs: np.ndarray,
     rows: np.ndarray,
     *,
     keep_vectors: bool,
-    devices: Sequence[int] = (),
 ) -> Entry:
     """Write and sync a segment under a temporary name, then rename it.
 
     Args:
         folder: Of all segments.
-        plan: How vectors are stored.
-        template: The trained, empty index; not looked at for "flat".
+        backend: What writes its index.
+        template: The trained, empty index that says how vectors are stored.
         vectors: (n, dim) float32 arrays, one after another.
-        docs: (count,) the document of every row.
+        docs: (count,) the position of every row's document.
         rows: (count,) ascending.
         keep_vectors: Keep them in half precision beside an index that does not.
-        devices: GPUs that make codes, where FAISS does that there.
     """
-    staging = _staging(folder)
-    count = len(rows)
-    keep_vectors = keep_vectors and not RECIPES[plan.recipe].faithful
-    if RECIPES[plan.recipe].exact:
-        return _commit_folder(
-            staging, folder, docs, rows, {INDEX: dense.write_flat(vectors, count, plan.dim, staging / INDEX)}
-        )
-    files = {}
-    if keep_vectors:
+    staging, files = _staging(folder), {}
+    if keep_vectors and not RECIPES[template.plan.recipe].faithful:
         with NewFile(staging / VECTORS) as raw:
-            index = gpu.encode(template, _also_written(vectors, raw), count, plan, devices)
+            files[INDEX] = backend.write(template, _written(vectors, raw), len(rows), staging / INDEX)
         files[VECTORS] = raw.stamp
     else:
-        index = gpu.encode(template, vectors, count, plan, devices)
-    files[INDEX] = dense.write(index, staging / INDEX)
+        files[INDEX] = backend.write(template, vectors, len(rows), staging / INDEX)
     return _commit_folder(staging, folder, docs, rows, files)
 
 
-def _also_written(vectors: Iterable[np.ndarray], file: NewFile) -> Iterator[np.ndarray]:
-    """The same vectors, each in half precision in a file once the next is asked for."""
-    for some in vectors:
-        yield some
-        file.write(np.ascontiguousarray(some, dtype="<f2").data)
+def _written(vectors: Iterable[np.ndarray], file: NewFile) -> Iterator[np.ndarray]:
+    """The same vectors, each batch written in half precision to a file once it has been consumed."""
+    for batch in vectors:
+        yield batch
+        file.write(np.ascontiguousarray(batch, dtype="<f2").data)
 
 
 def merge_segments(
     folder: Path,
     parts: Sequence[DiskSegment],
-    template: Any,
+    template: VectorIndex,
     *,
     keep_vectors: bool,
     kept: np.ndarray | None = None,
-    devices: Sequence[int] = (),
 ) -> Entry:
     """Write one segment with the rows of several neighbours, codes and vectors as they are.
 
     Args:
         folder: Of all segments.
-        parts: What to join, or one segment, to leave rows out of.
-        template: The trained, empty index; for graphs, which are made anew.
+        parts: What to merge, or one segment, to leave rows out.
+        template: The trained, empty index; for graphs, which are built again.
         keep_vectors: Likewise.
         kept: Mask over all their rows, one part after another; None keeps all.
-        devices: GPUs that make graphs anew.
     """
-    plan = parts[0].plan
+    plan, backend = parts[0].plan, parts[0].backend
     rows, docs = all_rows(parts), np.concatenate([part.docs for part in parts])
     kept = np.ones(len(rows), dtype=bool) if kept is None else kept
     if RECIPES[plan.recipe].graph:
         vectors = vectors_of(parts, kept)
-        docs, rows = docs[kept], rows[kept]
-        return write_segment(folder, plan, template, vectors, docs, rows, keep_vectors=keep_vectors, devices=devices)
+        return write_segment(folder, backend, template, vectors, docs[kept], rows[kept], keep_vectors=keep_vectors)
     for part in parts:
         part.check()  # or damage since it was opened would get a checksum of its own
-    staging = _staging(folder)
-    masks = _masks(parts, kept)
-    files = {INDEX: dense.join([part.folder / INDEX for part in parts], masks, plan, staging / INDEX)}
+    staging, masks = _staging(folder), _masks(parts, kept)
+    files = {INDEX: backend.merge([part.folder / INDEX for part in parts], masks, plan, staging / INDEX)}
     if VECTORS in parts[0].entry.files:
         with NewFile(staging / VECTORS) as raw:
             for part, mask in zip(parts, masks, strict=True):
-                for some in part.halves(mask):
-                    raw.write(np.ascontiguousarray(some).data)
+                for batch in part.halves(mask):
+                    raw.write(np.ascontiguousarray(batch).data)
         files[VECTORS] = raw.stamp
     return _commit_folder(staging, folder, docs[kept], rows[kept], files)
 
 
 def vectors_of(parts: Sequence[DiskSegment], kept: np.ndarray) -> Iterator[np.ndarray]:
-    """Vectors of several segments, some at a time; `kept` is a mask over all their rows."""
+    """Vectors of several segments, a batch at a time; `kept` is a mask over all their rows."""
     for part, mask in zip(parts, _masks(parts, kept), strict=True):
-        yield from part.runs(mask)
+        yield from part.batches(mask)
 
 
-def vectors_at(parts: Sequence[DiskSegment], places: np.ndarray) -> np.ndarray:
-    """Vectors by ascending place among all rows of some segments, (n, dim) float32."""
-    found, first = [], 0
+def vectors_at(parts: Sequence[DiskSegment], positions: np.ndarray) -> np.ndarray:
+    """Vectors by ascending position among all rows of some segments, (n, dim) float32."""
+    vectors, first = [], 0
     for part in parts:
-        mine = places[(places >= first) & (places < first + part.count)] - first
-        found.append(part.vectors(mine))
+        vectors.append(part.vectors(positions[(positions >= first) & (positions < first + part.count)] - first))
         first += part.count
-    return np.concatenate(found)
+    return np.concatenate(vectors)
 
 
 def _masks(parts: Sequence[DiskSegment], kept: np.ndarray) -> list[np.ndarray]:
@@ -265,7 +256,7 @@ def _masks(parts: Sequence[DiskSegment], kept: np.ndarray) -> list[np.ndarray]:
 
 
 def copy_segment(folder: Path, part: DiskSegment, docs: np.ndarray, rows: np.ndarray) -> Entry:
-    """Write a segment with the index and vectors of another, and the documents and rows given."""
+    """Write a segment with the index and vectors of another, and these documents and rows."""
     staging = _staging(folder)
     files = {}
     for name in {INDEX, VECTORS} & part.entry.files.keys():
@@ -283,7 +274,7 @@ def all_rows(parts: Sequence[DiskSegment]) -> np.ndarray:
 
 
 def to_merge(entries: Sequence[Entry]) -> list[Entry]:
-    """The neighbours at the end that are due to be joined: LEVEL or more of one level, and the smaller among them."""
+    """The last segments that are due to be merged: LEVEL or more of one level, and smaller ones among them."""
     levels = [_level(entry.count) for entry in entries]
     for level in range(1 + max(levels, default=-1)):
         tail = list(takewhile(level.__ge__, reversed(levels)))
@@ -293,7 +284,7 @@ def to_merge(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _level(count: int) -> int:
-    """0 below 8 commits of usual size, 1 below 64 of them, and so on."""
+    """0 below 8 commits of the usual size, 1 below 64 of them, and so on."""
     level = 0
     while count >= 1024 * LEVEL ** (level + 1):
         level += 1

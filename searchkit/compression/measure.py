@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,7 @@ from searchkit.compression.sample import QUERIES, InMemory, Sample, draw, held_o
 from searchkit.compression.tuning import search, tuned
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
-from searchkit.indexer.vectors import faiss_gpu as gpu
-from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors.backend import VectorBackend
 from searchkit.indexer.vectors.recipes import RECIPES, Plan, Tuning, default_tuning, nearest, plan
 from searchkit.indexer.vectors.storage import Storage
 from searchkit.metrics import drop_own, score
@@ -149,7 +147,7 @@ def measure(
             continue
         if on_recipe:
             on_recipe(" and ".join(_name(chosen, rerank) for rerank in variants), number, len(plans))
-        trial = _build(chosen, sample, engine.store.devices, rng)
+        trial = _build(chosen, sample, engine.store.backend, rng)
         candidates += [_measured(engine, trial, rerank, sample, options) for rerank in variants]
     exact = candidates[0].ndcg_10
     return [
@@ -179,7 +177,7 @@ def estimate_seconds(
     return seconds
 
 
-def default_recipes(dim: int, devices: Sequence[int] = ()) -> list[str]:
+def default_recipes(dim: int, backend: VectorBackend | None = None) -> list[str]:
     """The names that `measure` tries.
 
     "opq" is not among them: training its rotation takes 25 times as long as "pq", and re-ranked both lose nothing
@@ -191,7 +189,7 @@ def default_recipes(dim: int, devices: Sequence[int] = ()) -> list[str]:
         shrunk = dim // 4
         coded += [f"pca{shrunk}-{name}:{size}" for name in ("pq", "ivf-pq") for size in sizes[:2] if shrunk % size == 0]
     both = [name + ending for name in ("rabitq", "binary", *coded) for ending in ("", RERANK)]
-    on_gpus = ["cagra"] if devices and not gpu.why_not(plan("cagra", dim, 1)) else []
+    on_gpus = ["cagra"] if backend and backend.accelerates(plan("cagra", dim, 1)) else []
     return ["fp16", "int8", "hnsw", *on_gpus, "ivf-int8", *both]
 
 
@@ -250,7 +248,7 @@ def _plans(engine: SearchEngine, options: MeasureOptions, count: int) -> dict[Pl
     """Every plan with its variants: without re-ranking, with it, or both."""
     dim = engine.dim
     plans: dict[Plan, list[bool]] = {plan("flat", dim, 1): [False]}
-    for name in default_recipes(dim, engine.store.devices) if options.recipes is None else options.recipes:
+    for name in default_recipes(dim, engine.store.backend) if options.recipes is None else options.recipes:
         chosen, rerank = parse(name, dim, count)
         variants = plans.setdefault(chosen, [])
         if rerank not in variants:
@@ -281,21 +279,21 @@ class _Trial:
     build_seconds: float
 
 
-def _build(chosen: Plan, sample: Sample, devices: Sequence[int], rng: np.random.Generator) -> _Trial:
+def _build(chosen: Plan, sample: Sample, backend: VectorBackend, rng: np.random.Generator) -> _Trial:
     training = sample.vectors[:0]
     if chosen.wanted:
         training = sample.vectors[np.sort(rng.permutation(sample.count)[: chosen.wanted])]
     began = time.perf_counter()
-    template = gpu.train(chosen, training, devices)
+    template = backend.train(chosen, training)
     trained = time.perf_counter()
-    index = gpu.encode(template, [sample.vectors], sample.count, chosen, devices)
+    index = backend.build(template, [sample.vectors], sample.count)
     built = time.perf_counter()
-    fixed = _size(template)
+    fixed = template.nbytes
     return _Trial(
         plan=chosen,
-        segment=InMemory(gpu.to_gpu(index, chosen, devices), sample.docs, sample.half),
+        segment=InMemory(index, sample.docs, sample.half),
         fixed=fixed,
-        each=(_size(index) - fixed) / sample.count,
+        each=(index.nbytes - fixed) / sample.count,
         trained_on=len(training),
         train_seconds=trained - began,
         build_seconds=built - trained,
@@ -340,14 +338,6 @@ def _measured(engine: SearchEngine, trial: _Trial, rerank: bool, sample: Sample,
 
 def _name(chosen: Plan, rerank: bool) -> str:
     return chosen.spelling + (RERANK if rerank else "")
-
-
-def _size(index: Any) -> int:
-    """Bytes of an index in a file, about as many as in memory."""
-    faiss = dense.faiss_module()
-    if isinstance(index, dense.SignIndex):
-        return int(faiss.serialize_index_binary(index.binary).nbytes)
-    return int(faiss.serialize_index(index).nbytes)
 
 
 def _speeds(segment: InMemory, queries: np.ndarray, chosen: Plan, tuning: Tuning) -> tuple[float, float]:

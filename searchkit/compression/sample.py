@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
-from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.arrays import widened
+from searchkit.indexer.vectors.backend import VectorIndex
+from searchkit.indexer.vectors.recipes import Plan
 from searchkit.records import Judgements, Query
 
 QUERIES = 1000
@@ -66,9 +67,9 @@ class Sample:
 
 @dataclass
 class InMemory:
-    """The sample as a segment in memory (see `dense.Segment`)."""
+    """The sample as a segment in memory (see :class:`searchkit.indexer.vectors.search.Segment`)."""
 
-    index: Any
+    index: VectorIndex
     docs: np.ndarray
     raw: np.ndarray
     rows: np.ndarray | None = None
@@ -78,9 +79,14 @@ class InMemory:
     def __post_init__(self) -> None:
         self.count = len(self.docs)
 
+    @property
+    def plan(self) -> Plan:
+        """How its vectors are stored."""
+        return self.index.plan
+
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """(n, dim) float32, widened from half precision."""
-        return dense.widened(self.raw[positions])
+        return widened(self.raw[positions])
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """The rows, which are positions here."""

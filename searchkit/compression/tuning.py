@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from searchkit.compression.sample import InMemory, Sample
-from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors.recipes import RECIPES, Plan, Tuning
+from searchkit.indexer.vectors.search import search as search_segments
 
 _EF = (16, 32, 64, 128, 256, 512)
 _RERANK = (2, 5, 10, 20, 50)
@@ -17,7 +17,7 @@ _RERANK = (2, 5, 10, 20, 50)
 
 def search(segment: InMemory, queries: np.ndarray, k: int, plan: Plan, tuning: Tuning) -> np.ndarray:
     """Rows of the k best passages, (queries, k) int64."""
-    return dense.search([segment], queries, k, plan=plan, tuning=tuning)[0]
+    return search_segments([segment], queries, k, tuning=tuning)[0]
 
 
 def tuned(plan: Plan, rerank: bool, segment: InMemory, sample: Sample, goal: float) -> Tuning:

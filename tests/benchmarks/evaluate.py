@@ -21,7 +21,7 @@ from search import batches, texts
 
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import evaluate
-from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import Ranker
 from searchkit.records import Document, Judgements, Query
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=5_000)
     parser.add_argument("--modes", nargs="+", default=["dense", "lexical", "hybrid"])
     arguments = parser.parse_args()
-    dense.faiss_module().omp_set_num_threads(1)
+    faiss_module().omp_set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = list(measure(Path(folder) / "index", arguments.passages, arguments.queries, arguments.modes))
     whole, rest = (sum(row[name] for row in rows) for name in ("whole", "rest"))

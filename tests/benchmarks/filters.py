@@ -16,8 +16,10 @@ import numpy as np
 
 from searchkit.compression.sample import InMemory
 from searchkit.engine import SearchEngine
-from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors.faiss_index import train
+from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import default_tuning, plan
+from searchkit.indexer.vectors.search import search
 from searchkit.readers.judgements import read_queries
 
 K, TOPICS, QUERIES = 10, 20, 100
@@ -31,7 +33,7 @@ def vectors_of(folder: Path) -> np.ndarray:
 
 def topics_of(vectors: np.ndarray) -> np.ndarray:
     """(n,) topic of every vector, by k-means."""
-    faiss = dense.faiss_module()
+    faiss = faiss_module()
     means = faiss.Kmeans(vectors.shape[1], TOPICS, niter=10, spherical=True, seed=1)
     means.train(vectors)
     return np.asarray(means.index.search(vectors, 1)[1][:, 0])
@@ -61,13 +63,14 @@ def main() -> None:
     everything = np.ones(count, dtype=bool)
     for name in arguments.recipes:
         chosen = plan(name, vectors.shape[1], count)
-        index = dense.encode(dense.train(chosen, vectors), vectors)
+        index = train(chosen, vectors)
+        index.add(vectors)
         segment = InMemory(index, np.arange(count), vectors.astype(np.float16))
         tuning = default_tuning(chosen, keep_vectors=True)
-        alone = recall(dense.search([segment], queries, K, plan=chosen, tuning=tuning)[0], similar, everything)
+        alone = recall(search([segment], queries, K, tuning=tuning)[0], similar, everything)
         line = {"recipe": chosen.spelling, "without": round(alone, 3)}
         for label, allowed in filters.items():
-            rows, _ = dense.search([segment], queries, K, plan=chosen, tuning=tuning, allowed=allowed)
+            rows, _ = search([segment], queries, K, tuning=tuning, allowed=allowed)
             line[label] = round(recall(rows, similar, allowed) / alone, 3)
         print(json.dumps(line), flush=True)
 

@@ -19,25 +19,38 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.indexer.vectors import faiss_copies as copies
 from searchkit.indexer.vectors import faiss_gpu as gpu
-from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors.devices import device_numbers
+from searchkit.indexer.vectors.faiss_index import FaissBackend, FaissIndex
+from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import RECIPES, Plan, default_tuning, plan
+from searchkit.indexer.vectors.search import search
 
 BATCHES = (1, 64, 1024)
 
 
 @dataclass
 class InMemory:
-    """One segment that lies in no file."""
+    """One segment that is in no file."""
 
-    index: Any
-    first_row: int
-    count: int
+    index: FaissIndex
+    first_row: int = 0
     rows: np.ndarray | None = None
+
+    @property
+    def count(self) -> int:
+        """Vectors held."""
+        return len(self.index)
+
+    @property
+    def plan(self) -> Plan:
+        """How they are stored."""
+        return self.index.plan
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """(n, dim) float32."""
-        return dense.reconstructed(gpu.to_cpu(self.index), positions)
+        return self.index.vectors(positions)
 
 
 def around_centres(count: int, dim: int, seed: int) -> np.ndarray:
@@ -57,38 +70,39 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def build(chosen: Plan, vectors: np.ndarray, devices: list[int]) -> tuple[float, Any]:
     """(seconds, index) of training and encoding on the first device, or on the CPU if there is none."""
+    backend = gpu.GpuBackend(devices) if devices else FaissBackend()
     began = time.perf_counter()
-    template = gpu.train(chosen, vectors[: max(chosen.wanted, chosen.needed)], devices)
-    index = gpu.encode(template, [vectors], len(vectors), chosen, devices)
+    template = backend.train(chosen, vectors[: max(chosen.wanted, chosen.needed)])
+    index = backend.build(template, [vectors], len(vectors))
     return time.perf_counter() - began, index
 
 
 def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devices: list[int], rounds: int) -> Any:
     """One recipe on both sides."""
     chosen = plan(recipe, vectors.shape[1], len(vectors))
-    if reason := gpu.why_not(chosen):
+    if reason := gpu.unsupported(chosen):
         return {"recipe": chosen.spelling, "left out": reason}
     on_cpu, index = build(chosen, vectors, [])
     found: dict[str, Any] = {"recipe": chosen.spelling}
     if chosen.lists or chosen.code or chosen.recipe == "cagra":
         on_gpu, _ = build(chosen, vectors, devices)
         found["build: CPU over GPU"] = round(on_cpu / on_gpu, 2)
-    copies = {"gpu": gpu.to_gpu(index, chosen, devices[:1])}
+    copied = {"gpu": gpu.GpuIndex(chosen, index.raw, devices[:1])}
     if len(devices) > 1:
-        copies[f"{len(devices)} shares"] = gpu.to_gpu(index, chosen, devices)
-        copies[f"{len(devices)} replicas"] = gpu.to_gpu(index, chosen, devices, replicate=True)
-    here: Any = InMemory(index, 0, len(vectors))
+        copied[f"{len(devices)} shares"] = gpu.GpuIndex(chosen, index.raw, devices)
+        copied[f"{len(devices)} replicas"] = gpu.GpuIndex(chosen, index.raw, devices, replicate=True)
+    here = InMemory(index)
     tuning = default_tuning(chosen, keep_vectors=False)
 
     def ask(segment: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return dense.search([segment], rows, k, plan=chosen, tuning=tuning)
+        return search([segment], rows, k, tuning=tuning)
 
     expected, expected_scores = ask(here, queries)
-    for name, copy in copies.items():
-        if not isinstance(copy, gpu.GpuIndex):
+    for name, copy in copied.items():
+        if copy.copy is None:
             found[name] = "stayed on the CPU, see the log"
             continue
-        there: Any = InMemory(copy, 0, len(vectors))
+        there = InMemory(copy)
         rows, scores = ask(there, queries)
         same = np.mean([len(set(a) & set(b)) / k for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
         line: dict[str, Any] = {
@@ -108,12 +122,12 @@ def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devic
 
 def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int, device: int, chunk: int) -> dict[str, Any]:
     """Exact search over half-precision vectors, a chunk on the GPU at a time, against the CPU."""
-    faiss = dense.faiss_module()
+    faiss = faiss_module()
     half = vectors.astype(np.float16)
-    knn = gpu.gpu_knn(device)
-    gpu.exact(half[:1000], queries, k, knn)  # warms up
-    taken = seconds(lambda: gpu.exact(half, queries, k, knn, chunk))
-    _, rows = gpu.exact(half, queries, k, knn, chunk)
+    knn = copies.gpu_knn(device)
+    copies.exact(half[:1000], queries, k, knn)  # warms up
+    taken = seconds(lambda: copies.exact(half, queries, k, knn, chunk))
+    _, rows = copies.exact(half, queries, k, knn, chunk)
     _, expected = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
     same = np.mean([len(set(a) & set(b)) / k for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
     return {"rows in common": round(float(same), 4), "queries a second": round(len(queries) / taken)}
@@ -128,7 +142,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-k", type=int, default=10)
     arguments = parser.parse_args()
-    devices = gpu.device_numbers(arguments.device)
+    devices = device_numbers(arguments.device)
     if not devices:
         print("FAISS sees no GPU here: nothing is measured", file=sys.stderr)
         return

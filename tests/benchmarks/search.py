@@ -29,8 +29,11 @@ from searchkit.engine import COMMIT_EVERY, SearchEngine
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Store
-from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors import faiss_index
+from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import RECIPES, Tuning, plan
+from searchkit.indexer.vectors.search import chunks
+from searchkit.indexer.vectors.search import search as search_segments
 from searchkit.lexical_sync import LexicalSync
 from searchkit.ranking import Ranker, SearchOptions, SearchRequest
 
@@ -190,30 +193,30 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
         ranker = Ranker(store, store.snapshot())
         chosen, parts = ranker.plan, ranker.segments
         if len(parts) == 1:
-            bare = dense.read(parts[0].folder / "dense.faiss", chosen)
+            bare = faiss_index.read(parts[0].folder / "dense.faiss", chosen)
         elif chosen.recipe == "flat":
             bare = faiss.IndexFlatIP(chosen.dim)
             for part in parts:
-                for some in dense.chunks(part):
+                for some in chunks(part):
                     bare.add(some)
         else:  # FAISS's own way of searching several indexes
             bare = faiss.IndexShards(chosen.dim, False, True)
             for part in parts:
-                bare.add_shard(part.index)
+                bare.add_shard(part.index.raw)
         many = queries(ranker.passages, chosen.dim, 64)
         options = SearchOptions(mode="dense")
         found: dict[str, Any] = {"recipe": chosen.spelling, "segments": len(parts)}
         for rerank in sorted({0, ranker.tuning.rerank}):
             tuning = Tuning(probes=ranker.tuning.probes, ef=ranker.tuning.ef, rerank=rerank)
             ranker.tuning = tuning
-            params = dense.parameters(chosen, tuning)
+            params = faiss_index.parameters(chosen, tuning)
             depth = k * max(1, rerank)
             sides: dict[str, Callable[[np.ndarray], Any]] = {
                 "faiss": lambda rows, depth=depth, params=params: bare.search(rows, depth, params=params),
-                "dense.search": lambda rows, tuning=tuning: dense.search(parts, rows, k, plan=chosen, tuning=tuning),
+                "search": lambda rows, tuning=tuning: search_segments(parts, rows, k, tuning=tuning),
                 "Ranker.rank": lambda rows: ranker.rank(SearchRequest([""] * len(rows), rows, k, options)),
             }
-            if rerank and isinstance(bare, dense.SignIndex):
+            if rerank and isinstance(bare, faiss_index.SignIndex):
                 del sides["faiss"]  # cannot re-rank it
             elif rerank:
                 sides["faiss"] = _refined(bare, ranker, params, rerank, k)
@@ -231,7 +234,7 @@ def _refined(bare: Any, ranker: Ranker, params: Any, rerank: int, k: int) -> Cal
 
     exact = faiss.IndexScalarQuantizer(ranker.plan.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     for part in ranker.segments:
-        for some in dense.chunks(part):
+        for some in chunks(part):
             exact.add(some)
     refined = faiss.IndexRefine(bare, exact)
     both = faiss.IndexRefineSearchParameters(k_factor=rerank, base_index_params=params)
@@ -301,7 +304,7 @@ def child(part: str, threads: int | None, cpu_time: bool, folder: str, *values: 
         for function in (grow, bare_grow, store_as, bare_store_as, open_once, search, hybrid)
     }
     if threads:
-        dense.faiss_module().omp_set_num_threads(threads)
+        faiss_module().omp_set_num_threads(threads)
     print(json.dumps(parts[part](Path(folder), *values)))
 
 

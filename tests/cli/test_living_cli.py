@@ -15,7 +15,7 @@ from texts import TEXTS
 from searchkit.cli.info import code_bytes
 from searchkit.engine import SearchEngine
 from searchkit.indexer.store import Store
-from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import RECIPES, plan
 
 ROWS = [{"id": str(n), "text": text, "year": 2000 + n, "lang": "en"} for n, text in enumerate(TEXTS[:20])]
@@ -262,7 +262,7 @@ def test_a_database_that_cannot_be_read_is_said(index: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if RECIPES[name].factory])
 def test_code_bytes_are_those_of_faiss(recipe: str) -> None:
-    faiss = dense.faiss_module()
+    faiss = faiss_module()
     chosen = plan(recipe, 96, 1000)
     made = faiss.index_factory(96, chosen.factory, faiss.METRIC_INNER_PRODUCT)
     inner = faiss.try_extract_index_ivf(made) or made

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 
-from searchkit.indexer.vectors import faiss_index as dense
-from searchkit.indexer.vectors.recipes import Plan, Tuning, default_tuning, plan
+from searchkit.indexer.vectors import faiss_index
+from searchkit.indexer.vectors.faiss_index import FaissIndex
+from searchkit.indexer.vectors.recipes import Tuning, default_tuning, plan
 
 COUNT, DIM = 600, 32
 
@@ -45,10 +45,9 @@ def one_thread() -> Iterator[None]:
 
 
 @cache
-def trained(name: str) -> tuple[Plan, Any]:
-    chosen = plan(name, DIM, COUNT)
-    return chosen, dense.train(chosen, data()[0])
+def trained(name: str) -> FaissIndex:
+    return faiss_index.train(plan(name, DIM, COUNT), data()[0])
 
 
 def tuned(name: str, keep: bool) -> Tuning:
-    return default_tuning(trained(name)[0], keep_vectors=keep)
+    return default_tuning(trained(name).plan, keep_vectors=keep)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stored import flat
 
 from searchkit.errors import DamagedError, StoreError
 from searchkit.indexer import repair as mending
@@ -23,9 +24,10 @@ from searchkit.indexer.database import LAST, settings_checksum
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.store import Snapshot, Store
-from searchkit.indexer.vectors import faiss_index as dense
-from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors import faiss_index, segments
+from searchkit.indexer.vectors.faiss_index import train
 from searchkit.indexer.vectors.recipes import Plan
+from searchkit.indexer.vectors.search import search as search_segments
 
 TWO_PASSAGES = "Bread rises. Yeast makes gas."
 
@@ -40,7 +42,7 @@ def vectors_in(opened: Store) -> np.ndarray:
 
 
 def search(snapshot: Snapshot, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return dense.search(snapshot.segments, vectors, k, plan=Plan("flat", 16))
+    return search_segments(snapshot.segments, vectors, k)
 
 
 def documents_of(opened: Store, rows: np.ndarray) -> np.ndarray:
@@ -48,10 +50,10 @@ def documents_of(opened: Store, rows: np.ndarray) -> np.ndarray:
 
 
 def compact(opened: Store, **options: Any) -> None:
-    opened.rewrite(opened.storage.plan, opened.template(), purge=True, **options)
+    opened.rewrite(opened.template(), purge=True, **options)
 
 
-def join_all(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def merge_all(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(segments, "LEVEL", 2)
         opened.merge_small_segments()
@@ -172,8 +174,7 @@ def as_format_2(folder: Path) -> None:
 
 def test_an_index_of_the_format_before_is_read_checked_and_carried_on(folder: Path, vectors: np.ndarray) -> None:
     with Store(folder, writable=True) as store:
-        fp16 = Plan("fp16", 16)
-        store.rewrite(fp16, dense.train(fp16, vectors[:0]))
+        store.rewrite(train(Plan("fp16", 16), vectors[:0]))
     as_format_2(folder)
     with Store(folder, writable=True) as store:
         np.testing.assert_allclose(vectors_in(store), vectors[:12], atol=1e-3)
@@ -228,7 +229,7 @@ def test_a_damaged_segment_is_left_as_it_is(folder: Path, monkeypatch: pytest.Mo
         with Store(folder, writable=writable) as opened, pytest.raises(StoreError, match=r"dense\.faiss is damaged"):
             vectors_in(opened)
     with Store(folder, writable=True) as opened, pytest.raises(StoreError, match=r"dense\.faiss is damaged"):
-        join_all(opened, monkeypatch)
+        merge_all(opened, monkeypatch)
     assert [file.parent.name for file in segment_files(folder)][:3] == ["000001", "000002", "000003"]
 
 
@@ -255,7 +256,7 @@ def test_a_reader_cannot_change_the_index(folder: Path, vectors: np.ndarray) -> 
         for change in (
             lambda: reader.commit([document("6")], vectors[:2]),
             lambda: reader.delete([1]),
-            lambda: reader.rewrite(Plan("flat", 16), None),
+            lambda: reader.rewrite(flat(16)),
             reader.merge_small_segments,
         ):
             with pytest.raises(StoreError, match="is open for reading; open it for writing to change it"):
@@ -263,10 +264,10 @@ def test_a_reader_cannot_change_the_index(folder: Path, vectors: np.ndarray) -> 
     assert len(list((folder / "segments").iterdir())) == 3
 
 
-def test_joining_keeps_every_row(folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_keeps_every_row(folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store(folder, writable=True) as opened:
         before = search(opened.snapshot(), vectors, 12)
-        join_all(opened, monkeypatch)
+        merge_all(opened, monkeypatch)
         assert [(segment.first_row, segment.count) for segment in opened.snapshot().segments] == [(0, 12)]
         np.testing.assert_array_equal(vectors_in(opened), vectors[:12])
         np.testing.assert_array_equal(search(opened.snapshot(), vectors, 12), before)
@@ -275,14 +276,14 @@ def test_joining_keeps_every_row(folder: Path, vectors: np.ndarray, monkeypatch:
         np.testing.assert_array_equal(vectors_in(opened), vectors[:14])
 
 
-def test_a_reader_answers_on_through_commits_and_joins(
+def test_a_reader_answers_on_through_commits_and_merges(
     folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store(folder) as reader, Store(folder, writable=True) as writer:
         snapshot = reader.snapshot()
         before = search(snapshot, vectors, 12)
         writer.commit([document("6")], vectors[12:14])
-        join_all(writer, monkeypatch)
+        merge_all(writer, monkeypatch)
         assert len(segment_files(folder)) == 1  # the reader's files are gone from the folder
         np.testing.assert_array_equal(search(snapshot, vectors, 12), before)
         assert reader.documents.passages(before[0][0])[0].text == "Bread rises."
@@ -326,12 +327,7 @@ def test_compaction_lets_go_of_the_deleted_alone(folder: Path, vectors: np.ndarr
     made: list[Path] = []
     with Store(folder, writable=True) as opened:
         opened.delete([0, 1, 4])
-        opened.rewrite(
-            opened.storage.plan,
-            opened.template(),
-            purge=True,
-            make_lexical=lambda place: made.append(place) or place.mkdir(),
-        )
+        compact(opened, make_lexical=lambda place: made.append(place) or place.mkdir())
         snapshot = opened.snapshot()
         assert (snapshot.documents, snapshot.passages, snapshot.next_row, snapshot.next_doc) == (3, 6, 12, 6)
         assert snapshot.dead.size == 0
@@ -554,7 +550,7 @@ def test_a_store_can_be_read_by_many_threads(folder: Path) -> None:
 @pytest.fixture(params=["writing the vectors", "syncing", "renaming", "in the transaction"])
 def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[NewDocument]:
     """A document whose commit fails at that step; the last one by its id, which is taken."""
-    steps = {"writing the vectors": (dense, "write_flat"), "syncing": (os, "fsync"), "renaming": (Path, "rename")}
+    steps = {"writing the vectors": (faiss_index, "write_flat"), "syncing": (os, "fsync"), "renaming": (Path, "rename")}
 
     def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -579,7 +575,7 @@ def test_a_writer_can_try_again_after_a_commit_that_failed(
     folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store(folder, writable=True) as opened:
-        for step in ((dense, "write_flat"), (os, "fsync"), (Path, "rename")):
+        for step in ((faiss_index, "write_flat"), (os, "fsync"), (Path, "rename")):
             with monkeypatch.context() as patch:
                 patch.setattr(*step, lambda *_: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
@@ -590,8 +586,8 @@ def test_a_writer_can_try_again_after_a_commit_that_failed(
         assert len(list((folder / "segments").iterdir())) == 4  # nothing of the failures is left
 
 
-@pytest.mark.parametrize("work", [join_all, lambda opened, _: compact(opened)])
-def test_joining_or_compacting_that_fails_leaves_the_segments(
+@pytest.mark.parametrize("work", [merge_all, lambda opened, _: compact(opened)])
+def test_merging_or_compacting_that_fails_leaves_the_segments(
     folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, work: Any
 ) -> None:
     with Store(folder, writable=True) as opened:

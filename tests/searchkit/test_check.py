@@ -167,9 +167,10 @@ def test_wrong_vectors_are_detected_and_embedded_again(folder: Path) -> None:
     with Store(folder, writable=True) as store:
         entries = [segment.entry for segment in tables.named_segments(store)]
         rows, docs = tables.passage_rows(store, 0, entries[1].first_row)
-        plan, template = store.storage.plan, store.template()
-        wrong = np.full((len(rows), plan.dim), np.nan, np.float32)
-        bad = write_segment(folder / "segments", plan, template, [wrong], docs, rows, keep_vectors=True)
+        wrong = np.full((len(rows), store.storage.plan.dim), np.nan, np.float32)
+        bad = write_segment(
+            folder / "segments", store.backend, store.template(), [wrong], docs, rows, keep_vectors=True
+        )
         tables.replace_damaged(store, [bad, entries[1]])
     assert damaged(folder) == {"segments/000003": "vectors are not finite or not of unit length"}
     assert any("embedded again" in done for done in repaired(folder).done)

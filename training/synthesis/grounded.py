@@ -14,6 +14,7 @@ from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.indexer.documents import StoredPassage
 from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.clusters import cluster_of_each
 from searchkit.records import join_title
 from searchkit.training.synthesis.answers import Answer
 from searchkit.training.synthesis.duplicates import Seen
@@ -257,21 +258,13 @@ def diverse_rows(engine: SearchEngine, *, seed: int = 0, most: int = _CLUSTERED)
     drawn, rest = rows[:most], rows[most:]
     if len(drawn) < 4:
         return rows
-    import faiss
-
     vectors = np.empty((len(drawn), engine.settings["model"]["dim"]), dtype=np.float32)
     owners = segments.owners(parts, drawn)
     for number in np.unique(owners):
         mine = owners == number
         vectors[mine] = parts[number].vectors(parts[number].positions(drawn[mine]))
     clusters = min(256, int(len(drawn) ** 0.5))
-    # min_points silences a warning about small clusters, which do no harm here.
-    means = faiss.Kmeans(
-        vectors.shape[1], clusters, niter=10, seed=seed, spherical=True, min_points_per_centroid=1,
-        max_points_per_centroid=max(1, len(drawn) // clusters + 1),
-    )  # fmt: skip
-    means.train(vectors)
-    cluster = means.index.search(vectors, 1)[1][:, 0]
+    cluster = cluster_of_each(vectors, clusters, seed=seed)
     # The rank of each passage within its cluster: the first of every cluster come first, in random order.
     order = np.argsort(cluster, kind="stable")
     starts = np.searchsorted(cluster[order], np.arange(clusters))

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +9,20 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+from clouds import unit
+from stored import InMemory, built, in_segments
 
 from searchkit.engine import SearchEngine
+from searchkit.indexer.documents import NewDocument
+from searchkit.indexer.store import Store
+from searchkit.indexer.vectors import faiss_copies as copies
 from searchkit.indexer.vectors import faiss_gpu as gpu
-from searchkit.indexer.vectors import faiss_index as dense
+from searchkit.indexer.vectors import faiss_index
+from searchkit.indexer.vectors.devices import device_numbers, make_backend
+from searchkit.indexer.vectors.faiss_gpu import GpuBackend, GpuIndex
+from searchkit.indexer.vectors.faiss_index import FaissBackend, FaissIndex
 from searchkit.indexer.vectors.recipes import RECIPES, Plan, Tuning, plan
+from searchkit.indexer.vectors.search import search
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
 from searchkit.records import Document
@@ -28,23 +36,11 @@ ON_GPUS = ["flat", "fp16", "int8", "pq:8", *BY_GPUS, "binary", *CUVS]
 @pytest.fixture(scope="module")
 def many() -> np.ndarray:
     """(2000, 32) float32 unit rows."""
-    rows = np.random.default_rng(0).standard_normal((2000, 32)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-@dataclass
-class InMemory:
-    index: Any
-    first_row: int
-    count: int
-    rows: np.ndarray | None = None
-
-    def vectors(self, positions: np.ndarray) -> np.ndarray:
-        return dense.reconstructed(gpu.to_cpu(self.index), positions)
+    return unit(np.random.default_rng(0).standard_normal((2000, 32)).astype(np.float32))
 
 
 class Watched:
-    """Stands for an index on a GPU: answers as the processor does, and refuses what a GPU does."""
+    """Stands for an index on a GPU: answers as the CPU does, and refuses what a GPU does."""
 
     def __init__(self, index: Any) -> None:
         self.index, self.asked = index, 0
@@ -56,13 +52,25 @@ class Watched:
         return self.index.search(queries, k, params=params)
 
 
-def made(recipe: str, vectors: np.ndarray) -> tuple[Plan, Any]:
-    chosen = plan(recipe, vectors.shape[1], len(vectors))
-    return chosen, dense.encode(dense.train(chosen, vectors), vectors)
+def on_gpu(index: FaissIndex, copy: Any = None) -> GpuIndex:
+    """An index with a copy; None makes one when it is first searched."""
+    there = GpuIndex(index.plan, index.raw, [0])
+    if copy is not None:
+        there._copy, there._tried = copy, True
+    return there
+
+
+def on_device(chosen: Plan, vectors: Sequence[np.ndarray], devices: Sequence[int] = (0,)) -> FaissIndex:
+    """Trained and built where an engine with these devices does it."""
+    backend = GpuBackend(devices) if devices else FaissBackend()
+    every = np.concatenate(vectors)
+    index = backend.build(backend.train(chosen, every), vectors, len(every))
+    assert isinstance(index, FaissIndex)
+    return index
 
 
 class Graph:
-    """Stands for cuVS: makes and searches graphs on the processor, and takes what cuVS takes."""
+    """Stands for cuVS: builds and searches graphs on the CPU, and takes what cuVS takes."""
 
     def __init__(self, resources: Any, dim: int, metric: int, config: Any) -> None:
         self.config, self.breadths = config, []
@@ -70,7 +78,7 @@ class Graph:
 
     def train(self, vectors: np.ndarray) -> None:
         assert self.index.ntotal == 0
-        assert len(vectors) > 4  # it does not come back from making a graph of three or four
+        assert len(vectors) > 4  # it does not come back from building a graph of three or four
         self.index.add(vectors)
 
     def search(self, queries: np.ndarray, k: int, params: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -92,21 +100,21 @@ def cuvs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "StandardGpuResources": object, "get_num_gpus": lambda: 1,
     }.items():  # fmt: skip
         monkeypatch.setattr(faiss, name, value, raising=False)
-    gpu._resources.cache_clear()
+    copies._resources.cache_clear()
     yield
-    gpu._resources.cache_clear()
+    copies._resources.cache_clear()
 
 
-def test_what_faiss_searches_on_a_gpu_is_told_from_the_recipe_alone() -> None:
-    able = {name for name in RECIPES if gpu.why_not(plan(name, 384, 10_000)) is None}
+def test_what_faiss_searches_on_a_gpu_follows_from_the_plan_alone() -> None:
+    able = {name for name in RECIPES if gpu.unsupported(plan(name, 384, 10_000)) is None}
     assert able - {"cagra"} == {"flat", "fp16", "int8", "pq", "opq", "ivf-pq", "ivf-int8", "binary"}
     assert ("cagra" in able) == hasattr(faiss, "GpuIndexCagra")
-    assert gpu.why_not(plan("hnsw", 384, 10_000)) == "FAISS has no GPU code for hnsw"
+    assert gpu.unsupported(plan("hnsw", 384, 10_000)) == "FAISS has no GPU code for hnsw"
 
 
 @pytest.mark.parametrize(("code", "near"), [(6, 4), (128, 96), (192, 96), (48, None), (96, None)])
 def test_a_code_without_gpu_code_is_refused_and_names_the_nearest_that_fits(code: int, near: int | None) -> None:
-    reason = gpu.why_not(plan(f"ivf-pq:{code}", 384, 10_000))
+    reason = gpu.unsupported(plan(f"ivf-pq:{code}", 384, 10_000))
     assert reason is None if near is None else reason is not None and f"ivf-pq:{near}" in reason
 
 
@@ -126,67 +134,64 @@ def test_a_device_names_gpus(
     device: str | None, there: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: there, raising=False)
-    assert gpu.device_numbers(device) == expected
+    assert device_numbers(device) == expected
 
 
 def test_a_device_that_cannot_be_understood_is_refused() -> None:
     with pytest.raises(ValueError, match=r"device is 'cuda:x'; expected cuda, cuda:1 or cuda:0,1"):
-        gpu.device_numbers("cuda:x")
+        device_numbers("cuda:x")
 
 
-def test_without_a_gpu_the_processor_searches_and_says_so(
+def test_without_a_gpu_the_cpu_searches_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
     caplog.set_level(logging.INFO)
-    segments: list[Any] = [object()]
-    assert gpu.Gpus("cuda").hold(segments, Plan("flat", 8)) is segments
-    assert "searched on the processor: this faiss sees no GPU" in caplog.text
+    assert type(make_backend("cuda")) is FaissBackend
+    assert "searched on the CPU: this faiss sees no GPU" in caplog.text
 
 
 def test_a_recipe_that_gpus_lack_stays_and_says_why(many: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
-    chosen, index = made("rabitq", many)
-    assert gpu.to_gpu(index, chosen, [0]) is index
-    assert "rabitq is searched on the processor: FAISS has no GPU code for rabitq" in caplog.text
+    index = on_gpu(built("rabitq", many))
+    assert index.copy is None
+    assert search([InMemory(index)], many[:1], 1)[0].tolist() == [[0]]
+    assert "rabitq is searched on the CPU: FAISS has no GPU code for rabitq" in caplog.text
 
 
 def test_a_part_that_does_not_fit_stays_and_says_why(
     many: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RuntimeError("StandardGpuResources: alloc fail")
 
-    monkeypatch.setattr(gpu, "_copied", full)
-    monkeypatch.setattr(gpu, "gpu_knn", full)
-    chosen, index = made("flat", many)
-    assert gpu.to_gpu(index, chosen, [0]) is index
-    assert "2000 vectors of flat are searched on the processor: StandardGpuResources: alloc fail" in caplog.text
+    monkeypatch.setattr(copies, "copied", full)
+    monkeypatch.setattr(copies, "gpu_knn", full)
+    assert on_gpu(built("flat", many)).copy is None
+    assert "2000 vectors of flat are searched on the CPU: StandardGpuResources: alloc fail" in caplog.text
 
 
 def test_what_a_gpu_cannot_answer_the_original_does(many: np.ndarray) -> None:
-    chosen, index = made("flat", many)
-    watched = Watched(index)
-    segment: Any = InMemory(gpu.GpuIndex(index, watched), 0, len(many))
-    rows, _ = dense.search([segment], many[:3], 5, plan=chosen)
+    index = built("flat", many)
+    watched = Watched(index.raw)
+    segment = InMemory(on_gpu(index, watched))
+    rows, _ = search([segment], many[:3], 5)
     assert watched.asked == 1
     np.testing.assert_array_equal(rows, np.argsort(-(many[:3] @ many.T), axis=1, kind="stable")[:, :5])
     index.add(many)
-    segment.count = 4000
     some = np.arange(4000) % 2 == 0
-    rows, _ = dense.search([segment], many[:3], 50, plan=chosen, allowed=some)
-    assert watched.asked == 1  # a filter: the processor
+    rows, _ = search([segment], many[:3], 50, allowed=some)
+    assert watched.asked == 1  # a filter: the CPU
     assert (rows % 2 == 0).all()
-    assert dense.search([segment], many[:3], 2500, plan=chosen)[0].shape == (3, 2500)
+    assert search([segment], many[:3], 2500)[0].shape == (3, 2500)
     assert watched.asked == 1  # more rows than a GPU selects
 
 
 def test_few_deleted_rows_are_asked_for_and_left_out(many: np.ndarray) -> None:
-    chosen, index = made("flat", many)
-    watched = Watched(index)
-    segment: Any = InMemory(gpu.GpuIndex(index, watched), 0, len(many))
+    index = built("flat", many)
+    watched = Watched(index.raw)
     allowed = np.ones(len(many), bool)
     allowed[:40] = False
-    rows, scores = dense.search([segment], many[:50], 5, plan=chosen, allowed=allowed)
+    rows, scores = search([InMemory(on_gpu(index, watched))], many[:50], 5, allowed=allowed)
     assert watched.asked == 1
     every = np.where(allowed, many[:50] @ many.T, -np.inf)
     np.testing.assert_array_equal(rows, np.argsort(-every, axis=1, kind="stable")[:, :5])
@@ -201,88 +206,93 @@ def test_a_search_that_fails_on_a_gpu_is_done_here_from_then_on(
             self.asked += 1
             raise RuntimeError("StandardGpuResources: alloc fail")
 
-    chosen, index = made("fp16", many)
-    failing = Failing(index)
-    segment: Any = InMemory(gpu.GpuIndex(index, failing), 0, len(many))
+    index = built("fp16", many)
+    failing = Failing(index.raw)
+    segment = InMemory(on_gpu(index, failing))
     for _ in range(2):
-        assert dense.search([segment], many[:3], 1, plan=chosen)[0].tolist() == [[0], [1], [2]]
+        assert search([segment], many[:3], 1)[0].tolist() == [[0], [1], [2]]
     assert failing.asked == 1
-    assert "2000 vectors are searched on the processor from now on: StandardGpuResources: alloc fail" in caplog.text
+    assert "2000 vectors are searched on the CPU from now on: StandardGpuResources: alloc fail" in caplog.text
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_replicas_answer_their_shares_of_the_queries(count: int, many: np.ndarray) -> None:
-    _, index = made("ivf-int8", many)
-    copies = [Watched(index), Watched(index)]
+    index = built("ivf-int8", many).raw
+    replicas = [Watched(index), Watched(index)]
     params = faiss.SearchParametersIVF(nprobe=3)
-    found = gpu.Replicas(copies).search(many[:count], 5, params=params)
+    found = copies.Replicas(replicas).search(many[:count], 5, params=params)
     for mine, theirs in zip(found, index.search(many[:count], 5, params=params), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert [copy.asked for copy in copies] == [1, min(1, count - 1)]
+    assert [copy.asked for copy in replicas] == [1, min(1, count - 1)]
 
 
-def test_filtered_searches_under_a_rotation_stay_on_the_processor(many: np.ndarray) -> None:
-    chosen, index = made("opq:2", many[:300])
-    watched = Watched(index)
-    segment: Any = InMemory(gpu.GpuIndex(index, watched), 0, 300)
-    dense.search([segment], many[:3], 5, plan=chosen, allowed=np.arange(300) < 200)
+def test_filtered_searches_under_a_rotation_stay_on_the_cpu(many: np.ndarray) -> None:
+    index = built("opq:2", many[:300])
+    watched = Watched(index.raw)
+    segment = InMemory(on_gpu(index, watched))
+    search([segment], many[:3], 5, allowed=np.arange(300) < 200)
     assert watched.asked == 0
-    dense.search([segment], many[:3], 5, plan=chosen)
+    search([segment], many[:3], 5)
     assert watched.asked == 1
 
 
-def test_only_originals_are_written(many: np.ndarray) -> None:
-    _, index = made("flat", many)
-    assert gpu.to_cpu(gpu.GpuIndex(index, Watched(index))) is index
-    assert gpu.to_cpu(index) is index
+def test_only_originals_are_written(many: np.ndarray, tmp_path: Path) -> None:
+    index = built("flat", many)
+    assert on_gpu(index, Watched(index.raw)).save(tmp_path / "copied") == index.save(tmp_path / "original")
 
 
-def test_copies_of_unchanged_segments_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was copied to a GPU; the copies are watched."""
+    copied: list[Any] = []
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
-    first, second, third = (InMemory(None, 4 * n, 4) for n in range(3))
-    gpus, chosen = gpu.Gpus("cuda"), Plan("flat", 8)
-    before = gpus.hold([first, second], chosen)
-    after = gpus.hold([second, third], chosen)
-    assert after[0] is before[1]
-    assert [segment.first_row for segment in after] == [4, 8]
-    assert gpus.hold([first], chosen)[0] is not before[0]
+    monkeypatch.setattr(copies, "copied", lambda raw, *_, **__: copied.append(raw) or Watched(raw))
+    return copied
 
 
-def test_a_segment_is_copied_when_it_is_first_searched(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = []
-    monkeypatch.setattr(gpu, "_copied", lambda index, *_: copied.append(index) or Watched(index))
-    chosen, index = made("flat", many)
-    segment = gpu.GpuSegment(InMemory(index, 7, len(many)), chosen, [0])
+def test_copies_of_unchanged_segments_stay(many: np.ndarray, tmp_path: Path, copied: list[Any]) -> None:
+    backend = make_backend("cuda")
+    with Store.create(tmp_path / "i", {}, dim=32, backend=backend) as store:
+        before = []  # as a searcher holds a commit until it has the next
+        for n in range(3):
+            store.commit([NewDocument(str(n), "", "a", "{}", "", [(0, 1)])], many[n : n + 1])
+            parts = store.snapshot().segments
+            assert [part.index for part in parts[:-1]] == [part.index for part in before]
+            assert search(parts, many[n : n + 1], 1)[0].tolist() == [[n]]
+            assert len(copied) == n + 1
+            before = parts
+
+
+def test_a_segment_is_copied_when_it_is_first_searched(many: np.ndarray, tmp_path: Path, copied: list[Any]) -> None:
+    (segment,) = in_segments(tmp_path, many, rows=np.arange(7, 2007), backend=make_backend("cuda"))
+    np.testing.assert_array_equal(segment.vectors(np.array([3])), many[3:4])
     assert not copied
     for _ in range(2):
-        assert dense.search([segment], many[:1], 1, plan=chosen)[0].tolist() == [[7]]
-    assert copied == [index]
-    np.testing.assert_array_equal(segment.vectors(np.array([3])), many[3:4])
+        assert search([segment], many[:1], 1)[0].tolist() == [[7]]
+    assert len(copied) == 1
 
 
-def test_an_engine_that_is_closed_lets_go_of_copies(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
-    monkeypatch.setattr(gpu, "_copied", lambda index, *_: Watched(index))
-    chosen, index = made("flat", many)
-    gpus = gpu.Gpus("cuda:0")
-    segments: list[Any] = list(gpus.hold([InMemory(index, 0, len(many))], chosen))
-    watched = segments[0].index.copy
-    assert segments[0].index.copy is watched
-    gpus.let_go()
-    assert segments[0].index.copy is not watched
+def test_an_engine_that_is_closed_frees_its_copies(many: np.ndarray, tmp_path: Path, copied: list[Any]) -> None:
+    backend = make_backend("cuda:0")
+    (segment,) = in_segments(tmp_path, many, backend=backend)
+    index: Any = segment.index
+    watched = index.copy
+    assert index.copy is watched
+    backend.close()
+    assert index.copy is not watched
 
 
-def test_one_cell_answers_as_the_scalar_quantiser_it_was_made_from(many: np.ndarray) -> None:
-    _, index = made("int8", many)
-    cell = gpu.as_one_cell(index)
-    for here, there in zip(index.search(many[:20], 10), cell.search(many[:20], 10), strict=True):
+def test_a_single_list_answers_as_the_scalar_quantizer_it_was_made_from(many: np.ndarray) -> None:
+    index = built("int8", many)
+    single = copies.as_single_list(index.raw)
+    for here, there in zip(index.raw.search(many[:20], 10), single.search(many[:20], 10), strict=True):
         np.testing.assert_allclose(here, there, atol=1e-6)
-    assert gpu.as_one_cell(dense.train(plan("int8", 32, 0), many)).ntotal == 0
+    assert copies.as_single_list(index.empty().raw).ntotal == 0
 
 
 def test_parts_of_half_precision_vectors_hold_them_all(many: np.ndarray) -> None:
-    _, index = made("fp16", many)
-    parts = [gpu.part_of(index, start, stop) for start, stop in ((0, 700), (700, 700), (700, 2000))]
+    index = built("fp16", many).raw
+    parts = [copies.part_of(index, start, stop) for start, stop in ((0, 700), (700, 700), (700, 2000))]
     assert [part.ntotal for part in parts] == [700, 0, 1300]
     np.testing.assert_array_equal(
         np.concatenate([part.reconstruct_n(0, part.ntotal) for part in parts]), index.reconstruct_n(0, 2000)
@@ -295,31 +305,30 @@ def test_exact_search_in_chunks_equals_brute_force(many: np.ndarray, chunk: int)
         return faiss.knn(queries, vectors.astype(np.float32), k, metric=faiss.METRIC_INNER_PRODUCT)
 
     half = many[:300].astype(np.float16)
-    scores, rows = gpu.exact(half, many[:4], 9, knn, chunk)
+    scores, rows = copies.exact(half, many[:4], 9, knn, chunk)
     everything = many[:4] @ half.astype(np.float32).T
     np.testing.assert_array_equal(rows, np.argsort(-everything, axis=1, kind="stable")[:, :9])
     np.testing.assert_allclose(scores, np.take_along_axis(everything, rows, 1), atol=1e-6)
-    assert gpu.exact(half, many[:4], 1000, knn, chunk)[1].shape == (4, 300)
+    assert copies.exact(half, many[:4], 1000, knn, chunk)[1].shape == (4, 300)
 
 
 @pytest.mark.parametrize(("recipe", "devices"), [("int8", [0]), ("fp16", [0]), ("ivf-int8", [])])
-def test_what_no_gpu_learns_or_encodes_the_processor_does(recipe: str, devices: list[int], many: np.ndarray) -> None:
-    chosen, expected = made(recipe, many)
-    index = gpu.encode(gpu.train(chosen, many, devices), np.array_split(many, 3), len(many), chosen, devices)
-    np.testing.assert_array_equal(index.search(many[:5], 5)[1], expected.search(many[:5], 5)[1])
+def test_what_no_gpu_trains_or_encodes_the_cpu_does(recipe: str, devices: list[int], many: np.ndarray) -> None:
+    expected = built(recipe, many)
+    index = on_device(expected.plan, np.array_split(many, 3), devices)
+    np.testing.assert_array_equal(index.raw.search(many[:5], 5)[1], expected.raw.search(many[:5], 5)[1])
 
 
 def test_few_vectors_are_encoded_here_and_many_on_a_gpu(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
-    monkeypatch.setattr(gpu, "_copied", lambda index, *_: copied.append(index) or dense.empty(index))
+    monkeypatch.setattr(copies, "copied", lambda raw, *_: copied.append(raw) or faiss_index.emptied(raw))
     monkeypatch.setattr(faiss, "index_gpu_to_cpu", lambda index: index, raising=False)
-    chosen, expected = made("pq:8", many)
-    template = dense.train(chosen, many)
+    expected = built("pq:8", many)
     for most in (len(many) + 1, len(many)):
         assert not copied
         monkeypatch.setattr(gpu, "ENCODED_FROM", most)
-        index = gpu.encode(template, np.array_split(many, 3), len(many), chosen, [0])
-        np.testing.assert_array_equal(index.search(many[:5], 5)[1], expected.search(many[:5], 5)[1])
+        index = GpuBackend([0]).build(expected.empty(), np.array_split(many, 3), len(many))
+        np.testing.assert_array_equal(index.raw.search(many[:5], 5)[1], expected.raw.search(many[:5], 5)[1])
     assert len(copied) == 1
 
 
@@ -338,14 +347,14 @@ def test_codes_that_do_not_fit_any_more_are_made_here(
             if room < len(vectors):
                 raise RuntimeError("StandardGpuResources: alloc fail")
 
-    monkeypatch.setattr(gpu, "_copied", lambda index, *_: Filling(dense.empty(index)))
+    monkeypatch.setattr(copies, "copied", lambda raw, *_: Filling(faiss_index.emptied(raw)))
     monkeypatch.setattr(gpu, "ENCODED_FROM", 1)
     monkeypatch.setattr(faiss, "index_gpu_to_cpu", lambda copy: copy.index, raising=False)
-    chosen, expected = made("pq:8", many)
-    index = gpu.encode(dense.train(chosen, many), np.array_split(many, 4), len(many), chosen, [0])
-    for here, there in zip(index.search(many[:50], 5), expected.search(many[:50], 5), strict=True):
+    expected = built("pq:8", many)
+    index = GpuBackend([0]).build(expected.empty(), np.array_split(many, 4), len(many))
+    for here, there in zip(index.raw.search(many[:50], 5), expected.raw.search(many[:50], 5), strict=True):
         np.testing.assert_array_equal(here, there)
-    assert "vectors of pq:8 are encoded on the processor: StandardGpuResources: alloc fail" in caplog.text
+    assert "vectors of pq:8 are encoded on the CPU: StandardGpuResources: alloc fail" in caplog.text
 
 
 @pytest.mark.usefixtures("cuvs")
@@ -356,27 +365,26 @@ def test_a_graph_that_cuvs_fails_to_make_is_made_here(
         raise RuntimeError("too many invalid or duplicated neighbor nodes")
 
     monkeypatch.setattr(Graph, "train", fail)
-    chosen = plan("cagra", 32, len(many))
-    index = gpu.encode(gpu.train(chosen, many, [0]), [many], len(many), chosen, [0])
-    assert "made on the processor, which takes long: too many invalid" in caplog.text
-    assert (index.search(many[:20], 1)[1][:, 0] == np.arange(20)).all()
+    index = on_device(plan("cagra", 32, len(many)), [many])
+    assert "built on the CPU, which takes long: too many invalid" in caplog.text
+    assert (index.raw.search(many[:20], 1)[1][:, 0] == np.arange(20)).all()
 
 
-def test_what_a_gpu_fails_to_learn_or_take_is_done_here(
+def test_what_a_gpu_fails_to_train_or_hold_is_done_here(
     many: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RuntimeError("StandardGpuResources: alloc fail")
 
-    monkeypatch.setattr(gpu, "_copied", full)
+    monkeypatch.setattr(copies, "copied", full)
     monkeypatch.setattr(gpu, "ENCODED_FROM", 1)
-    chosen, expected = made("pq:8", many)
-    index = gpu.encode(gpu.train(chosen, many, [0]), [many], len(many), chosen, [0])
-    np.testing.assert_array_equal(index.search(many[:5], 5)[1], expected.search(many[:5], 5)[1])
+    expected = built("pq:8", many)
+    index = on_device(expected.plan, [many])
+    np.testing.assert_array_equal(index.raw.search(many[:5], 5)[1], expected.raw.search(many[:5], 5)[1])
     said = [record.message for record in caplog.records]
     assert said == [
-        "pq:8 is learnt on the processor: StandardGpuResources: alloc fail",
-        "vectors of pq:8 are encoded on the processor: StandardGpuResources: alloc fail",
+        "pq:8 is trained on the CPU: StandardGpuResources: alloc fail",
+        "vectors of pq:8 are encoded on the CPU: StandardGpuResources: alloc fail",
     ]
 
 
@@ -386,89 +394,89 @@ def test_exact_vectors_that_do_not_fit_are_compared_by_parts(
 ) -> None:
     asked = []
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RuntimeError("StandardGpuResources: alloc fail")
 
     def knn(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         asked.append(len(vectors))
         return faiss.knn(queries, vectors.astype(np.float32), k, metric=faiss.METRIC_INNER_PRODUCT)
 
-    monkeypatch.setattr(gpu, "_copied", full)
-    monkeypatch.setattr(gpu, "gpu_knn", lambda device: knn)
-    monkeypatch.setattr(gpu, "KNN_BYTES", 600 * 32 * (4 if recipe == "flat" else 2))
-    chosen, index = made(recipe, many)
-    segment: Any = InMemory(gpu.to_gpu(index, chosen, [0]), 0, len(many))
-    assert f"2000 vectors of {recipe} are brought to the GPU by parts: StandardGpuResources: alloc" in caplog.text
-    here: Any = InMemory(index, 0, len(many))
-    for count in (gpu.STREAMED_FROM - 1, gpu.STREAMED_FROM):
-        assert asked == [1]  # whether it can
-        rows, scores = dense.search([segment], many[:count], 5, plan=chosen)
-        expected_rows, expected_scores = dense.search([here], many[:count], 5, plan=chosen)
+    monkeypatch.setattr(copies, "copied", full)
+    monkeypatch.setattr(copies, "gpu_knn", lambda device: knn)
+    monkeypatch.setattr(copies, "KNN_BYTES", 600 * 32 * (4 if recipe == "flat" else 2))
+    index = built(recipe, many)
+    segment, here = InMemory(on_gpu(index)), InMemory(index)
+    for count in (copies.STREAMED_FROM - 1, copies.STREAMED_FROM):
+        assert asked == [1] * bool(asked)  # whether it can
+        rows, scores = search([segment], many[:count], 5)
+        expected_rows, expected_scores = search([here], many[:count], 5)
         np.testing.assert_array_equal(rows, expected_rows)
         np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
     assert asked == [1, 600, 600, 600, 200]
+    assert f"2000 vectors of {recipe} are copied to the GPU in parts: StandardGpuResources: alloc" in caplog.text
 
 
 @pytest.mark.usefixtures("cuvs")
-def test_graphs_are_made_and_searched_by_cuvs_and_read_by_the_processor(
+def test_graphs_are_built_and_searched_by_cuvs_and_read_by_the_cpu(
     many: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = plan("cagra", 32, len(many))
-    index = gpu.encode(gpu.train(chosen, many, [0]), np.array_split(many, 3), len(many), chosen, [0])
-    assert index.base_level_only
-    dense.write(index, tmp_path / "dense.faiss")
-    again = dense.read(tmp_path / "dense.faiss", chosen)
-    segment: Any = InMemory(again, 0, len(many))
+    index = on_device(chosen, np.array_split(many, 3))
+    assert index.raw.base_level_only
+    index.save(tmp_path / "dense.faiss")
+    segment = InMemory(FaissBackend().open(tmp_path / "dense.faiss", chosen))
     true = np.argsort(-(many[:50] @ many.T), axis=1)[:, :10]
-    rows, _ = dense.search([segment], many[:50], 10, plan=chosen)
+    rows, _ = search([segment], many[:50], 10)
     assert np.mean([len({*a} & {*b}) / 10 for a, b in zip(rows, true, strict=True)]) > 0.95
     odd = np.arange(len(many)) % 2 == 1
-    assert (dense.search([segment], many[:50], 10, plan=chosen, allowed=odd)[0] % 2 == 1).all()
-    there = gpu.to_gpu(index, chosen, [])
-    assert there is index
+    assert (search([segment], many[:50], 10, allowed=odd)[0] % 2 == 1).all()
     assert not caplog.records
 
 
 @pytest.mark.usefixtures("cuvs")
-def test_graphs_of_the_processor_are_made_anew_where_cuvs_searches(many: np.ndarray) -> None:
-    chosen, index = made("cagra", many)
-    copy = gpu.to_gpu(index, chosen, [0])
-    segment: Any = InMemory(copy, 0, len(many))
-    rows, _ = dense.search([segment], many[:20], 10, plan=chosen, tuning=Tuning(ef=70))
+def test_graphs_of_the_cpu_are_built_again_where_cuvs_searches(many: np.ndarray) -> None:
+    index = on_gpu(built("cagra", many))
+    segment = InMemory(index)
+    rows, _ = search([segment], many[:20], 10, tuning=Tuning(ef=70))
     assert (rows[:, 0] == np.arange(20)).all()
-    dense.search([segment], many[:20], 200, plan=chosen, tuning=Tuning(ef=70))
-    assert copy.copy.breadths == [96, 224]
-    dense.search([segment], many[:20], gpu.CAGRA_K + 1, plan=chosen)
-    dense.search([segment], many[:20], 10, plan=chosen, allowed=np.arange(len(many)) < len(many) - gpu.CAGRA_K)
-    assert len(copy.copy.breadths) == 2  # the processor
-    few, small = made("cagra", many[: gpu.CAGRA_FROM - 1])
-    assert gpu.to_gpu(small, few, [0]) is small
+    search([segment], many[:20], 200, tuning=Tuning(ef=70))
+    assert index.copy.breadths == [96, 224]
+    search([segment], many[:20], gpu.CAGRA_K + 1)
+    search([segment], many[:20], 10, allowed=np.arange(len(many)) < len(many) - gpu.CAGRA_K)
+    assert len(index.copy.breadths) == 2  # the CPU
+    assert on_gpu(built("cagra", many[: gpu.CAGRA_FROM - 1])).copy is None
 
 
-def test_without_cuvs_or_a_gpu_graphs_are_made_here_and_say_why(
+def test_without_cuvs_or_a_gpu_graphs_are_built_here_and_say_why(
     many: np.ndarray, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(faiss, "GpuIndexCagra", raising=False)
     chosen = plan("cagra", 32, len(many))
     for devices, why in (([], "no GPU is used; ask for one: --device cuda"), ([0], "this faiss has no cuVS")):
         caplog.clear()
-        index = gpu.encode(gpu.train(chosen, many, devices), [many], len(many), chosen, devices)
-        assert not index.base_level_only
-        assert f"graphs of cagra will be made on the processor, which takes long: {why}" in caplog.text
+        index = on_device(chosen, [many], devices)
+        assert not index.raw.base_level_only
+        assert f"graphs of cagra will be built on the CPU, which takes long: {why}" in caplog.text
 
 
-def test_an_engine_learns_and_encodes_where_it_searches(
+def test_an_engine_trains_and_encodes_where_it_searches(
     embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
     asked: list[tuple[str, Any]] = []
+
+    def train(self: GpuBackend, plan: Plan, sample: np.ndarray) -> FaissIndex:
+        if plan.recipe != "flat":
+            asked.append(("train", self.devices))
+        return faiss_index.train(plan, sample)
+
+    build = GpuBackend.build
+    monkeypatch.setattr(GpuBackend, "train", train)
     monkeypatch.setattr(
-        gpu, "train", lambda chosen, sample, on: asked.append(("train", on)) or dense.train(chosen, sample)
+        GpuBackend, "build", lambda self, *rest: asked.append(("encode", self.devices)) or build(self, *rest)
     )
-    encode = gpu.encode
-    monkeypatch.setattr(gpu, "encode", lambda *all: asked.append(("encode", all[-1])) or encode(*all[:-1], []))
     monkeypatch.setattr(
-        gpu, "to_gpu", lambda index, _, on, replicate: asked.append(("search", (on, replicate))) or index
+        copies, "copied", lambda raw, _, on, replicate: asked.append(("search", (on, replicate))) or Watched(raw)
     )
     with SearchEngine.create(tmp_path / "on.index", model=embedder, device="cuda:1") as engine:
         engine.add(Document(str(n), "", f"note {n}") for n in range(20))
@@ -483,16 +491,15 @@ def test_an_engine_learns_and_encodes_where_it_searches(
 
 @needs_gpu
 @pytest.mark.parametrize("recipe", ON_GPUS)
-def test_gpus_answer_as_the_processor_does(recipe: str, many: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
-    chosen, index = made(recipe, many)
-    here: Any = InMemory(index, 0, len(many))
-    tuning = Tuning(probes=max(1, chosen.lists))
-    expected, scores = dense.search([here], many[:50], 10, plan=chosen, tuning=tuning)
+def test_gpus_answer_as_the_cpu_does(recipe: str, many: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    index = built(recipe, many)
+    tuning = Tuning(probes=max(1, index.plan.lists))
+    expected, scores = search([InMemory(index)], many[:50], 10, tuning=tuning)
+    there = on_gpu(index)
     with caplog.at_level(logging.WARNING):
-        there: Any = gpu.GpuSegment(here, chosen, [0])
-        rows, found = dense.search([there], many[:50], 10, plan=chosen, tuning=tuning)
+        rows, found = search([InMemory(there)], many[:50], 10, tuning=tuning)
     assert not caplog.records
-    assert isinstance(there.index, gpu.GpuIndex)
+    assert there.copy is not None
     np.testing.assert_allclose(found, scores, atol=5e-3)
     same = np.mean([len({*mine} & {*theirs}) / 10 for mine, theirs in zip(rows, expected, strict=True)])
     assert same > {"binary": 0.5, "cagra": 0.9}.get(recipe, 0.97)  # ties; another graph; float16 tables
@@ -500,21 +507,19 @@ def test_gpus_answer_as_the_processor_does(recipe: str, many: np.ndarray, caplog
 
 @needs_gpu
 @pytest.mark.parametrize("recipe", [*BY_GPUS, *CUVS])
-def test_what_a_gpu_learnt_and_encoded_is_read_by_the_processor(
+def test_what_a_gpu_trained_and_encoded_is_read_by_the_cpu(
     recipe: str, many: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "ENCODED_FROM", 1)
     chosen = plan(recipe, 32, len(many))
-    index = gpu.encode(gpu.train(chosen, many, [0]), [many], len(many), chosen, [0])
-    dense.write(index, tmp_path / "dense.faiss")
-    again = dense.read(tmp_path / "dense.faiss", chosen)
-    assert again.ntotal == len(many)
-    segment: Any = InMemory(again, 0, len(many))
-    rows, _ = dense.search([segment], many[:50], 10, plan=chosen, tuning=Tuning(probes=max(1, chosen.lists)))
+    on_device(chosen, [many]).save(tmp_path / "dense.faiss")
+    again = FaissBackend().open(tmp_path / "dense.faiss", chosen)
+    assert len(again) == len(many)
+    rows, _ = search([InMemory(again)], many[:50], 10, tuning=Tuning(probes=max(1, chosen.lists)))
     assert np.mean([n in row for n, row in enumerate(rows)]) > 0.8
 
 
 @needs_gpu
-def test_brute_force_on_a_gpu_finds_what_the_processor_finds(many: np.ndarray) -> None:
-    _, rows = gpu.exact(many.astype(np.float16), many[:50], 1, gpu.gpu_knn(), 700)
+def test_brute_force_on_a_gpu_finds_what_the_cpu_finds(many: np.ndarray) -> None:
+    _, rows = copies.exact(many.astype(np.float16), many[:50], 1, copies.gpu_knn(), 700)
     np.testing.assert_array_equal(rows[:, 0], np.arange(50))

@@ -15,9 +15,11 @@ from stored import again, in_segments
 
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.store import Store
-from searchkit.indexer.vectors import faiss_index as dense
-from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors import faiss_index, segments
+from searchkit.indexer.vectors import search as search_module
+from searchkit.indexer.vectors.faiss_index import FaissBackend
 from searchkit.indexer.vectors.recipes import RECIPES, Tuning, codes, plan
+from searchkit.indexer.vectors.search import search
 from searchkit.indexer.vectors.segments import DiskSegment
 
 EXACT = {"flat", "fp16"}
@@ -48,10 +50,10 @@ def test_every_recipe_is_tried() -> None:
 @pytest.mark.parametrize("keep", [True, False], ids=["vectors kept", "codes alone"])
 @pytest.mark.parametrize("name", NAMES)
 def test_search_finds_what_brute_force_finds(tmp_path: Path, name: str, keep: bool) -> None:
-    chosen, template = trained(name)
-    written = in_segments(tmp_path, data()[0], CUTS, chosen, template, keep_vectors=keep)
+    template = trained(name)
+    written = in_segments(tmp_path, data()[0], CUTS, template, keep_vectors=keep)
     true = brute_force(np.ones(COUNT, bool), 10)
-    found, scores = dense.search(written, data()[1], 10, plan=chosen, tuning=tuned(name, keep))
+    found, scores = search(written, data()[1], 10, tuning=tuned(name, keep))
     assert recall(found, true) >= RECALL[name][0 if keep else 1]
     if keep:  # scores are those of the vectors
         exact = np.take_along_axis(data()[1] @ data()[0].T, found, 1)
@@ -64,22 +66,22 @@ def test_search_finds_what_brute_force_finds(tmp_path: Path, name: str, keep: bo
 def test_a_mask_lets_nothing_else_through(
     tmp_path: Path, name: str, keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, template = trained(name)
-    written = in_segments(tmp_path, data()[0], CUTS, chosen, template, keep_vectors=keep)
-    one_by_one = dense._one_by_one
+    template = trained(name)
+    written = in_segments(tmp_path, data()[0], CUTS, template, keep_vectors=keep)
+    exhaustive = search_module._exhaustive
     for share in (0.01, 0.5, 0.95):
         allowed = np.random.default_rng(int(100 * share)).random(COUNT) < share
         for scanned in (False, True):  # by FAISS with a selector, however few they are
             if scanned:
-                monkeypatch.setattr(dense, "FEW", 0)
-                monkeypatch.setattr(dense, "EXACT_BELOW", 0)
-            found, _ = dense.search(written, data()[1], 10, plan=chosen, tuning=tuned(name, keep), allowed=allowed)
+                monkeypatch.setattr(search_module, "FEW", 0)
+                monkeypatch.setattr(search_module, "EXACT_BELOW", 0)
+            found, _ = search(written, data()[1], 10, tuning=tuned(name, keep), allowed=allowed)
             assert allowed[found[found >= 0]].all()
             true = brute_force(allowed, 10)
             assert ((found >= 0).sum(axis=1) == true.shape[1]).all()
             assert recall(found, true) >= RECALL[name][0 if keep else 1] - 0.1
             monkeypatch.undo()
-    assert dense._one_by_one is one_by_one
+    assert search_module._exhaustive is exhaustive
 
 
 @pytest.mark.parametrize("side", ["all over", "of one side", "far from every query"])
@@ -87,19 +89,19 @@ def test_a_mask_lets_nothing_else_through(
 def test_recall_under_a_filter_is_that_without(
     tmp_path: Path, name: str, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, template = trained(name)
-    monkeypatch.setattr(dense, "FEW", 0)
-    monkeypatch.setattr(dense, "EXACT_BELOW", 0)
+    template = trained(name)
+    monkeypatch.setattr(search_module, "FEW", 0)
+    monkeypatch.setattr(search_module, "EXACT_BELOW", 0)
     rows, queries = data()
     rng = np.random.default_rng(7)
-    written = in_segments(tmp_path, rows, CUTS, chosen, template, keep_vectors=True)
+    written = in_segments(tmp_path, rows, CUTS, template, keep_vectors=True)
     tuning = replace(tuned(name, True), probes=2, ef=10)  # so that hardly more than what is nearest is looked at
     across = rows @ rng.standard_normal(DIM)
     asked = queries[queries @ rows[np.argmax(across)] < 0] if side == "far from every query" else queries
     allowed = rng.random(COUNT) < 0.4 if side == "all over" else across > np.quantile(across, 0.6)
 
     def reached(mask: np.ndarray | None) -> float:
-        found, _ = dense.search(written, asked, 10, plan=chosen, tuning=tuning, allowed=mask)
+        found, _ = search(written, asked, 10, tuning=tuning, allowed=mask)
         there = np.arange(COUNT) if mask is None else np.flatnonzero(mask)
         best = there[np.argsort(-(asked @ rows[there].T), axis=1, kind="stable")[:, :10]]
         return recall(found, best)
@@ -110,10 +112,10 @@ def test_recall_under_a_filter_is_that_without(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_that_is_opened_again_answers_the_same(tmp_path: Path, name: str) -> None:
-    chosen, template = trained(name)
-    written = in_segments(tmp_path, data()[0], CUTS, chosen, template, keep_vectors=False)
+    template = trained(name)
+    written = in_segments(tmp_path, data()[0], CUTS, template, keep_vectors=False)
     found = [
-        dense.search(parts, data()[1], 10, plan=chosen, tuning=tuned(name, False))
+        search(parts, data()[1], 10, tuning=tuned(name, False))
         for parts in (written, [again(part) for part in written])
     ]
     np.testing.assert_array_equal(found[0], found[1])
@@ -121,18 +123,18 @@ def test_a_file_that_is_opened_again_answers_the_same(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize("keep", [True, False], ids=["vectors kept", "codes alone"])
 @pytest.mark.parametrize("name", NAMES)
-def test_joining_keeps_every_code_and_vector(tmp_path: Path, name: str, keep: bool) -> None:
-    chosen, template = trained(name)
-    written = in_segments(tmp_path, data()[0], CUTS, chosen, template, keep_vectors=keep)
-    for _ in range(2):  # joined again
+def test_merging_keeps_every_code_and_vector(tmp_path: Path, name: str, keep: bool) -> None:
+    template = trained(name)
+    written = in_segments(tmp_path, data()[0], CUTS, template, keep_vectors=keep)
+    for _ in range(2):  # merged again
         entry = segments.merge_segments(tmp_path, written, template, keep_vectors=keep)
-        whole = DiskSegment(tmp_path / entry.name, entry, chosen)
+        whole = DiskSegment(tmp_path / entry.name, entry, template.plan, FaissBackend())
         everything = np.arange(COUNT)
         before = np.concatenate([part.vectors(np.arange(part.count)) for part in written])
         np.testing.assert_array_equal(whole.vectors(everything), before)
         np.testing.assert_array_equal(
-            dense.reconstructed(whole.index, everything),
-            np.concatenate([dense.reconstructed(part.index, np.arange(part.count)) for part in written]),
+            whole.index.vectors(everything),
+            np.concatenate([part.index.vectors(np.arange(part.count)) for part in written]),
         )
         np.testing.assert_array_equal(whole.docs, everything // 2)
         written = [whole]
@@ -140,15 +142,15 @@ def test_joining_keeps_every_code_and_vector(tmp_path: Path, name: str, keep: bo
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("hnsw", "cagra")])
 def test_leaving_rows_out_leaves_the_scores_of_all_others(tmp_path: Path, name: str) -> None:
-    chosen, template = trained(name)
-    written = in_segments(tmp_path, data()[0], CUTS, chosen, template, keep_vectors=False)
+    template = trained(name)
+    written = in_segments(tmp_path, data()[0], CUTS, template, keep_vectors=False)
     kept = np.random.default_rng(5).random(COUNT) < 0.6
     entry = segments.merge_segments(tmp_path, written, template, keep_vectors=False, kept=kept)
-    whole = DiskSegment(tmp_path / entry.name, entry, chosen)
+    whole = DiskSegment(tmp_path / entry.name, entry, template.plan, FaissBackend())
     assert whole.count == kept.sum()
     tuning = Tuning(probes=1000)
-    all_rows, all_scores = dense.search(written, data()[1], COUNT, plan=chosen, tuning=tuning)
-    rows, scores = dense.search([whole], data()[1], COUNT, plan=chosen, tuning=tuning)
+    all_rows, all_scores = search(written, data()[1], COUNT, tuning=tuning)
+    rows, scores = search([whole], data()[1], COUNT, tuning=tuning)
     for before, was, after, now in zip(all_rows, all_scores, rows, scores, strict=True):
         known = dict(zip(before.tolist(), was.tolist(), strict=True))
         assert sorted(after.tolist()) == np.flatnonzero(kept).tolist()
@@ -165,11 +167,11 @@ def documents(first: int, below: int) -> Iterator[NewDocument]:
 def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, str, bool]]:
     """The first 500 vectors in an index of four commits, stored by a recipe, and the last 100 added after that."""
     name, keep = request.param
-    chosen, template = trained(name)
+    template = trained(name)
     with Store.create(tmp_path / "i", {}, dim=DIM) as store:
         for start, stop in pairwise((0, 50, 130, 131, 250)):
             store.commit(list(documents(start, stop)), data()[0][2 * start : 2 * stop])
-        store.rewrite(chosen, template, keep_vectors=keep, tuning=tuned(name, keep))
+        store.rewrite(template, keep_vectors=keep, tuning=tuned(name, keep))
         store.commit(list(documents(250, 300)), data()[0][500:])
         yield store, name, keep
 
@@ -180,7 +182,7 @@ def asked(store: Store, name: str, keep: bool, k: int = 10) -> tuple[np.ndarray,
     living[snapshot.dead] = False
     tuning = snapshot.storage.tuning
     assert tuning == tuned(name, keep)
-    return dense.search(snapshot.segments, data()[1], k, plan=trained(name)[0], tuning=tuning, allowed=living)
+    return search(snapshot.segments, data()[1], k, tuning=tuning, allowed=living)
 
 
 def test_an_index_keeps_its_answers_through_deleting_and_compacting(stored: tuple[Store, str, bool]) -> None:
@@ -192,7 +194,7 @@ def test_an_index_keeps_its_answers_through_deleting_and_compacting(stored: tupl
         store.delete(docs.tolist())
         living[2 * docs], living[2 * docs + 1] = False, False
         before = asked(store, name, keep)
-        store.rewrite(store.storage.plan, store.template(), keep_vectors=keep, purge=True)
+        store.rewrite(store.template(), keep_vectors=keep, purge=True)
         snapshot = store.snapshot()
         np.testing.assert_array_equal(segments.all_rows(snapshot.segments), np.flatnonzero(living))
         np.testing.assert_array_equal(
@@ -219,12 +221,12 @@ def test_an_index_that_is_opened_again_can_be_added_to(stored: tuple[Store, str,
         found, scores = asked(opened, name, keep)
         assert COUNT in (found[0, :1] if keep or name in (*EXACT, "int8", "hnsw") else found[0])
         assert not keep or scores[0, 0] == pytest.approx(1, abs=0.02)
-        kept = {"vectors.f16"} if keep and not RECIPES[trained(name)[0].recipe].faithful else set()
+        kept = {"vectors.f16"} if keep and not RECIPES[trained(name).plan.recipe].faithful else set()
         for segment in opened.snapshot().segments:
             assert {file.name for file in segment.folder.iterdir()} == {"dense.faiss", "docs.i64", *kept}
 
 
-def test_many_small_commits_are_joined_under_every_recipe(stored: tuple[Store, str, bool]) -> None:
+def test_many_small_commits_are_merged_under_every_recipe(stored: tuple[Store, str, bool]) -> None:
     store, name, keep = stored
     for n in range(8):
         store.commit([NewDocument(f"new {n}", "", "x", "{}", "", [(0, 1)])], data()[1][n : n + 1])
@@ -242,8 +244,9 @@ def test_principal_components_keep_the_inner_products() -> None:
     rng = np.random.default_rng(2)
     rows = unit(rng.standard_normal((600, 8)) @ rng.standard_normal((8, DIM)) + 3 * rng.standard_normal(DIM))
     chosen = plan("pca9-ivf-int8", DIM, 600)  # eight directions and the mean: all there is
-    index = dense.encode(dense.train(chosen, rows), rows)
-    scores, found = index.search(rows[:50], 10, params=dense.parameters(chosen, Tuning(probes=chosen.lists)))
+    index = faiss_index.train(chosen, rows)
+    index.add(rows)
+    found, scores = index.search(rows[:50], 10, tuning=Tuning(probes=chosen.lists))
     exact = rows[:50] @ rows.T
     true = np.take_along_axis(exact, np.argsort(-exact, axis=1)[:, :10], 1)
     np.testing.assert_allclose(np.take_along_axis(exact, found, 1), true, atol=0.01)

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stored import again, in_segments
+from stored import again, flat, in_segments
 
 from searchkit.errors import StoreError
-from searchkit.indexer.vectors import faiss_index as dense
 from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.faiss_index import train
 from searchkit.indexer.vectors.recipes import Plan
+from searchkit.indexer.vectors.search import search
 from searchkit.indexer.vectors.segments import DiskSegment, Entry
 
 GAPS = np.array([0, 1, 4, 5, 6, 9, *range(20, 54)])
@@ -43,7 +44,7 @@ def test_row_minus_one_is_no_document(tmp_path: Path, vectors: np.ndarray) -> No
 
 def test_search_gives_the_rows_of_a_compacted_segment(tmp_path: Path, vectors: np.ndarray) -> None:
     written = in_segments(tmp_path, vectors, (3, 20), rows=GAPS)
-    rows, _ = dense.search(written, vectors[:7], 5, plan=written[0].plan)
+    rows, _ = search(written, vectors[:7], 5)
     np.testing.assert_array_equal(rows, GAPS[np.argsort(-(vectors[:7] @ vectors.T), axis=1)[:, :5]])
 
 
@@ -77,8 +78,7 @@ def test_a_file_is_checked_when_it_is_first_needed_and_once(
 def test_damage_is_named_before_anything_parses_it(
     tmp_path: Path, vectors: np.ndarray, name: str, damage: Any, said: str
 ) -> None:
-    plan = Plan("int8", 16)
-    (segment,) = in_segments(tmp_path, vectors, (), plan, dense.train(plan, vectors), rows=GAPS)
+    (segment,) = in_segments(tmp_path, vectors, (), train(Plan("int8", 16), vectors), rows=GAPS)
     damage(segment.folder / name)
     needs = {"dense.faiss": lambda s: s.index, "docs.i64": lambda s: s.docs, "rows.i64": lambda s: s.rows}
     with pytest.raises(StoreError, match=rf"{re.escape(name)} {said}"):
@@ -91,9 +91,9 @@ def test_an_index_with_other_vectors_than_the_commit_says_is_refused(tmp_path: P
     (segment,) = in_segments(tmp_path, vectors)
     wrong = Entry(0, 39, segment.entry.name, segment.entry.files)
     with pytest.raises(StoreError, match="holds 40 vectors of 16, expected 39 of 16; repair the index"):
-        _ = DiskSegment(segment.folder, wrong, segment.plan).index
+        _ = DiskSegment(segment.folder, wrong, segment.plan, segment.backend).index
     with pytest.raises(StoreError, match="holds 40 vectors of 16, expected 40 of 32"):
-        _ = DiskSegment(segment.folder, segment.entry, Plan("flat", 32)).index
+        _ = DiskSegment(segment.folder, segment.entry, Plan("flat", 32), segment.backend).index
 
 
 def entries(*counts: int) -> list[Entry]:
@@ -101,7 +101,7 @@ def entries(*counts: int) -> list[Entry]:
 
 
 @pytest.mark.parametrize(
-    ("counts", "joined"),
+    ("counts", "merged"),
     [
         ((), 0),
         ((1000,) * 7, 0),
@@ -117,9 +117,9 @@ def entries(*counts: int) -> list[Entry]:
         ((1000,) * 20, 20),
     ],
 )
-def test_neighbours_of_like_size_are_joined(counts: tuple[int, ...], joined: int) -> None:
+def test_neighbours_of_similar_size_are_merged(counts: tuple[int, ...], merged: int) -> None:
     given = entries(*counts)
-    assert segments.to_merge(given) == given[len(given) - joined :]
+    assert segments.to_merge(given) == given[len(given) - merged :]
 
 
 def test_few_segments_are_left_and_rows_are_copied_few_times() -> None:
@@ -135,10 +135,10 @@ def test_few_segments_are_left_and_rows_are_copied_few_times() -> None:
 
 
 @pytest.mark.parametrize("rows", [np.arange(40), GAPS], ids=["all rows", "after compaction"])
-def test_joined_segments_answer_as_their_parts_did(tmp_path: Path, vectors: np.ndarray, rows: np.ndarray) -> None:
+def test_merged_segments_answer_as_their_parts_did(tmp_path: Path, vectors: np.ndarray, rows: np.ndarray) -> None:
     parts = in_segments(tmp_path, vectors, (3, 20), rows=rows)
-    entry = segments.merge_segments(tmp_path, parts, None, keep_vectors=True)
-    whole = DiskSegment(tmp_path / entry.name, entry, parts[0].plan)
+    entry = segments.merge_segments(tmp_path, parts, flat(16), keep_vectors=True)
+    whole = DiskSegment(tmp_path / entry.name, entry, parts[0].plan, parts[0].backend)
     assert (entry.first_row, entry.count, entry.name) == (0, 40, "000004")
     np.testing.assert_array_equal(whole.vectors(np.arange(40)), vectors)
     np.testing.assert_array_equal(segments.all_rows([whole]), rows)
