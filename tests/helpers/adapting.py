@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from searchkit.engine import SearchEngine
 from searchkit.training.adaptation.config import AdaptConfig
 
@@ -22,6 +24,13 @@ def pairs_of(texts: list[str]) -> list[dict[str, Any]]:
 
 def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def without_extras(patch: pytest.MonkeyPatch) -> None:
+    """Adapt without pictures and the out-of-domain score, which take longer than all the rest of a small run."""
+    patch.setattr("searchkit.training.log.draw", lambda *_, **__: [])
+    patch.setattr("searchkit.training.adaptation.adapt.draw", lambda *_, **__: None)
+    patch.setattr("searchkit.training.adaptation.adapt.out_of_domain", lambda embedder: 0.5)
 
 
 def config_in(folder: Path) -> AdaptConfig:

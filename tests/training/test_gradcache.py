@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run_two
 from texts import TEXTS
 from torch import Tensor, nn
 
@@ -311,7 +312,7 @@ def test_two_processes_under_ddp_get_the_gradients_of_the_joined_batch(tmp_path:
     plain = contrast_of_copies(COPIES, *map(encoder(model), groups))
     plain.backward()
     expected = gradients(model)
-    torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=2)
+    run_two(process, tmp_path)
     for rank in (0, 1):
         runs, refused = torch.load(tmp_path / f"{rank}.pt")
         for value, found in runs:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from processes import run_two
 from texts import SENTENCES, TEXTS
 from tiny_models import build_model
 
@@ -322,7 +323,7 @@ def together(mistral: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactor
     config.save(folder / "together.json")
     report = train(config)
     (folder / "alone-0.json").write_text(json.dumps([report.losses, report.dev, report.tokens]))
-    torch.multiprocessing.spawn(process, args=(str(folder),), nprocs=2)
+    run_two(process, folder)
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapting import config_in, lines, model_of, pairs_of
+from adapting import config_in, lines, model_of, pairs_of, without_extras
 from commands import call, write_lines
 from fake_llm import FakeLLM, echoing, phrase
 from safetensors.numpy import load_file
@@ -44,6 +44,12 @@ def place(mistral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_lines(folder / "pairs.jsonl", pairs_of(TEXTS))
     adapt(config_in(folder), install=False)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run of `place` has made the pictures and the out-of-domain score."""
+    without_extras(monkeypatch)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapting import config_in, model_of, pairs_of
+from adapting import config_in, model_of, pairs_of, without_extras
 from commands import write_lines
 from forked import Server, folder_in_memory, serve
 from texts import TEXTS
@@ -51,6 +51,7 @@ def adapt_until(embedder: Embedder, folder: str, kill_at: int | None) -> dict[st
                 os.close(os.open(arguments[0], arguments[2], 0o644))
             os.kill(os.getpid(), signal.SIGKILL)
 
+    without_extras(pytest.MonkeyPatch())  # of a process that ends here
     sys.addaudithook(watch)
     stages: list[str] = []
     adapt(config_in(Path(folder)), force=True, on_stage=lambda name, needed: stages.append(name) if needed else None)

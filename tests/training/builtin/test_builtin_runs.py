@@ -15,6 +15,13 @@ from searchkit.models.embedder import Embedder
 from searchkit.training.builtin import make as builtin
 from searchkit.training.config import TrainConfig
 
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten runs would draw ten; test_train has a picture."""
+    monkeypatch.setattr("searchkit.training.log.draw", lambda *_, **__: [])
+
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
@@ -40,7 +47,7 @@ def plain_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_five_runs_make_a_causal_model_in_int8_that_reads_queries_three_times(
-    plain_pairs: Path, tmp_path: Path
+    plain_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.numpy import load_file
 
@@ -67,6 +74,7 @@ def test_five_runs_make_a_causal_model_in_int8_that_reads_queries_three_times(
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("model.safetensors")}
     builtin.make(plain_pairs, tmp_path / "out", base=str(base), max_steps=1)
     assert {file: file.stat().st_mtime_ns for file in written} == written, "finished runs are not trained again"
+    monkeypatch.setattr(builtin, "export", lambda *_, **__: None)  # which takes longest, and has been seen to work
     builtin.make(plain_pairs, tmp_path / "out", base=str(base), max_steps=2)
     steps = [len((tmp_path / "out" / name / "log.jsonl").read_text().splitlines()) for name in names]
     assert steps == [2] * 5, "other settings are other runs"

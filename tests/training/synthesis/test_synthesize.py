@@ -4,18 +4,17 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from fake_llm import FakeLLM, Reply, draw_of, echoing, obedient, phrase, written
+from forked import Server, Words, serve
 from synthetic import config, grading, rows
 from texts import TEXTS
 
@@ -26,19 +25,23 @@ from searchkit.records import Document
 from searchkit.training.dataset import read_examples
 from searchkit.training.synthesis.journal import Journal
 from searchkit.training.synthesis.prompting import load_mix
-from searchkit.training.synthesis.synthesize import Progress, SynthesisReport, synthesize
+from searchkit.training.synthesis.synthesize import Progress, SynthesisReport, SynthesizeConfig, synthesize
 
 TIMEOUT = 2.0  # seconds; on a crowded machine even an answer that is there may take one
 KILLS = int(os.environ.get("SEARCHKIT_KILLS", "3"))
 GERMAN = "Der Zug nach Leipzig hatte heute wieder eine Stunde Verspätung, weil die Strecke hinter Dessau gesperrt war."
 
 
+def fill(engine: SearchEngine) -> None:
+    """Thirty topics of their own words, so that the words alone find a passage again."""
+    rng = random.Random(7)
+    engine.add(Document(f"d{n}", f"{phrase(rng, 30)} {TEXTS[n]}", title=f"Note {n}") for n in range(30))
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Any:
     with SearchEngine.create(tmp_path_factory.mktemp("grounded") / "x.index", model=embedder, chunk_tokens=0) as made:
-        # Thirty topics of their own words, so that the words alone find a passage again.
-        rng = random.Random(7)
-        made.add(Document(f"d{n}", f"{phrase(rng, 30)} {TEXTS[n]}", title=f"Note {n}") for n in range(30))
+        fill(made)
         yield made
 
 
@@ -144,7 +147,10 @@ def test_queries_are_about_the_passages(tmp_path: Path, engine: SearchEngine) ->
     assert {one["instruction"].partition(",")[0] for one in written} == {f"Given a {kind}" for kind in report.kinds}
 
 
-def test_queries_that_do_not_lead_back_are_left_out(tmp_path: Path, engine: SearchEngine) -> None:
+def test_queries_that_do_not_lead_back_are_left_out(tmp_path: Path) -> None:
+    engine = SearchEngine.create(tmp_path / "x.index", model=Words(), chunk_tokens=0)
+    fill(engine)
+
     def astray(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
         return echoing(asked, seen, headers) if draw_of(asked).random() < 0.5 else obedient(asked, seen, headers)
 
@@ -278,23 +284,32 @@ def test_a_batch_that_was_handed_in_is_not_handed_in_again(tmp_path: Path, writt
 # A server that misbehaves
 
 
-def misbehaving(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
-    """Everything that goes wrong, each by chance that depends on the question; what can be overcome only at first."""
-    rng = draw_of(asked)
-    if asked["response_format"]["json_schema"]["name"] == "tasks":
-        return Reply(json.dumps(written(asked)))
-    chance, content = rng.random(), json.dumps(written(asked))
-    if seen == 0 and chance < 0.35:
-        return [
-            Reply("slow down", status=429, headers={"Retry-After": "0.2"}),
-            Reply("broken", status=500),
-            Reply("busy", status=503, headers={"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}),
-            Reply(content, delay=TIMEOUT + 0.5),
-            Reply(content, cut=True),
-            Reply(raw=b"<html>gateway</html>"),
-            Reply(raw=b'{"choices": []}'),
-        ][int(chance * 20)]
-    return FAULTS[fault_of(asked)](content)
+class Misbehaving:
+    """Everything that goes wrong, by chance that depends on the request alone; what can be overcome, only at first.
+
+    An answer that comes too late comes so three times only, or every round would last as long as the timeout.
+    """
+
+    def __init__(self) -> None:
+        self.late = 0
+
+    def __call__(self, asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        rng = draw_of(asked)
+        if asked["response_format"]["json_schema"]["name"] == "tasks":
+            return Reply(json.dumps(written(asked)))
+        chance, content = rng.random(), json.dumps(written(asked))
+        if seen == 0 and chance < 0.35 and (int(chance * 20) != 3 or self.late < 3):
+            self.late += int(chance * 20) == 3
+            return [
+                Reply("slow down", status=429, headers={"Retry-After": "0.2"}),
+                Reply("broken", status=500),
+                Reply("busy", status=503, headers={"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}),
+                Reply(content, delay=TIMEOUT + 0.5),
+                Reply(content, cut=True),
+                Reply(raw=b"<html>gateway</html>"),
+                Reply(raw=b'{"choices": []}'),
+            ][int(chance * 20)]
+        return FAULTS[fault_of(asked)](content)
 
 
 FAULTS = {
@@ -323,7 +338,7 @@ def test_a_run_against_a_server_that_misbehaves(tmp_path: Path) -> None:
     )
     settings = {"groups": {"sts": 1}, "languages": {"en": 1}, "count": 90, "timeout": TIMEOUT, "tries": 5}
     settings["prompts"] = str(tmp_path)
-    with FakeLLM(misbehaving) as server:
+    with FakeLLM(Misbehaving()) as server:
         report = synthesize(config(server, tmp_path, **settings))
     expected: dict[str, str] = {}  # of the content of every question what is to become of it
     for body in server.bodies:
@@ -344,23 +359,19 @@ def test_a_run_against_a_server_that_misbehaves(tmp_path: Path) -> None:
     assert set(report.troubles) == troubles
 
 
-class Killed:
-    """Runs of the command in processes of their own, which are killed."""
+def synthesize_for(embedder: Embedder, values: dict[str, Any], index: str | None, seconds: float | None) -> None:
+    """Write examples, and be ended by a signal after some time, if any is given."""
+    if seconds:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    with SearchEngine.open(index, model=embedder) if index else nullcontext() as engine:
+        synthesize(SynthesizeConfig(**values), engine)
 
-    def __init__(self, index: Path | None, **values: Any) -> None:
-        script = (
-            "import json, sys, openai, rensa; from searchkit.engine import SearchEngine; "
-            "from searchkit.training.synthesis.synthesize import *; print('ready', flush=True); sys.stdin.readline(); "
-            "engine = SearchEngine.open(sys.argv[2]) if sys.argv[2] else None; "
-            "synthesize(SynthesizeConfig(**json.loads(sys.argv[1])), engine); print('done', flush=True)"
-        )
-        self._command = [sys.executable, "-c", script, json.dumps(values), str(index or "")]
 
-    def start(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Server]:
+    made = Server(__file__)
+    yield made
+    made.close()
 
 
 def slowly(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
@@ -372,8 +383,8 @@ def slowly(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
 
 
 @pytest.mark.parametrize("what", ["from nothing", "grounded", "everything wrong"])
-def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path, what: str) -> None:
-    script = misbehaving if what == "everything wrong" else slowly
+def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path, forks: Server, what: str) -> None:
+    script = Misbehaving if what == "everything wrong" else lambda: slowly
     settings: dict[str, Any] = {"count": 70, "concurrency": 8, "check_language": False}
     index = None
     if what == "everything wrong":
@@ -387,29 +398,22 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path, what: s
     if what == "grounded":
         settings["count"] = 24
         index, rng = tmp_path / "x.index", random.Random(5)
-        with SearchEngine.create(index) as made:
+        with SearchEngine.create(index, model=Words()) as made:
             made.add(Document(f"d{n}", phrase(rng, 16)) for n in range(12))
-    with FakeLLM(script) as server, SearchEngine.open(index) if index else nullcontext() as opened:
+    with FakeLLM(script()) as server, SearchEngine.open(index, model=Words()) if index else nullcontext() as opened:
         whole = synthesize(config(server, tmp_path / "whole", **settings), opened)
     rng = random.Random(1)
-    with FakeLLM(script) as server:
-        out = str(tmp_path / "killed" / "pairs.jsonl")
-        runs = Killed(index, out=out, model="m", base_url=server.url, backoff=0.01, **settings)
-        process = runs.start()
+    with FakeLLM(script()) as server:
+        values = {"out": str(tmp_path / "killed" / "pairs.jsonl"), "model": "m", "base_url": server.url,
+                  "backoff": 0.01, **settings}  # fmt: skip
+        ended = []
         for _ in range(KILLS):
-            following: list[Any] = []
-            loading = threading.Thread(target=lambda box=following: box.append(runs.start()))
-            loading.start()  # the next one loads its libraries meanwhile
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-            time.sleep(rng.uniform(0.1, 2.0 / KILLS + 0.2))
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            loading.join()
-            process = following[0]
-        said, _ = process.communicate("\n")
-        assert said == "done\n"
+            seconds = rng.uniform(0.1, 2.0 / KILLS + 0.2)
+            forks.start("synthesize", values=values, index=index and str(index), seconds=seconds)
+            ended.append(forks.finish()[0])
+        assert signal.SIGALRM in ended
+        assert set(ended) <= {0, signal.SIGALRM}
+        forks.do("synthesize", values=values, index=index and str(index), seconds=None)
         report = json.loads((tmp_path / "killed" / "pairs.report.json").read_text())
         delivered = len(server.delivered)
     for name in ("pairs.jsonl", "pairs.rejects.jsonl"):
@@ -614,3 +618,9 @@ def test_progress_counts_examples_tokens_and_cost(tmp_path: Path) -> None:
     assert told[-1].examples == report.examples
     assert told[-1].cost == pytest.approx(told[-1].tokens / 1e6)
     assert all(one.wanted == 60 for one in told)
+
+
+if __name__ == "__main__":
+    for library in ("openai", "rensa", "py3langid.langid", "onnxruntime", "faiss", "tantivy"):
+        import_module(library)  # here, and not in each child
+    serve({"synthesize": synthesize_for})
