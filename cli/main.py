@@ -21,8 +21,12 @@ _COMMANDS = {
     "demo": "Try it: index a small corpus, search it, evaluate it.",
     "index": "Build an index from a corpus, or resume building it.",
     "search": "Search an index.",
+    "similar": "Find the documents nearest to one of an index.",
+    "get": "Print documents of an index.",
+    "dump": "Write out all documents of an index, with vectors if asked.",
     "add": "Add documents to an index.",
     "update": "Replace documents in an index, and add new ones.",
+    "sync": "Make an index hold what some folders hold.",
     "delete": "Delete documents from an index.",
     "compact": "Free the space of deleted documents.",
     "check": "Verify an index, and repair it.",
@@ -43,7 +47,7 @@ _COMMANDS = {
     "completion": "Print a completion script for bash, zsh or fish.",
 }
 
-_MODULES = {"update": "add"}  # commands that share another's module
+_MODULES = {"update": "add", "similar": "get"}  # commands that share another's module
 
 
 class _Commands(click.Group):

@@ -30,7 +30,7 @@ from searchkit.errors import CorpusError, InputError
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
-    from searchkit.records import Hit, Query
+    from searchkit.records import Explanation, Hit, Query
 
 _BATCH = 64
 _PASSAGE = 320  # terminal columns
@@ -44,6 +44,7 @@ _PASSAGE = 320  # terminal columns
 @fusion_options
 @click.option("--where", help="Search only documents whose metadata match this JSON filter.")
 @click.option("--queries", "file", type=FILE, help="Read queries from a JSONL or TSV file.")
+@click.option("--explain", is_flag=True, help="Show the dense and lexical rank, score and weight of every hit.")
 @table_or_json
 @model_options
 def search(
@@ -54,6 +55,7 @@ def search(
     fusion: FusionOptions,
     where: str | None,
     file: Path | None,
+    explain: bool,
     output: str,
     model: ModelOptions,
 ) -> None:
@@ -87,14 +89,14 @@ def search(
             usable = [item for item in batch if isinstance(item, Query)]
             if options.mode != "lexical":
                 _warn_unreadable(engine, usable)
-            results = engine.search_many(usable, instruction=instruction, k=hits.k, options=options) if usable else []
+            results = engine.search_many(usable, instruction=instruction, k=hits.k, options=options, explain=explain)
             for query, found in zip(usable, results, strict=True):
                 if output == "json":
                     print_json(
-                        {"query_id": query.id, "query": query.text, "hits": list(map(_hit_json, found))}, indent=None
+                        {"query_id": query.id, "query": query.text, "hits": list(map(hit_json, found))}, indent=None
                     )
                 else:
-                    print_hits(query, found)
+                    print_hits(query.text, found)
     if unusable:
         raise InputError(f"not answered: {count(unusable, 'query')}; see above")
 
@@ -149,12 +151,13 @@ def _read_standard_input() -> Iterator[Query | InputError]:
         location = lines.begin()
 
 
-def _hit_json(hit: Hit) -> dict[str, Any]:
+def hit_json(hit: Hit) -> dict[str, Any]:
+    """A hit as JSON shows it: the explanation only where one was asked for."""
     values = asdict(hit)
     return values if values["explanation"] else {key: value for key, value in values.items() if key != "explanation"}
 
 
-def print_hits(query: Query, hits: list[Hit]) -> None:
+def print_hits(query: str, hits: list[Hit]) -> None:
     """A table of hits with their passages, at the terminal's width."""
     from rich.console import Console, Group
     from rich.table import Table
@@ -162,9 +165,9 @@ def print_hits(query: Query, hits: list[Hit]) -> None:
 
     console = Console()
     if not hits:
-        console.print(Text(f"no hits for: {clean(query.text)}"))
+        console.print(Text(f"no hits for: {clean(query)}"))
         return
-    table = Table(title=Text(shorten(query.text, console.width)), title_justify="left", show_edge=False, pad_edge=False)
+    table = Table(title=Text(shorten(query, console.width)), title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
     table.add_column("document", overflow="fold", max_width=24)
@@ -172,7 +175,22 @@ def print_hits(query: Query, hits: list[Hit]) -> None:
     for hit in hits:
         passage = Text(shorten(hit.text, _PASSAGE))
         title = Text(shorten(hit.title, console.width), "bold", no_wrap=True, overflow="ellipsis")
-        table.add_row(
-            str(hit.rank), f"{hit.score:.3f}", Text(clean(hit.id)), Group(title, passage) if hit.title else passage
-        )
+        parts = [*([title] if hit.title else []), passage]
+        if hit.explanation:
+            parts.append(Text(_why(hit.explanation), "dim"))
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(clean(hit.id)), Group(*parts))
     console.print(table)
+
+
+def _why(explanation: Explanation) -> str:
+    """One line: where the document stands on either side, and how much that side counts."""
+    weight = explanation.dense_weight
+    sides = []
+    for name, score, rank, share in (
+        ("dense", explanation.dense_score, explanation.dense_rank, weight),
+        ("lexical", explanation.lexical_score, explanation.lexical_rank, None if weight is None else 1 - weight),
+    ):
+        if share != 0 or score is not None:
+            place = "no match" if score is None else f"rank {rank}, score {score:.3f}"
+            sides.append(f"{name}: {place}" + ("" if share is None else f", weight {share:.2f}"))
+    return " · ".join(sides)

@@ -293,6 +293,10 @@ class Searcher:
         self._check_open()
         return filter_faults(where, self._store.documents) if self.passages else []
 
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of some passages, (n, dim) float32 unit rows, as exact as the index keeps them."""
+        return self._ranker.vectors_of(rows)
+
     def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
         """The ids of all documents in some rankings, by their positions."""
         return self._store.documents.ids_of({item.doc for ranking in rankings for item in ranking})

@@ -14,7 +14,7 @@ FILES = sorted(file for folder in ORDER for file in (ROOT / folder).rglob("*.py"
 LAYERS = (
     {"errors", "records", "validation", "tasks", "metrics", "significance", "chunking", "scripts"},
     {"readers", "models"},
-    {"engine", "searcher", "request", "ranking", "binding", "ingest", "lexical_sync", "check", "repair", "sync"},
+    {"engine", "searcher", "request", "ranking", "binding", "ingest", "lexical_sync", "check", "repair", "sync", "dump"},
     {"compression"},
     {"evaluation"},
     {"reports", "server", "integrations"},

@@ -1,0 +1,32 @@
+"""`searchkit dump`: everything in an index, for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from searchkit.cli.options import INDEX, NEW_FILE
+from searchkit.cli.output import count, note, print_json
+
+
+@click.command()
+@click.argument("index", type=INDEX)
+@click.option("--vectors", type=NEW_FILE, help="Write passages and their vectors to this Parquet file instead.")
+def dump(index: Path, vectors: Path | None) -> None:
+    """Write all documents of INDEX to standard output, as JSON lines that `searchkit index` reads back.
+
+    \b
+        searchkit dump papers.index > papers.jsonl
+        searchkit dump papers.index --vectors papers.parquet
+    """
+    from searchkit.dump import as_row, write_vectors
+    from searchkit.engine import SearchEngine
+
+    with SearchEngine.open(index) as engine:
+        if vectors:
+            passages = write_vectors(engine, vectors)
+            note(f"{vectors}: {count(passages, 'passage')} with vectors of {engine.dim} dimensions")
+        else:
+            for document in engine:
+                print_json(as_row(document), indent=None)

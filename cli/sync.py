@@ -1,0 +1,133 @@
+"""`searchkit sync`: an index that follows folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from searchkit.cli.options import (
+    INDEX,
+    CorpusOptions,
+    ModelOptions,
+    corpus_options,
+    model_options,
+    require,
+    text_or_json,
+)
+from searchkit.cli.output import count, note, print_json, say
+
+if TYPE_CHECKING:
+    from searchkit.engine import SearchEngine
+    from searchkit.readers.rejects import Rejects
+    from searchkit.records import Document
+    from searchkit.sync import SyncReport
+
+_SHOWN = 20
+_PAUSE = 1000  # milliseconds without a change before a watched folder is read again
+
+
+@click.command()
+@click.argument("index", type=INDEX)
+@click.argument("corpora", metavar="FOLDER...", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.option("--watch", is_flag=True, help="Keep running, and sync after every change.")
+@corpus_options
+@text_or_json
+@model_options
+def sync(
+    index: Path,
+    corpora: tuple[str, ...],
+    dry_run: bool,
+    watch: bool,
+    reading: CorpusOptions,
+    output: str,
+    model: ModelOptions,
+) -> None:
+    """Make INDEX hold exactly what the FOLDERs hold: add new documents, replace changed ones, delete vanished ones.
+
+    Files are compared by content, not by date. A file that exists and cannot be read this time stays in the index.
+
+    \b
+        searchkit sync notes.index notes/ --dry-run
+        searchkit sync notes.index notes/ --watch
+    """
+    if watch and dry_run:
+        raise click.UsageError("--watch cannot be combined with --dry-run")
+    if watch:
+        require("--watch", "files", "watchfiles")
+    with model.open(index, writable=not dry_run) as engine:
+        _sync_once(engine, corpora, reading, output, dry_run=dry_run)
+        if watch:
+            from watchfiles import watch as changes
+
+            note("watching for changes (Ctrl-C ends)")
+            for _ in changes(*corpora, debounce=_PAUSE, raise_interrupt=False):
+                _sync_once(engine, corpora, reading, output, dry_run=False)
+
+
+def _sync_once(
+    engine: SearchEngine, corpora: tuple[str, ...], reading: CorpusOptions, output: str, *, dry_run: bool
+) -> None:
+    from searchkit.readers.corpus import Fields, ReadReport, kind_of, read_corpus
+    from searchkit.readers.rejects import Rejects
+    from searchkit.sync import sync as run
+
+    folder = engine.store.folder
+    fields = Fields(reading.id_field, reading.title_field, reading.text_field, reading.metadata_field or None)
+    file = reading.rejects or folder.with_name(folder.name + ".rejects.jsonl")
+    read = ReadReport()
+    with Rejects(None if reading.on_error == "raise" else file) as rejects:
+
+        def documents() -> Iterator[Document]:
+            for corpus in corpora:
+                yield from read_corpus(
+                    corpus, kind=reading.kind, fields=fields, table=reading.table(), rejects=rejects, report=read,
+                    encoding=reading.encoding,
+                )  # fmt: skip
+
+        kinds = {kind_of(corpus, reading.kind) for corpus in corpora}
+        report = run(
+            engine,
+            documents(),
+            still_exists=_still_exists(corpora, kinds, rejects),
+            dry_run=dry_run,
+            on_refused=lambda document, reason: rejects.refuse(
+                document.place or f"id {document.id!r}", reason, document.as_row()
+            ),
+        )
+    if output == "json":
+        print_json({"index": str(folder), "total": len(engine), "dry_run": dry_run, **asdict(report)}, indent=None)
+    else:
+        _print_report(engine, report, dry_run=dry_run)
+    for sentence in read.notes():
+        note(sentence)
+    if rejects.count:
+        note(f"rejected: {rejects.summary(read.rows)}; see {file}")
+
+
+def _still_exists(corpora: tuple[str, ...], kinds: set[str], rejects: Rejects) -> Callable[[str], bool]:
+    """Whether a document that did not come exists: by its file; in tables, whenever any row was rejected."""
+    if kinds == {"files"}:
+        return lambda id: any(Path(corpus, id).is_file() for corpus in corpora)
+    return lambda id: rejects.count > 0
+
+
+def _print_report(engine: SearchEngine, report: SyncReport, *, dry_run: bool) -> None:
+    moved = [f"{old} -> {new}" for old, new in report.moved.items()]
+    groups = {
+        "new": report.new, "changed": report.changed, "moved": moved, "vanished": report.vanished,
+        "kept, not readable": report.kept,
+    }  # fmt: skip
+    for name, items in groups.items():
+        for item in items[:_SHOWN]:
+            say(f"{name}: {item}")
+        if len(items) > _SHOWN:
+            say(f"{name}: {len(items) - _SHOWN:,} more")
+    counts = ", ".join(f"{len(items):,} {name}" for name, items in groups.items() if items)
+    changes = f"{counts or 'no changes'}, {report.unchanged:,} unchanged"
+    state = "dry run" if dry_run else count(len(engine), "document")
+    say(f"{engine.store.folder}: {state}; {changes}")
