@@ -13,6 +13,7 @@ from texts import TEXTS
 
 from searchkit.engine import SearchEngine
 
+FLOAT32 = ("--dtype", "float32")
 ROWS = [
     {"id": f"n{n}", "title": f"Note {n}", "text": text, "year": 1900 + n, "tags": ["a", "b"][: n % 3]}
     for n, text in enumerate(TEXTS)
@@ -22,7 +23,9 @@ ROWS = [
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory, mistral: Path) -> Path:
     folder = tmp_path_factory.mktemp("inside")
-    call("index", write_lines(folder / "notes.jsonl", ROWS), "--index", folder / "x.index", "--model", mistral)
+    call(
+        "index", write_lines(folder / "notes.jsonl", ROWS), "--index", folder / "x.index", "--model", mistral, *FLOAT32
+    )
     return folder / "x.index"
 
 
@@ -50,7 +53,7 @@ def test_dumped_vectors_are_those_of_the_passages(index: Path, tmp_path: Path) -
     call("dump", index, "--vectors", tmp_path / "x.parquet")
     table = parquet.read_table(tmp_path / "x.parquet")
     vectors = np.stack(table["vector"].to_numpy())
-    with SearchEngine.open(index) as engine:
+    with SearchEngine.open(index, dtype="float32") as engine:
         passages = [
             f"{title} {text}" for title, text in zip(*(table[c].to_pylist() for c in ("title", "text")), strict=True)
         ]
@@ -61,8 +64,8 @@ def test_dumped_vectors_are_those_of_the_passages(index: Path, tmp_path: Path) -
 
 def test_similar_ranks_as_brute_force_does_without_the_document_itself(index: Path) -> None:
     hits = json.loads(call("similar", index, "n1", "-k", 5, "--format", "json").stdout)["hits"]
-    with SearchEngine.open(index) as engine:
-        vectors = engine.embedder.encode_passages([f"{row['title']} {row['text']}" for row in ROWS])
+    with SearchEngine.open(index, dtype="float32") as engine:
+        vectors = engine.embedder.encode_passages([f"{row['title']} {row['text']}".strip() for row in ROWS])
     order = [n for n in np.argsort(-(vectors @ vectors[1])) if n != 1]
     assert [hit["id"] for hit in hits] == [f"n{n}" for n in order[:5]]
     assert "Note" in call("similar", index, "n1", "--where", '{"year": {"$gt": 1915}}').stdout
