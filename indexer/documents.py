@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from searchkit.indexer.database import Database
-from searchkit.indexer.errors import DamagedError
+from searchkit.indexer.errors import REPAIR, DamagedError
 from searchkit.indexer.filters import Condition
+
+logger = logging.getLogger(__name__)
 
 # Made once, which takes as long as using it. repr: damage may have made bytes of a text.
 _JSON = json.JSONEncoder(ensure_ascii=False, default=repr)
@@ -55,6 +59,7 @@ class Documents:
         self._database = database
         self._verified = (0, 0, 0)
         """The last purge, the position below which all documents have been read since, and their checksum."""
+        self._has_strict_json = False  # whether SQLite has been given that function
 
     # By id and by position
 
@@ -168,9 +173,30 @@ class Documents:
 
     def any_matches(self, condition: Condition) -> bool:
         """Whether a living document passes a filter."""
-        query = f"SELECT EXISTS (SELECT 1 FROM documents WHERE deleted = 0 AND ({condition.sql}))"
+        return bool(self._filtered("SELECT 1", f"deleted = 0 AND ({condition.sql}) LIMIT 1", condition.parameters))
+
+    def matching(self, condition: Condition, below: int) -> list[Any]:
+        """(doc, first row, passages) of every document below a position that passes a filter, deleted ones included."""
+        where = f"doc < ? AND ({condition.sql}) ORDER BY doc"
+        return self._filtered("SELECT doc, first_row, passages", where, (below, *condition.parameters))
+
+    def _filtered(self, select: str, where: str, parameters: tuple[str | int | float, ...]) -> list[Any]:
+        """The rows of a query with a filter in it."""
+        db = self._database.db
         with self._database.access():
-            return bool(self._database.db.execute(query, condition.parameters).fetchone()[0])
+            try:
+                return db.execute(f"{select} FROM documents WHERE {where}", parameters).fetchall()
+            except sqlite3.OperationalError:
+                if not db.execute("SELECT 1 FROM documents WHERE NOT json_valid(metadata) LIMIT 1").fetchone():
+                    raise
+            # Earlier versions stored NaN and Infinity, which older SQLite refuses to read and newer reads as numbers.
+            if not self._has_strict_json:
+                folder = self._database.folder
+                logger.warning("%s: filters read NaN and Infinity in metadata as null; %s", folder, REPAIR)
+                db.create_function("strict_json", 1, strict_json, deterministic=True)
+                self._has_strict_json = True
+            strict = "SELECT doc, id, title, first_row, passages, deleted, strict_json(metadata) AS metadata"
+            return db.execute(f"{select} FROM ({strict} FROM documents) WHERE {where}", parameters).fetchall()
 
     def living(self) -> Iterator[tuple[str, str, str, str]]:
         """(id, title, text, metadata as JSON) of every living document in order, each compared with its checksum."""
@@ -321,6 +347,11 @@ def document_checksum(doc: int, first_row: int, document: NewDocument) -> str:
     """The checksum of a document's own row and its passages' rows, which SQLite does not keep."""
     content = _JSON.encode([doc, first_row, *document[:5], document.spans])
     return blake2b(content.encode(), digest_size=12).hexdigest()
+
+
+def strict_json(metadata: str) -> str:
+    """Metadata as JSON proper: NaN and Infinity become null."""
+    return json.dumps(json.loads(metadata, parse_constant=lambda _: None), ensure_ascii=False, sort_keys=True)
 
 
 def tombstones(before: int, ranges: Iterable[tuple[int, int, int]]) -> int:

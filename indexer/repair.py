@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from searchkit.indexer.database import settings_checksum
-from searchkit.indexer.documents import NewDocument, document_checksum, tombstones
+from searchkit.indexer.documents import NewDocument, document_checksum, strict_json, tombstones
 from searchkit.indexer.files import next_number
 from searchkit.indexer.lexical_files import stamps
-from searchkit.indexer.store import Store, strict_json
+from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.backend import VectorIndex
 from searchkit.indexer.vectors.recipes import Plan
 from searchkit.indexer.vectors.segments import DiskSegment, Entry

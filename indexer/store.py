@@ -8,10 +8,8 @@ commit names are removed by the next writer.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 
 from searchkit.indexer.database import NAME, Database, make_database
 from searchkit.indexer.documents import Documents, NewDocument, tombstones
-from searchkit.indexer.errors import REPAIR, DamagedError, InputError, StoreError
+from searchkit.indexer.errors import DamagedError, InputError, StoreError
 from searchkit.indexer.files import Stamp, folder_size, next_number, verify
 from searchkit.indexer.filters import Condition
 from searchkit.indexer.lexical_files import LexicalFiles, stamps
@@ -32,8 +30,6 @@ from searchkit.indexer.vectors.devices import make_backend
 from searchkit.indexer.vectors.recipes import Plan, Tuning
 from searchkit.indexer.vectors.segments import DiskSegment, Entry
 from searchkit.indexer.vectors.storage import Codebook, Storage
-
-logger = logging.getLogger(__name__)
 
 
 class Snapshot(NamedTuple):
@@ -182,7 +178,7 @@ class Store:
             if database.number("compacted") > snapshot.generation:
                 raise StoreError(f"{self.folder} has been compacted since it was opened; open it again")
             self.documents.check_contents()
-            rows = self._matching_rows(condition, snapshot.next_doc)
+            rows = self.documents.matching(condition, snapshot.next_doc)
         try:
             table = np.array(rows, dtype=np.int64).reshape(-1, 3)
         except (TypeError, ValueError, OverflowError) as error:
@@ -192,21 +188,6 @@ class Store:
         # Row ranges one after another: the first row of each, repeated, and the position within.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return docs, np.sort(np.repeat(firsts, counts) + within)
-
-    def _matching_rows(self, condition: Condition, next_doc: int) -> list[Any]:
-        """(doc, first row, passages) of every document that passes a filter, deleted ones included."""
-        db, parameters = self.database.db, (next_doc, *condition.parameters)
-        query = f"SELECT doc, first_row, passages FROM {{}} WHERE doc < ? AND ({condition.sql}) ORDER BY doc"
-        try:
-            return db.execute(query.format("documents"), parameters).fetchall()
-        except sqlite3.OperationalError:
-            if not db.execute("SELECT 1 FROM documents WHERE NOT json_valid(metadata) LIMIT 1").fetchone():
-                raise
-        # Earlier versions stored NaN and Infinity, which older SQLite refuses to read and newer reads as numbers.
-        logger.warning("%s: filters read NaN and Infinity in metadata as null; %s", self.folder, REPAIR)
-        db.create_function("strict_json", 1, strict_json, deterministic=True)
-        strict = "SELECT doc, id, title, first_row, passages, strict_json(metadata) AS metadata FROM documents"
-        return db.execute(query.format(f"({strict})"), parameters).fetchall()
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by part: the database ("index.db"), vectors ("segments") and the lexical index ("lexical")."""
@@ -411,12 +392,6 @@ class Store:
         """Remove what no commit names: files of a killed writer, and files that were replaced."""
         for entry in self.leftovers():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-def strict_json(metadata: str) -> str:
-    """Metadata as JSON proper: NaN and Infinity become null."""
-    values = json.loads(metadata, parse_constant=lambda _: None)
-    return json.dumps(values, ensure_ascii=False, sort_keys=True)
 
 
 def _groups(parts: Sequence[DiskSegment], kept: np.ndarray, dim: int) -> Iterator[tuple[list[DiskSegment], Any]]:

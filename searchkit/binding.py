@@ -55,12 +55,20 @@ class ModelChoice:
 
 def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
     """Raise StoreError, naming the differences, unless a model is the one that an index was built with."""
-    given = embedder.identity()
+    loaded = embedder.identity()
     named = {"model", "adapter"}  # a model may move; its files may not change
-    differing = [key for key in bound.keys() | given.keys() if key not in named and bound.get(key) != given.get(key)]
-    if differing:
-        details = "; ".join(f"{key}: index {bound.get(key)!r}, model {given.get(key)!r}" for key in sorted(differing))
+    keys = [key for key in bound.keys() | loaded.keys() if key not in named and bound.get(key) != loaded.get(key)]
+    if keys:
+        details = "; ".join(
+            f"{key}: index {_short(bound.get(key))}, model {_short(loaded.get(key))}" for key in sorted(keys)
+        )
+        other = "its present version" if bound["model"] == loaded["model"] else loaded["model"]
         raise StoreError(
-            f"the index was built with {bound['model']}, which differs from {given['model']} ({details}); "
+            f"the index was built with {bound['model']}, which differs from {other} ({details}); "
             "search with the model it was built with, or build another index"
         )
+
+
+def _short(value: object) -> str:
+    """A value of a model's identity; a dozen digits tell checksums apart."""
+    return repr(value[:12] if isinstance(value, str) and len(value) == 64 else value)

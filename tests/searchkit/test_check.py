@@ -446,6 +446,7 @@ def test_nan_in_metadata_is_reported_with_its_document_and_counts_as_null_in_fil
             assert engine.delete(where={"n": 7}, dry_run=True) == (1, [])
             engine.delete(["7"])
             engine.add(notes(7, 8))
+            assert [fault.always for fault in engine.filter_faults({"year": {"$gte": "x"}, "tags": "tea"})] == [False]
     assert "read NaN and Infinity in metadata as null" in caplog.text
     assert "build" not in caplog.text
 
