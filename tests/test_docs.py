@@ -66,8 +66,9 @@ def commands(text: str) -> Iterator[str]:
 
 
 def masked(line: str) -> str:
-    """A line of output without what differs between machines: numbers, and the padding of tables."""
-    return re.sub(r"[\s─━═╇┃│]+", " ", re.sub(r"[\d,]*\.?\d+(?: [KM]iB| B| s\b)?", "#", line)).strip()
+    """A line of output without what differs between runs: numbers, the padding of tables, marks of the fastest."""
+    numbered = re.sub(r"[\d,]*\.?\d+(?: [KM]iB| B| s\b)?", "#", line.removeprefix("*").removeprefix(">"))
+    return re.sub(r"[\s─━═╇┃│]+", " ", numbered).strip()
 
 
 @pytest.fixture(scope="module")
