@@ -24,6 +24,7 @@ _COMMANDS = {
     "similar": "Find the documents nearest to one of an index.",
     "get": "Print documents of an index.",
     "dump": "Write out all documents of an index, with vectors if asked.",
+    "serve": "Answer over HTTP for indexes: search, embeddings, rerank.",
     "add": "Add documents to an index.",
     "update": "Replace documents in an index, and add new ones.",
     "sync": "Make an index hold what some folders hold.",

@@ -58,7 +58,7 @@ def metadata_keys(documents: Documents) -> dict[str, MetadataKey]:
     """Every metadata key of the living documents in order of first appearance; reads all of them."""
     keys: dict[str, MetadataKey] = {}
     for metadata in documents.metadata():
-        for name, value in _values("", json.loads(metadata)):
+        for name, value in values_of("", json.loads(metadata)):
             key = keys.setdefault(name, MetadataKey())
             key.types[_type(value)] += 1
             if len(key.examples) < _EXAMPLES and value is not None:
@@ -141,18 +141,18 @@ def _wrong_type(key: str, kinds: Iterable[str], documents: Documents, negated: b
     )
 
 
-def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def values_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """(key, value) of everything in a piece of metadata; of lists, their elements."""
     if isinstance(value, dict):
         for key, inner in value.items():
             # As filters write it: a dot in a key, and a $ or _ that would mean something, have a backslash.
             written = re.sub(r"[.]|^\$", r"\\\g<0>", key)
             written = f"\\{written}" if not name and written in COLUMNS else written
-            yield from _values(f"{name}.{written}" if name else written, inner)
+            yield from values_of(f"{name}.{written}" if name else written, inner)
     elif isinstance(value, list):
         for item in value:
             if not isinstance(item, list):  # filters do not enter lists in lists
-                yield from _values(name, item)
+                yield from values_of(name, item)
     else:
         yield name, value
 

@@ -72,12 +72,17 @@ def neutral_vectors(
     The neutral one is that of a web search: any instruction moves a vector, and what matters is what this one asks for.
     """
     rows = vectors.copy()
-    default = embedder.conventions.default_instruction
     chosen = [instruction if query.instruction is None else query.instruction for query in queries]
-    changed = [n for n, own in enumerate(chosen) if (default if own is None else own) not in (None, "", WEB_SEARCH)]
+    changed = [n for n, own in enumerate(chosen) if is_instructed(embedder, own)]
     if changed:
         rows[changed] = embedder.encode_queries([queries[n].text for n in changed], WEB_SEARCH)
     return rows
+
+
+def is_instructed(embedder: Embedder, instruction: str | None) -> bool:
+    """Whether a query with this instruction differs from the same query under the neutral one."""
+    default = embedder.conventions.default_instruction
+    return (default if instruction is None else instruction) not in (None, "", WEB_SEARCH)
 
 
 def checked_vectors(vectors: object, count: int, dim: int) -> np.ndarray:

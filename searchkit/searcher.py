@@ -15,7 +15,7 @@ from searchkit.errors import InputError, StoreError
 from searchkit.indexer.documents import StoredPassage
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.keys import FilterFault, filter_faults
-from searchkit.indexer.store import Store
+from searchkit.indexer.store import Snapshot, Store
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.storage import Storage
 from searchkit.lexical_sync import LexicalSync
@@ -28,9 +28,17 @@ from searchkit.validation import check_text, checked_queries, described, whole_n
 _RETRIES = 8
 
 
+class Results(NamedTuple):
+    """The hits of every query, and the number of the commit that they all come from."""
+
+    commit: int
+    hits: list[list[Hit]]
+
+
 class _Answer(NamedTuple):
     """What one commit returns for a request: rankings, their passages by row, and why they are as they are."""
 
+    commit: int
     rankings: list[list[Ranked]]
     passages: dict[int, StoredPassage]
     explanations: list[list[Explanation]]
@@ -75,6 +83,11 @@ class Searcher:
     def store(self) -> Store:
         """The folder behind the engine, for reading what is in it."""
         return self._store
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The commit that is searched."""
+        return self._ranker.snapshot
 
     @property
     def storage(self) -> Storage:
@@ -182,13 +195,16 @@ class Searcher:
         """
         options = chosen_options(options, mode, where)
         request = self._request(queries, chosen_instruction(instruction, task), k, options, vectors=vectors)
+        return self.results(request, explain=explain).hits
+
+    def results(self, request: SearchRequest, *, explain: bool = False) -> Results:
+        """The hits of a request that was prepared before: validated, and embedded where its mode needs vectors."""
+        self._check_open()
         answer = self._answer(request, fetch=True, explain=explain)
         if not explain:
-            return [as_hits(ranking, answer.passages) for ranking in answer.rankings]
-        return [
-            as_hits(ranking, answer.passages, explanations)
-            for ranking, explanations in zip(answer.rankings, answer.explanations, strict=True)
-        ]
+            return Results(answer.commit, [as_hits(ranking, answer.passages) for ranking in answer.rankings])
+        explained = zip(answer.rankings, answer.explanations, strict=True)
+        return Results(answer.commit, [as_hits(ranking, answer.passages, reasons) for ranking, reasons in explained])
 
     def rank(
         self,
@@ -216,6 +232,10 @@ class Searcher:
         Raises:
             InputError: The index holds no document of that id.
         """
+        return self.similar_results(id, k=k, where=where).hits[0]
+
+    def similar_results(self, id: str, *, k: int = 10, where: Mapping[str, Any] | None = None) -> Results:
+        """Like `similar`, as a result with its commit."""
         check_text("id", id)
         k = whole_number("k", k, 1)
         options = chosen_options(None, "dense", where)
@@ -227,7 +247,7 @@ class Searcher:
             vectors = self._ranker.vectors_of(np.arange(first, first + len(stored.spans)))
             request = SearchRequest([stored.id] * len(vectors), vectors, k + 1, options)
             answer = self._answer(request, fetch=True)
-            return as_hits(merged(answer.rankings, k, without=doc), answer.passages)
+            return Results(answer.commit, [as_hits(merged(answer.rankings, k, without=doc), answer.passages)])
         raise InputError(f"the index holds no document {described(id)}; documents are looked up by their exact id")
 
     def embed(self, queries: Iterable[str | Query], instruction: str | None = None) -> np.ndarray:
@@ -262,13 +282,14 @@ class Searcher:
     def _answer(self, request: SearchRequest, *, fetch: bool = False, explain: bool = False) -> _Answer:
         """Rank in the current commit, and fetch the passages; if a writer removed its files meanwhile, in the next."""
         if request.vectors is None and request.options.mode != "lexical":  # the index was empty
-            return _Answer([[] for _ in request.texts], {}, [[] for _ in request.texts])
+            return _Answer(self.snapshot.generation, [[] for _ in request.texts], {}, [[] for _ in request.texts])
         for attempt in range(_RETRIES):
             ranker = self._ranker
             try:
                 rankings = ranker.rank(request)
                 explanations = ranker.explain(request, rankings) if explain else []
-                return _Answer(rankings, self._fetch(rankings) if fetch else {}, explanations)
+                passages = self._fetch(rankings) if fetch else {}
+                return _Answer(ranker.snapshot.generation, rankings, passages, explanations)
             except (StoreError, OSError, RuntimeError):  # a file may go while it is read; RuntimeError is FAISS's
                 newer = self._store.database.setting("generation") != ranker.snapshot.generation
                 if not newer or attempt == _RETRIES - 1:

@@ -173,7 +173,7 @@ class Embedder:
         Raises:
             InputError: The instruction leaves no room for a query, or the model returned a vector that is not finite.
         """
-        instruction = self._resolved(instruction)
+        instruction = self.resolved_instruction(instruction)
         return self._encode(self.tokenize_queries(queries, [instruction] * len(queries)))
 
     def encode_passages(self, passages: Sequence[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
@@ -207,7 +207,7 @@ class Embedder:
         Returns:
             (len(texts), dim) float32 rows of unit length.
         """
-        if self._resolved(instruction) or self.conventions.document_prefix:
+        if self.resolved_instruction(instruction) or self.conventions.document_prefix:
             return self.encode_queries(texts, instruction)
         return self.encode_passages(texts)
 
@@ -215,7 +215,7 @@ class Embedder:
 
     def query_tokens(self, queries: Sequence[str], instruction: str | None = None) -> list[int]:
         """Tokens of each query, unrepeated, with instruction and special tokens; above `max_length` it is truncated."""
-        instruction = self._resolved(instruction)
+        instruction = self.resolved_instruction(instruction)
         prompts = [self.conventions.prompt(query, instruction, 1) for query in queries]
         return [len(ids) + self.special_tokens for ids in self._ids(prompts)]
 
@@ -248,7 +248,7 @@ class Embedder:
         """Character span (start, stop) of each token of `text`, for cutting a long text into passages."""
         return list(self.runtime.tokenizer.encode(text, add_special_tokens=False).offsets)
 
-    def _resolved(self, instruction: str | None) -> str:
+    def resolved_instruction(self, instruction: str | None) -> str:
         """The instruction, or the model's default for None; InputError when it leaves no room for a query."""
         if instruction is None:
             instruction = self.conventions.default_instruction
@@ -288,6 +288,14 @@ class Embedder:
         return [*before, *ids, *after]  # added after truncation, so that EOS survives it
 
     # Tokens to rows
+
+    def encode_tokens(self, tokens: list[list[int]]) -> np.ndarray:
+        """Embed token ids, as `tokenize` and `tokenize_queries` return them, as (len(tokens), dim) float32 unit rows.
+
+        Raises:
+            InputError: The model returned a vector that is not finite.
+        """
+        return self._encode(tokens)
 
     def _encode(self, tokens: list[list[int]], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         rows = np.empty((len(tokens), self.dim), dtype=np.float32)

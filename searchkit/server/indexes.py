@@ -1,0 +1,173 @@
+"""The indexes of a service, by name: open for reading, as new as the last commit, several sharing one model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple, TypeVar
+
+from searchkit.binding import ModelChoice
+from searchkit.engine import SearchEngine
+from searchkit.errors import BusyError, InputError
+from searchkit.indexer.keys import MetadataKey, metadata_keys
+from searchkit.indexer.store import Snapshot, Store
+from searchkit.models.embedder import Embedder
+from searchkit.records import Document
+from searchkit.server.errors import not_found
+from searchkit.server.metrics import Metrics
+from searchkit.server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_WAIT_FOR_WRITER = 10.0
+
+
+class Found(NamedTuple):
+    """A document, and the commit that it was read from."""
+
+    commit: int
+    document: Document | None
+
+
+class ServedIndex:
+    """One index of a service.
+
+    Args:
+        name: Its name in requests.
+        folder: Where it is.
+        engine: Open for reading.
+        model: Name of its model in the service.
+        metrics: Where its commits are shown.
+    """
+
+    def __init__(self, name: str, folder: Path, engine: SearchEngine, model: str, metrics: Metrics) -> None:
+        self.name, self.folder, self.model = name, folder, model
+        self._engine, self._metrics = engine, metrics
+        self._writing = Lock()
+        self._keys: tuple[int, dict[str, MetadataKey]] | None = None
+        self._show()
+
+    def current(self) -> SearchEngine:
+        """The engine, once it has seen the last commit, whichever process made it.
+
+        Comparing commits is one look-up in the database.
+        """
+        engine = self._engine
+        if engine.store.database.number("generation") != engine.snapshot.generation:
+            engine.reload()
+            self._metrics.reloads.labels(self.name).inc()
+            self._show()
+        return engine
+
+    def _show(self) -> None:
+        snapshot = self._engine.snapshot
+        self._metrics.commit.labels(self.name).set(snapshot.generation)
+        self._metrics.documents.labels(self.name).set(snapshot.documents)
+
+    def close(self) -> None:
+        """Close the index."""
+        self._engine.close()
+
+    def snapshot(self) -> Snapshot:
+        """The last commit."""
+        return self.current().snapshot
+
+    def keys(self) -> dict[str, MetadataKey]:
+        """The metadata keys of the last commit; read once a commit."""
+        engine = self.current()
+        commit = engine.snapshot.generation
+        if self._keys is None or self._keys[0] != commit:
+            self._keys = commit, metadata_keys(engine.store.documents)
+        return self._keys[1]
+
+    def get(self, id: str) -> Found:
+        """A document of the last commit."""
+        database = self._engine.store.database
+        with database.access(), database.reading():
+            return Found(database.number("generation"), self._engine.get(id))
+
+    def write(self, change: Callable[[SearchEngine], T]) -> tuple[int, T]:
+        """Make a change as the index's writer; returns the commit after it and what the change returned.
+
+        The writer's lock is held for this change only, so that other processes can write too.
+
+        Raises:
+            BusyError: Another process, or another request for too long, is writing.
+        """
+        if not self._writing.acquire(timeout=_WAIT_FOR_WRITER):
+            raise BusyError(f"other requests are writing to {self.name}; try again when they are done")
+        try:
+            with SearchEngine.open(self.folder, model=self._engine.embedder, writable=True) as writer:
+                result = change(writer)
+                return writer.snapshot.generation, result
+        finally:
+            self._writing.release()
+
+
+class Indexes:
+    """All indexes of a service, and their models by name.
+
+    Args:
+        settings: Names the folders.
+        metrics: Where commits are shown.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.models: dict[str, Embedder] = {}
+        self._indexes: dict[str, ServedIndex] = {}
+        self._identities: dict[str, str] = {}
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            for folder in settings.indexes:
+                name = index_name(folder)
+                if name in self._indexes:
+                    raise InputError(
+                        f"{folder} and {self._indexes[name].folder} are both called {name!r}; rename one of the folders"
+                    )
+                model = self._model(folder, settings)
+                engine = SearchEngine.open(folder, model=self.models[model], device=settings.device)
+                self._indexes[name] = ServedIndex(name, folder, engine, model, metrics)
+            undo.pop_all()
+
+    def __iter__(self) -> Any:
+        return iter(self._indexes.values())
+
+    def __getitem__(self, name: str) -> ServedIndex:
+        """The index of that name; 404 if none is served."""
+        if name not in self._indexes:
+            raise not_found("index_not_found", f"no such index; this service has {', '.join(self._indexes)}")
+        return self._indexes[name]
+
+    def close(self) -> None:
+        """Close all of them."""
+        for index in self._indexes.values():
+            index.close()
+
+    def _model(self, folder: Path, settings: Settings) -> str:
+        """The name of an index's model, loaded unless another index has the same one."""
+        with Store(folder) as store:
+            identity = store.database.setting("model")
+        key = json.dumps({name: value for name, value in identity.items() if name not in ("model", "adapter")})
+        if key not in self._identities:
+            embedder = ModelChoice(None, None, settings.device, "auto", settings.threads).load(identity)
+            name = base = Path(embedder.adapter or embedder.name).name  # clients need not know where it lies
+            number = 1
+            while name in self.models:
+                number += 1
+                name = f"{base}-{number}"
+            self.models[name], self._identities[key] = embedder, name
+        return self._identities[key]
+
+
+def index_name(folder: Path) -> str:
+    """An index's name in requests: its folder's name, without ".index"."""
+    name = folder.resolve().name.removesuffix(".index")
+    if not name or name.startswith(".") or any(c in name for c in "/\\?#%") or not name.isprintable():
+        raise InputError(f"{folder} has a name that cannot be part of an address; rename the folder")
+    return name

@@ -1,0 +1,166 @@
+"""One search of the service: parameters in, an answer of one commit out. Routes and MCP share it."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from searchkit.errors import InputError
+from searchkit.facets import FACET_DEPTH, count_facets
+from searchkit.ranking import SearchOptions, SearchRequest
+from searchkit.records import Hit, Query
+from searchkit.request import chosen_instruction, chosen_options, is_instructed
+from searchkit.searcher import Results
+from searchkit.server.embedding import Text
+from searchkit.server.indexes import ServedIndex
+from searchkit.server.service import Service
+from searchkit.tasks import WEB_SEARCH
+from searchkit.validation import checked_queries
+
+MOST_HITS = 1_000
+MOST_QUERIES = 100
+LONGEST_QUERY = 20_000
+"""Characters; lexical search takes time for every term."""
+
+FILTER_EXAMPLE = {"year": {"$gte": 2015}}
+
+
+class QueryItem(BaseModel):
+    """A query with an instruction of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    instruction: str | None = None
+
+
+class SearchParameters(BaseModel):
+    """A search: one query, several, or a document whose like is wanted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str | None = Field(default=None, description="What to search for.")
+    queries: list[str | QueryItem] | None = Field(default=None, description="Several queries instead of one.")
+    similar_to: str | None = Field(default=None, description="Id of a document, instead of a query.")
+    instruction: str | None = Field(default=None, description="One sentence that says what to find; empty for none.")
+    task: str | None = Field(default=None, description="A named task instead of an instruction; see /tasks.")
+    k: int = Field(default=10, ge=1, le=MOST_HITS, description="Documents a query.")
+    mode: Literal["dense", "lexical", "hybrid"] = "hybrid"
+    where: dict[str, Any] | None = Field(default=None, description="A filter on metadata.", examples=[FILTER_EXAMPLE])
+    explain: bool = Field(default=False, description="Say why each hit stands where it does.")
+    facets: bool | list[str] = Field(
+        default=False, description="Count values of these metadata keys; true for all keys."
+    )
+
+
+class SearchAnswer(NamedTuple):
+    """What a search found, all of it in one commit.
+
+    Args:
+        commit: Number of the commit.
+        queries: The queries; empty for a document's like.
+        hits: The best documents of every query.
+        facets: For every query, {key: [(value, documents)]} over its first `FACET_DEPTH` hits; None unless requested.
+        warnings: What is wrong with a filter that matched nothing.
+        seconds: Time by stage: "embed", "rank".
+    """
+
+    commit: int
+    queries: list[Query]
+    hits: list[list[Hit]]
+    facets: list[dict[str, list[tuple[Any, int]]]] | None
+    warnings: list[str]
+    seconds: dict[str, float]
+
+
+async def search(service: Service, index: ServedIndex, parameters: SearchParameters) -> SearchAnswer:
+    """Search one index.
+
+    Raises:
+        InputError: Parameters cannot be used or combined.
+        ServerError: Too much waits already (429).
+    """
+    queries = _queries(parameters)
+    instruction = chosen_instruction(parameters.instruction, parameters.task)
+    options = chosen_options(None, parameters.mode, parameters.where)
+    depth = max(parameters.k, FACET_DEPTH) if parameters.facets is not False else parameters.k
+    with service.searches.admission.admitted(max(1, len(queries))):
+        began = perf_counter()
+        vectors = neutral = None
+        if queries and options.mode != "lexical":
+            vectors, neutral = await _vectors(service, index, queries, instruction, options)
+        embedded = perf_counter()
+        request = SearchRequest([query.text for query in queries], vectors, depth, options, neutral=neutral)
+        results, warnings = await service.searches.run(lambda: _ranked(index, parameters, request))
+        ranked = perf_counter()
+    seconds = {"embed": embedded - began, "rank": ranked - embedded}
+    for stage, duration in seconds.items():
+        service.metrics.stages.labels(stage).observe(duration)
+    keys = parameters.facets if isinstance(parameters.facets, list) else None
+    facets = (
+        None
+        if parameters.facets is False
+        else [count_facets((hit.metadata for hit in hits), keys) for hits in results.hits]
+    )
+    hits = [hits[: parameters.k] for hits in results.hits]
+    return SearchAnswer(results.commit, queries, hits, facets, warnings, seconds)
+
+
+def _queries(parameters: SearchParameters) -> list[Query]:
+    given = [name for name in ("query", "queries", "similar_to") if getattr(parameters, name) is not None]
+    if len(given) != 1:
+        came = " and ".join(given) or "none"
+        raise InputError(f"{came} of query, queries and similar_to came; give exactly one")
+    if parameters.similar_to is not None:
+        if parameters.instruction or parameters.task or parameters.explain:
+            raise InputError("similar_to compares documents, so it takes no instruction, task or explain; omit them")
+        return []
+    items = [parameters.query] if parameters.query is not None else parameters.queries or []
+    if not 1 <= len(items) <= MOST_QUERIES:
+        raise InputError(f"{len(items)} queries came; expected 1 to {MOST_QUERIES}")
+    queries = checked_queries(
+        [
+            item if isinstance(item, str) else Query("", item.text, item.instruction)
+            for item in items
+            if item is not None
+        ]
+    )
+    for query in queries:
+        if len(query.text) > LONGEST_QUERY:
+            raise InputError(f"a query has {len(query.text)} characters; expected at most {LONGEST_QUERY}")
+    if parameters.k * len(queries) > 10 * MOST_HITS:
+        raise InputError(f"{len(queries)} queries with k {parameters.k} are too many hits; at most {10 * MOST_HITS}")
+    return queries
+
+
+async def _vectors(
+    service: Service, index: ServedIndex, queries: list[Query], instruction: str | None, options: SearchOptions
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The queries' vectors and, where fusion needs them, those under the neutral instruction, embedded together."""
+    model = service.model_of(index)
+    own = [query.instruction if query.instruction is not None else instruction for query in queries]
+    texts = [Text(query.text, model.resolved(each)) for query, each in zip(queries, own, strict=True)]
+    if options.mode != "hybrid":
+        return (await model.embed(texts)).rows, None
+    changed = [number for number, each in enumerate(own) if is_instructed(model.embedder, each)]
+    plain = model.resolved(WEB_SEARCH) if changed else ""
+    rows = (await model.embed([*texts, *(Text(queries[number].text, plain) for number in changed)])).rows
+    vectors = rows[: len(queries)]
+    neutral = vectors.copy()
+    neutral[changed] = rows[len(queries) :]
+    return vectors, neutral
+
+
+def _ranked(index: ServedIndex, parameters: SearchParameters, request: SearchRequest) -> tuple[Results, list[str]]:
+    engine = index.current()
+    if parameters.similar_to is not None:
+        results = engine.similar_results(parameters.similar_to, k=request.k, where=parameters.where)
+    else:
+        results = engine.results(request, explain=parameters.explain)
+    warnings = []
+    if parameters.where is not None and not any(results.hits):
+        warnings = [fault.message for fault in engine.filter_faults(parameters.where)]
+    return results, warnings
