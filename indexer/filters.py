@@ -2,20 +2,20 @@
 
     {"year": {"$gte": 2015, "$lt": 2020}, "tags": {"$in": ["survey", "review"]}, "author.name": "Ada Lovelace"}
 
-Several keys, and several operators of one key, must all hold; a plain value means $eq.
+All conditions must hold, whether on several keys or several operators of one key; a plain value means $eq.
 
 - **Types.** Numbers compare with numbers, strings with strings (by code point), true and false only with themselves;
-  a value of another type never matches. Integers of up to 64 bits are exact; longer ones in metadata count as the
-  nearest double. A stored string counts up to its first NUL, where SQLite ends it.
+  a value of another type never matches. Integers of up to 64 bits are exact; longer ones in metadata are compared as
+  the nearest double. A stored string is compared up to its first NUL, where SQLite ends it.
 - **Null and missing.** null matches null and a missing key; $exists tells them apart.
 - **Negation.** $ne, $nin and $not are true exactly where the positive form is false, so also where the key is missing.
-  Recent versions of Chroma agree, old ones required the key, as {"$exists": true, "$ne": "x"} does here.
-- **Lists.** One that is stored matches where one of its elements does, and each operator may find another element:
-  [1, 9] is {"$gt": 5, "$lt": 3}. Lists in lists are not entered. Chroma asks for $contains instead.
+  Recent versions of Chroma agree; old ones required the key, as {"$exists": true, "$ne": "x"} does here.
+- **Lists.** A stored list matches where one of its elements does, and each operator may match a different element:
+  [1, 9] matches {"$gt": 5, "$lt": 3}. Lists inside lists are not searched. Chroma has $contains instead.
 - **Keys.** "author.name" is the name inside author, or inside any of a list of authors. A backslash makes a dot, $ or _
   part of the key: "a\\.b", "\\$ref", "\\_id". "_id" and "_title" are the document's own.
 - **Dates.** {"$date": "2024-05-01"} compares instants, to the last digit, with strings of the same form: YYYY-MM-DD,
-  then T or a space, HH:MM, :SS, a fraction, and Z or +HH:MM. UTC is assumed and a bare day is its midnight; all of a
+  then T or a space, HH:MM, :SS, a fraction, and Z or +HH:MM. UTC is assumed, and a bare day means its midnight; a whole
   day is {"$gte": {"$date": "2024-05-01"}, "$lt": {"$date": "2024-05-02"}}.
 
 What users write becomes SQL parameters, never SQL.
@@ -38,8 +38,8 @@ from typing import Any, NoReturn
 
 from searchkit.indexer.errors import FilterError, InputError
 
-MAX_DEPTH = 50  # of $and, $or, $nor and $not in each other, for Python's stack; _check_size asks SQLite for its own
-MAX_PARTS = 8  # of one key, between its dots
+MAX_DEPTH = 50  # nesting of $and, $or, $nor and $not, for Python's stack; _check_size asks SQLite for its own limit
+MAX_PARTS = 8  # parts of one key, between its dots
 
 LOGICAL = ("$and", "$or", "$nor", "$not")
 ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
@@ -62,17 +62,17 @@ class Condition:
 
 
 Test = Callable[[Condition], Condition]
-"""A condition on a value, made from the SQL of the value."""
+"""Makes a condition on a value from the SQL of the value."""
 
 
 def compile_filter(where: Mapping[str, Any]) -> Condition:
     """Compile a filter; `SELECT doc FROM documents WHERE {condition.sql}` finds its documents.
 
     Args:
-        where: As the module describes; an empty one is true of every document.
+        where: As the module describes; an empty filter matches every document.
 
     Raises:
-        FilterError: An operator, key or value that has no meaning here, or too many of them.
+        FilterError: An operator, key or value is not supported, or there are too many of them.
     """
     condition = _all_of(where, 0)
     _check_size(condition)
@@ -80,19 +80,19 @@ def compile_filter(where: Mapping[str, Any]) -> Condition:
 
 
 def parse_filter(text: str) -> dict[str, Any]:
-    """Return the JSON object that a filter from a command line holds, not compiled yet.
+    """The JSON object of a filter from a command line, not compiled yet.
 
     Raises:
-        FilterError: The text is no JSON object, or names a key twice.
+        FilterError: The text is not a JSON object, or names a key twice.
     """
     try:
-        where = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+        where = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
     except FilterError:
         raise
     except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, brackets 10,000 deep
         raise FilterError(
             f"the filter is not JSON ({error}): {_cut(text)}; expected something like {EXAMPLE}, "
-            "and in a shell single quotes around it"
+            "in single quotes in a shell"
         ) from None
     if not isinstance(where, dict):
         raise FilterError(f"the filter is {_shown(where)}; expected an object like {EXAMPLE}")
@@ -101,67 +101,67 @@ def parse_filter(text: str) -> dict[str, Any]:
 
 def _all_of(where: object, depth: int) -> Condition:
     if not isinstance(where, Mapping):
-        raise FilterError(f"{_shown(where)} came for a filter; expected an object like {EXAMPLE}")
+        raise FilterError(f"a filter is {_shown(where)}; expected an object like {EXAMPLE}")
     _check_depth(depth)
     return _joined("AND", [_entry(key, value, depth) for key, value in where.items()])
 
 
 def _entry(key: object, value: object, depth: int) -> Condition:
     if not isinstance(key, str):
-        raise FilterError(f"{_shown(key)} came for a key of metadata; expected a string")
+        raise FilterError(f"a metadata key is {_shown(key)}; expected a string")
     if not key.startswith("$"):
-        return _field(_Place(key), value, depth)
+        return _field(_Field(key), value, depth)
     if key == "$not":
         return _not(_all_of(value, depth + 1))
     if key not in LOGICAL:
         hint = f'{key} goes inside a key: {{"year": {{"{key}": ...}}}}' if key in OPERATORS else ""
-        raise _unknown(key, LOGICAL, hint or f'a key of metadata that begins with $ is written "\\\\{key}"')
+        raise _unknown(key, LOGICAL, hint or f'a metadata key that begins with $ is written "\\\\{key}"')
     if not isinstance(value, list | tuple) or not value:
-        raise FilterError(f"{key} has {_shown(value)}; expected a list of one or more filters like [{EXAMPLE}]")
-    found = _joined("AND" if key == "$and" else "OR", [_all_of(part, depth + 1) for part in value])
-    return _not(found) if key == "$nor" else found
+        raise FilterError(f"{key} has {_shown(value)}; expected a list of one or more filters, like [{EXAMPLE}]")
+    condition = _joined("AND" if key == "$and" else "OR", [_all_of(part, depth + 1) for part in value])
+    return _not(condition) if key == "$nor" else condition
 
 
-def _field(place: _Place, value: object, depth: int) -> Condition:
+def _field(target: _Field, value: object, depth: int) -> Condition:
     _check_depth(depth)
     if not isinstance(value, Mapping) or "$date" in value:
         value = {"$eq": value}
     if not value:
-        raise FilterError(f'"{place.key}" has an empty object; expected a value or operators like {{"$gte": 2015}}')
-    return _joined("AND", [_operator(place, name, one, depth) for name, one in value.items()])
+        raise FilterError(f'"{target.key}" has an empty object; expected a value or operators like {{"$gte": 2015}}')
+    return _joined("AND", [_operator(target, name, operand, depth) for name, operand in value.items()])
 
 
-def _operator(place: _Place, operator: object, value: object, depth: int) -> Condition:
+def _operator(target: _Field, operator: object, value: object, depth: int) -> Condition:
     if not isinstance(operator, str) or operator not in OPERATORS:
-        hint = f'a key inside a key is written "{place.key}.{operator}"'
+        hint = f'a key inside a key is written "{target.key}.{operator}"'
         if str(operator).startswith("$"):
             hint = f'{operator} goes outside keys: {{"{operator}": [...]}}' if operator in LOGICAL else ""
-        raise _unknown(str(operator), OPERATORS, hint, f' of "{place.key}"')
-    what = f'{operator} of "{place.key}"'
+        raise _unknown(str(operator), OPERATORS, hint, f' of "{target.key}"')
+    what = f'{operator} of "{target.key}"'
     if operator == "$not":
         if not isinstance(value, Mapping) or "$date" in value:
-            raise FilterError(f"{what} has {_shown(value)}; expected operators; for a value there is $ne")
-        return _not(_field(place, value, depth + 1))
+            raise FilterError(f"{what} has {_shown(value)}; expected operators; to exclude a value use $ne")
+        return _not(_field(target, value, depth + 1))
     if operator == "$exists":
         if not isinstance(value, bool):
             raise FilterError(f"{what} has {_shown(value)}; expected true or false")
-        return place.exists() if value else _not(place.exists())
+        return target.exists() if value else _not(target.exists())
     if operator in ("$in", "$nin") and not isinstance(value, list | tuple):
         raise FilterError(f"{what} has {_shown(value)}; expected a list of values")
     values = value if operator in ("$in", "$nin") and isinstance(value, list | tuple) else [value]
     by_kind = _by_kind(what, values)
-    if place.column and not by_kind.keys() <= {"text"}:
-        raise FilterError(f"{what} has {_shown(value)}; expected a string, in double quotes, which it always is")
+    if target.column and not by_kind.keys() <= {"text"}:
+        raise FilterError(f"{what} has {_shown(value)}; ids and titles are strings; expected one, in double quotes")
     if operator in ORDER and not by_kind.keys() <= {"text", "number", "date"}:
         raise FilterError(f'{what} has {_shown(value)}; expected a number, a string or {{"$date": "2024-05-01"}}')
-    found = place.matches(_tests(by_kind, ORDER.get(operator, "=")))
+    condition = target.matches(_tests(by_kind, ORDER.get(operator, "=")))
     if "null" in by_kind:
-        found = _joined("OR", [found, _not(place.exists())])
-    return _not(found) if operator in ("$ne", "$nin") else found
+        condition = _joined("OR", [condition, _not(target.exists())])
+    return _not(condition) if operator in ("$ne", "$nin") else condition
 
 
-class _Place:
-    """Where a key leads in a document: to a column, or to values in the metadata."""
+class _Field:
+    """What a key names in a document: a column, or values in the metadata."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -171,28 +171,28 @@ class _Place:
     def exists(self) -> Condition:
         if self.column:
             return Condition("1")
-        there = "json_type({}, {}) IS NOT NULL"
-        found = _filled(there, Condition("metadata"), _path(self._parts))
-        return _joined("OR", [found, *self._through_lists(partial(_filled, " WHERE " + there))])
+        present = "json_type({}, {}) IS NOT NULL"
+        direct = _filled(present, Condition("metadata"), _path(self._parts))
+        return _joined("OR", [direct, *self._through_lists(partial(_filled, " WHERE " + present))])
 
     def matches(self, tests: dict[str, Test]) -> Condition:
-        """Whether the value, or one element of a list, has one of the types and passes its test."""
+        """Whether the value, or an element of a list, has one of the types and passes its test."""
         if not tests:
             return Condition("0")
         if self.column:
             return tests["text"](Condition(self.column))
-        # An object is one row of json_each for each of its keys, which are not asked for.
+        # An object is one row of json_each for each of its keys, which do not match.
         item = ", json_each({}, {}) AS item WHERE json_type({}, {}) <> 'object' AND {}"
         element = _case(Condition("item.type"), Condition("item.value"), tests)
-        elsewhere = self._through_lists(lambda source, path: _filled(item, *[source, path] * 2, element))
+        in_lists = self._through_lists(lambda source, path: _filled(item, *[source, path] * 2, element))
         source = [Condition("metadata"), _path(self._parts)]
         kind, value = _filled("json_type({}, {})", *source), _filled("json_extract({}, {})", *source)
-        # Reading the type first leaves lists of elements, which are slow, to the rows that have them.
+        # Reading the type first restricts searching lists, which is slow, to the rows that have them.
         some = _filled("EXISTS (SELECT 1 FROM json_each({}, {}) AS item WHERE {})", *source, element)
-        return _case(kind, value, {**tests, "array": lambda _: some}, *elsewhere)
+        return _case(kind, value, {**tests, "array": lambda _: some}, *in_lists)
 
-    def _through_lists(self, found: Callable[[Condition, Condition], Condition]) -> list[Condition]:
-        """The condition that lists of objects lie on the way and `found` is true of an object and the path from it."""
+    def _through_lists(self, holds: Callable[[Condition, Condition], Condition]) -> list[Condition]:
+        """The condition that the key passes through lists of objects and `holds` for one of them and the rest of it."""
         *way, last = self._parts
         if not way:
             return []
@@ -207,21 +207,21 @@ class _Place:
             steps.append(_filled(step, *[source, _path([part])] * 3))
             source = Condition(f"CASE step{number}.type WHEN 'object' THEN step{number}.value END")
         walk = _filled(", ".join(["{}"] * len(steps)), *steps)
-        some = _filled("EXISTS (SELECT 1 FROM {}{})", walk, found(source, _path([last])))
+        some = _filled("EXISTS (SELECT 1 FROM {}{})", walk, holds(source, _path([last])))
         return [_joined("AND", [_joined("OR", lists), some])]
 
 
 def _parts(key: str) -> list[str]:
     if not re.fullmatch(r'(?:[^\\"\x00-\x1f\ud800-\udfff]|\\[.$_])+', key):
         raise FilterError(
-            f"the key {_shown(key)} cannot be looked up; it may hold no double quote, no control character, "
-            "and a backslash only before a dot, $ or _; rename it where the index is built"
+            f"the key {_shown(key)} cannot be searched; keys must not contain a double quote, a control character, "
+            "or a backslash other than before a dot, $ or _; rename it in the corpus"
         )
     parts = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\)\.", key)]
     if not all(parts) or len(parts) > MAX_PARTS:
         raise FilterError(
             f"the key {_shown(key)} has {len(parts)} parts between its dots; expected 1 to {MAX_PARTS}, none empty; "
-            r'a dot that belongs to the key is written "\\."'
+            r'a dot that is part of the key is written "\\."'
         )
     return parts
 
@@ -254,12 +254,12 @@ def _tests(by_kind: dict[str, list[Any]], operator: str) -> dict[str, Test]:
 
 
 def _compared(operator: str, operands: list[Any], value: Condition) -> Condition:
-    # SQLite, since 3.43, reads the last bit of one decimal in twenty otherwise than Python; so it reads both sides.
-    one = operands[0]
-    if len(operands) == 1 and isinstance(one, float):
-        return _filled(f"{{}} {operator} json_extract(?, '$')", value, parameters=(json.dumps(one),))
+    # Since 3.43, SQLite reads the last bit of one decimal in twenty differently from Python; so it reads both sides.
+    first = operands[0]
+    if len(operands) == 1 and isinstance(first, float):
+        return _filled(f"{{}} {operator} json_extract(?, '$')", value, parameters=(json.dumps(first),))
     if len(operands) == 1:
-        return _filled(f"{{}} {operator} ?", value, parameters=(one,))
+        return _filled(f"{{}} {operator} ?", value, parameters=(first,))
     listed = json.dumps(operands, ensure_ascii=False)
     return _filled("{} IN (SELECT value FROM json_each(?))", value, parameters=(listed,))
 
@@ -272,7 +272,7 @@ def _by_kind(what: str, values: Sequence[object]) -> dict[str, list[Any]]:
             by_kind.setdefault(json.dumps(value), []).append(value)
         elif isinstance(value, str):
             if re.search("[\x00\ud800-\udfff]", value):
-                raise FilterError(f"{what} has {_shown(value)}, with a NUL or half a surrogate pair; take it out")
+                raise FilterError(f"{what} has {_shown(value)}, with a NUL or half a surrogate pair; remove it")
             by_kind.setdefault("text", []).append(value)
         elif isinstance(value, int | float):
             if not (-(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)):
@@ -292,10 +292,10 @@ DATE = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(?:(:[0-9]{2})(\.[0-9]+)?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_OFFSET = 200_000_000_000  # makes twelve digits of the seconds of every year from 0 to 9999
+_OFFSET = 200_000_000_000  # makes the seconds of every year from 0 to 9999 twelve digits long
 # The instant of a string as a string that sorts as instants do: seconds since 1970 plus _OFFSET, then the fraction
-# without its last zeros. SQLite rounds to milliseconds, so the fraction is cut out and the zone joined to what is left;
-# it takes "12:00" and "2015" for dates and rolls 31 February over, so those are sorted out first. NULL for no date.
+# without trailing zeros. SQLite rounds to milliseconds, so the fraction is cut out and the zone appended to the rest;
+# it takes "12:00" and "2015" for dates and rolls 31 February over, so those are rejected first. NULL for no date.
 _ZONE = "CASE WHEN substr(d, -6, 1) IN ('+', '-') THEN substr(d, -6) WHEN d GLOB '*[Zz]' THEN substr(d, -1) ELSE '' END"
 _INSTANT = (
     "(SELECT CASE WHEN d NOT GLOB '????-??-??' AND (d NOT GLOB '????-??-??[T ]??:*' OR substr(d, -1) <= ' ') THEN NULL "
@@ -323,14 +323,14 @@ def _instant(what: str, text: object) -> str:
 
 
 def _filled(template: str, *parts: Condition, parameters: tuple[str | int | float, ...] = ()) -> Condition:
-    """SQL with the parts in place of each {}, and their parameters in the same order, before those given."""
+    """SQL with the parts in place of each {}, and their parameters in the same order, before other ones."""
     inner = chain.from_iterable(part.parameters for part in parts)
     return Condition(template.format(*(part.sql for part in parts)), (*inner, *parameters))
 
 
 @dataclass(frozen=True, slots=True)
 class _Joined(Condition):
-    """Conditions in parentheses with one word between them."""
+    """Conditions in parentheses, joined by AND or OR."""
 
     word: str = ""
 
@@ -340,13 +340,13 @@ def _joined(word: str, parts: list[Condition]) -> Condition:
         return parts[0]
     if not parts:
         return Condition("1")
-    # The same word inside needs no parentheses, and SQLite's parser no room for them.
+    # Conditions joined by the same word need no parentheses, of which SQLite's parser has room for few.
     inner = [part.sql[1:-1] if isinstance(part, _Joined) and part.word == word else part.sql for part in parts]
     return _Joined(f"({f' {word} '.join(inner)})", tuple(chain.from_iterable(part.parameters for part in parts)), word)
 
 
 def _not(condition: Condition) -> Condition:
-    return _filled("NOT {}", condition)  # NOT binds less than comparisons do, and more than AND
+    return _filled("NOT {}", condition)  # NOT binds less tightly than comparisons and more tightly than AND
 
 
 def _check_depth(depth: int) -> None:
@@ -355,16 +355,16 @@ def _check_depth(depth: int) -> None:
 
 
 def _check_size(condition: Condition) -> None:
-    """Let SQLite parse it: how deep and how long conditions may be differs between versions and builds."""
+    """Let SQLite parse it: its limits on depth and length differ between versions and builds."""
     with closing(sqlite3.connect(":memory:")) as db:
         db.execute("CREATE TABLE documents (doc, id, title, metadata)")
-        inner = f"SELECT doc FROM documents WHERE 1 AND (1 AND ({condition.sql}))"  # room for the query around it
+        inner = f"SELECT doc FROM documents WHERE 1 AND (1 AND ({condition.sql}))"  # as deep as in the real query
         try:
             db.execute(f"EXPLAIN SELECT 1 FROM documents WHERE doc IN ({inner})", condition.parameters)
         except sqlite3.OperationalError as error:
             raise FilterError(
                 f"the filter is too large for SQLite {sqlite3.sqlite_version} ({error}); "
-                'nest less, and put many values of one key in a list: {"key": {"$in": [...]}}'
+                'nest less, and list many values of one key: {"key": {"$in": [...]}}'
             ) from None
 
 
@@ -385,13 +385,13 @@ def _cut(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
-            raise FilterError(f'the filter names "{key}" twice at one place; join both conditions with $and')
-        found[key] = value
-    return found
+        if key in values:
+            raise FilterError(f'the filter names "{key}" twice in one object; combine both conditions with $and')
+        values[key] = value
+    return values
 
 
 def _no_constant(name: str) -> NoReturn:

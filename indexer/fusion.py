@@ -48,21 +48,21 @@ def reciprocal_rank(rankings: Sequence[Ranking], rrf_k: int = 60) -> Ranking:
     return fused
 
 
-def weighted(by_vector: Ranking, by_words: Ranking, dense_weight: float) -> Ranking:
+def weighted(dense: Ranking, lexical: Ranking, dense_weight: float) -> Ranking:
     """Weighted sum of both scores, each scaled to at most 1.
 
     Args:
-        by_vector: A similarity for every candidate, also for those that only words found; scaled from lowest to
-            highest, since even an unrelated text has some similarity.
-        by_words: BM25 of the candidates that share a word with the query; scaled by the highest, since 0 means
-            something there, and absent ones count as 0.
-        dense_weight: Share of `by_vector`, 0 to 1.
+        dense: A similarity for every candidate, those of the lexical side included; scaled from lowest to highest,
+            since even an unrelated text has some similarity.
+        lexical: BM25 of the candidates that share a term with the query; scaled by the highest, since 0 is meaningful
+            there, and missing ones count as 0.
+        dense_weight: Weight of the dense side, 0 to 1.
     """
-    low, high = min(by_vector.values(), default=0.0), max(by_vector.values(), default=0.0)
-    best = max(by_words.values(), default=0.0)
+    low, high = min(dense.values(), default=0.0), max(dense.values(), default=0.0)
+    best = max(lexical.values(), default=0.0)
     fused: Ranking = {}
-    for item, similarity in by_vector.items():
+    for item, similarity in dense.items():
         scaled = (similarity - low) / (high - low) if high > low else 1.0
-        words = by_words.get(item, 0.0) / best if best > 0 else 0.0
-        fused[item] = dense_weight * scaled + (1 - dense_weight) * words
+        bm25 = lexical.get(item, 0.0) / best if best > 0 else 0.0
+        fused[item] = dense_weight * scaled + (1 - dense_weight) * bm25
     return fused

@@ -17,14 +17,14 @@ _RAW_TERMS = "searchkit"
 """Names of the tokenizer in tantivy's schema: of normalised texts, and of texts as they are, in older indexes."""
 _K1 = 1.2  # tantivy's, which has no setting for it
 _FEW = 1000
-"""Allowed rows up to which the words are looked for in those rows alone, instead of in all and left out after."""
+"""Allowed rows up to which only those rows are searched, instead of all with the others dropped afterwards."""
 
 
 class LexicalIndex:
-    """A BM25 index over passages with rows 0..n-1, in a folder that can always be made again from the passages.
+    """A BM25 index over passages with rows 0..n-1, in a folder that can always be rebuilt from the passages.
 
     Args:
-        folder: Where tantivy keeps its files; made when missing.
+        folder: Where tantivy keeps its files; created when missing.
         language: One of :data:`searchkit.indexer.analysis.LANGUAGES` or "none"; must be the same at every opening.
     """
 
@@ -47,7 +47,7 @@ class LexicalIndex:
         self._index.reload()
 
     def add(self, passages: Iterable[tuple[int, str]]) -> None:
-        """Add (row, text) pairs and commit; a crash keeps all of one call or nothing of it."""
+        """Add (row, text) pairs and commit; a crash keeps all of a call or nothing of it."""
         # One thread keeps the order of rows, and with it the order of equal scores, the same in every build.
         writer = self._index.writer(heap_size=20_000_000, num_threads=1)
         try:
@@ -77,13 +77,13 @@ class LexicalIndex:
     def search(
         self, query: str, k: int, rows_below: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The passages that share a word with the query.
+        """The passages that share a term with the query.
 
         Args:
-            query: Plain text; operators mean nothing in it.
-            k: Passages wanted.
+            query: Plain text; it has no operators.
+            k: Passages to return.
             rows_below: Passages from this row on are left out: they are not committed for this reader.
-            allowed: (rows,) bool by row, True for those that may be found; None allows all below `rows_below`.
+            allowed: (rows,) bool by row, True for those that may be returned; None allows all below `rows_below`.
 
         Returns:
             (rows, scores): int64 and float32, at most k each, best first; equal scores by row.
@@ -93,7 +93,7 @@ class LexicalIndex:
         empty = np.empty(0, np.int64), np.empty(0, np.float32)
         if not terms or k < 1 or searcher.num_docs == 0:
             return empty
-        # A word said twice counts twice, as in BM25's definition.
+        # A repeated term counts each time, as BM25 defines it.
         parts = [
             (tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "text", term, index_option="freq"))
             for term in terms
@@ -114,7 +114,7 @@ class LexicalIndex:
                     (tantivy.Occur.Must, tantivy.Query.const_score_query(rows_only, 0.0)),
                 ]
             )
-        # Others are found too, and left out after: as many are to be expected, and two standard deviations more.
+        # Hits that are not allowed are dropped afterwards: fetch as many more as expected, plus two standard deviations.
         depth = 1 + math.ceil((k + 2 * math.sqrt(k * (1 - share))) / share) + max(0, searcher.num_docs - rows_below)
         while True:
             hits: list[Any] = searcher.search(wanted, limit=depth, count=False).hits
@@ -126,7 +126,7 @@ class LexicalIndex:
             if allowed is not None:
                 kept[kept] = allowed[rows[kept]]
             order = np.lexsort((rows[kept], -scores[kept]))[:k]
-            # Of hits that tie at the cut tantivy keeps any: look deeper until the tie ends.
+            # Of hits that tie at the cut tantivy returns any: look deeper until the tie ends.
             if len(hits) < depth or (len(order) == k and scores[-1] < scores[kept][order[-1]]):
                 return rows[kept][order], scores[kept][order]
             depth *= 8
