@@ -114,7 +114,7 @@ class LexicalIndex:
                     (tantivy.Occur.Must, tantivy.Query.const_score_query(rows_only, 0.0)),
                 ]
             )
-        # Hits that are not allowed are dropped afterwards: fetch as many more as expected, plus two standard deviations.
+        # Hits that are not allowed are dropped afterwards: fetch as many more as expected, plus two deviations.
         depth = 1 + math.ceil((k + 2 * math.sqrt(k * (1 - share))) / share) + max(0, searcher.num_docs - rows_below)
         while True:
             hits: list[Any] = searcher.search(wanted, limit=depth, count=False).hits

@@ -229,7 +229,7 @@ def replace_damaged(
         database.db.execute(f"DELETE FROM passages WHERE {_STRAY}")
         database.db.execute("DELETE FROM segments")
         for entry in entries:
-            store.name(entry)
+            store.list_segment(entry)
         # As after a compaction, readers of earlier commits must open the index again.
         database.put(**counted(store), contents=store.documents.contents(), compacted=generation)
         if plan is not None:

@@ -219,7 +219,7 @@ class Store:
             self.documents.mark_deleted(self.documents.positions_of(delete), generation)
             self.documents.insert(documents, doc, row)
             if entry:
-                self.name(entry)
+                self.list_segment(entry)
 
     def delete(self, docs: Iterable[int]) -> int:
         """Mark living documents as deleted, by position; returns how many there were."""
@@ -240,7 +240,7 @@ class Store:
                 self.database.db.executemany(
                     "DELETE FROM segments WHERE first_row = ?", [(old.first_row,) for old in group]
                 )
-                self.name(entry)
+                self.list_segment(entry)
             self.sweep()
 
     def rewrite(
@@ -291,7 +291,7 @@ class Store:
         with self.database.transaction() as generation:
             self.database.db.execute("DELETE FROM segments")
             for entry in entries:
-                self.name(entry)
+                self.list_segment(entry)
             self.database.put(storage=Storage(template.plan, tuning or old.tuning, keep_vectors, codebook).to_json())
             if purge:
                 self.documents.purge_deleted(generation)
@@ -317,7 +317,7 @@ class Store:
         except (TypeError, ValueError, AttributeError) as error:
             raise self.database.damaged(f"its list of segments cannot be read ({error})") from error
 
-    def name(self, entry: Entry) -> None:
+    def list_segment(self, entry: Entry) -> None:
         """List a segment, as part of a transaction."""
         self.database.db.execute(
             "INSERT INTO segments VALUES (?, ?, ?, ?)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -158,9 +158,3 @@ def _exact_scores(segment: Segment, queries: np.ndarray, positions: np.ndarray) 
     for query, mine, row in zip(queries, np.maximum(positions, 0), scores, strict=True):
         np.dot(segment.vectors(mine), query, out=row)
     return scores
-
-
-def chunks(segment: Segment, size: int = CHUNK) -> Iterator[np.ndarray]:
-    """All vectors of a segment, some at a time."""
-    for start in range(0, segment.count, size):
-        yield segment.vectors(np.arange(start, min(start + size, segment.count)))

@@ -32,7 +32,6 @@ from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_index
 from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import RECIPES, Tuning, plan
-from searchkit.indexer.vectors.search import chunks
 from searchkit.indexer.vectors.search import search as search_segments
 from searchkit.lexical_sync import LexicalSync
 from searchkit.ranking import Ranker, SearchOptions, SearchRequest
@@ -197,7 +196,7 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
         elif chosen.recipe == "flat":
             bare = faiss.IndexFlatIP(chosen.dim)
             for part in parts:
-                for some in chunks(part):
+                for some in part.batches(np.ones(part.count, bool)):
                     bare.add(some)
         else:  # FAISS's own way of searching several indexes
             bare = faiss.IndexShards(chosen.dim, False, True)
@@ -234,7 +233,7 @@ def _refined(bare: Any, ranker: Ranker, params: Any, rerank: int, k: int) -> Cal
 
     exact = faiss.IndexScalarQuantizer(ranker.plan.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     for part in ranker.segments:
-        for some in chunks(part):
+        for some in part.batches(np.ones(part.count, bool)):
             exact.add(some)
     refined = faiss.IndexRefine(bare, exact)
     both = faiss.IndexRefineSearchParameters(k_factor=rerank, base_index_params=params)

@@ -19,12 +19,12 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "a", tmp_path / "b"
 
 
-def test_two_folders_change_places(folders: tuple[Path, Path]) -> None:
+def test_two_folders_are_swapped(folders: tuple[Path, Path]) -> None:
     exchange(*folders)
     assert [(folder / "who").read_text() for folder in folders] == ["b", "a"]
 
 
-def test_they_do_so_where_the_system_has_no_call_for_it(
+def test_folders_are_swapped_without_a_system_call_for_it(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
@@ -33,13 +33,13 @@ def test_they_do_so_where_the_system_has_no_call_for_it(
     assert {entry.name for entry in folders[0].parent.iterdir()} == {"a", "b"}
 
 
-def test_one_that_is_not_there_is_named_and_the_other_stays(folders: tuple[Path, Path]) -> None:
+def test_a_missing_folder_is_named_and_the_other_stays(folders: tuple[Path, Path]) -> None:
     with pytest.raises(OSError, match="missing"):
         exchange(folders[0], folders[0].parent / "missing")
     assert (folders[0] / "who").read_text() == "a"
 
 
-def test_a_new_file_is_summed_while_it_is_written(tmp_path: Path) -> None:
+def test_a_new_file_is_hashed_while_it_is_written(tmp_path: Path) -> None:
     parts = [b"head", np.arange(300_000, dtype="<i8").data, np.ones((3, 5), "<f4").data]  # more than a block
     with NewFile(tmp_path / "new") as new:
         for part in parts:

@@ -264,7 +264,7 @@ def test_an_empty_filter_is_true_of_everything(found: Found) -> None:
     assert found({}, {}, {"a": 1}) == [True, True]
 
 
-def test_keys_and_operators_beside_each_other_must_all_hold(found: Found) -> None:
+def test_all_keys_and_all_operators_must_hold(found: Found) -> None:
     where = {"year": {"$gte": 2015, "$lt": 2020}, "lang": "en"}
     documents = [
         {"year": year, "lang": lang} for year, lang in [(2014, "en"), (2015, "en"), (2015, "de"), (2020, "en")]
@@ -557,7 +557,7 @@ def test_a_filter_is_parsed_from_a_command_line() -> None:
         ('{"a":' * 100_000, "not JSON"),
     ],
 )
-def test_what_is_no_filter_is_shown_with_an_example(text: str, part: str) -> None:
+def test_an_invalid_filter_is_shown_with_an_example(text: str, part: str) -> None:
     with pytest.raises(FilterError) as error:
         parse_filter(text)
     assert part in str(error.value)

@@ -19,7 +19,7 @@ def test_reciprocal_rank_needs_only_the_order_of_scores() -> None:
     assert reciprocal_rank([small]) == reciprocal_rank([large])
 
 
-def test_reciprocal_rank_breaks_ties_by_item_and_not_by_the_order_they_came() -> None:
+def test_reciprocal_rank_breaks_ties_by_item_and_not_by_input_order() -> None:
     assert reciprocal_rank([{5: 1.0, 3: 1.0}]) == reciprocal_rank([{3: 1.0, 5: 1.0}]) == {3: 1 / 61, 5: 1 / 62}
 
 
@@ -45,11 +45,11 @@ def test_weighted_is_the_same_for_scaled_scores() -> None:
     assert plain == pytest.approx(weighted({1: 90.0, 2: 50.0, 3: -40.0}, {2: 0.8, 3: 0.2}, 0.5))
 
 
-def test_weighted_without_words_keeps_the_order_of_vectors() -> None:
+def test_weighted_without_lexical_hits_keeps_the_dense_order() -> None:
     assert weighted({1: 0.9, 2: 0.5, 3: 0.7}, {}, 0.5) == pytest.approx({1: 0.5, 2: 0.0, 3: 0.25})
 
 
-def test_weighted_of_equal_similarities_is_decided_by_words() -> None:
+def test_weighted_of_equal_similarities_is_decided_by_bm25() -> None:
     assert weighted({1: 0.7, 2: 0.7}, {2: 3.0}, 0.5) == pytest.approx({1: 0.5, 2: 1.0})
 
 

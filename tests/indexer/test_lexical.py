@@ -60,13 +60,13 @@ def test_scores_equal_the_bm25_formula(plain: LexicalIndex, query: str) -> None:
     assert list(zip(-scores, rows, strict=True)) == sorted(zip(-scores, rows, strict=True))
 
 
-def test_a_word_said_twice_in_the_query_counts_twice(plain: LexicalIndex) -> None:
+def test_a_repeated_query_term_counts_each_time(plain: LexicalIndex) -> None:
     once, twice = (dict(zip(*plain.search(query, 30, rows_below=30), strict=True)) for query in ("sun", "sun Sun"))
     assert once
     assert twice == pytest.approx({row: 2 * score for row, score in once.items()})
 
 
-def test_stop_words_find_nothing_and_stems_find_their_kin(english: LexicalIndex, plain: LexicalIndex) -> None:
+def test_stop_words_match_nothing_and_stems_match_other_forms(english: LexicalIndex, plain: LexicalIndex) -> None:
     assert found(english, "the is of") == []
     assert found(plain, "the is of") != []
     assert set(found(english, "repair flower")) == {0, 10, 20, 5, 15, 25}  # "repairs" and "flowers"
@@ -74,7 +74,7 @@ def test_stop_words_find_nothing_and_stems_find_their_kin(english: LexicalIndex,
 
 
 @pytest.mark.parametrize("language", [*LANGUAGES, "none"])
-def test_every_language_finds_its_own_word(tmp_path: Path, language: str) -> None:
+def test_every_language_matches_its_own_words(tmp_path: Path, language: str) -> None:
     assert found(made(tmp_path, ["Photosynthesis", "комета"], language), "photosynthesis") == [0]
 
 
@@ -94,24 +94,24 @@ def test_an_unknown_language_names_the_known_ones(tmp_path: Path) -> None:
     ['AND OR NOT -bread "the', "bread AND -yeast", '"bread', "text:bread", "row:1", "bread^9", "bre*", "(bread",
      "bread~2", "[a TO b]", "\\", "+bread +zebra", "/bread/", "NOT bread", "bread:*\n*:*"],
 )  # fmt: skip
-def test_operators_mean_nothing(plain: LexicalIndex, query: str) -> None:
+def test_queries_have_no_operators(plain: LexicalIndex, query: str) -> None:
     rows, scores = plain.search(query, 30, rows_below=30)
     np.testing.assert_allclose(scores, bm25(TEXTS, query)[rows], rtol=1e-5)
     assert set(rows) == set(np.flatnonzero(bm25(TEXTS, query)))
 
 
 @pytest.mark.parametrize("query", ["", "  \n", "?!", "-", "😀"])
-def test_a_query_without_words_finds_nothing(english: LexicalIndex, query: str) -> None:
+def test_a_query_without_terms_returns_nothing(english: LexicalIndex, query: str) -> None:
     rows, scores = english.search(query, 5, rows_below=30)
     assert (rows.shape, rows.dtype, scores.shape, scores.dtype) == ((0,), np.int64, (0,), np.float32)
 
 
-def test_an_empty_index_and_k_zero_find_nothing(tmp_path: Path, plain: LexicalIndex) -> None:
+def test_an_empty_index_and_k_zero_return_nothing(tmp_path: Path, plain: LexicalIndex) -> None:
     assert found(made(tmp_path, []), "sun") == []
     assert found(plain, "sun", k=0) == []
 
 
-def test_empty_texts_keep_their_rows_and_are_never_found(tmp_path: Path) -> None:
+def test_empty_texts_keep_their_rows_and_never_match(tmp_path: Path) -> None:
     index = made(tmp_path, ["", "tea", "?", "tea"])
     assert len(index) == 4
     assert found(index, "tea") == [1, 3]
@@ -134,7 +134,7 @@ def test_equal_scores_come_by_row_also_at_the_cut(tmp_path: Path) -> None:
     assert list(index.search("cup tea", 3, rows_below=2)[0]) == [0, 1]
 
 
-def test_adding_in_two_calls_equals_one(tmp_path: Path, plain: LexicalIndex) -> None:
+def test_adding_in_two_calls_equals_a_single_call(tmp_path: Path, plain: LexicalIndex) -> None:
     index = LexicalIndex(tmp_path, "none")
     index.add(enumerate(TEXTS[:11]))
     index.add(enumerate(TEXTS[11:], start=11))
@@ -154,7 +154,7 @@ def test_an_add_that_fails_adds_nothing(tmp_path: Path) -> None:
     assert found(index, "tea") == [0, 1]
 
 
-def test_it_opens_again_with_all_it_held(tmp_path: Path) -> None:
+def test_a_reopened_index_holds_all_it_held(tmp_path: Path) -> None:
     made(tmp_path, TEXTS, "english")
     again = LexicalIndex(tmp_path, "english")
     assert len(again) == 30

@@ -122,7 +122,7 @@ def test_an_empty_index_answers(tmp_path: Path) -> None:
         )
 
 
-def test_what_is_not_an_index_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(StoreError, match=r"is not an index .*make one with: searchkit index"):
             Store(place)
@@ -131,7 +131,7 @@ def test_what_is_not_an_index_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("writable", [False, True])
 @pytest.mark.parametrize("content", [b"", b"no database at all, but long enough " * 100, "cut", "another"])
-def test_an_index_db_that_is_none_is_said(folder: Path, content: bytes | str, writable: bool) -> None:
+def test_a_file_that_is_no_database_is_reported(folder: Path, content: bytes | str, writable: bool) -> None:
     file = folder / "index.db"
     if content == "another":
         file.unlink()
@@ -172,7 +172,7 @@ def as_format_2(folder: Path) -> None:
         db.execute("UPDATE settings SET value = ? WHERE key = 'seal'", (json.dumps(settings_checksum(db)),))
 
 
-def test_an_index_of_the_format_before_is_read_checked_and_carried_on(folder: Path, vectors: np.ndarray) -> None:
+def test_an_index_of_format_2_is_read_checked_and_extended(folder: Path, vectors: np.ndarray) -> None:
     with Store(folder, writable=True) as store:
         store.rewrite(train(Plan("fp16", 16), vectors[:0]))
     as_format_2(folder)
@@ -197,7 +197,7 @@ def test_a_second_writer_is_refused_and_told_of_the_first(folder: Path) -> None:
     Store(folder, writable=True).close()
 
 
-def test_the_lock_goes_with_a_killed_holder(folder: Path) -> None:
+def test_a_killed_holder_releases_the_lock(folder: Path) -> None:
     hold = (
         "import sys, time; from pathlib import Path; from searchkit.indexer.store import Store;"
         "held = Store(Path(sys.argv[1]), writable=True); print('held', flush=True); time.sleep(60)"
@@ -211,7 +211,7 @@ def test_the_lock_goes_with_a_killed_holder(folder: Path) -> None:
     Store(folder, writable=True).close()
 
 
-def test_what_a_killed_writer_left_is_swept_by_the_next_one(folder: Path, vectors: np.ndarray) -> None:
+def test_leftovers_of_a_killed_writer_are_removed_by_the_next(folder: Path, vectors: np.ndarray) -> None:
     kept = segment_files(folder)
     for orphan in ("000004", "000005.tmp"):
         shutil.copytree(kept[0].parent, folder / "segments" / orphan)
@@ -276,7 +276,7 @@ def test_merging_keeps_every_row(folder: Path, vectors: np.ndarray, monkeypatch:
         np.testing.assert_array_equal(vectors_in(opened), vectors[:14])
 
 
-def test_a_reader_answers_on_through_commits_and_merges(
+def test_a_reader_keeps_answering_through_commits_and_merges(
     folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store(folder) as reader, Store(folder, writable=True) as writer:
@@ -294,7 +294,7 @@ def test_a_reader_answers_on_through_commits_and_merges(
 # Deleting
 
 
-def test_the_deleted_are_marked_and_the_rest_stays(folder: Path, vectors: np.ndarray) -> None:
+def test_deleted_documents_are_marked_and_the_others_stay(folder: Path, vectors: np.ndarray) -> None:
     with Store(folder, writable=True) as opened, Store(folder) as reader:
         before = reader.snapshot()
         assert opened.documents.positions_of(["1", "4", "x"]) == [1, 4]
@@ -312,7 +312,7 @@ def test_the_deleted_are_marked_and_the_rest_stays(folder: Path, vectors: np.nda
         assert reader.documents.passages([2])[2].id == "1"  # for those who look at an older commit
 
 
-def test_an_id_can_come_again_after_it_was_deleted_and_in_the_same_commit(folder: Path, vectors: np.ndarray) -> None:
+def test_an_id_can_be_added_again_after_its_deletion_and_in_the_same_commit(folder: Path, vectors: np.ndarray) -> None:
     with Store(folder, writable=True) as opened:
         opened.delete([1])
         opened.commit([document("1", "New text", ((0, 8),)), document("2", "Other", ((0, 5),))], vectors[12:14],
@@ -323,7 +323,7 @@ def test_an_id_can_come_again_after_it_was_deleted_and_in_the_same_commit(folder
         assert [found.text for found in opened.documents.passages([12, 13]).values()] == ["New text", "Other"]
 
 
-def test_compaction_lets_go_of_the_deleted_alone(folder: Path, vectors: np.ndarray) -> None:
+def test_compaction_removes_deleted_documents_only(folder: Path, vectors: np.ndarray) -> None:
     made: list[Path] = []
     with Store(folder, writable=True) as opened:
         opened.delete([0, 1, 4])
@@ -354,7 +354,7 @@ def test_everything_can_be_deleted_and_compacted(folder: Path, vectors: np.ndarr
         np.testing.assert_array_equal(segments.all_rows(opened.snapshot().segments), [12, 13])
 
 
-def test_a_filter_lets_through_what_a_commit_held(folder: Path) -> None:
+def test_a_filter_selects_from_what_a_commit_held(folder: Path) -> None:
     low = compile_filter({"n": {"$in": ["0", "1", "5"]}})
     with Store(folder, writable=True) as writer, Store(folder) as reader:
         old = reader.snapshot()
@@ -392,7 +392,7 @@ def change(folder: Path, statement: str) -> None:
         "UPDATE documents SET first_row = 0 WHERE doc = 3",
     ],
 )
-def test_damaged_settings_segments_and_deletions_are_said_and_never_written_over(
+def test_damaged_settings_segments_and_deletions_are_reported_and_never_overwritten(
     folder: Path, vectors: np.ndarray, statement: str
 ) -> None:
     with Store(folder, writable=True) as opened:
@@ -438,7 +438,7 @@ def test_a_damaged_document_is_never_shown(folder: Path, statement: str) -> None
 
 
 @pytest.mark.parametrize("column", ["id", "title", "metadata", "first_row", "doc"])
-def test_a_document_that_damage_hides_is_not_taken_for_absent(folder: Path, column: str) -> None:
+def test_a_document_hidden_by_damage_is_not_taken_for_absent(folder: Path, column: str) -> None:
     change(folder, f"UPDATE documents SET {column} = 70 WHERE doc = 2")
     with Store(folder) as opened:
         for work in (
@@ -463,7 +463,7 @@ def change_without_trees(folder: Path, statement: str) -> None:
 
 
 @pytest.mark.parametrize("mark", ["deleted = 0 WHERE doc = 1", "deleted = 1 WHERE doc = 0"])
-def test_a_deletion_mark_that_the_search_tree_belies_changes_no_answer(folder: Path, mark: str) -> None:
+def test_a_deletion_mark_that_contradicts_the_search_tree_changes_no_result(folder: Path, mark: str) -> None:
     with Store(folder, writable=True) as opened:
         opened.delete([1])
     change_without_trees(folder, f"UPDATE documents SET {mark}")
@@ -474,7 +474,7 @@ def test_a_deletion_mark_that_the_search_tree_belies_changes_no_answer(folder: P
             list(opened.documents.living())
 
 
-def test_reading_all_documents_compares_each_with_its_seal(folder: Path) -> None:
+def test_reading_all_documents_compares_each_with_its_checksum(folder: Path) -> None:
     change(folder, "UPDATE documents SET text = 'Bread falls. Yeast makes gas.' WHERE doc = 2")
     with Store(folder) as opened, pytest.raises(StoreError, match="document '2' differs from its checksum"):
         list(opened.documents.living())
@@ -517,7 +517,7 @@ def test_the_number_of_the_last_commit_may_be_missing_or_damaged(folder: Path, c
     assert (folder / LAST).read_bytes().startswith(b"%020d " % 4)
 
 
-def test_an_id_that_the_search_tree_has_lost_is_not_taken_for_unknown(folder: Path) -> None:
+def test_an_id_missing_from_the_search_tree_is_not_taken_for_unknown(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "index.db")) as db:
         db.execute("PRAGMA writable_schema=ON")
         db.execute("UPDATE sqlite_master SET sql = replace(sql, 'deleted = 0', 'deleted = 7') WHERE name = 'living'")
@@ -624,7 +624,7 @@ def read_only(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-def test_an_index_in_a_read_only_place_can_be_read(read_only: Path, vectors: np.ndarray) -> None:
+def test_an_index_in_a_read_only_folder_can_be_read(read_only: Path, vectors: np.ndarray) -> None:
     with Store(read_only) as opened:
         assert opened.documents.counts() == (6, 12)
         np.testing.assert_array_equal(vectors_in(opened), vectors[:12])
@@ -639,7 +639,7 @@ def test_a_closed_index_says_so(folder: Path) -> None:
             work()
 
 
-def test_a_mistake_in_the_program_is_not_taken_for_damage(folder: Path, vectors: np.ndarray) -> None:
+def test_a_bug_is_not_taken_for_damage(folder: Path, vectors: np.ndarray) -> None:
     with Store(folder, writable=True) as opened:
         for wrong in (document("6")._replace(title=object()), document("\ud800")):
             with pytest.raises((TypeError, ValueError, sqlite3.ProgrammingError)) as caught:

@@ -63,9 +63,7 @@ def test_vectors_come_back_and_are_scored(index: VectorIndex) -> None:
     np.testing.assert_allclose(index.score(queries[0], np.array([5, 2])), rows[[5, 2]] @ queries[0], atol=1e-6)
 
 
-def test_what_is_saved_is_opened_and_can_be_added_to(
-    backend: VectorBackend, index: VectorIndex, tmp_path: Path
-) -> None:
+def test_a_saved_index_can_be_opened_and_added_to(backend: VectorBackend, index: VectorIndex, tmp_path: Path) -> None:
     saved = index.save(tmp_path / "saved")
     template = backend.train(FLAT, data()[0][:0])
     assert backend.write(template, np.array_split(data()[0], 4), COUNT, tmp_path / "written") == saved
@@ -92,7 +90,7 @@ def test_merging_keeps_the_order_and_leaves_out_what_a_mask_does(
     )
 
 
-def test_too_few_vectors_to_train_on_are_refused(backend: VectorBackend) -> None:
+def test_too_few_training_vectors_are_refused(backend: VectorBackend) -> None:
     with pytest.raises(ValueError, match="needs 256 vectors"):
         backend.train(Plan("pq", DIM, 8), data()[0][:255])
 

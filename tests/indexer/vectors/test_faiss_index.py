@@ -33,7 +33,7 @@ def test_search_equals_brute_force_however_the_rows_are_cut(
 
 @pytest.mark.parametrize("cuts", [(), (13,)])
 @pytest.mark.parametrize("share", [0.02, 0.5, 1.0])  # few rows are scored one by one
-def test_only_rows_that_are_allowed_are_found(
+def test_only_allowed_rows_are_returned(
     tmp_path: Path, vectors: np.ndarray, cuts: tuple[int, ...], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_module, "EXACT_BELOW", 0.1)
@@ -82,7 +82,7 @@ def test_equal_scores_come_by_row_also_at_the_cut(tmp_path: Path, queries: int, 
         np.testing.assert_array_equal(rows, brute_force(vectors, asked, k))
 
 
-def test_one_text_many_times_is_found_by_its_first_rows(tmp_path: Path, vectors: np.ndarray) -> None:
+def test_of_equal_vectors_the_first_rows_are_returned(tmp_path: Path, vectors: np.ndarray) -> None:
     written = in_segments(tmp_path, np.repeat(vectors[:2], 100, axis=0), (70,))
     rows, _ = search(written, vectors[:1], 5)
     np.testing.assert_array_equal(rows, [range(5)])
@@ -150,7 +150,7 @@ def test_a_disk_that_is_full_at_the_last_byte_is_noticed(
 
 
 @pytest.mark.parametrize(("recipe", "needed"), [("pq", 256), ("ivf-int8", 2), ("int8", 1)])
-def test_too_few_vectors_to_learn_from_are_refused(vectors: np.ndarray, recipe: str, needed: int) -> None:
+def test_too_few_training_vectors_are_refused(vectors: np.ndarray, recipe: str, needed: int) -> None:
     plan = Plan(recipe, 16, 4 if recipe == "pq" else 0, 2 if recipe == "ivf-int8" else 0)
     with pytest.raises(ValueError, match=rf"needs {needed} vectors or more .*there are {needed - 1}; add docum"):
         train(plan, vectors[: needed - 1] if needed < 40 else np.repeat(vectors, 7, axis=0)[:255])

@@ -49,7 +49,7 @@ def test_every_recipe_is_tried() -> None:
 
 @pytest.mark.parametrize("keep", [True, False], ids=["vectors kept", "codes alone"])
 @pytest.mark.parametrize("name", NAMES)
-def test_search_finds_what_brute_force_finds(tmp_path: Path, name: str, keep: bool) -> None:
+def test_search_returns_what_brute_force_returns(tmp_path: Path, name: str, keep: bool) -> None:
     template = trained(name)
     written = in_segments(tmp_path, data()[0], CUTS, template, keep_vectors=keep)
     true = brute_force(np.ones(COUNT, bool), 10)
@@ -86,9 +86,7 @@ def test_a_mask_lets_nothing_else_through(
 
 @pytest.mark.parametrize("side", ["all over", "of one side", "far from every query"])
 @pytest.mark.parametrize("name", NAMES)
-def test_recall_under_a_filter_is_that_without(
-    tmp_path: Path, name: str, side: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_filtering_costs_no_recall(tmp_path: Path, name: str, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     template = trained(name)
     monkeypatch.setattr(search_module, "FEW", 0)
     monkeypatch.setattr(search_module, "EXACT_BELOW", 0)

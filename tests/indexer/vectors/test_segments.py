@@ -35,7 +35,7 @@ def test_rows_lead_to_their_documents_vectors_and_scores(
         assert ("rows.i64" in written[0].entry.files) == (len(rows) <= rows[-1])
 
 
-def test_row_minus_one_is_no_document(tmp_path: Path, vectors: np.ndarray) -> None:
+def test_row_minus_1_is_no_document(tmp_path: Path, vectors: np.ndarray) -> None:
     written = in_segments(tmp_path, vectors, (13,))
     np.testing.assert_array_equal(segments.documents_of(written, np.array([[-1, 4], [39, -1]])), [[-1, 2], [19, -1]])
     assert segments.documents_of([], np.full((2, 0), -1)).shape == (2, 0)
@@ -145,7 +145,7 @@ def test_merged_segments_answer_as_their_parts_did(tmp_path: Path, vectors: np.n
     np.testing.assert_array_equal(whole.docs, rows // 2)
 
 
-def test_what_a_commit_that_failed_left_is_in_nobodys_way(tmp_path: Path, vectors: np.ndarray) -> None:
+def test_leftovers_of_a_failed_commit_do_no_harm(tmp_path: Path, vectors: np.ndarray) -> None:
     (tmp_path / "000001.tmp").mkdir()
     (tmp_path / "000001.tmp" / "dense.faiss").write_bytes(b"half")
     (segment,) = in_segments(tmp_path, vectors)
