@@ -24,12 +24,12 @@ class Match:
 
     Args:
         position: Position of the example, from 0.
-        place: "query", "positive" or "negative".
+        role: "query", "positive" or "negative".
         text: The beginning of the text, as in the example.
     """
 
     position: int
-    place: str
+    role: str
     text: str
 
 
@@ -93,17 +93,17 @@ class Evaluation:
         leaks = Leaks()
         for position, example in enumerate(examples):
             leaks.examined += 1
-            for place, text in _texts(example):
+            for role, text in _texts(example):
                 known, matches = (
-                    (self._queries, leaks.questions) if place == "query" else (self._documents, leaks.documents)
+                    (self._queries, leaks.questions) if role == "query" else (self._documents, leaks.documents)
                 )
                 if known and (mark := fingerprint(text)) in known:
-                    if place == "query":
+                    if role == "query":
                         leaks.asked.add(mark)
                     matches = leaks.low_entropy if len(set(words(text))) < few_words else matches
                     matches.positions.add(position)
                     if len(matches.samples) < samples:
-                        matches.samples.append(Match(position, place, text[:_SHOWN]))
+                        matches.samples.append(Match(position, role, text[:_SHOWN]))
         return leaks
 
 

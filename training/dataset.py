@@ -87,7 +87,7 @@ def _read_examples(
     source = Path(path.name.removesuffix(".gz")).stem
     rows = good = 0
     first = ""
-    for place, line, fault in nonblank_lines(path):
+    for location, line, fault in nonblank_lines(path):
         rows += 1
         try:
             if fault:
@@ -95,13 +95,13 @@ def _read_examples(
             values = json_object(line)
             if documents is None and (ids := _ids(values)):
                 raise CorpusError(
-                    f'{place}: names document "{ids[0]}", but there is no corpus to look it up in; '
+                    f'{location}: names document "{ids[0]}", but there is no corpus to look it up in; '
                     "give the corpus that the ids belong to"
                 )
             example = _example(values, source, texts, corpus)
         except RowError as error:
-            first = first or f"{place}: {error}"
-            rejects.refuse(place, str(error), line)
+            first = first or f"{location}: {error}"
+            rejects.refuse(location, str(error), line)
         else:
             good += 1
             yield example

@@ -140,14 +140,14 @@ def filter_pairs(
     new = []
     for number, example in enumerate(examples, start=1):
         query, positive = fingerprint(example.query), fingerprint(example.positive)
-        place = f"{example.source}, example {number}"
+        location = f"{example.source}, example {number}"
         if query in judging:
-            rejects.refuse(place, "its query is one of those that judge the result", example.query)
+            rejects.refuse(location, "its query is one of those that judge the result", example.query)
         elif (query, positive) in seen:
-            rejects.refuse(place, "it repeats an earlier pair", example.query)
+            rejects.refuse(location, "it repeats an earlier pair", example.query)
         else:
             seen.add((query, positive))
-            new.append((place, example))
+            new.append((location, example))
     for start in range(0, len(new), _BATCH):
         yield from _retrieved(new[start : start + _BATCH], engine, rejects, depth)
 
@@ -201,11 +201,11 @@ def _retrieved(
     ids = engine.ids_of(rankings)
     passages = _passages(engine, {example.positive_id for _, example in batch if example.positive_id})
     vectors = engine.embed(queries) if any(len(rows) > 1 for rows in passages.values()) else None
-    for n, (place, example) in enumerate(batch):
+    for n, (location, example) in enumerate(batch):
         if example.positive_id is None:  # the index knows nothing of a text from outside it
             yield example
         elif example.positive_id not in {ids[item.doc] for item in rankings[n]}:
-            rejects.refuse(place, f"its document is not among the first {depth} hits for its query", example.query)
+            rejects.refuse(location, f"its document is not among the first {depth} hits for its query", example.query)
         elif vectors is None or len(passages[example.positive_id]) == 1:
             yield example
         else:

@@ -182,8 +182,8 @@ def read_answer(name: str, text: str) -> Answer:
         return ANSWERS[name].model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the answer"
-        raise AnswerError("not of the schema", f"{place}: {first['msg']}") from None
+        field = ".".join(map(str, first["loc"])) or "the answer"
+        raise AnswerError("not of the schema", f"{field}: {first['msg']}") from None
 
 
 def refuses(text: str) -> bool:

@@ -62,7 +62,7 @@ class Slot(NamedTuple):
     Args:
         number: Position among all slots.
         group: The task group.
-        place: Position among the slots of the group.
+        position: Position among the slots of the group.
         language: Language code.
         target_language: Code of the positive's language, where it differs.
         attempt: Earlier attempts to fill it.
@@ -70,7 +70,7 @@ class Slot(NamedTuple):
 
     number: int
     group: str
-    place: int
+    position: int
     language: str
     target_language: str
     attempt: int
@@ -125,7 +125,7 @@ class FromNothing:
         wanted: dict[str, int] = {}
         for slot in self._slots():
             if slot.group in self._brainstorms:
-                wanted[slot.group] = 1 + slot.place // self._per_task
+                wanted[slot.group] = 1 + slot.position // self._per_task
         for group, count in wanted.items():
             name = f"tasks of {self._brainstorms[group].label}, seed {self._seed}"
             kept = asker.settled(name) or {"tasks": [], "calls": 0}
@@ -193,11 +193,11 @@ class FromNothing:
 
     def _slots(self) -> Iterator[Slot]:
         languages = {group: self._languages(group) for group in self._mix.groups}
-        places = dict.fromkeys(self._mix.groups, 0)
+        positions = dict.fromkeys(self._mix.groups, 0)
         groups = quota(self._mix.groups, random.Random(f"{self._seed}/groups"))
         for number, group in enumerate(islice(groups, self._count)):
-            yield Slot(number, group, places[group], *next(languages[group]), self._attempt)
-            places[group] += 1
+            yield Slot(number, group, positions[group], *next(languages[group]), self._attempt)
+            positions[group] += 1
 
     def _languages(self, group: str) -> Iterator[tuple[str, str]]:
         """(language, language of the positive where it differs) for the slots of a group."""
@@ -213,14 +213,14 @@ class FromNothing:
 
     def _request(self, slot: Slot) -> Request:
         prompt = self._prompts[slot.group]
-        rng = random.Random(f"{self._seed}/{slot.group}/{slot.place}/{slot.attempt}")
+        rng = random.Random(f"{self._seed}/{slot.group}/{slot.position}/{slot.attempt}")
         values = prompt.draw(rng) | {"language": self._mix.names[slot.language]}
         if slot.target_language:
             values["target_language"] = self._mix.names[slot.target_language]
         task = ""
         if tasks := self._tasks.get(slot.group):
-            task = values["task"] = tasks[slot.place // self._per_task % len(tasks)]
-        draw = slot.attempt * _SLOTS + slot.place
+            task = values["task"] = tasks[slot.position // self._per_task % len(tasks)]
+        draw = slot.attempt * _SLOTS + slot.position
         return Request(prompt.label, prompt.answer, prompt.messages(values), draw, about=(slot, task))
 
     def _brainstorm(self, group: str, call: int) -> Request:

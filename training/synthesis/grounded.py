@@ -276,8 +276,8 @@ def diverse_rows(engine: SearchEngine, *, seed: int = 0, most: int = _CLUSTERED)
 def _drawn(rng: random.Random, kinds: Sequence[Kind], count: int) -> list[Kind]:
     """A weighted sample of the kinds without replacement, in the order of the prompt."""
     # Efraimidis and Spirakis, 2006: the largest u ** (1 / weight).
-    places = sorted(range(len(kinds)), key=lambda place: rng.random() ** (1 / kinds[place].weight), reverse=True)
-    return [kinds[place] for place in sorted(places[:count])]
+    order = sorted(range(len(kinds)), key=lambda i: rng.random() ** (1 / kinds[i].weight), reverse=True)
+    return [kinds[i] for i in sorted(order[:count])]
 
 
 def _text(passage: StoredPassage) -> str:

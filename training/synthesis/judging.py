@@ -70,8 +70,8 @@ class Judge:
             # The index's own order would give the answer away.
             order = random.Random(candidate.query).sample(range(len(shown)), len(shown))
             texts = [
-                f'<passage number="{number}">\n{shown[place].text[:_SHOWN]}\n</passage>'
-                for number, place in enumerate(order, start=1)
+                f'<passage number="{number}">\n{shown[rank].text[:_SHOWN]}\n</passage>'
+                for number, rank in enumerate(order, start=1)
             ]
             values = {
                 "instruction": candidate.instruction,
@@ -94,14 +94,12 @@ class Judge:
         by_number = {entry.passage: entry.grade for entry in getattr(answer, "grades", ())}
         if missing := [number for number in range(1, len(order) + 1) if by_number.get(number) not in (0, 1, 2, 3)]:
             raise AnswerError("not of the schema", f"no grade from 0 to 3 for passage {missing[0]}")
-        grades = {place: by_number[number] for number, place in enumerate(order, start=1)}
+        grades = {rank: by_number[number] for number, rank in enumerate(order, start=1)}
         best = max(grades.values())
         if best < _ANSWERS:
             raise AnswerError("no passage answers it", f"best grade {best}")
-        place = min(
-            (place for place in grades if grades[place] == best), key=lambda place: (not shown[place].own, place)
-        )
-        positive = shown[place]
+        rank = min((rank for rank in grades if grades[rank] == best), key=lambda rank: (not shown[rank].own, rank))
+        positive = shown[rank]
         useless = [passage.text for number, passage in enumerate(shown) if grades[number] == 0]
         return replace(
             grading.candidate,

@@ -47,8 +47,8 @@ def figure_of(report: SynthesisReport, *, dark: bool = False) -> Figure:
         (grid[0, 0], *parts, 0),
         (grid[:, 1], "languages", report.languages, 1),
     )
-    for place, name, counts, color in panels:
-        _bars(figure.add_subplot(place), f"{name}, % of the examples", _shares(counts), style, style.lines[color])
+    for cell, name, counts, color in panels:
+        _bars(figure.add_subplot(cell), f"{name}, % of the examples", _shares(counts), style, style.lines[color])
     _lengths(figure.add_subplot(grid[1, 0]), report, style)
     return figure
 
@@ -64,14 +64,14 @@ def _shares(counts: dict[str, int]) -> list[tuple[str, float]]:
 
 
 def _bars(axes: Axes, name: str, shares: Sequence[tuple[str, float]], style: Style, color: str) -> None:
-    places = range(len(shares))
-    axes.barh(places, [share for _, share in shares], color=color, height=0.66, zorder=2)
-    for place, (_, share) in enumerate(shares):
+    positions = range(len(shares))
+    axes.barh(positions, [share for _, share in shares], color=color, height=0.66, zorder=2)
+    for position, (_, share) in enumerate(shares):
         axes.annotate(
-            f"{share:.1f}", (share, place), xytext=(4, 0), textcoords="offset points", va="center",
+            f"{share:.1f}", (share, position), xytext=(4, 0), textcoords="offset points", va="center",
             color=style.quiet, fontsize=8.5, fontfamily=FONT,
         )  # fmt: skip
-    axes.set_yticks(list(places), [label for label, _ in shares])
+    axes.set_yticks(list(positions), [label for label, _ in shares])
     axes.invert_yaxis()
     axes.set_xticks([])
     axes.margins(x=0.14)
@@ -84,13 +84,13 @@ def _lengths(axes: Axes, report: SynthesisReport, style: Style) -> None:
     steps = range(min(lows).bit_length() - 1, max(lows).bit_length())
     ranges = ["1" if step == 0 else f"{1 << step}-{(2 << step) - 1}" for step in steps]  # empty ranges in between too
     for turn, (side, counts) in enumerate(report.words.items()):
-        places = [place + (turn - 0.5) * 0.4 for place in range(len(ranges))]
+        positions = [position + (turn - 0.5) * 0.4 for position in range(len(ranges))]
         heights = [100 * counts.get(name, 0) / report.examples for name in ranges]
-        axes.bar(places, heights, width=0.38, color=style.lines[turn + 2], label=side, zorder=2)
-        for place, height in zip(places, heights, strict=True):
+        axes.bar(positions, heights, width=0.38, color=style.lines[turn + 2], label=side, zorder=2)
+        for position, height in zip(positions, heights, strict=True):
             if height:
                 axes.annotate(
-                    f"{height:.0f}", (place, height), xytext=(0, 2), textcoords="offset points", ha="center",
+                    f"{height:.0f}", (position, height), xytext=(0, 2), textcoords="offset points", ha="center",
                     color=style.quiet, fontsize=8.5, fontfamily=FONT,
                 )  # fmt: skip
     axes.set_xticks(range(len(ranges)), ranges, rotation=30, ha="right")

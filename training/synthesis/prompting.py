@@ -112,7 +112,7 @@ def load_prompt(name: str, folder: Path | None = None) -> Prompt:
             f"{name}@{int(values['version'])}-{hashlib.sha256(content.encode()).hexdigest()[:8]}",
             str(values["answer"]),
             {role: str(text) for role, text in values["messages"].items()},
-            {place: _choices(drawn) for place, drawn in values.get("choices", {}).items()},
+            {placeholder: _choices(items) for placeholder, items in values.get("choices", {}).items()},
             str(values.get("instruction", "")),
             tuple(
                 Kind(kind, float(says["weight"]), str(says["is"]), str(says["instruction"]))
@@ -164,12 +164,12 @@ def quota(weights: Mapping[str, float], rng: random.Random) -> Iterator[str]:
     if not weights:
         raise InputError("there are no weights; give at least one name a weight above 0")
     total = sum(weights.values())
-    places = [(rng.random() * total / weight, name) for name, weight in weights.items()]
-    heapq.heapify(places)
+    positions = [(rng.random() * total / weight, name) for name, weight in weights.items()]
+    heapq.heapify(positions)
     while True:
-        place, name = places[0]
+        position, name = positions[0]
         yield name
-        heapq.heapreplace(places, (place + total / weights[name], name))
+        heapq.heapreplace(positions, (position + total / weights[name], name))
 
 
 def _choices(values: list[Any]) -> tuple[str, ...]:

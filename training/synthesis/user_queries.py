@@ -17,10 +17,10 @@ _SAMPLES = 1000  # queries that are read from a file of samples
 def read_samples(file: Path) -> list[str]:
     """The first queries of a file of pairs, or of queries in BEIR's format."""
     samples = []
-    for place, values in json_lines(existing(file)):
+    for location, values in json_lines(existing(file)):
         text = values.get("query") or values.get("text")
         if not isinstance(text, str) or not text.strip():
-            raise CorpusError(f'{place}: expected a query as "query" or "text"; the keys are {quoted(values)}')
+            raise CorpusError(f'{location}: expected a query as "query" or "text"; the keys are {quoted(values)}')
         samples.append(text)
         if len(samples) == _SAMPLES:
             break
