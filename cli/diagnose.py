@@ -63,7 +63,7 @@ def find_pair_leaks(
 ) -> dict[str, Any]:
     """What training pairs share with the test queries and the index, and the scores without the shared queries."""
     from searchkit.evaluation.diagnosis import Grouping
-    from searchkit.training.contamination import find_leaks
+    from searchkit.training.contamination import Evaluation
     from searchkit.training.dataset import read_examples
     from searchkit.training.texts import fingerprint
 
@@ -71,7 +71,7 @@ def find_pair_leaks(
     scores = {item.mode: item.per_query["ndcg@10"] for item in evaluations}
     first_mode = next(iter(scores.values()))
     queries = [query for query in judgements.queries if query.id in first_mode]
-    leaks = find_leaks(read_examples(file, corpus=engine), queries, engine.documents())
+    leaks = Evaluation(queries, engine.documents()).find_leaks(read_examples(file, corpus=engine))
     shared = [query.id for query in queries if fingerprint(query.text) in leaks.asked]
     others = [id for id in first_mode if id not in set(shared)]
     means = Grouping(scores).means(others) if shared and others else {}

@@ -13,9 +13,9 @@ from searchkit.records import Document, Query, join_title
 from searchkit.training.dataset import Example
 from searchkit.training.texts import fingerprint, words
 
-FEW_WORDS = 4  # a text with fewer distinct words is low in entropy
-
-_SHOWN = 200  # characters of a sample that are kept
+_FEW_WORDS = 4  # a text with fewer distinct words is low in entropy
+_SAMPLES = 5  # matches of each class that are kept
+_SHOWN = 200  # characters of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ class Evaluation:
         for texts in (self._queries, self._documents):
             texts.discard(fingerprint(""))  # the text of a document with only a title
 
-    def find_leaks(self, examples: Iterable[Example], *, samples: int = 5, few_words: int = FEW_WORDS) -> Leaks:
-        """Check a stream of examples; see :func:`find_leaks`."""
+    def find_leaks(self, examples: Iterable[Example]) -> Leaks:
+        """The training examples that share a query or a document with the evaluation set; they are read as a stream."""
         leaks = Leaks()
         for position, example in enumerate(examples):
             leaks.examined += 1
@@ -100,33 +100,11 @@ class Evaluation:
                 if known and (mark := fingerprint(text)) in known:
                     if role == "query":
                         leaks.asked.add(mark)
-                    matches = leaks.low_entropy if len(set(words(text))) < few_words else matches
+                    matches = leaks.low_entropy if len(set(words(text))) < _FEW_WORDS else matches
                     matches.positions.add(position)
-                    if len(matches.samples) < samples:
+                    if len(matches.samples) < _SAMPLES:
                         matches.samples.append(Match(position, role, text[:_SHOWN]))
         return leaks
-
-
-def find_leaks(
-    examples: Iterable[Example],
-    queries: Iterable[Query],
-    documents: Iterable[Document] = (),
-    *,
-    samples: int = 5,
-    few_words: int = FEW_WORDS,
-) -> Leaks:
-    """Find the training examples that share a query or a document with an evaluation set.
-
-    Examples and documents stream; memory grows with the texts of the evaluation set and the leaks.
-
-    Args:
-        examples: The training examples.
-        queries: The evaluation queries, not the training queries of the same collection.
-        documents: The corpus.
-        samples: Matches to keep of each class.
-        few_words: A match with fewer distinct words counts as low in entropy.
-    """
-    return Evaluation(queries, documents).find_leaks(examples, samples=samples, few_words=few_words)
 
 
 def _texts(example: Example) -> Iterator[tuple[str, str]]:

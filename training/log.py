@@ -148,7 +148,7 @@ class TrainLog:
             self._board.flush()
 
 
-def draw(file: Path, report: TrainReport, *, title: str, dark: bool = False) -> list[Path]:
+def draw(file: Path, report: TrainReport, *, title: str) -> list[Path]:
     """Draw the loss above the dev nDCG@10, over the steps; writes FILE.png and FILE.svg.
 
     Raises:
@@ -158,7 +158,7 @@ def draw(file: Path, report: TrainReport, *, title: str, dark: bool = False) -> 
     panels = [Panel({"each step" if smooth else "loss": report.losses, **smooth}, y_label="loss", faint=bool(smooth))]
     if report.dev:
         panels.append(Panel({"dev set": report.dev}, y_label="nDCG@10"))
-    return panels_chart(file, panels, title=title, x_label="step", dark=dark)
+    return panels_chart(file, panels, title=title, x_label="step")
 
 
 def moving_average(losses: Sequence[tuple[int, float]]) -> float:

@@ -96,19 +96,16 @@ def distillation(
         return loss + weight * (1 - (student * teacher).sum(1)).mean() if weight else loss
 
 
-def matryoshka(
-    loss: Callable[..., Tensor], *rows: Tensor, dims: Sequence[int], weights: Sequence[float] | None = None
-) -> Tensor:
-    """The weighted sum of a loss at several leading widths, so that truncated vectors are good vectors too.
+def matryoshka(loss: Callable[..., Tensor], *rows: Tensor, dims: Sequence[int]) -> Tensor:
+    """The sum of a loss at several leading widths, so that truncated vectors are good vectors too.
 
         matryoshka(info_nce, queries, passages, dims=[1024, 256, 64])
-        matryoshka(partial(info_nce, temperature=0.05), queries, passages, dims=[1024, 256], weights=[1, 0.5])
+        matryoshka(partial(info_nce, temperature=0.05), queries, passages, dims=[1024, 256])
 
     Args:
         loss: Takes as many tensors as there are ``rows``.
         rows: Each (n, dim); all are truncated to each width and normalised again.
         dims: Widths, at most the rows' own, which is included only if named.
-        weights: One for each of ``dims``, not normalised; None is 1 for each.
 
     Returns:
         A scalar.
@@ -116,14 +113,7 @@ def matryoshka(
     widest = min(tensor.shape[1] for tensor in rows)
     if not dims or not all(1 <= dim <= widest for dim in dims):
         raise InputError(f"dims are {list(dims)}; expected widths from 1 to the rows' own {widest}")
-    weights = [1.0] * len(dims) if weights is None else weights
-    if len(weights) != len(dims):
-        raise InputError(f"{len(weights)} weights for {len(dims)} dims; give one for each")
-    parts = [
-        weight * loss(*(F.normalize(full(tensor[:, :dim]), dim=1) for tensor in rows))
-        for dim, weight in zip(dims, weights, strict=True)
-    ]
-    return torch.stack(parts).sum()
+    return torch.stack([loss(*(F.normalize(full(tensor[:, :dim]), dim=1) for tensor in rows)) for dim in dims]).sum()
 
 
 def full(rows: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections.abc import Iterable
 
 import pytest
 
 from searchkit.records import Document, Query
-from searchkit.training.contamination import Evaluation, Leaks, Match, find_leaks
+from searchkit.training.contamination import Evaluation, Leaks, Match
 from searchkit.training.dataset import Example
 
 QUERIES = [Query("q1", "Why does bread rise?"), Query("q2", "Thank you")]
@@ -17,6 +18,10 @@ DOCUMENTS = [
     Document("d2", "Salt lowers the freezing point of water."),
     Document("d3", "", title="Nothing but a title here"),
 ]
+
+
+def find_leaks(examples: Iterable[Example], queries: Iterable[Query], documents: Iterable[Document] = ()) -> Leaks:
+    return Evaluation(queries, documents).find_leaks(examples)
 
 
 def positions(leaks: Leaks) -> set[int]:
@@ -69,19 +74,15 @@ def test_words_are_counted_where_no_spaces_part_them():
     leaks = find_leaks([Example(asked.text, "p"), Example(thanks.text, "p")], [asked, thanks])
     assert leaks.questions.positions == {0}
     assert leaks.low_entropy.positions == {1}
-
-
-def test_how_few_words_are_low_in_entropy_can_be_set():
-    example = Example("so so SO so, so good", "p")
-    assert find_leaks([example], [Query("q", example.query)]).low_entropy.positions == {0}
-    assert find_leaks([example], [Query("q", example.query)], few_words=2).questions.positions == {0}
+    repeated = Query("r", "so so SO so, so good")
+    assert find_leaks([Example(repeated.text, "p")], [repeated]).low_entropy.positions == {0}
 
 
 def test_samples_are_few_and_short_and_the_count_is_whole():
     long = " ".join(f"word{n}" for n in range(500))
-    leaks = find_leaks([Example("q", long)] * 9, [], [Document("d", long)], samples=2)
+    leaks = find_leaks([Example("q", long)] * 9, [], [Document("d", long)])
     assert len(leaks.documents) == 9
-    assert [match.position for match in leaks.documents.samples] == [0, 1]
+    assert [match.position for match in leaks.documents.samples] == [0, 1, 2, 3, 4]
     assert all(len(match.text) == 200 and long.startswith(match.text) for match in leaks.documents.samples)
 
 

@@ -355,7 +355,7 @@ def test_a_ratio_is_the_share_drawn(ratio, least, most):
     assert (counts == drawn(batches, 1)) == (least == most)  # another sample every epoch
 
 
-def test_hard_negatives_are_drawn_anew_every_epoch():
+def test_hard_negatives_are_drawn_again_every_epoch():
     rows = [Example(f"q{n}", f"p{n}", tuple(f"n{n}.{i}" for i in range(n % 5))) for n in range(50)]
     seen: set[str] = set()
     for epoch in range(12):

@@ -307,7 +307,7 @@ def process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_under_ddp_get_the_gradients_of_the_joined_batch(tmp_path: Path) -> None:
+def test_two_processes_under_ddp_get_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
     model, groups = mlp(), groups_of(8, 8, 5)
     plain = contrast_of_copies(COPIES, *map(encoder(model), groups))
     plain.backward()

@@ -193,16 +193,15 @@ def test_a_wider_teacher_teaches_neighbours_only() -> None:
 def test_matryoshka_equals_the_sum_by_hand() -> None:
     q, p = unit(4, 8), unit(6, 8, seed=1)
     expected = q.new_zeros(())
-    for dim, weight in ((8, 1.0), (4, 0.5), (2, 0.25)):
+    for dim in (8, 4, 2):
         cut = [torch.stack([row[:dim] / row[:dim].dot(row[:dim]).sqrt() for row in rows]) for rows in (q, p)]
-        expected = expected + weight * plain_info_nce(cut[0], cut[1], 0.5)
+        expected = expected + plain_info_nce(cut[0], cut[1], 0.5)
     loss = partial(info_nce, temperature=0.5)
-    assert_same(matryoshka(loss, q, p, dims=[8, 4, 2], weights=[1.0, 0.5, 0.25]), expected, q, p)
+    assert_same(matryoshka(loss, q, p, dims=[8, 4, 2]), expected, q, p)
 
 
-def test_matryoshka_weighs_each_width_one_unless_told() -> None:
+def test_matryoshka_at_the_full_width_is_the_loss() -> None:
     q, p = unit(4, 8), unit(6, 8, seed=1)
-    assert matryoshka(info_nce, q, p, dims=[8, 4]) == matryoshka(info_nce, q, p, dims=[8, 4], weights=[1, 1])
     torch.testing.assert_close(matryoshka(info_nce, q, p, dims=[8]), info_nce(q, p), **CLOSE)
 
 
@@ -232,10 +231,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
             distillation(torch.ones(teacher and 3, 8), torch.ones(teacher, 8))
 
 
-def test_widths_and_weights_that_do_not_fit_are_refused() -> None:
+def test_widths_that_do_not_fit_are_refused() -> None:
     q = unit(2, 8)
     for dims in ([], [0], [4, 9]):
         with pytest.raises(ValueError, match="widths from 1 to the rows' own 8"):
             matryoshka(info_nce, q, q, dims=dims)
-    with pytest.raises(ValueError, match="1 weights for 2 dims"):
-        matryoshka(info_nce, q, q, dims=[4, 8], weights=[1])

@@ -139,7 +139,7 @@ def test_an_adapter_brings_its_settings_to_the_base(mistral: Path, tmp_path: Pat
     np.testing.assert_allclose(adapted.encode_queries(["tea"]), whole.encode_queries(["tea"]), atol=1e-4)
 
 
-def test_a_model_that_does_not_attend_as_asked_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_does_not_support_the_attention_is_refused(tmp_path: Path) -> None:
     from transformers import DistilBertConfig, DistilBertModel
 
     config = DistilBertConfig(vocab_size=512, dim=32, n_layers=1, n_heads=2, hidden_dim=32, initializer_range=0.3)

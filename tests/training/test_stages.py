@@ -23,14 +23,14 @@ def test_a_stage_is_done_once_for_the_same_inputs(tmp_path: Path) -> None:
     assert [stage(tmp_path, {"a": 1}) for _ in range(3)] == [True, False, False]
 
 
-def test_other_inputs_begin_anew_without_the_old_output(tmp_path: Path) -> None:
+def test_other_inputs_start_again_without_the_old_output(tmp_path: Path) -> None:
     stage(tmp_path, {"a": 1})
     assert stage(tmp_path, {"a": 2})
     assert (tmp_path / "out.txt").read_text() == "x"
     assert stage(tmp_path, {"a": 1})  # one set of outputs is kept, not one for each
 
 
-def test_a_stopped_stage_goes_on_from_what_it_wrote(tmp_path: Path) -> None:
+def test_a_stopped_stage_resumes_from_what_it_wrote(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path, {"a": 1}, fails=True)
     assert stage(tmp_path, {"a": 1})

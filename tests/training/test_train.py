@@ -93,7 +93,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(config: TrainConfig, tmp_
     np.testing.assert_allclose(unbroken.encode_passages(TEXTS), resumed.encode_passages(TEXTS), atol=1e-5)
 
 
-def test_a_run_with_other_settings_is_not_gone_on_with(config: TrainConfig) -> None:
+def test_a_run_does_not_resume_with_other_settings(config: TrainConfig) -> None:
     train(config)
     with pytest.raises(ValueError, match="other settings"):
         train(replace(config, seed=1))

@@ -1,4 +1,4 @@
-"""The folder of a run: which settings and data it may be gone on with."""
+"""The folder of a run: with which settings and data a run may resume."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stop(report: TrainReport, planned: int) -> None:
         raise Stop
 
 
-def test_a_run_that_made_no_step_is_begun_anew_with_other_settings(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_that_made_no_step_may_start_again_with_other_settings(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mistyped"):
         train(replace(config, dev=str(tmp_path / "mistyped")))
     with pytest.raises(ValueError, match="dims are"):  # in its first step
@@ -43,7 +43,7 @@ def test_a_run_that_made_a_step_is_not(config: TrainConfig) -> None:
         train(replace(config, checkpoint_every=0, seed=1))
 
 
-def test_a_run_is_not_gone_on_with_when_its_data_have_changed(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_does_not_resume_when_its_data_have_changed(config: TrainConfig, tmp_path: Path) -> None:
     file, corpus = tmp_path / "named.jsonl", tmp_path / "corpus.jsonl"
     words = ["one tea", "two teas", "three teas", "four teas"]
     file.write_text("".join(json.dumps({"query": text, "positive_id": text[:3]}) + "\n" for text in words))
@@ -61,7 +61,7 @@ def test_a_run_is_not_gone_on_with_when_its_data_have_changed(config: TrainConfi
     assert train(config).steps == 6
 
 
-def test_a_log_whose_last_line_is_torn_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_log_whose_last_line_is_torn_is_continued(tmp_path: Path) -> None:
     report = TrainReport(steps=3, losses=[(3, 0.5)])
     whole = "".join(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in (1, 2))
     (tmp_path / "log.jsonl").write_text(whole + '{"step": 3, "lo')

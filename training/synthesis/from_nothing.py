@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from searchkit.errors import InputError
 from searchkit.training.synthesis.answers import Answer
-from searchkit.training.synthesis.prompting import Mix, Prompt, load_prompt, quota
+from searchkit.training.synthesis.prompting import Prompt, load_mix, load_prompt, quota
 from searchkit.training.synthesis.protocol import Request
 from searchkit.training.synthesis.quality import Candidate
+from searchkit.training.synthesis.settings import SynthesizeConfig
 from searchkit.training.texts import folded
 
 BRAINSTORMED = ("short-long", "long-short", "short-short", "long-long")
@@ -82,26 +82,13 @@ class FromNothing:
     A slot keeps its group and language until an example fills it, so that rejections do not shift the proportions.
 
     Args:
-        mix: Weights of groups and languages.
-        count: Number of examples to write.
-        seed: Random seed.
-        tries: Attempts to fill a slot.
-        examples_per_task: Examples per task definition; the paper has about two.
-        folder: The user's own prompts, which take precedence over the shipped ones.
+        config: What to write.
     """
 
-    def __init__(
-        self,
-        mix: Mix,
-        *,
-        count: int,
-        seed: int = 0,
-        tries: int = 4,
-        examples_per_task: int = 2,
-        folder: Path | None = None,
-    ) -> None:
-        self._mix, self._count, self._seed, self._tries = mix, count, seed, tries
-        self._per_task = examples_per_task
+    def __init__(self, config: SynthesizeConfig) -> None:
+        self._count, self._seed, self._tries = config.count, config.seed, config.tries
+        self._per_task, folder = config.examples_per_task, config.prompts_folder
+        self._mix = mix = load_mix(folder).only(config.groups, config.languages)
         self._prompts = {group: load_prompt(group, folder) for group in mix.groups}
         self._brainstorms = {
             group: load_prompt(f"tasks-{group}", folder) for group in mix.groups if group in BRAINSTORMED
@@ -111,7 +98,7 @@ class FromNothing:
                 f"prompt {unknown[0]} asks for an answer that holds no example; use one of {', '.join(_FIELDS)}"
             )
         self._tasks: dict[str, list[str]] = {}
-        self._filled = bytearray(count)
+        self._filled = bytearray(config.count)
         self._attempt = -1
 
     async def prepare(self, asker: Asker) -> None:

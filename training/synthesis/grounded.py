@@ -20,9 +20,11 @@ from searchkit.training.synthesis.answers import Answer
 from searchkit.training.synthesis.duplicates import Seen
 from searchkit.training.synthesis.from_nothing import Asker
 from searchkit.training.synthesis.languages import Languages
-from searchkit.training.synthesis.prompting import Kind, load_prompt
+from searchkit.training.synthesis.prompting import Kind, load_mix, load_prompt
 from searchkit.training.synthesis.protocol import Request
 from searchkit.training.synthesis.quality import Candidate
+from searchkit.training.synthesis.settings import SynthesizeConfig
+from searchkit.training.synthesis.user_queries import read_samples
 from searchkit.training.texts import fingerprint, words
 
 _CLUSTERED = 20_000  # passages that are clustered; a random sample of a larger collection
@@ -38,47 +40,26 @@ class Grounded:
 
     Args:
         engine: The index.
-        names: Language code -> name in English.
-        count: Number of examples to write.
-        seed: Random seed.
-        per_passage: Queries per request.
-        kinds: Names of the kinds of query; empty takes all of the prompt.
-        instruction: For all examples; None has the model write instructions that fit the collection.
-        samples: Real queries of the collection; each request shows three, for their tone.
-        min_words: Shorter passages are skipped.
-        tries: Limits the number of rounds.
-        folder: The user's own prompts, which take precedence over the shipped ones.
+        config: What to write.
     """
 
-    def __init__(
-        self,
-        engine: SearchEngine,
-        names: dict[str, str],
-        *,
-        count: int,
-        seed: int = 0,
-        per_passage: int = 3,
-        kinds: Sequence[str] = (),
-        instruction: str | None = None,
-        samples: Sequence[str] = (),
-        min_words: int = 15,
-        tries: int = 4,
-        folder: Path | None = None,
-    ) -> None:
-        self._engine, self._names, self._count, self._seed = engine, names, count, seed
+    def __init__(self, engine: SearchEngine, config: SynthesizeConfig) -> None:
+        folder = config.prompts_folder
+        self._engine, self._names = engine, load_mix(folder).names
+        self._count, self._seed, self._tries = config.count, config.seed, config.tries
         self._prompt = load_prompt("queries", folder)
         self._brainstorm = load_prompt("corpus-tasks", folder)
         known = {kind.name: kind for kind in self._prompt.kinds}
-        if unknown := [name for name in kinds if name not in known]:
+        if unknown := [name for name in config.kinds if name not in known]:
             raise InputError(f'no kind of query is called "{unknown[0]}"; choose from: {", ".join(known) or "none"}')
-        self._kinds = [known[name] for name in kinds or known]
+        self._kinds = [known[name] for name in config.kinds or known]
         if not self._kinds:
             raise InputError(f"prompt {self._prompt.name} has no [kinds]; see the shipped prompt")
-        self._per_passage = min(per_passage, len(self._kinds))
-        self._instruction = instruction
+        self._per_passage = min(config.queries_per_passage, len(self._kinds))
+        self._instruction, self._min_words = config.instruction, config.min_words
         self._instructions: dict[str, list[str]] = {}
-        self._samples, self._min_words, self._tries = list(samples), min_words, tries
-        self._order = diverse_rows(engine, seed=seed)
+        self._samples = read_samples(Path(config.samples)) if config.samples else []
+        self._order = diverse_rows(engine, seed=config.seed)
         self._read = 0  # rows of the order that were considered
         self._asker: Asker
         self._chosen: list[tuple[int, str]] = []  # row, fingerprint
@@ -242,11 +223,11 @@ class Grounded:
         return [passages[row] for row in rows if row in passages]
 
 
-def diverse_rows(engine: SearchEngine, *, seed: int = 0, most: int = _CLUSTERED) -> np.ndarray:
+def diverse_rows(engine: SearchEngine, *, seed: int) -> np.ndarray:
     """The rows of all living passages, (n,) int64, in an order that cycles through the clusters of their vectors.
 
-    Any prefix of it is as varied as the index allows. Beyond `most` passages only a sample is clustered, and the others
-    follow in random order.
+    Any prefix of it is as varied as the index allows. Of a large index only a sample is clustered; the others follow in
+    random order.
     """
     snapshot = engine.store.snapshot()
     parts = snapshot.segments
@@ -255,7 +236,7 @@ def diverse_rows(engine: SearchEngine, *, seed: int = 0, most: int = _CLUSTERED)
     rows = np.setdiff1d(segments.all_rows(parts), snapshot.dead)
     rng = np.random.default_rng(seed)
     rows = rng.permutation(rows)
-    drawn, rest = rows[:most], rows[most:]
+    drawn, rest = rows[:_CLUSTERED], rows[_CLUSTERED:]
     if len(drawn) < 4:
         return rows
     vectors = np.empty((len(drawn), engine.settings["model"]["dim"]), dtype=np.float32)

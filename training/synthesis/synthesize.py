@@ -23,7 +23,6 @@ from searchkit.training.synthesis.judging import Judge
 from searchkit.training.synthesis.llm import Client
 from searchkit.training.synthesis.output import Output
 from searchkit.training.synthesis.pacing import Budget
-from searchkit.training.synthesis.prompting import load_mix
 from searchkit.training.synthesis.protocol import Endpoint, Request, answer_of
 from searchkit.training.synthesis.quality import Candidate, Checks, found_again
 from searchkit.training.synthesis.settings import (
@@ -33,7 +32,7 @@ from searchkit.training.synthesis.settings import (
     SynthesizeConfig,
     without_secrets,
 )
-from searchkit.training.synthesis.user_queries import read_evaluation_queries, read_samples
+from searchkit.training.synthesis.user_queries import read_evaluation_queries
 
 __all__ = ["Progress", "SynthesisReport", "SynthesizeConfig", "synthesize"]
 
@@ -81,7 +80,7 @@ def synthesize(
         raise InputError(f"{out} exists and was not written by synthesize; choose another file")
     config.check_use(with_index=engine is not None)
     key = _key(config)
-    source = _source(config, engine)
+    source: Source = FromNothing(config) if engine is None else Grounded(engine, config)
     with Journal(work) as journal:
         write_json(
             work / "config.json",
@@ -106,33 +105,6 @@ def _key(config: SynthesizeConfig) -> str:
     shown = name if name.isupper() else "that key_variable names"  # it may be the key itself, given by mistake
     raise InputError(
         f"no key in the environment variable {shown}; set it, or name a server that needs none with --base-url"
-    )
-
-
-def _source(config: SynthesizeConfig, engine: SearchEngine | None) -> Source:
-    folder = config.prompts_folder
-    mix = load_mix(folder)
-    if engine is None:
-        return FromNothing(
-            mix.only(config.groups, config.languages),
-            count=config.count,
-            seed=config.seed,
-            tries=config.tries,
-            examples_per_task=config.examples_per_task,
-            folder=folder,
-        )
-    return Grounded(
-        engine,
-        dict(mix.names),
-        count=config.count,
-        seed=config.seed,
-        per_passage=config.queries_per_passage,
-        kinds=config.kinds,
-        instruction=config.instruction,
-        samples=[] if config.samples is None else read_samples(Path(config.samples)),
-        min_words=config.min_words,
-        tries=config.tries,
-        folder=folder,
     )
 
 

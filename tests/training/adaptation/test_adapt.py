@@ -118,7 +118,7 @@ def test_a_finished_run_does_nothing_again_and_a_change_redoes_what_depends_on_i
     assert told.did == ["mine", "train", "export", "index", "evaluate"]
 
 
-def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(config: AdaptConfig, place: Path) -> None:
+def test_a_stopped_run_resumes_and_ends_where_an_unbroken_one_does(config: AdaptConfig, place: Path) -> None:
     class Stop(Exception):
         pass
 
@@ -271,7 +271,7 @@ def test_a_folder_from_where_the_index_cannot_be_moved_is_refused_before_any_wor
     check(elsewhere, None, install=False)
 
 
-def test_a_damaged_report_is_made_anew_and_one_of_an_installed_model_is_named(config: AdaptConfig) -> None:
+def test_a_damaged_report_is_made_again_and_one_of_an_installed_model_is_named(config: AdaptConfig) -> None:
     adapt(config, install=False)
     report = config.out / "report.json"
     before = read_report(report)
@@ -356,7 +356,7 @@ def test_a_language_model_writes_the_pairs_first_and_only_once(phrases: Path, tm
     assert kept <= {row["query"] for row in written}
 
 
-def test_nothing_is_asked_where_the_run_cannot_be(phrases: Path, tmp_path: Path) -> None:
+def test_no_request_is_sent_for_a_run_that_cannot_work(phrases: Path, tmp_path: Path) -> None:
     queries = write_lines(tmp_path / "q.jsonl", [{"_id": "q", "text": "bread"}])
     other = tmp_path / "other"
     other.mkdir()

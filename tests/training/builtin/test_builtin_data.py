@@ -10,7 +10,7 @@ import pytest
 from searchkit.readers.corpus import corpus_folder, read_corpus
 from searchkit.readers.judgements import read_beir_split
 from searchkit.training.builtin import data as builtin_data
-from searchkit.training.contamination import find_leaks
+from searchkit.training.contamination import Evaluation
 from searchkit.training.dataset import Example, read_examples
 
 
@@ -33,7 +33,7 @@ def test_a_heading_goes_into_the_instruction_and_the_other_sections_are_wrong(rn
     assert all(("early life" in row["instruction"]) == (row["positive"] == "Born in London.") for row in rows)
 
 
-def test_what_is_asked_of_a_disease_goes_into_the_instruction(rng: random.Random) -> None:
+def test_the_aspect_of_a_disease_goes_into_the_instruction(rng: random.Random) -> None:
     pairs = [
         Example("What causes Gout ?", "Uric acid."),
         Example("Is Gout inherited ?", "In part."),
@@ -99,5 +99,6 @@ def test_the_training_topics_share_no_text_with_the_test_collection(tmp_path: Pa
     file.write_text("".join(json.dumps(row) + "\n" for row in builtin_data.kinds(builtin_data.topics(), rng)))
     folder = corpus_folder("intents")
     for split in ("dev", "test"):
-        leaks = find_leaks(list(read_examples(file)), read_beir_split(folder, split)[0], read_corpus(folder))
+        evaluation = Evaluation(read_beir_split(folder, split)[0], read_corpus(folder))
+        leaks = evaluation.find_leaks(read_examples(file))
         assert (len(leaks.questions), len(leaks.documents)) == (0, 0)

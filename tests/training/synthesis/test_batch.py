@@ -60,7 +60,7 @@ def test_a_wrong_key_or_model_ends_the_run_at_the_first_batch(tmp_path: Path) ->
         assert len(server.batches) == 1
 
 
-def test_lines_that_fail_are_kept_aside_with_what_was_said_and_asked_again_by_the_next_run(tmp_path: Path) -> None:
+def test_failed_lines_are_reported_and_sent_again_by_the_next_run(tmp_path: Path) -> None:
     def moody(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
         chance = draw_of(asked).random()
         if chance < 0.3:

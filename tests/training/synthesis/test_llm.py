@@ -68,7 +68,7 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(tmp_path: Path) -> None:
     assert not client.failed
 
 
-def test_a_server_that_takes_few_at_once_is_asked_few_at_once(tmp_path: Path) -> None:
+def test_concurrency_adapts_to_a_server_that_accepts_few_requests(tmp_path: Path) -> None:
     now = 0
 
     def narrow(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
@@ -103,7 +103,7 @@ def test_a_dead_server_ends_the_run(tmp_path: Path) -> None:
     assert not any(found.values())
 
 
-def test_a_model_that_never_gives_what_is_asked_for_ends_the_run(tmp_path: Path) -> None:
+def test_a_model_that_never_gives_a_usable_answer_ends_the_run(tmp_path: Path) -> None:
     with FakeLLM(always(Reply("Sure! Here you go."))) as server:
         client, _ = ask(server, tmp_path, [request(n) for n in range(100)], concurrency=4)
     assert client.stopped == "none of the first 20 answers was usable: not JSON (20); try another model"
@@ -111,7 +111,7 @@ def test_a_model_that_never_gives_what_is_asked_for_ends_the_run(tmp_path: Path)
 
 
 @pytest.mark.parametrize("takes", ["json_schema", "json_object", "nothing"])
-def test_servers_that_take_less_are_asked_for_less(tmp_path: Path, takes: str) -> None:
+def test_formats_that_a_server_does_not_accept_are_dropped(tmp_path: Path, takes: str) -> None:
     def picky(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
         if asked.get("response_format", {}).get("type", "nothing") != takes:
             return Reply("response_format is not supported", status=400)
@@ -271,7 +271,7 @@ def test_a_server_that_counts_no_tokens_cannot_overdraw_the_budget(tmp_path: Pat
     assert 1000 < sum(reply.tokens_in + reply.tokens_out for reply in found.values() if reply) <= 2000
 
 
-def test_answers_are_there_again_and_questions_in_the_same_words_are_told_apart(tmp_path: Path) -> None:
+def test_answers_are_reused_and_draws_of_the_same_request_are_distinct(tmp_path: Path) -> None:
     with FakeLLM(lambda asked, seen, headers: Reply(json.dumps(written(asked) | {"S1": f"time {seen}"}))) as server:
         same = [Request("p", "triple", request(0).messages, draw) for draw in range(3)]
         ask(server, tmp_path, same, concurrency=1)

@@ -165,7 +165,7 @@ def test_queries_that_do_not_lead_back_are_left_out(tmp_path: Path) -> None:
     assert sum(hits[0].id == id for hits, id in zip(found, wanted, strict=True)) >= 27  # asked without instruction
 
 
-def test_the_users_own_queries_set_the_tone_and_may_not_be_asked(tmp_path: Path, engine: SearchEngine) -> None:
+def test_own_queries_set_the_tone_and_may_not_be_repeated(tmp_path: Path, engine: SearchEngine) -> None:
     own = tmp_path / "own.jsonl"
     own.write_text(json.dumps({"query": "how come bees dance", "positive": "Bees."}) + "\n")
     judged = tmp_path / "queries.jsonl"
@@ -383,7 +383,7 @@ def slowly(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
 
 
 @pytest.mark.parametrize("what", ["from nothing", "grounded", "everything wrong"])
-def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path, forks: Server, what: str) -> None:
+def test_a_killed_run_resumes_and_pays_for_nothing_twice(tmp_path: Path, forks: Server, what: str) -> None:
     script = Misbehaving if what == "everything wrong" else lambda: slowly
     settings: dict[str, Any] = {"count": 70, "concurrency": 8, "check_language": False}
     index = None
@@ -447,7 +447,7 @@ def test_the_command_writes_examples_report_and_figure(tmp_path: Path, engine: S
         assert (tmp_path / name).stat().st_size > 5000
 
 
-def test_a_budget_ends_a_run_cleanly_and_a_higher_one_goes_on(tmp_path: Path) -> None:
+def test_a_budget_ends_a_run_cleanly_and_a_higher_one_resumes_it(tmp_path: Path) -> None:
     with FakeLLM() as server:
         settings = {"groups": {"sts": 1}, "max_output_tokens": 50, "check_language": False}
         part = synthesize(config(server, tmp_path, **settings, max_tokens=5000))
@@ -523,7 +523,7 @@ def test_a_key_given_as_the_name_of_its_variable_is_not_shown(tmp_path: Path, ke
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_key_openai_is_not_asked(tmp_path: Path) -> None:
+def test_without_a_key_no_request_is_sent_to_openai(tmp_path: Path) -> None:
     said = call("--out", tmp_path / "x.jsonl", "--model", "m", code=1, env={"OPENAI_API_KEY": ""}).output
     assert "no key in the environment variable OPENAI_API_KEY" in said
 
@@ -549,7 +549,7 @@ def test_without_a_key_openai_is_not_asked(tmp_path: Path) -> None:
         (["--judge", "--round-trip", "3"], 1, "round_trip, judge: applies only with an index"),
     ],
 )
-def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+def test_wrong_settings_are_explained(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     with FakeLLM() as server:
         said = call(
             "--out", tmp_path / "x.jsonl", "--model", "m", "--base-url", server.url, *arguments, code=code

@@ -61,7 +61,7 @@ def test_a_run_that_is_stopped_leaves_out_nothing_that_was_there(tmp_path: Path,
     assert again.examples == len(lines(tmp_path)) == 60
 
 
-def test_more_rounds_ask_nothing_anew(tmp_path: Path) -> None:
+def test_more_rounds_repeat_no_request(tmp_path: Path) -> None:
     with FakeLLM(partly) as server:
         synthesize(config(server, tmp_path, groups={"sts": 1}, likeness=1))
         first = sum(server.asked.values())
@@ -117,7 +117,7 @@ def delete(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "fewest"), [(add, 60), (delete, 50)])
-def test_a_changed_index_is_asked_about_anew_only_where_it_changed(
+def test_a_changed_index_needs_new_requests_only_where_it_changed(
     tmp_path: Path, change: Callable[[Path], None], fewest: int
 ) -> None:
     index = fill(tmp_path / "x.index")
@@ -144,7 +144,7 @@ def test_another_index_is_not_taken_for_the_first(tmp_path: Path) -> None:
             assert report.examples == 30
 
 
-def test_documents_that_go_while_they_are_asked_about_are_left_out(tmp_path: Path) -> None:
+def test_documents_deleted_during_a_run_are_left_out(tmp_path: Path) -> None:
     index = fill(tmp_path / "x.index")
     gone: list[str] = []
 
