@@ -4,13 +4,13 @@
 
 One side is `searchkit.training.train.train`, the other SentenceTransformerTrainer with its own GradCache loss,
 CachedMultipleNegativesRankingLoss (needs `pip install datasets`). Both train every weight but the token embeddings and
-the unused pooler in float32, with AdamW, a rate that falls linearly from the first step, gradients clipped at 1, no
-weight decay and no dropout (each nn.Dropout set to 0), on the same batches in the same order. Without --pairs, titles
-and passages of `corpora/intents` are trained on.
+the unused pooler in float32, with AdamW, a learning rate that falls linearly from the first step, gradients clipped at
+1, no weight decay and no dropout (each nn.Dropout set to 0), on the same batches in the same order. Without --pairs,
+the training data are titles and passages of `corpora/intents`.
 
-Each side runs in a process of its own, in turn, so that its peak of memory is its own; the first step warms up and is
-not timed. Exits 1 when the sides differ in weights trained, in tokens, or by 1e-3 in the loss of the first step: then
-they have not done the same work.
+Each side runs in its own process, one after the other, so that peak memory is measured separately; the first step is a
+warm-up and not timed. Exits with 1 if the sides differ in the number of trained weights, in tokens, or by 1e-3 in the
+loss of the first step, as they have not done the same work then.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SIDES = ("searchkit", "sentence-transformers")
 
 
 def write_pairs(given: Path | None, out: Path, *, batch_size: int, steps: int) -> int:
-    """Write so many pairs that each batch of an epoch is full, no query or positive twice; returns the number."""
+    """Write pairs for full batches only, with no query or positive twice; returns their number."""
     if given:
         found = ((example.query, example.positive) for example in read_examples(given))
     else:
@@ -53,14 +53,14 @@ def write_pairs(given: Path | None, out: Path, *, batch_size: int, steps: int) -
             positives.add(keys[1])
     count = min(len(queries) // batch_size, steps) * batch_size
     if count == 0:
-        raise SystemExit(f"{len(queries)} different pairs make no batch of {batch_size}; take a smaller --batch-size")
+        raise SystemExit(f"{len(queries)} distinct pairs do not fill a batch of {batch_size}; use a smaller one")
     rows = ({"query": query, "positive": positive} for query, positive in islice(queries.items(), count))
     out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return count
 
 
 class Clock:
-    """When each step ended, by the wall and by the processor, and the peak of memory by then."""
+    """When each step ended, in wall-clock and CPU time, and peak memory by then."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -79,7 +79,7 @@ class Clock:
         self.peak = peak / 2**20
 
     def result(self, tokens: list[int], losses: list[float], trained: int) -> dict[str, Any]:
-        """`tokens` and `losses` are of each step."""
+        """The result of a run, from the tokens and losses of every step."""
         timed = sum(tokens[1:])
         return {
             "rate": timed / (self.ends[-1] - self.ends[0]),
@@ -173,7 +173,7 @@ def sentence_transformers(config: TrainConfig) -> dict[str, Any]:
 
 
 def batches_of(config: TrainConfig) -> Iterator[tuple[Example, ...]]:
-    """The batches that `train` will take, in its order."""
+    """The batches that `train` uses, in its order."""
     source = Source.parse(config.sources[0])
     batches = Batches([(source, list(read_examples(source.path)))], config.batch_size, seed=config.seed)
     every = (batch.examples for number in range(config.epochs) for batch in batches.epoch(number))
@@ -198,11 +198,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help="JSON lines of query and positive")
     parser.add_argument("--model", default="minilm", help="a transformers or sentence-transformers folder")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--chunk", type=int, default=32, help="texts embedded at once; the peer's mini batch")
+    parser.add_argument("--chunk", type=int, default=32, help="texts embedded at once; the peer calls it mini-batch")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--learning-rate", type=float, default=2e-5)
-    parser.add_argument("--steps", type=int, default=4, help="2 or more; the first is not timed")
+    parser.add_argument("--steps", type=int, default=4, help="at least 2; the first is not timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -212,7 +212,7 @@ def main() -> None:
         print(json.dumps((searchkit if side == SIDES[0] else sentence_transformers)(config)))
         return
     if arguments.steps < 2:
-        parser.error("--steps: the first step is not timed, so take 2 or more")
+        parser.error("--steps: expected at least 2, as the first step is not timed")
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as place:
         pairs = Path(place) / "pairs.jsonl"
@@ -251,7 +251,7 @@ def main() -> None:
                 "tokens": {side: sum(found[side][0]["tokens"]) for side in SIDES},
                 "tokens_per_second": {side: [round(run["rate"]) for run in found[side]] for side in SIDES},
                 "speed_over_sentence_transformers": round(rates[SIDES[0]] / rates[SIDES[1]], 3),
-                # A machine busy with other work bends this one less, and counts a GPU's work for nothing.
+                # Less affected by other work on the machine, but blind to the work of a GPU.
                 "tokens_per_processor_second": {side: round(rate) for side, rate in processor_rates.items()},
                 "processor_speed_over_sentence_transformers": round(
                     processor_rates[SIDES[0]] / processor_rates[SIDES[1]], 3

@@ -1,21 +1,21 @@
 """Training and embedding with a model of Mistral-7B's shape on one big GPU: tokens/s, utilisation, peak memory.
 
     python tests/benchmarks/train_7b.py [--batch-size 2048] [--chunk 64] [--steps 2]
-    python tests/benchmarks/train_7b.py --tiny     # the same code on the CPU in seconds: two layers, a batch of 8
+    python tests/benchmarks/train_7b.py --tiny     # the same code on the CPU, in seconds: two layers, a batch of 8
 
-Weights and texts are random, so nothing is downloaded: 32 layers of 4,096, bfloat16, LoRA of rank 16 on every linear
-layer (41,943,040 weights), non-reentrant checkpointing, queries and passages of 512 tokens, GradCache in chunks. The
-model is saved to a temporary folder first (15 GB of disk) and opened as a user's would be.
+Weights and texts are random, so nothing is downloaded: 32 layers of width 4,096, bfloat16, LoRA of rank 16 on every
+linear layer (41,943,040 weights), non-reentrant checkpointing, queries and passages of 512 tokens, GradCache in chunks.
+The model is first saved to a temporary folder (15 GB on disk) and opened like a user's model.
 
-Utilisation, with F the operations of one forward pass over a token:
+Utilisation, where F is the number of operations of one forward pass per token:
 
-    F = 2 * weights of the linear layers + 2 * layers * width * tokens of a text     (attention, halved by causality)
+    F = 2 * weights of the linear layers + 2 * layers * width * tokens per text     (attention, halved by causality)
     embedding: F * tokens / seconds / peak
     training: 2 F * tokens / seconds / peak
 
-Training needs a forward and, as the base is frozen, the activations' half of a backward pass: 2 F. What is done is 4 F,
-as GradCache and checkpointing each repeat the forward pass; that figure is printed beside it. The adapters' own
-operations, under 1 %, are left out. The peak is what a large bfloat16 product reaches here, or --peak-tflops.
+Training needs a forward pass and, as the base is frozen, the activation half of a backward pass: 2 F. The work actually
+done is 4 F, as GradCache and checkpointing each repeat the forward pass; that figure is printed too. The adapters'
+operations, below 1 %, are ignored. The peak is what a large bfloat16 product reaches on this GPU, or --peak-tflops.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.indexer.files import locked
 from searchkit.indexer.vectors.storage import Storage
@@ -214,7 +215,7 @@ class _Run:
         file = self.out / REPORT
         try:
             read_report(file)
-        except (OSError, ValueError):
+        except (OSError, InputError):
             remove(file)
         with self.stages.stage("evaluate", inputs, [REPORT]) as needed:
             if needed:

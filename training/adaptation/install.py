@@ -81,7 +81,7 @@ def adapted(config: AdaptConfig) -> AdaptReport | None:
         (out / AFTER).rename(out / BEFORE)
     try:
         report = read_report(out / REPORT)
-    except (OSError, ValueError) as error:
+    except (OSError, InputError) as error:
         raise InputError(
             f"{config.index} already searches with {out / MODEL}, but its report is lost: {error}; "
             "to adapt it again, choose another --out"
