@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from searchkit.errors import StoreError
 from searchkit.models.conventions import Conventions
-from searchkit.models.embedder import Embedder
+from searchkit.models.embedder import DEFAULT_MODEL, Embedder
+
+logger = logging.getLogger(__name__)
+
+_EARLIER_EXPORTS = {"25a32f19de3efab6ddffe252805d5492000254e365e7d6be3f77b78ea4ed728b"}
+"""Fingerprints of the built-in model as earlier versions shipped it: the same weights, rounded in another way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +60,19 @@ class ModelChoice:
 
 
 def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
-    """Raise StoreError, naming the differences, unless a model is the one that an index was built with."""
+    """Raise StoreError, naming the differences, unless a model is the one that an index was built with.
+
+    The built-in model as an earlier version shipped it passes, with a warning: its vectors differ from those of the
+    present file as rounding does, and an upgrade must not cost anybody an index.
+    """
     loaded = embedder.identity()
     named = {"model", "adapter"}  # a model may move; its files may not change
+    if bound["model"] == embedder.name == DEFAULT_MODEL and bound.get("weights") in _EARLIER_EXPORTS:
+        logger.warning(
+            "the index was built with the built-in model as an earlier version rounded it: scores differ in the third "
+            "decimal; to have them exact, build the index again"
+        )
+        named.add("weights")
     keys = [key for key in bound.keys() | loaded.keys() if key not in named and bound.get(key) != loaded.get(key)]
     if keys:
         details = "; ".join(

@@ -292,3 +292,18 @@ def test_threads_that_add_at_once_lose_nothing_and_others_search_meanwhile() -> 
 def test_every_error_of_the_api_has_one_root() -> None:
     assert issubclass(InputError, SearchkitError)
     assert issubclass(StoreError, SearchkitError)
+
+
+def test_an_index_of_an_earlier_export_of_the_built_in_model_is_searched_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from searchkit import binding
+
+    with SearchEngine.create(tmp_path / "x.index") as engine:
+        engine.add([Document("tea", "Green tea"), Document("bread", "Bread rises")])
+        with engine.store.database.transaction():
+            model = {**engine.settings["model"], "weights": next(iter(binding._EARLIER_EXPORTS))}
+            engine.store.database.put(model=model)
+    with SearchEngine.open(tmp_path / "x.index") as engine:
+        assert engine.search("tea", k=1)[0].id == "tea"
+    assert "an earlier version rounded it" in caplog.text
