@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 import searchkit
 from searchkit.server.errors import handle
 from searchkit.server.gate import Gate, Observer
-from searchkit.server.routes import health, page, search
+from searchkit.server.routes import documents, embeddings, health, page, rerank, search
 from searchkit.server.service import Service
 from searchkit.server.settings import Settings
 
@@ -41,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for module in (health, page, search):
+    for module in (health, page, search, documents, embeddings, rerank):
         app.include_router(module.router)
     for error in (HTTPException, RequestValidationError):  # others reach the gate
         app.add_exception_handler(error, handle)

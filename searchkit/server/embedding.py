@@ -112,7 +112,7 @@ class EmbeddingQueue:
         total = 0
         for text, instruction in texts:
             length = len(text) if instruction is None else repeats * len(text) + len(instruction)
-            total += min(longest, 8 + length // 4)
+            total += min(longest, 8 + length // 4) + length // 256  # all of a long text is tokenized
         return total
 
     async def embed(self, texts: Sequence[Text]) -> Embedded:

@@ -10,6 +10,7 @@ import re
 from time import perf_counter
 from uuid import uuid4
 
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,7 +28,6 @@ WITHOUT_DEADLINE = "/mcp"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
 _METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"}
-_WRITES = {"PUT", "POST", "DELETE"}
 
 
 class Observer:
@@ -117,8 +117,8 @@ class Gate:
         try:
             connection = HTTPConnection(scope)
             self._check_host(connection)
-            self._check_key(connection, scope["method"], scope["path"])
-            body.check_length(connection.headers.get("content-length"))
+            self._check_key(connection, scope["path"])
+            body.check_head(connection.headers)
             async with asyncio.timeout(deadline):
                 await self._app(scope, body.receive, noting)
         except Exception as error:
@@ -139,21 +139,15 @@ class Gate:
             if name not in self._hosts:
                 raise ServerError(421, "unknown_host", "the Host header names another host; see --allowed-host")
 
-    def _check_key(self, connection: HTTPConnection, method: str, path: str) -> None:
+    def _check_key(self, connection: HTTPConnection, path: str) -> None:
         if path in OPEN or path.startswith(OPEN_BELOW):
             return
         scheme, _, key = connection.headers.get("authorization", "").partition(" ")
         digest = _digest(key.strip().encode("utf-8", "replace")) if scheme.lower() == "bearer" else b""
         writes = _matches(digest, self._write)
         reads = _matches(digest, self._read) or writes
-        if is_write(method, path):
-            if writes:
-                return
-            if not self._settings.keys.write:
-                raise ServerError(403, "read_only", "this service was started without a write key; it only reads")
-            if reads:
-                raise ServerError(403, "read_key", "this key may only read; writing needs a write key")
-        elif reads or self._settings.no_auth or not self._settings.keys:
+        connection.scope["may_write"] = writes  # see `require_write_key`
+        if reads or self._settings.no_auth or not self._settings.keys:
             return
         raise ServerError(
             401,
@@ -161,11 +155,6 @@ class Gate:
             "the key is unknown" if digest else "no key came; send it as Authorization: Bearer KEY",
             headers={"WWW-Authenticate": "Bearer"},
         )
-
-
-def is_write(method: str, path: str) -> bool:
-    """Whether a request changes an index."""
-    return method in _WRITES and path.startswith("/indexes/") and not path.endswith("/search")
 
 
 def _digest(key: bytes) -> bytes:
@@ -184,13 +173,13 @@ class _Body:
         self._receive, self._limit, self._size = receive, limit, 0
         self.complete = False
 
-    def check_length(self, announced: str | None) -> None:
+    def check_head(self, headers: Headers) -> None:
         """Raise ServerError where the announced length is too much already."""
-        if announced is None:
-            return
-        if not (announced.isascii() and announced.isdigit()):
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()):
             raise ServerError(400, "bad_length", "Content-Length is not a number")
-        self._check(int(announced[:19]))
+        self.complete = length == "0" and "transfer-encoding" not in headers
+        self._check(int(length[:19]))
 
     async def receive(self) -> Message:
         """The next part."""

@@ -7,6 +7,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from fastapi import Request
+
 
 class JsonFormatter(logging.Formatter):
     """A record as a JSON object; `extra={"fields": {...}}` adds to it."""
@@ -30,3 +32,8 @@ def log_as_json(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def note(request: Request, **fields: object) -> None:
+    """Add fields to the log line of a request."""
+    request.scope.setdefault("log", {}).update(fields)

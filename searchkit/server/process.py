@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,47 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from searchkit.server.settings import Settings
+
+_HEAD_SECONDS = 10.0
+_HEAD_BYTES = 64 << 10
+
+
+class Protocol(HttpToolsProtocol):
+    """Uvicorn's protocol, which closes a connection whose request line and headers take too long or too much."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._head: int | None = 0
+        self._timer = self.loop.call_later(_HEAD_SECONDS, transport.abort)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._timer.cancel()
+        self._head, self._timer = 0, self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+
+    def on_headers_complete(self) -> None:
+        """All of its headers came."""
+        self._timer.cancel()
+        self._head = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes came."""
+        super().data_received(data)
+        if self._head is not None:
+            self._head += len(data)
+            if self._head > _HEAD_BYTES:
+                self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The other side is gone."""
+        self._timer.cancel()
+        super().connection_lost(exc)
 
 
 class Server(uvicorn.Server):
@@ -27,6 +67,7 @@ class Server(uvicorn.Server):
             app,
             host=settings.host,
             port=settings.port,
+            http=Protocol,
             log_config=None,
             access_log=False,  # it would write query strings
             server_header=False,

@@ -85,9 +85,10 @@ async def search(service: Service, index: ServedIndex, parameters: SearchParamet
     """
     queries = _queries(parameters)
     instruction = chosen_instruction(parameters.instruction, parameters.task)
-    options = chosen_options(None, parameters.mode, parameters.where)
     depth = max(parameters.k, FACET_DEPTH) if parameters.facets is not False else parameters.k
     with service.searches.admission.admitted(max(1, len(queries))):
+        # In a thread: compiling a filter of ten thousand conditions takes a while.
+        options = await service.searches.run(lambda: chosen_options(None, parameters.mode, parameters.where))
         began = perf_counter()
         vectors = neutral = None
         if queries and options.mode != "lexical":

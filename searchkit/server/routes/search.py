@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from searchkit.errors import InputError
@@ -15,6 +16,7 @@ from searchkit.indexer.filters import parse_filter
 from searchkit.records import Hit
 from searchkit.server.errors import encoded, json_response, not_found
 from searchkit.server.indexes import ServedIndex
+from searchkit.server.logs import note
 from searchkit.server.search import MOST_HITS, SearchAnswer, SearchParameters, search
 from searchkit.server.service import Current, Service
 from searchkit.tasks import TASKS
@@ -42,9 +44,9 @@ async def list_tasks() -> Response:
 
 
 @router.post("/indexes/{name}/search")
-async def post_search(name: str, parameters: SearchParameters, service: Current) -> Response:
+async def post_search(name: str, parameters: SearchParameters, request: Request, service: Current) -> Response:
     """Search an index."""
-    return await _answered(service, service.indexes[name], parameters)
+    return await _answered(request, service, service.indexes[name], parameters)
 
 
 class SearchLink(BaseModel):
@@ -64,7 +66,7 @@ class SearchLink(BaseModel):
 
 
 @router.get("/indexes/{name}/search")
-async def get_search(name: str, link: Annotated[SearchLink, Query()], service: Current) -> Response:
+async def get_search(name: str, link: Annotated[SearchLink, Query()], request: Request, service: Current) -> Response:
     """Search an index by a link."""
     values = link.model_dump(exclude_none=True)
     if link.where is not None:
@@ -75,7 +77,7 @@ async def get_search(name: str, link: Annotated[SearchLink, Query()], service: C
         parameters = SearchParameters.model_validate(values)
     except ValidationError as error:
         raise InputError(str(error.errors()[0]["msg"])) from error
-    return await _answered(service, service.indexes[name], parameters)
+    return await _answered(request, service, service.indexes[name], parameters)
 
 
 @router.get("/indexes/{name}/documents/{id:path}")
@@ -88,9 +90,14 @@ async def get_document(name: str, id: str, service: Current) -> Response:
     return json_response({"index": name, "commit": commit, **document.as_row()})
 
 
-async def _answered(service: Service, index: ServedIndex, parameters: SearchParameters) -> Response:
+async def _answered(request: Request, service: Service, index: ServedIndex, parameters: SearchParameters) -> Response:
     answer = await search(service, index, parameters)
-    return Response(await service.searches.run(lambda: encoded(_as_json(index, parameters, answer))), 200,
+    note(request, index=index.name, commit=answer.commit, queries=len(answer.queries))
+    if service.settings.log_texts:
+        note(request, texts=[query.text for query in answer.queries], instruction=parameters.instruction)
+    content = _as_json(index, parameters, answer)
+    large = sum(map(len, answer.hits)) > 100
+    return Response(await asyncio.to_thread(encoded, content) if large else encoded(content), 200,
                     media_type="application/json")  # fmt: skip
 
 

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
+from serving import running
 from texts import TEXTS
 
 from searchkit.engine import SearchEngine
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document
-from searchkit.server.app import create_app
 from searchkit.server.process import Server
-from searchkit.server.settings import Keys, Settings
-
-KEYS = Keys(("reading-key",), ("writing-key",))
-
-
-@contextmanager
-def running(settings: Settings) -> Iterator[Server]:
-    """A service in a thread."""
-    server = Server(create_app(settings), settings)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        assert server.started
-        yield server
-    finally:
-        server.should_exit = True
-        thread.join()
+from searchkit.server.settings import Settings
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +55,6 @@ def client(server: Server) -> Iterator[httpx.Client]:
 @pytest.fixture
 def serve(notes: Path) -> Iterator[Callable[..., Server]]:
     """Starts a service with settings of its own."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield lambda *indexes, **settings: stack.enter_context(
             running(Settings(indexes or (notes,), port=0, **settings))

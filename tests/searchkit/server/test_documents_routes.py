@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import KEYS
+
+from searchkit.engine import SearchEngine
+from searchkit.records import Document
+
+WRITE = {"Authorization": f"Bearer {KEYS.write[0]}"}
+
+
+@pytest.fixture
+def writer(serve, tmp_path: Path) -> Iterator[httpx.Client]:
+    folder = tmp_path / "live.index"
+    with SearchEngine.create(folder, model="builtin") as engine:
+        engine.add([Document("1", "Old tea.", metadata={"n": 1})])
+    with httpx.Client(base_url=serve(folder, keys=KEYS).address, headers=WRITE, timeout=30) as client:
+        yield client
+
+
+def ids(client: httpx.Client, query: str) -> list[str]:
+    return [hit["id"] for hit in client.get("/indexes/live/search", params={"query": query}).json()["hits"]]
+
+
+def test_a_document_is_put_found_replaced_and_deleted(writer) -> None:
+    path = "/indexes/live/documents/a/b"
+    first = writer.put(path, json={"text": "A quince tree.", "metadata": {"n": 2}}).json()
+    assert (first["added"], first["updated"]) == (1, 0)
+    assert ids(writer, "quince")[0] == "a/b"
+    second = writer.put(path, json={"text": "A pear tree."}).json()
+    assert (second["added"], second["updated"]) == (0, 1)
+    assert second["commit"] > first["commit"]
+    assert writer.get(path).json()["text"] == "A pear tree."
+    assert writer.put(path, json={"text": "A pear tree."}).json()["unchanged"] == 1
+    deleted = writer.delete(path).json()
+    assert deleted["deleted"] == 1
+    assert writer.get("/indexes/live").json()["commit"] == deleted["commit"]
+    assert ids(writer, "pear") == ["1"]
+    assert writer.delete(path).status_code == 404
+
+
+def test_a_refused_document_does_not_spoil_the_others(writer) -> None:
+    documents = [{"id": "2", "text": "Coal."}, {"id": "1", "text": "Other tea."}, {"id": "3"}]
+    answer = writer.post("/indexes/live/documents", json={"documents": documents}).json()
+    assert answer["added"] == 1
+    assert [each["id"] for each in answer["refused"]] == ["1", "3"]
+    answer = writer.post("/indexes/live/documents", json={"documents": documents[1:2], "update": True}).json()
+    assert answer["updated"] == 1
+    response = writer.post("/indexes/live/documents", json={"documents": documents[2:]})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "documents_refused")
+
+
+def test_documents_are_deleted_by_ids_and_by_a_filter(writer) -> None:
+    documents = [{"id": str(n), "text": f"Text {n}.", "metadata": {"n": n}} for n in range(2, 9)]
+    writer.post("/indexes/live/documents", json={"documents": documents})
+    answer = writer.post("/indexes/live/delete", json={"ids": ["2", "none"], "where": {"n": {"$gte": 7}}}).json()
+    assert (answer["deleted"], answer["unknown"]) == (3, ["none"])
+    assert writer.post("/indexes/live/delete", json={}).status_code == 400
+    assert writer.get("/indexes/live").json()["documents"] == 5
+
+
+def test_another_writer_makes_the_service_wait(writer, tmp_path: Path) -> None:
+    with SearchEngine.open(tmp_path / "live.index", writable=True):
+        response = writer.put("/indexes/live/documents/2", json={"text": "Coal."})
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "index_busy"
+    assert int(response.headers["retry-after"]) >= 1
+    assert writer.put("/indexes/live/documents/2", json={"text": "Coal."}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"text": "nul \0"},
+        {"text": "x", "metadata": {"n": 2**70}},
+        {"text": "x", "metadata": []},
+        {"text": 7},
+        {"text": " "},
+        {"text": "x", "titel": "y"},
+    ],
+)
+def test_bad_documents_are_refused(writer, document) -> None:
+    response = writer.put("/indexes/live/documents/2", json=document)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
