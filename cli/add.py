@@ -7,12 +7,20 @@ from pathlib import Path
 import click
 
 from searchkit.cli.index import add_corpus
-from searchkit.cli.options import INDEX, CorpusOptions, ModelOptions, corpus_options, model_options, text_or_json
+from searchkit.cli.options import (
+    INDEX,
+    NON_EMPTY,
+    CorpusOptions,
+    ModelOptions,
+    corpus_options,
+    model_options,
+    text_or_json,
+)
 
 
 @click.command()
 @click.argument("index", type=INDEX)
-@click.argument("corpus")
+@click.argument("corpus", type=NON_EMPTY)
 @corpus_options
 @text_or_json
 @model_options
@@ -31,7 +39,7 @@ def add(index: Path, corpus: str, reading: CorpusOptions, output: str, model: Mo
 
 @click.command()
 @click.argument("index", type=INDEX)
-@click.argument("corpus")
+@click.argument("corpus", type=NON_EMPTY)
 @corpus_options
 @text_or_json
 @model_options

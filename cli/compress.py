@@ -14,6 +14,7 @@ from searchkit.cli.options import (
     INDEX,
     NEW_FILE,
     RECIPES,
+    Finite,
     InstructionOptions,
     ModelOptions,
     as_record,
@@ -82,7 +83,7 @@ _limit_options = as_record(
     LimitOptions,
     click.option(
         "--recall",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Finite(0, 1, min_open=True),
         help="Lowest k-NN recall@10; IVF and graph search are tuned for it. [default: 0.95]",
     ),
     click.option("--max-bytes", type=_Amount(_SIZES, "64"), metavar="BYTES", help="Most bytes per vector."),

@@ -8,7 +8,7 @@ from typing import IO
 import click
 
 from searchkit.cli.options import INDEX, text_or_json
-from searchkit.cli.output import count, note, print_json, say
+from searchkit.cli.output import count, note, print_json, say, shorten
 
 _SHOWN = 10
 _COMPACT = 0.2
@@ -60,7 +60,7 @@ def delete(
         say(f"{index}: {count(deleted, 'document')} {'would be ' if dry_run else ''}deleted, of {before:,}")
     if unknown:
         more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
-        note(f"not in the index: {', '.join(unknown[:_SHOWN])}{more}")
+        note(f"not in the index: {', '.join(shorten(id, 80) for id in unknown[:_SHOWN])}{more}")
     if dead > _COMPACT * (dead + passages):
         share = dead / (dead + passages)
         note(f"{share:.0%} of the passages are deleted; free their space with: searchkit compact {index}")
@@ -71,7 +71,7 @@ def _read_ids(file: IO[bytes]) -> list[str]:
     from searchkit.readers.lines import Lines
 
     ids = []
-    lines = Lines(file, getattr(file, "name", "standard input"), "utf-8")
+    lines = Lines(file, getattr(file, "name", "standard input"))
     location = lines.begin()
     for line in lines:
         if lines.fault:

@@ -37,7 +37,6 @@ def demo(folder: Path, force: bool) -> None:
     from searchkit.ranking import SearchOptions
     from searchkit.readers.corpus import corpus_folder, read_corpus
     from searchkit.readers.judgements import read_judgements
-    from searchkit.records import Query
 
     corpus = corpus_folder("intents")
     if (folder / "index.db").exists():
@@ -54,7 +53,7 @@ def demo(folder: Path, force: bool) -> None:
             say(f"Instruction: {instruction}")
             # Dense only: lexical search ignores instructions.
             hits = engine.search(_QUESTION, instruction=instruction, k=2, options=SearchOptions(mode="dense"))
-            print_hits(Query("1", _QUESTION), hits)
+            print_hits(_QUESTION, hits)
             say()
         judgements = read_judgements(corpus, split="test")
         say(f"{len(judgements.queries)} queries with judgements, each with its own instruction:")

@@ -13,6 +13,7 @@ import click
 from searchkit.cli.options import (
     MULTILINGUAL,
     NEW_FOLDER,
+    NON_EMPTY,
     CorpusOptions,
     ModelOptions,
     as_record,
@@ -61,7 +62,7 @@ _build_options = as_record(
 
 
 @click.command()
-@click.argument("corpus")
+@click.argument("corpus", type=NON_EMPTY)
 @click.option("--index", "folder", type=NEW_FOLDER, help="Folder for the index. [default: CORPUS.index]")
 @_build_options
 @click.option(
@@ -222,7 +223,11 @@ def _open_or_create(folder: Path, kind: str, build: BuildOptions, model: ModelOp
     if (folder / "index.db").is_file():
         if not (model.model or model.adapter or build.max_length or build.dim):
             engine = model.open(folder, writable=True)
-            engine.check_settings(chunk_tokens=build.chunk_tokens, overlap=build.overlap, language=build.language)
+            try:
+                engine.check_settings(chunk_tokens=build.chunk_tokens, overlap=build.overlap, language=build.language)
+            except SearchkitError:
+                engine.close()
+                raise
             return engine
         if model.model is None:
             with Store(folder) as store:

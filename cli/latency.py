@@ -10,6 +10,7 @@ import click
 from searchkit.cli.options import (
     FILE,
     INDEX,
+    Finite,
     HitsOptions,
     InstructionOptions,
     ModelOptions,
@@ -29,12 +30,12 @@ from searchkit.errors import InputError
 )
 @instruction_options
 @hits_options
-@click.option("--concurrency", default=8, show_default=True, type=click.IntRange(1), help="Concurrent searches.")
+@click.option("--concurrency", default=8, show_default=True, type=click.IntRange(1, 1024), help="Concurrent searches.")
 @click.option(
     "--seconds",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=Finite(0),
     help="Approximate time for each of the four measurements.",
 )
 @table_or_json

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from searchkit.models.embedder import Embedder
     from searchkit.ranking import SearchOptions
     from searchkit.readers.delimited import TableOptions
+
+_LARGEST = 1_000_000
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,11 +44,32 @@ class _Target(click.Path):
         return path
 
 
+class Finite(click.FloatRange):
+    """A number in a range, neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+class _NonEmpty(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Text that is not empty."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail("it is empty", param, ctx)
+        return str(value)
+
+
 class ListOf(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3
     """Values separated by commas, as a tuple.
 
     Args:
-        kind: What each value is: str, or int for whole numbers of 1 or more.
+        kind: What each value is: str, or int for whole numbers from 1 to a million.
         example: Shown when a value is not of that kind.
         choices: Gives the only values allowed; called when the option is used.
     """
@@ -63,8 +87,9 @@ class ListOf(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
             self.fail(f"{value!r} is empty; expected a list such as {self.example}", param, ctx)
         if self.choices and (unknown := [text for text in texts if text not in self.choices()]):
             self.fail(f"no {', '.join(map(repr, unknown))}; expected some of {', '.join(self.choices())}", param, ctx)
-        if self.kind is int and not all(text.isdecimal() and int(text) for text in texts):
-            self.fail(f"{value!r} is not a list of whole numbers such as {self.example}", param, ctx)
+        if self.kind is int and not all(text.isdecimal() and 0 < int(text) <= _LARGEST for text in texts):
+            limits = f"from 1 to {_LARGEST:,}"
+            self.fail(f"{value!r} is not a list of whole numbers such as {self.example}, {limits}", param, ctx)
         return tuple(dict.fromkeys(map(self.kind, texts)))
 
 
@@ -80,6 +105,7 @@ def _metrics() -> Sequence[str]:
     return METRICS
 
 
+NON_EMPTY = _NonEmpty()
 INDEX = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = _Target(dir_okay=False, path_type=Path)
@@ -166,9 +192,13 @@ class ModelOptions:
 model_options = as_record(
     "model",
     ModelOptions,
-    click.option("--model", help="Model folder or hub id. [default: the index's own, or builtin]"),
-    click.option("--adapter", help="PEFT adapter trained on the model: folder or hub id."),
-    click.option("--device", help="cpu, mps, cuda or cuda:1; for vectors too. [default: the best one for the model]"),
+    click.option("--model", type=NON_EMPTY, help="Model folder or hub id. [default: the index's own, or builtin]"),
+    click.option("--adapter", type=NON_EMPTY, help="PEFT adapter trained on the model: folder or hub id."),
+    click.option(
+        "--device",
+        type=NON_EMPTY,
+        help="cpu, mps, cuda or cuda:1; for vectors too. [default: the model's best]",
+    ),
     click.option(
         "--dtype",
         default="auto",
@@ -213,7 +243,7 @@ fusion_options = as_record(
         "--dense-weight",
         default=0.5,
         show_default=True,
-        type=click.FloatRange(0, 1),
+        type=Finite(0, 1),
         help="Weight of dense scores in weighted fusion.",
     ),
     click.option("--rrf-k", default=60, show_default=True, type=click.IntRange(1), help="Constant k of rrf."),
@@ -289,13 +319,15 @@ class CorpusOptions:
     on_error: str | None
     rejects: Path | None
 
+    def __post_init__(self) -> None:
+        if wrong := next((column for column in self.columns if not column.rpartition(":")[0]), None):
+            raise click.UsageError(f"--column {wrong}: expected NAME:TYPE, such as year:integer")
+
     def table(self) -> TableOptions:
         """How a CSV or TSV file is read."""
         from searchkit.readers.delimited import TableOptions
 
-        named = [column.rpartition(":") for column in self.columns]
-        if wrong := [column for column, (name, _, _) in zip(self.columns, named, strict=True) if not name]:
-            raise click.UsageError(f"--column {wrong[0]}: expected NAME:TYPE, such as year:integer")
+        named = (column.rpartition(":") for column in self.columns)
         return TableOptions(self.delimiter, not self.no_header, {name: kind for name, _, kind in named})
 
 

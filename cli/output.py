@@ -93,9 +93,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str] | None], *,
 
 
 def print_json(content: Any, *, indent: int | None = 1) -> None:
-    """Print JSON; on one line if `indent` is None. JSON escapes control characters by itself."""
+    """Print JSON; on one line if `indent` is None. What could control a terminal is escaped as JSON does."""
     utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
-    click.echo(json.dumps(content, indent=indent, ensure_ascii=not utf8, default=str))
+    text = json.dumps(content, indent=indent, ensure_ascii=not utf8, default=str)
+    click.echo(_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def write_json(file: Path, content: Any) -> None:

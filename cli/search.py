@@ -141,7 +141,7 @@ def _read_standard_input() -> Iterator[Query | InputError]:
         raise InputError("standard input is closed; give queries as arguments, or with --queries FILE")
     if sys.stdin.isatty():
         note("reading queries from standard input, one per line (Ctrl-D ends)")
-    lines = Lines(sys.stdin.buffer, "standard input", "utf-8")
+    lines = Lines(sys.stdin.buffer, "standard input")
     location = lines.begin()
     for number, line in enumerate(lines, start=1):
         if lines.fault:

@@ -11,6 +11,7 @@ import click
 
 from searchkit.cli.options import (
     INDEX,
+    NON_EMPTY,
     CorpusOptions,
     ModelOptions,
     corpus_options,
@@ -32,7 +33,7 @@ _PAUSE = 1000  # milliseconds without a change before a watched folder is read a
 
 @click.command()
 @click.argument("index", type=INDEX)
-@click.argument("corpora", metavar="FOLDER...", nargs=-1, required=True)
+@click.argument("corpora", type=NON_EMPTY, metavar="FOLDER...", nargs=-1, required=True)
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option("--watch", is_flag=True, help="Keep running, and sync after every change.")
 @corpus_options

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import INDEX, NEW_FILE, ListOf, as_record
+from searchkit.cli.options import INDEX, NEW_FILE, Finite, ListOf, as_record
 from searchkit.cli.output import count, note, progress_bar, say
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ writer_options = as_record(
     ),
     click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1), help="Concurrent requests."),
     click.option("--max-tokens", type=click.IntRange(1), help="Stop after this many tokens, over all runs."),
-    click.option(
-        "--max-cost", type=click.FloatRange(0, min_open=True), help="Stop at this cost, by --price-in and --price-out."
-    ),
+    click.option("--max-cost", type=Finite(0, min_open=True), help="Stop at this cost, by --price-in and --price-out."),
     click.option("--price-in", default=0.0, help="Price of a million input tokens."),
     click.option("--price-out", default=0.0, help="Price of a million output tokens."),
     click.option("--samples", type=_FILE, help="Real queries whose style to imitate: pairs or queries.jsonl."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import NEW_FOLDER, ListOf
+from searchkit.cli.options import NEW_FOLDER, Finite, ListOf
 from searchkit.cli.output import count, note, progress_bar, say
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     "--instructed",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=Finite(0, 1),
     help="Share of queries that get their instruction.",
 )
 @click.option(

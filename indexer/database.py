@@ -226,8 +226,9 @@ class Database:
     def _check_format(self) -> None:
         version = self.settings().get("format")
         if version not in (2, FORMAT):
+            found = f"format {version}" if version else "no format number"
             raise StoreError(
-                f"{self.folder} has format {version}, this version reads {FORMAT}; "
+                f"{self.folder} has {found}, this version reads {FORMAT}; "
                 f"use the version of searchkit that made it, or {REBUILD}"
             )
 

@@ -12,6 +12,7 @@ from searchkit.models.conventions import conventions_of, is_embedder
 from searchkit.models.embedder import Embedder
 from searchkit.models.location import family_name, find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
+from searchkit.models.runtime import load_errors
 from searchkit.models.torch_runtime import BASE_CONFIG, TorchRuntime, is_decoder, sees_ahead
 from searchkit.training.config import TrainConfig
 from searchkit.training.export import unpack
@@ -67,8 +68,9 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
     if (folder / MODEL_FILE).is_file():
         folder = work / "unpacked"
     family = family_name(name)  # the base's, not the copy's; another attention does not change the pooling
-    decoder = is_decoder(AutoConfig.from_pretrained(folder))
-    conventions = conventions_of(folder, family, decoder=decoder)
+    with load_errors(name):
+        decoder = is_decoder(AutoConfig.from_pretrained(folder))
+        conventions = conventions_of(folder, family, decoder=decoder)
     conventions = replace(conventions, pooling=config.pooling or conventions.pooling)
     # The tokenizer of a language model does not append EOS, and without it the last token is just any word. An embedder
     # that is trained further keeps what it was trained with.

@@ -18,8 +18,9 @@ import torch
 from searchkit.errors import InputError
 from searchkit.models.embedder import Embedder
 from searchkit.models.torch_runtime import choose_dtype
+from searchkit.readers.lines import existing
 from searchkit.readers.rejects import Rejects
-from searchkit.training.batches import Batch, Batches
+from searchkit.training.batches import Batch, Batches, Source
 from searchkit.training.card import model_card
 from searchkit.training.config import TrainConfig
 from searchkit.training.dev import DevSet
@@ -92,6 +93,9 @@ class _Run:
 
 
 def _set_up(config: TrainConfig, *, allow_leaks: bool, on_leaks: Callable[[list[Leaking]], None] | None) -> _Run:
+    for source in config.sources:
+        existing(Source.parse(source).path)  # a missing file is reported before the base is unpacked
+    dev = DevSet(config.dev, instructed=bool(config.instructed)) if config.dev else None
     accelerator = _accelerator(config)
     folder, report = RunFolder(Path(config.out)), TrainReport(process=accelerator.process_index)
     with accelerator.main_process_first():
@@ -101,7 +105,6 @@ def _set_up(config: TrainConfig, *, allow_leaks: bool, on_leaks: Callable[[list[
     rejects = Rejects(folder.path / "rejects.jsonl" if accelerator.is_main_process else Path(os.devnull))
     sources = read_sources(config, rejects)
     report.digests = [digest_of(examples) for _, examples in sources]
-    dev = DevSet(config.dev, instructed=bool(config.instructed)) if config.dev else None
     if dev is not None:
         report.leaks = dev.leaks(sources)
         if on_leaks and accelerator.is_main_process:

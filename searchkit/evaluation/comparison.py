@@ -275,9 +275,9 @@ def _read_report(path: Path, name: str) -> list[System]:
             )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{path} is not a report of `searchkit evaluate --report` ({type(error).__name__}: {error}); "
+            f"{path} is not a report of `searchkit evaluate --report` or lacks its values for each query; "
             "give such a report, or a TREC run"
-        ) from None
+        ) from error
     return systems
 
 

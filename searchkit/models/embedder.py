@@ -19,7 +19,7 @@ import numpy as np
 from searchkit.errors import InputError
 from searchkit.models.conventions import MODULES, Conventions, conventions_of, fingerprint, is_embedder
 from searchkit.models.location import family_name, find_adapter, find_model
-from searchkit.models.runtime import Runtime, load_runtime
+from searchkit.models.runtime import Runtime, load_errors, load_runtime
 from searchkit.models.vocabulary import unknown_ids
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ class Embedder:
         self.adapter = None if adapter is None else str(adapter)
         self._adapter_folder = None if adapter is None else find_adapter(str(adapter))
         if (self.folder / "adapter_config.json").is_file() and not (self.folder / "config.json").is_file():
-            base = json.loads((self.folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+            with load_errors(self.name):
+                base = json.loads((self.folder / "adapter_config.json").read_text())["base_model_name_or_path"]
             raise InputError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
         self.runtime: Runtime = load_runtime(self.folder, self.name, self._adapter_folder, device, dtype, threads)
         # An adapter written by `searchkit train` carries settings of its own, which may differ from the base's.
@@ -99,7 +100,8 @@ class Embedder:
         family, decoder = family_name(self.name), self.runtime.decoder
         if decoder and not (conventions or adapter or is_embedder(self.settings_folder, family)):
             _warn_untrained(self.name)
-        self.conventions = conventions or conventions_of(self.settings_folder, family, decoder=decoder)
+        with load_errors(self.name):
+            self.conventions = conventions or conventions_of(self.settings_folder, family, decoder=decoder)
         self.frame = _frame(self.runtime, self.conventions, self.name)
         self.set_max_length(max_length)
         self.dim = self._checked_dim(dim, force_dim)

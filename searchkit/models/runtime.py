@@ -77,12 +77,12 @@ def load_runtime(
             )
         if device_type == "cuda":
             logger.info("%s is an exported model and runs on the CPU; %s is for the vectors", name, device)
-        with _load_errors(name):
+        with load_errors(name):
             return OnnxRuntime(folder, threads)
     try:
         from searchkit.models.torch_runtime import TorchRuntime
 
-        with _load_errors(name):
+        with load_errors(name):
             return TorchRuntime(folder, adapter, device, dtype, threads)
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -91,7 +91,7 @@ def load_runtime(
 
 
 @contextmanager
-def _load_errors(name: str) -> Iterator[None]:
+def load_errors(name: str) -> Iterator[None]:
     """Say in one message that a folder is not a model, whatever type of exception the libraries raise for it."""
     try:
         yield

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from searchkit.errors import CorpusError, ExtractionError, RowError
-from searchkit.readers.encoding import decode
+from searchkit.readers.encoding import NAME_IT, decode
 from searchkit.readers.values import json_object
 
 LONGEST_LINE = 2**26  # bytes; a longer line is not a row but another kind of file
@@ -37,9 +37,16 @@ class Lines:
     """Iterates over the text lines of a byte stream, and remembers those of the record being read.
 
     A line that cannot be decoded comes escaped, and `fault` says why, so that reading can continue after it.
+
+    Args:
+        stream: The bytes.
+        name: Of the stream, for locations.
+        encoding: None is UTF-8 where the user has no choice.
     """
 
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile, name: str, encoding: str) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, name: str, encoding: str | None = None) -> None:
+        self._hint = "convert it to UTF-8, as with iconv -f latin1 -t utf-8" if encoding is None else NAME_IT
+        encoding = encoding or "utf-8"
         if encoding.lower().replace("_", "-") != "utf-8-sig" and "\n".encode(encoding) != b"\n":
             raise CorpusError(
                 f"{name}: lines cannot be told apart in {encoding}; convert: iconv -f {encoding} -t utf-8"
@@ -93,7 +100,7 @@ class Lines:
         if len(data) == LONGEST_LINE:
             raise CorpusError(f"{location}: a line longer than {LONGEST_LINE >> 20} MiB; is it a file of another kind?")
         try:
-            text, fault = decode(data, self._encoding, unit="line"), ""
+            text, fault = decode(data, self._encoding, "line", self._hint), ""
         except ExtractionError as error:
             text, fault = data.decode(self._encoding, "backslashreplace"), str(error)
         return Line(self._read, text.removeprefix("\ufeff") if self._read == 1 else text, fault)
@@ -113,7 +120,7 @@ def open_bytes(path: Path) -> AbstractContextManager[IO[bytes] | gzip.GzipFile]:
 def nonblank_lines(path: Path) -> Iterator[tuple[str, str, str]]:
     """(location, line, why it cannot be decoded) of the lines in UTF-8 that are not blank."""
     with open_bytes(path) as stream:
-        lines = Lines(stream, name_of(path), "utf-8")
+        lines = Lines(stream, name_of(path))
         location = lines.begin()
         for line in lines:
             if line.strip():

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from searchkit.cli.main import main
 
 
-def call(*arguments: object, code: int = 0, stdin: str | None = None) -> Result:
+def call(*arguments: object, code: int = 0, stdin: str | bytes | None = None) -> Result:
     """Run the command here; the exit code is as expected, and no error comes as a traceback."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
     assert result.exit_code == code, result.output
