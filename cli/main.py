@@ -25,6 +25,7 @@ _COMMANDS = {
     "get": "Print documents of an index.",
     "dump": "Write out all documents of an index, with vectors if asked.",
     "serve": "Answer over HTTP for indexes: search, embeddings, rerank.",
+    "mcp": "Offer indexes to a language model as tools (MCP).",
     "add": "Add documents to an index.",
     "update": "Replace documents in an index, and add new ones.",
     "sync": "Make an index hold what some folders hold.",

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from searchkit.indexer.documents import Documents
@@ -54,11 +55,16 @@ class FilterFault(NamedTuple):
     always: bool
 
 
-def metadata_keys(documents: Documents) -> dict[str, MetadataKey]:
-    """Every metadata key of the living documents in order of first appearance; reads all of them."""
+def metadata_keys(documents: Documents, limit: int | None = None) -> dict[str, MetadataKey]:
+    """Every metadata key of the living documents in order of first appearance; reads the first `limit`, or all."""
     keys: dict[str, MetadataKey] = {}
+<<<<<<< HEAD
     for metadata in documents.metadata():
         for name, value in values_of("", json.loads(metadata)):
+=======
+    for metadata in islice(documents.metadata(), limit):
+        for name, value in _values("", json.loads(metadata)):
+>>>>>>> 706b7d1 (Indexes as tools of the Model Context Protocol)
             key = keys.setdefault(name, MetadataKey())
             key.types[_type(value)] += 1
             if len(key.examples) < _EXAMPLES and value is not None:
