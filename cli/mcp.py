@@ -32,7 +32,8 @@ def mcp(indexes: tuple[Path, ...], writable: bool, answer_tokens: int, model: Mo
         claude mcp add papers -- searchkit mcp papers.index
     """
     require("an MCP server", "serve", "mcp")
-    from searchkit.server.mcp import OpenIndex, index_name, mcp_server
+    from searchkit.server.indexes import index_name
+    from searchkit.server.mcp import OpenIndex, mcp_server
 
     wire = os.dup(1)
     os.dup2(2, 1)  # whatever libraries print, also those not written in Python, goes to standard error

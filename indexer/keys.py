@@ -58,13 +58,8 @@ class FilterFault(NamedTuple):
 def metadata_keys(documents: Documents, limit: int | None = None) -> dict[str, MetadataKey]:
     """Every metadata key of the living documents in order of first appearance; reads the first `limit`, or all."""
     keys: dict[str, MetadataKey] = {}
-<<<<<<< HEAD
-    for metadata in documents.metadata():
-        for name, value in values_of("", json.loads(metadata)):
-=======
     for metadata in islice(documents.metadata(), limit):
-        for name, value in _values("", json.loads(metadata)):
->>>>>>> 706b7d1 (Indexes as tools of the Model Context Protocol)
+        for name, value in values_of("", json.loads(metadata)):
             key = keys.setdefault(name, MetadataKey())
             key.types[_type(value)] += 1
             if len(key.examples) < _EXAMPLES and value is not None:

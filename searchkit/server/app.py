@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 import searchkit
 from searchkit.server.errors import handle
 from searchkit.server.gate import Gate, Observer
+from searchkit.server.mcp import http_routes, mcp_server
 from searchkit.server.routes import documents, embeddings, health, page, rerank, search
 from searchkit.server.service import Service
 from searchkit.server.settings import Settings
@@ -27,10 +28,11 @@ def create_app(settings: Settings) -> FastAPI:
         SearchkitError: An index cannot be opened or a model cannot be loaded.
     """
     service = Service(settings)
+    mcp = mcp_server(list(service.indexes), run=service.read)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
+        async with service.running(), mcp.session_manager.run():
             yield
 
     app = FastAPI(
@@ -43,6 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     for module in (health, page, search, documents, embeddings, rerank):
         app.include_router(module.router)
+    app.router.routes.extend(http_routes(mcp, allowed_hosts=()))  # the gate checks the host
     for error in (HTTPException, RequestValidationError):  # others reach the gate
         app.add_exception_handler(error, handle)
     app.add_middleware(Gate, settings=settings)  # the last one added is the outermost

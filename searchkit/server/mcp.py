@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from itertools import islice
 from typing import Annotated, Any, ParamSpec, Protocol, TypeVar
 
+import anyio
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, BeforeValidator, Field
+from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
 from searchkit import __version__
@@ -34,8 +36,6 @@ from searchkit.server.mcp_answers import (
     search_answer,
 )
 from searchkit.server.weak import weak_matches
-
-logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -110,12 +110,8 @@ ModeName = Annotated[
     BeforeValidator(_default("hybrid")),
     Field(description="hybrid: by meaning and by words. dense: meaning only. lexical: words only, for exact names."),
 ]
-Start = Annotated[
-    int, BeforeValidator(_default(0)), Field(ge=0, description="First character of the part to read.")
-]
-Length = Annotated[
-    int, BeforeValidator(_default(1_000_000)), Field(ge=1, description="Characters to read at most.")
-]
+Start = Annotated[int, BeforeValidator(_default(0)), Field(ge=0, description="First character of the part to read.")]
+Length = Annotated[int, BeforeValidator(_default(1_000_000)), Field(ge=1, description="Characters to read at most.")]
 
 
 class NewDocument(BaseModel):
@@ -164,9 +160,7 @@ class Tools:
             notes.append("Nothing matches" + (" within the filter." if where else "."))
         return search_answer(name, hits, weak, notes, self._tokens)
 
-    def fetch(
-        self, id: str, start: Start = 0, length: Length = 1_000_000, index: IndexName = ""
-    ) -> DocumentPart:
+    def fetch(self, id: str, start: Start = 0, length: Length = 1_000_000, index: IndexName = "") -> DocumentPart:
         """Read a document by its id, a long one in parts."""
         name, engine = self._engine(index)
         document = engine.get(id)
@@ -241,23 +235,47 @@ def _example(index: IndexFacts) -> str:
     )
 
 
-def _reported(tool: Callable[P, R]) -> Callable[P, R]:
-    """The tool, with errors of the library as messages that the model can act on."""
+class Runner(Protocol):
+    """Runs a tool's work off the event loop: the service counts it with its searches."""
+
+    async def __call__(self, call: Callable[[], R]) -> R:
+        """What the call returns."""
+
+
+class _InThread:
+    async def __call__(self, call: Callable[[], R]) -> R:
+        return await anyio.to_thread.run_sync(call)
+
+
+def _served(tool: Callable[P, R], run: Runner) -> Callable[P, Awaitable[R]]:
+    """The tool, run by `run`, with errors of the library as messages that the model can act on."""
 
     @wraps(tool)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    async def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return tool(*args, **kwargs)
-        except SearchkitError as error:
-            raise ToolError(str(error)) from error
+            return await run(partial(tool, *args, **kwargs))
+        except (SearchkitError, HTTPException) as error:
+            raise ToolError(str(error.detail if isinstance(error, HTTPException) else error)) from error
 
     return call
 
 
 def mcp_server(
-    indexes: Sequence[ServedIndex], *, writable: bool = False, answer_tokens: int = ANSWER_TOKENS
+    indexes: Sequence[ServedIndex],
+    *,
+    writable: bool = False,
+    answer_tokens: int = ANSWER_TOKENS,
+    run: Runner | None = None,
 ) -> MCPServer[Any]:
-    """A server with the tools `search`, `fetch` and `list_indexes`; `add_documents` too where it may write."""
+    """A server with the tools `search`, `fetch` and `list_indexes`.
+
+    Args:
+        indexes: What it offers.
+        writable: Offer `add_documents` too; the indexes are then open for writing.
+        answer_tokens: Budget of an answer, in tokens of about four characters.
+        run: Runs a tool's work; None for a thread.
+    """
+    run = run or _InThread()
     tools = Tools(indexes, answer_tokens)
     with _logging_untouched():
         server: MCPServer[Any] = MCPServer(
@@ -265,14 +283,14 @@ def mcp_server(
         )
     read = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
     described = f"{Tools.search.__doc__}\n\n{tools.describe()}"
-    server.add_tool(_reported(tools.search), title="Search", description=described, annotations=read)
-    server.add_tool(_reported(tools.fetch), title="Read a document", annotations=read)
-    server.add_tool(_reported(tools.list_indexes), title="List indexes", annotations=read)
+    server.add_tool(_served(tools.search, run), title="Search", description=described, annotations=read)
+    server.add_tool(_served(tools.fetch, run), title="Read a document", annotations=read)
+    server.add_tool(_served(tools.list_indexes, run), title="List indexes", annotations=read)
     if writable:
         write = ToolAnnotations(
             read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
         )
-        server.add_tool(_reported(tools.add_documents), title="Add documents", annotations=write)
+        server.add_tool(_served(tools.add_documents, run), title="Add documents", annotations=write)
     return server
 
 

@@ -43,9 +43,7 @@ def weak_matches(engine: Searcher, query: str, instruction: str | None, hits: Se
     if all(score is None for score in scores):
         return doubtful
     level = chance_similarity(engine, query, instruction)
-    return [
-        doubt and (score is None or score < level) for doubt, score in zip(doubtful, scores, strict=True)
-    ]
+    return [doubt and (score is None or score < level) for doubt, score in zip(doubtful, scores, strict=True)]
 
 
 def chance_similarity(engine: Searcher, query: str, instruction: str | None) -> float:
