@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
-from searchkit import __version__
+import searchkit
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, SearchkitError
 from searchkit.indexer.keys import metadata_keys
@@ -279,7 +279,7 @@ def mcp_server(
     tools = Tools(indexes, answer_tokens)
     with _logging_untouched():
         server: MCPServer[Any] = MCPServer(
-            "searchkit", title="searchkit", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING"
+            "searchkit", version=searchkit.__version__, instructions=INSTRUCTIONS, log_level="WARNING"
         )
     read = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
     described = f"{Tools.search.__doc__}\n\n{tools.describe()}"

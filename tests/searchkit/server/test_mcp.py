@@ -213,12 +213,7 @@ def test_standard_output_holds_nothing_but_the_protocol(folder: Path) -> None:
     messages = [
         {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello},
         {"jsonrpc": "2.0", "method": "notifications/initialized"},
-        {
-            "jsonrpc": "2.0",
-            "id": 2,
-            "method": "tools/call",
-            "params": {"name": "search", "arguments": {"query": "tea"}},
-        },
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": search},
     ]
     process = subprocess.Popen(
         [sys.executable, *command(str(folder))],
