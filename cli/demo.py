@@ -11,7 +11,7 @@ from searchkit.cli.options import NEW_FOLDER
 from searchkit.cli.output import say
 from searchkit.errors import InputError
 
-_QUESTION = "Is it fair for an employer to forbid you to join a rival?"
+_QUESTION = "Is there any point in giving seven-year-olds assignments after class?"
 _INSTRUCTIONS = (
     "Given a question, find the same question asked in other words",
     "Given a question, find passages that answer it",
@@ -34,7 +34,6 @@ def demo(folder: Path, force: bool) -> None:
     from searchkit.cli.search import print_hits
     from searchkit.engine import SearchEngine
     from searchkit.evaluation.evaluate import EVALUATION_MODES, evaluate
-    from searchkit.ranking import SearchOptions
     from searchkit.readers.corpus import corpus_folder, read_corpus
     from searchkit.readers.judgements import read_judgements
 
@@ -51,9 +50,7 @@ def demo(folder: Path, force: bool) -> None:
         say(f"Indexed {report.documents} documents of {corpus} in {report.seconds:.1f} s.\n")
         for instruction in _INSTRUCTIONS:
             say(f"Instruction: {instruction}")
-            # Dense only: lexical search ignores instructions.
-            hits = engine.search(_QUESTION, instruction=instruction, k=2, options=SearchOptions(mode="dense"))
-            print_hits(_QUESTION, hits)
+            print_hits(_QUESTION, engine.search(_QUESTION, instruction=instruction, k=2))
             say()
         judgements = read_judgements(corpus, split="test")
         say(f"{len(judgements.queries)} queries with judgements, each with its own instruction:")
