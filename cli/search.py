@@ -102,13 +102,12 @@ def search(
 
 
 def _warn_unreadable(engine: SearchEngine, queries: list[Query]) -> None:
-    from searchkit.models.embedder import UNREADABLE
+    from searchkit.request import unreadable
 
     if all(query.text.isascii() for query in queries):  # the model need not be loaded for this
         return
-    shares = engine.embedder.unknown_shares([query.text for query in queries])
-    for query, share in zip(queries, shares, strict=True):
-        if share > UNREADABLE:
+    for query, noise in zip(queries, unreadable(engine.embedder, [query.text for query in queries]), strict=True):
+        if noise:
             note(f"{engine.embedder.name} does not know the script of: {query.text}. {MULTILINGUAL}")
 
 

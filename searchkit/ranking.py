@@ -43,8 +43,9 @@ class SearchOptions:
     Args:
         mode: "dense" (vectors), "lexical" (BM25) or "hybrid" (both).
         fusion: For hybrid only: "adaptive" (weighted, with less weight for the lexical side where the instruction
-            changes the similarities or little of the query was matched), "weighted", or "rrf" (reciprocal rank).
-        dense_weight: Weight of the dense side, 0 to 1; the least one in adaptive fusion.
+            changes the similarities or little of the query was matched, and all of it for queries that the model cannot
+            read), "weighted", or "rrf" (reciprocal rank).
+        dense_weight: Weight of the dense side, 0 to 1; in adaptive fusion the least for queries it can read.
         rrf_k: Constant of reciprocal rank fusion.
         depth: Candidates that each side contributes to fusion, at least.
         where: Conditions on the documents' metadata (see :mod:`searchkit.indexer.filters`); None for no filter.
@@ -79,6 +80,8 @@ class SearchRequest:
             vectors, those that are searched exactly.
         neutral: The queries under the neutral instruction, in the shape of `vectors`, for adaptive fusion; equal rows
             where a query has no instruction. None stands for `vectors`.
+        unreadable: Whether the model cannot read each query, for adaptive fusion: its vector is noise, so lexical
+            matches rank alone. None: it can read all.
     """
 
     texts: Sequence[str]
@@ -87,6 +90,7 @@ class SearchRequest:
     options: SearchOptions = SearchOptions()
     ties: bool = False
     neutral: np.ndarray | None = None
+    unreadable: Sequence[bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,12 +294,17 @@ class Ranker:
         options = request.options
         depth = max(min(request.k, self.snapshot.next_row), min(options.depth, self.snapshot.next_row))
         neutral = request.vectors if request.neutral is None else request.neutral
-        return [
+        nearest = self._dense(request.vectors, depth, allowed)
+        sides = [
             self._side_by_side(text, vector, plain, similar, self._lexical(text, depth, allowed), options)
-            for text, vector, plain, similar in zip(
-                request.texts, request.vectors, neutral, self._dense(request.vectors, depth, allowed), strict=True
-            )
+            for text, vector, plain, similar in zip(request.texts, request.vectors, neutral, nearest, strict=True)
         ]
+        if options.fusion == "adaptive" and request.unreadable is not None:
+            return [
+                replace(side, dense_weight=0.0) if noise and side.bm25 else side
+                for side, noise in zip(sides, request.unreadable, strict=True)
+            ]
+        return sides
 
     def _side_by_side(
         self,

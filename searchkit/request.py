@@ -9,7 +9,7 @@ import numpy as np
 
 from searchkit.errors import InputError
 from searchkit.indexer.filters import compile_filter
-from searchkit.models.embedder import Embedder
+from searchkit.models.embedder import UNREADABLE, Embedder
 from searchkit.ranking import Mode, SearchOptions
 from searchkit.records import Query
 from searchkit.tasks import WEB_SEARCH, get_task
@@ -77,6 +77,11 @@ def neutral_vectors(
     if changed:
         rows[changed] = embedder.encode_queries([queries[n].text for n in changed], WEB_SEARCH)
     return rows
+
+
+def unreadable(embedder: Embedder, texts: Sequence[str]) -> list[bool]:
+    """Whether most of each query is in a script that the model does not know, so that its vector says little."""
+    return [share > UNREADABLE for share in embedder.unknown_shares(texts)]
 
 
 def is_instructed(embedder: Embedder, instruction: str | None) -> bool:

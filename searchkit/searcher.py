@@ -22,7 +22,7 @@ from searchkit.lexical_sync import LexicalSync
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import Mode, Ranked, Ranker, SearchOptions, SearchRequest
 from searchkit.records import Document, Explanation, Hit, Query
-from searchkit.request import checked_vectors, chosen_instruction, chosen_options, embed, neutral_vectors
+from searchkit.request import checked_vectors, chosen_instruction, chosen_options, embed, neutral_vectors, unreadable
 from searchkit.validation import check_text, checked_queries, described, whole_number
 
 _RETRIES = 8
@@ -268,7 +268,8 @@ class Searcher:
         self._check_open()
         checked = checked_queries(queries)
         k = whole_number("k", k, 1)
-        neutral = None
+        texts = [query.text for query in checked]
+        neutral = noise = None
         if not checked or self.passages == 0:
             vectors = None  # there is nothing to search, and no model to load
         elif vectors is not None:
@@ -277,7 +278,8 @@ class Searcher:
             vectors = self.embed(checked, instruction)
             if options.mode == "hybrid" and options.fusion == "adaptive":
                 neutral = neutral_vectors(self.embedder, checked, instruction, vectors)
-        return SearchRequest([query.text for query in checked], vectors, k, options, ties, neutral)
+                noise = unreadable(self.embedder, texts)
+        return SearchRequest(texts, vectors, k, options, ties, neutral, noise)
 
     def _answer(self, request: SearchRequest, *, fetch: bool = False, explain: bool = False) -> _Answer:
         """Rank in the current commit, and fetch the passages; if a writer removed its files meanwhile, in the next."""

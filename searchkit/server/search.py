@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
@@ -10,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from searchkit.errors import InputError
 from searchkit.facets import FACET_DEPTH, count_facets
+from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions, SearchRequest
 from searchkit.records import Hit, Query
-from searchkit.request import chosen_instruction, chosen_options, is_instructed
+from searchkit.request import chosen_instruction, chosen_options, is_instructed, unreadable
 from searchkit.searcher import Results
 from searchkit.server.embedding import Text
 from searchkit.server.indexes import ServedIndex
@@ -90,12 +92,13 @@ async def search(service: Service, index: ServedIndex, parameters: SearchParamet
         # In a thread: compiling a filter of ten thousand conditions takes a while.
         options = await service.searches.run(lambda: chosen_options(None, parameters.mode, parameters.where))
         began = perf_counter()
-        vectors = neutral = None
+        vectors = neutral = embedder = None
         if queries and options.mode != "lexical":
             vectors, neutral = await _vectors(service, index, queries, instruction, options)
+            embedder = service.model_of(index).embedder
         embedded = perf_counter()
         request = SearchRequest([query.text for query in queries], vectors, depth, options, neutral=neutral)
-        results, warnings = await service.searches.run(lambda: _ranked(index, parameters, request))
+        results, warnings = await service.searches.run(lambda: _ranked(index, parameters, request, embedder))
         ranked = perf_counter()
     seconds = {"embed": embedded - began, "rank": ranked - embedded}
     for stage, duration in seconds.items():
@@ -155,8 +158,12 @@ async def _vectors(
     return vectors, neutral
 
 
-def _ranked(index: ServedIndex, parameters: SearchParameters, request: SearchRequest) -> tuple[Results, list[str]]:
+def _ranked(
+    index: ServedIndex, parameters: SearchParameters, request: SearchRequest, embedder: Embedder | None
+) -> tuple[Results, list[str]]:
     engine = index.current()
+    if embedder is not None:
+        request = replace(request, unreadable=unreadable(embedder, request.texts))
     if parameters.similar_to is not None:
         results = engine.similar_results(parameters.similar_to, k=request.k, where=parameters.where)
     else:

@@ -95,3 +95,14 @@ def test_a_pattern_needs_a_name_for_the_index(folder: Path) -> None:
     assert "--index" in call("index", "*.md", code=2).stderr
     call("index", "*.md", "--index", "x")
     assert found("x", "tea") == ["a.md"]
+
+
+def test_a_query_that_is_not_utf8_says_how_to_convert_it(folder: Path) -> None:
+    (folder / "d.jsonl").write_text('{"id": "a", "text": "green tea"}\n')
+    call("index", "d.jsonl", "--index", "d")
+    result = CliRunner().invoke(main, ["search", "d", "--format", "json"], input=b"caf\xe9\ntea\n")
+    assert result.exit_code == 1
+    assert "standard input:1: not utf-8" in result.stderr
+    assert "iconv" in result.stderr  # a search has no --encoding
+    assert "--encoding" not in result.stderr
+    assert json.loads(result.stdout)["hits"][0]["id"] == "a"

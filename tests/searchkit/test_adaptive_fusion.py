@@ -103,3 +103,16 @@ def test_one_side_alone_is_explained_too(engine: SearchEngine) -> None:
     rrf = engine.search(CLAIM, k=3, options=SearchOptions(fusion="rrf"), explain=True)
     assert rrf[0].explanation.dense_weight is None  # type: ignore[union-attr]
     assert engine.search(CLAIM, k=1)[0].explanation is None
+
+
+def test_a_query_that_the_model_cannot_read_is_ranked_by_its_lexical_matches(tmp_path: Path) -> None:
+    texts = ["糖尿病患者请减糖", "股票暴跌", "流感疫苗", "吸尘器坏了", "请问您贵姓"]
+    with SearchEngine.create(tmp_path / "zh.index") as engine:
+        engine.add(Document(str(n), text) for n, text in enumerate(texts))
+        hits = engine.search_many(["疫苗接种", "how to vaccinate"], explain=True)
+        assert hits[0][0].id == "2"
+        assert {hit.explanation.dense_weight for hit in hits[0]} == {0.0}  # type: ignore[union-attr]
+        assert {hit.explanation.dense_weight for hit in hits[1]} == {0.5}  # type: ignore[union-attr]
+        assert len(engine.search("天气", k=5)) == 5  # nothing matches: vectors are all there is
+        plain = engine.search("疫苗接种", options=SearchOptions(fusion="weighted"), explain=True)
+        assert {hit.explanation.dense_weight for hit in plain} == {0.5}  # type: ignore[union-attr]
