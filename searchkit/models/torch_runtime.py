@@ -53,7 +53,7 @@ class TorchRuntime:
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
         self.workers = 1  # torch uses all cores within a forward pass
         # A GPU wants large batches; on a CPU they should stay in its caches.
-        self.token_budget = 65536 if self.device.type == "cuda" else 4096
+        self.token_budget = {"cuda": 65536, "cpu": 1024}.get(self.device.type, 4096)
         config = AutoConfig.from_pretrained(folder)
         if adapter is not None and (adapter / BASE_CONFIG).is_file():
             config.update(json.loads((adapter / BASE_CONFIG).read_text("utf-8")))

@@ -50,9 +50,8 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
     embedder = Embedder(model, device="cpu", dtype="float32")
     assert isinstance(embedder.runtime, TorchRuntime)  # exported models do not take a dtype
     torch_model = embedder.runtime.model
-    if can_write(torch_model.config):
-        graph = _write(torch_model, embedder, dtype)
-    else:
+    graph = _write(torch_model, embedder, dtype) if can_write(torch_model.config) else None
+    if graph is None:
         from searchkit.training.export.traced import trace
 
         logger.info("%s is traced: its graph will be slower than a written one", type(torch_model).__name__)
@@ -78,12 +77,14 @@ def compare(model: str | Path, exported: Path) -> tuple[float, float]:
 
 
 def _write(model: Any, embedder: Embedder, dtype: str) -> Any:
-    """The ONNX model, operator by operator."""
+    """The ONNX model, operator by operator; None if the model has weights that its family does not have."""
     original = {name: value.detach().numpy() for name, value in model.named_parameters() if "pooler." not in name}
     weights = fold(model.config, original)
     causal, pooling = not sees_ahead(model), embedder.conventions.pooling
     graph = Graph(weights)
     attention, states = write_states(graph, model, causal=causal)
+    if weights.keys() - graph.parameters.keys():
+        return None
     if dtype == "int8":
         layers = {
             names: round_layers(
@@ -94,6 +95,6 @@ def _write(model: Any, embedder: Embedder, dtype: str) -> Any:
         graph = Int8Graph(weights, layers)
         attention, states = write_states(graph, model, causal=causal)
     pooled = write_pooling(attention, states, pooling, model.config.hidden_size)
-    for name in original.keys() - graph.parameters.keys():
+    for name in original.keys() - weights.keys():
         graph.describe(name, zeros=original[name].shape)
     return graph.model([pooled])
