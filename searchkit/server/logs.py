@@ -32,6 +32,9 @@ def log_as_json(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    ours = logging.getLogger("searchkit")  # a command shows its warnings as notes; a service logs them
+    ours.handlers.clear()
+    ours.propagate = True
 
 
 def note(request: Request, **fields: object) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from socket import socket
 from threading import current_thread, main_thread
 from types import FrameType
 
@@ -14,6 +16,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from searchkit.server.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _HEAD_SECONDS = 10.0
 _HEAD_BYTES = 64 << 10
@@ -104,6 +108,12 @@ class Server(uvicorn.Server):
             if self._drain <= 0:
                 self.should_exit = True
         return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            logger.info("listening", extra={"fields": {"address": self.address}})
 
     @property
     def address(self) -> str:

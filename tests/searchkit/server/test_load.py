@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from texts import TEXTS
+
+from searchkit.engine import SearchEngine
+from searchkit.models.embedder import Embedder
+from searchkit.records import Document
+from searchkit.server.admission import Admission
+from searchkit.server.embedding import EmbeddingQueue, Text
+from searchkit.server.errors import ServerError
+from searchkit.server.metrics import Metrics
+
+SEARCH = "/indexes/notes/search?query=tea"
+
+
+def counter(client: httpx.Client, name: str) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def test_under_overload_a_client_that_retries_is_served(serve) -> None:
+    server = serve(queue_tokens=200)
+
+    async def ask(retries: int) -> list[object]:
+        async with openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=retries) as api:
+            calls = (api.embeddings.create(model="builtin", input=[f"{n} {text}" for text in TEXTS]) for n in range(20))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    refused = [each for each in asyncio.run(ask(0)) if isinstance(each, Exception)]
+    assert refused
+    for error in refused:
+        assert isinstance(error, openai.RateLimitError)
+        assert 1 <= int(error.response.headers["retry-after"]) <= 60
+        assert int(error.response.headers["retry-after-ms"]) <= 1000 * int(error.response.headers["retry-after"])
+    assert not any(isinstance(each, Exception) for each in asyncio.run(ask(20)))
+    with httpx.Client(base_url=server.address) as client:
+        assert counter(client, "searchkit_refused_total") >= len(refused)
+        assert counter(client, "searchkit_queued_tokens") == 0
+        assert client.get("/readyz").status_code == 200  # busy is not broken
+
+
+def test_admission_takes_a_large_request_and_tells_the_wait() -> None:
+    admission = Admission("tokens", 100, 10.0, lambda _: None)
+    admission.note_rate(50.0)
+    with admission.admitted(450):  # larger than the limit, but nothing else waits
+        with pytest.raises(ServerError) as refused, admission.admitted(1):
+            pass
+        assert refused.value.status_code == 429
+        assert refused.value.headers == {"Retry-After": "8", "retry-after-ms": "8000"}
+    with admission.admitted(1):
+        assert admission.waiting == 1
+
+
+def test_admission_is_by_time_where_the_model_is_slow() -> None:
+    admission = Admission("tokens", 10**9, 10.0, lambda _: None)
+    admission.note_rate(5.0)
+    with admission.admitted(51), pytest.raises(ServerError), admission.admitted(1):
+        pass
+
+
+def test_a_small_request_does_not_wait_for_all_of_a_large_one() -> None:
+    metrics = Metrics()
+    queue = EmbeddingQueue("m", Embedder("builtin"), 1, Admission("t", 10**6, 60, lambda _: None), metrics, 0)
+    done: list[str] = []
+
+    async def embed(name: str, texts: list[Text]) -> None:
+        await queue.embed(texts)
+        done.append(name)
+
+    async def both() -> None:
+        large = asyncio.create_task(embed("large", [Text("tea " * 100)] * 200))
+        await asyncio.sleep(0.01)
+        await asyncio.gather(large, embed("small", [Text("tea")]))
+
+    asyncio.run(both())
+    queue.close()
+    assert done == ["small", "large"]
+
+
+def test_texts_of_many_requests_share_batches_and_keep_their_vectors() -> None:
+    embedder, metrics = Embedder("builtin"), Metrics()
+    queue = EmbeddingQueue("m", embedder, 1, Admission("t", 10**6, 60, lambda _: None), metrics, 100)
+
+    async def embed() -> list[np.ndarray]:
+        answers = await asyncio.gather(*(queue.embed([Text(text, "")]) for text in TEXTS))
+        again = await asyncio.gather(*(queue.embed([Text(text, "")]) for text in TEXTS))  # from the cache
+        assert all((a.rows == b.rows).all() for a, b in zip(answers, again, strict=True))
+        return [answer.rows[0] for answer in answers]
+
+    rows = asyncio.run(embed())
+    queue.close()
+    np.testing.assert_allclose(np.stack(rows), embedder.encode_queries(TEXTS, ""), atol=1e-6)
+    read = metrics.registry.get_sample_value
+    assert read("searchkit_batch_texts_count", {"model": "m"}) < len(TEXTS)
+    assert read("searchkit_query_cache_total", {"result": "hit"}) == len(TEXTS)
+
+
+def test_the_same_text_under_another_instruction_is_another_vector(client) -> None:
+    bodies = [{"input": "tea", "instruction": each} for each in ("Find drinks", "Find drinks ", "")]
+    answers = [client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"] for body in bodies * 2]
+    assert answers[:3] == answers[3:]
+    assert answers[0] != answers[2]
+
+
+def test_metrics_count_what_was_answered(serve) -> None:
+    with httpx.Client(base_url=serve().address) as client:
+        for _ in range(7):
+            client.get(SEARCH)
+        client.get("/indexes/none/search?query=a")
+        client.patch("/coffee")
+        text = client.get("/metrics").text
+    assert 'searchkit_requests_total{method="GET",route="/indexes/{name}/search",status="200"} 7.0' in text
+    assert 'searchkit_requests_total{method="GET",route="/indexes/{name}/search",status="404"} 1.0' in text
+    assert 'searchkit_requests_total{method="other",route="other",status="404"} 1.0' in text
+    assert 'searchkit_index_commit{index="notes"}' in text
+    assert 'searchkit_query_cache_total{result="hit"} 6.0' in text
+    assert 'searchkit_stage_seconds_count{stage="rank"} 7.0' in text
+
+
+def test_readiness_fails_when_the_model_does(serve, monkeypatch) -> None:
+    server = serve()
+    embedder = server.config.app.state.service.models["builtin"].embedder
+    with httpx.Client(base_url=server.address) as client:
+        assert client.get("/readyz").status_code == 200
+        monkeypatch.setattr(embedder, "encode_tokens", lambda tokens: 1 / 0)
+        time.sleep(1.1)  # the last check counts for a second
+        response = client.get("/readyz")
+        assert (response.status_code, list(response.json()["failures"])) == (503, ["model builtin"])
+        assert client.get("/livez").status_code == 200
+
+
+def test_every_answer_is_of_one_commit_while_another_process_writes(serve, tmp_path: Path) -> None:
+    folder = tmp_path / "live.index"
+    with SearchEngine.create(folder, model="builtin") as engine:
+        engine.add([Document("0", "A quince tree.")])
+        commits = [engine.snapshot.generation]
+    address = serve(folder).address
+    answers: list[tuple[int, int]] = []
+    stopped = threading.Event()
+
+    def read() -> None:
+        with httpx.Client(base_url=address, timeout=30) as client:
+            while not stopped.is_set():
+                mode = "lexical" if len(answers) % 2 else "hybrid"
+                answer = client.get(f"/indexes/live/search?query=quince&k=100&mode={mode}").json()
+                answers.append((answer["commit"], len(answer["hits"])))
+
+    with ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(read) for _ in range(3)]
+        with SearchEngine.open(folder, writable=True) as writer:
+            for number in range(1, 25):
+                writer.add([Document(str(number), f"Quince tree {number}.")])
+                commits.append(writer.snapshot.generation)
+                newest = httpx.get(f"{address}/indexes/live/search?query=quince&k=100").json()
+                assert len(newest["hits"]) == number + 1  # at once
+        stopped.set()
+        for reader in readers:
+            reader.result()
+    assert len({commit for commit, _ in answers}) > 5
+    for commit, hits in answers:
+        assert hits == next(n for n, last in enumerate(commits, start=1) if commit <= last)
+
+
+def test_after_sigterm_requests_are_finished_and_the_process_exits_with_0(notes) -> None:
+    command = [sys.executable, "-m", "searchkit.cli.main", "serve", str(notes), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SEARCHKIT_READ_KEYS": ""}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
+        address = next(str(row["address"]) for row in map(json.loads, process.stderr) if row["message"] == "listening")
+        answers: list[int] = []
+        unready = threading.Event()
+
+        def ask(_: int) -> None:
+            with httpx.Client(base_url=address, timeout=30) as client:
+                while True:
+                    try:
+                        answers.append(client.get(SEARCH).status_code)
+                    except httpx.ConnectError:  # the socket is closed
+                        return
+
+        def watch() -> None:
+            while not unready.is_set():
+                if httpx.get(f"{address}/readyz").status_code == 503:
+                    unready.set()
+
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        with ThreadPoolExecutor(5) as pool:
+            asking = [pool.submit(ask, n) for n in range(4)]
+            time.sleep(0.3)
+            watching = pool.submit(watch)
+            process.send_signal(signal.SIGTERM)
+            for each in (*asking, watching):
+                each.result()
+        assert process.wait(10) == 0
+        watchdog.cancel()
+    assert unready.is_set()
+    assert set(answers) == {200}
