@@ -161,7 +161,7 @@ class SearchEngine(Searcher):
             update: Replace a document that has the same id and other content; otherwise it is refused.
             on_refused: Called with a document that cannot be added, and the reason; None raises instead.
             on_progress: Called now and then with (documents, passages) done so far.
-            commit_every: Passages a commit.
+            commit_every: Passages a commit; one also falls after some seconds.
 
         Raises:
             InputError: A document cannot be stored, its id came twice, or the index holds it with other content and

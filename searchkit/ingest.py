@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from searchkit.chunking import chunk
 from searchkit.errors import InputError
@@ -22,7 +25,13 @@ LONGEST_PASSAGE = 512
 """Tokens of a passage, even for models that could take more: a longer one blurs its vector and its display."""
 
 COMMIT_EVERY = 1024
-"""Passages a commit. Fixed, so that a resumed run forms the same batches, and the same vectors, as an unbroken one."""
+"""Passages a commit."""
+
+COMMIT_SECONDS = 1.0
+"""A commit also falls after this long: what was embedded before somebody stops is kept, however slow the model is."""
+
+COMMIT_SHARE = 0.02
+"""Share of the time that those commits may take."""
 
 OnRefused = Callable[[Document, str], None]
 OnProgress = Callable[[float, int], None]
@@ -66,40 +75,82 @@ class Ingest:
     report: AddReport
     on_progress: OnProgress | None
 
+    def __post_init__(self) -> None:
+        self._documents: list[NewDocument] = []  # embedded since the last commit
+        self._vectors: list[np.ndarray] = []
+        self._passages = 0
+
     def run(
         self, documents: Iterable[Document], *, update: bool, on_refused: OnRefused | None, commit_every: int
     ) -> None:
         """Commit documents, some at a time; arguments and errors as `SearchEngine.add` has them."""
-        batch: list[tuple[NewDocument, list[str]]] = []
-        waiting = 0
-        for document, checksum in new_documents(documents, self.store, self.report, on_refused, update=update):
-            batch.append(to_passages(document, checksum, self.embedder, self.chunk_tokens, self.overlap))
-            waiting += len(batch[-1][1])
-            if waiting >= commit_every:
-                self._commit(batch)
-                batch, waiting = [], 0
-        if batch:
-            self._commit(batch)
+        new = (
+            to_passages(document, checksum, self.embedder, self.chunk_tokens, self.overlap)
+            for document, checksum in new_documents(documents, self.store, self.report, on_refused, update=update)
+        )
+        due = time.monotonic() + COMMIT_SECONDS
+        for window in _windows(new, min(commit_every, window_size(self.embedder))):
+            self._embed(window)
+            if self._passages >= commit_every or time.monotonic() >= due:
+                began = time.monotonic()
+                self._commit()
+                ended = time.monotonic()
+                due = ended + max(COMMIT_SECONDS, (ended - began) / COMMIT_SHARE)
+        if self._documents:
+            self._commit()
 
-    def _commit(self, batch: list[tuple[NewDocument, list[str]]]) -> None:
-        texts = [text for _, passages in batch for text in passages]
-        documents_a_passage = len(batch) / max(1, len(texts))
+    def _embed(self, window: list[tuple[NewDocument, list[str]]]) -> None:
+        texts = [text for _, passages in window for text in passages]
+        documents_a_passage = len(window) / max(1, len(texts))
         embedded = 0
 
         def on_batch(count: int) -> None:
             nonlocal embedded
             embedded += count
             if self.on_progress is not None:
-                documents = self.report.unchanged + self.report.documents + embedded * documents_a_passage
-                self.on_progress(documents, self.report.passages + embedded)
+                documents = self.report.unchanged + self.report.documents + len(self._documents)
+                passages = self.report.passages + self._passages
+                self.on_progress(documents + embedded * documents_a_passage, passages + embedded)
 
         vectors = self.embedder.encode_passages(texts, on_batch)
+        self._documents += [new for new, _ in window]
+        self._vectors.append(vectors)
+        self._passages += len(texts)
+
+    def _commit(self) -> None:
         # The commit deletes the documents that these replace; the ids of new ones are unknown, and ignored.
-        self.store.commit([new for new, _ in batch], vectors, delete=[new.id for new, _ in batch])
+        ids = [new.id for new in self._documents]
+        self.store.commit(self._documents, np.concatenate(self._vectors), delete=ids)
         self.lexical.catch_up(self.lexical.index_of(self.snapshot), self.store)
         self.store.merge_small_segments()
-        self.report.documents += len(batch)
-        self.report.passages += len(texts)
+        self.report.documents += len(ids)
+        self.report.passages += self._passages
+        self._documents, self._vectors, self._passages = [], [], 0
+
+
+def window_size(embedder: Embedder) -> int:
+    """Passages that are embedded together: enough to fill the model's batches, and soon done.
+
+    Batches form within a window, and a window is committed whole or not at all, so that a resumed run forms the same
+    batches, and the same vectors, as an unbroken one, whenever the commits fell.
+    """
+    return max(64, embedder.token_budget // 64)
+
+
+def _windows(
+    documents: Iterable[tuple[NewDocument, list[str]]], size: int
+) -> Iterator[list[tuple[NewDocument, list[str]]]]:
+    """Whole documents together, of at least `size` passages apart from the last."""
+    window: list[tuple[NewDocument, list[str]]] = []
+    passages = 0
+    for document in documents:
+        window.append(document)
+        passages += len(document[1])
+        if passages >= size:
+            yield window
+            window, passages = [], 0
+    if window:
+        yield window
 
 
 def new_documents(

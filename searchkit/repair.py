@@ -43,7 +43,7 @@ from searchkit.indexer.vectors.segments import (
     write_segment,
 )
 from searchkit.indexer.vectors.storage import Storage
-from searchkit.ingest import to_passages
+from searchkit.ingest import to_passages, window_size
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document, join_title
 
@@ -314,7 +314,8 @@ def _vectors(
     engine: SearchEngine, rows: np.ndarray, docs: np.ndarray, positions: np.ndarray, source: DiskSegment | None
 ) -> Iterator[np.ndarray]:
     """The vectors of some rows, a commit's worth at a time: from their positions in a segment, or else by the model."""
-    for start, stop in _windows(docs):
+    size = window_size(engine.embedder) if (positions < 0).any() else COMMIT_EVERY
+    for start, stop in _windows(docs, size):
         vectors = np.empty((stop - start, engine.dim), dtype=np.float32)
         kept = positions[start:stop] >= 0
         if source is not None and kept.any():
@@ -324,12 +325,12 @@ def _vectors(
         yield vectors
 
 
-def _windows(docs: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Whole documents together, as many as `SearchEngine.add` commits at once: equal batches give equal vectors."""
+def _windows(docs: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """Whole documents together, as many as `SearchEngine.add` embeds at once: equal batches give equal vectors."""
     starts = np.flatnonzero(np.diff(docs, prepend=-1))
     start = 0
     while start < len(docs):
-        later = starts[starts >= start + COMMIT_EVERY]
+        later = starts[starts >= start + size]
         stop = int(later[0]) if len(later) else len(docs)
         yield start, stop
         start = stop

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from searchkit.compression import measure as compress
-from searchkit.engine import COMMIT_EVERY, SearchEngine
+from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import mode_bytes
+from searchkit.ingest import window_size
 from searchkit.metrics import DEPTH
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 from searchkit.models.onnx_runtime import MODEL_FILE
@@ -96,8 +97,9 @@ class MtebEncoder:
         rows = np.zeros((len(texts), self.embedder.dim), np.float32)
         # A blank document is in no batch, as in an index, and similar to nothing.
         kept = [n for n, text in enumerate(texts) if text.strip() or prompt_type != "document"]
-        for start in range(0, len(kept), COMMIT_EVERY):
-            window = kept[start : start + COMMIT_EVERY]
+        size = window_size(self.embedder)
+        for start in range(0, len(kept), size):
+            window = kept[start : start + size]
             rows[window] = self._embed([texts[n] for n in window], task_metadata, prompt_type)
         return rows
 

@@ -34,6 +34,7 @@ class Words(Embedder):
 
     def __init__(self) -> None:
         self.dim, self.conventions, self.stats = 64, Conventions(max_length=256), EncodeStats()
+        self.name, self.token_budget = "words", 4096
         self.frame = ([], [])
 
     def identity(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[Callable[[SearchEngine], object], str]] = {
     "options and where": (lambda e: e.search("tea", options=SearchOptions(), where={"n": 1}), "both options and mode"),
     "an unknown mode": (lambda e: e.search("tea", mode="sparse"), "mode is 'sparse'; expected one of"),  # type: ignore[arg-type]
     "a mode of a wrong type": (lambda e: e.search("tea", mode=["dense"]), "mode is a list; expected one of"),  # type: ignore[arg-type]
-    "where a string": (lambda e: e.search("tea", where="n"), 'filter; expected an object like {"year"'),  # type: ignore[arg-type]
+    "where a string": (lambda e: e.search("tea", where="n"), 'a filter is "n"; expected an object like {"year"'),  # type: ignore[arg-type]
     "where a list": (lambda e: e.search("tea", where=[1]), "filter; expected an object"),  # type: ignore[arg-type]
     "an instruction of a wrong type": (lambda e: e.search("tea", instruction=5), "instruction is 5; expected a string"),  # type: ignore[arg-type]
     "a task of a wrong type": (lambda e: e.search("tea", task=5), "task is 5; expected a string"),  # type: ignore[arg-type]

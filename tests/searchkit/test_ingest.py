@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from searchkit import ingest
 from searchkit.engine import SearchEngine
 from searchkit.ingest import chunk_settings, to_passages
 from searchkit.models.embedder import Embedder
@@ -50,3 +52,22 @@ def test_passages_take_what_the_model_takes(embedder: Embedder) -> None:
     assert chunk_settings(embedder, None, None) == {"chunk_tokens": room, "overlap": room // 8}
     with pytest.raises(ValueError, match=f"8 to {room} for this model"):
         chunk_settings(embedder, room + 1, None)
+
+
+def test_whenever_commits_fall_the_vectors_are_the_same_to_the_bit(
+    tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit after every window, two runs, and one commit: texts of many lengths, so that batches matter."""
+    documents = [Document(str(n), "tea and rye " * (n * 7 % 40 + 1)) for n in range(700)]
+    vectors, commits = [], []
+    for name, seconds, parts in (("often", 0.0, [700]), ("once", 1e9, [700]), ("resumed", 0.0, [384, 700])):
+        monkeypatch.setattr(ingest, "COMMIT_SECONDS", seconds)
+        monkeypatch.setattr(ingest, "COMMIT_SHARE", 1e9)
+        for part in parts:
+            with SearchEngine.create(tmp_path / name, model=embedder, chunk_tokens=0, exist_ok=True) as engine:
+                engine.add(documents[:part])
+                commits.append(engine.snapshot.generation)
+                vectors.append(engine.vectors_of(np.arange(part)))
+    assert commits[0] > commits[1] + 5
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    np.testing.assert_array_equal(vectors[3], vectors[1])
