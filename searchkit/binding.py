@@ -67,7 +67,7 @@ def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
     """
     loaded = embedder.identity()
     named = {"model", "adapter"}  # a model may move; its files may not change
-    if bound["model"] == embedder.name == DEFAULT_MODEL and bound.get("weights") in _EARLIER_EXPORTS:
+    if bound["model"] == loaded["model"] == DEFAULT_MODEL and bound.get("weights") in _EARLIER_EXPORTS:
         logger.warning(
             "the index was built with the built-in model as an earlier version rounded it: scores differ in the third "
             "decimal; to have them exact, build the index again"

@@ -247,5 +247,5 @@ def test_a_run_of_settings_that_are_gone_goes_on_if_it_did_not_use_them(config: 
     file.write_text(json.dumps({**values, "twice": False}))
     assert TrainConfig.load(file) == config
     file.write_text(json.dumps({**values, "twice": True}))
-    with pytest.raises(ValueError, match=r"does not know \(twice\); name another --out"):
+    with pytest.raises(ValueError, match=r"does not know \(twice\); choose another --out"):
         TrainConfig.load(file)
