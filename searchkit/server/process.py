@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _HEAD_SECONDS = 10.0
 _HEAD_BYTES = 64 << 10
+_KEEP_ALIVE = 65  # longer than any Retry-After, or a client would come back on a connection just being closed
 
 
 class Protocol(HttpToolsProtocol):
@@ -76,6 +77,7 @@ class Server(uvicorn.Server):
             access_log=False,  # it would write query strings
             server_header=False,
             lifespan="on",
+            timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=int(settings.deadline) + 1,
         )
         super().__init__(config)
