@@ -95,8 +95,8 @@ class Int8Graph(Graph):
         key = (value, np.dtype(dtype))
         if key not in self._picked:
             if self._is_exact is None:
-                bytes_ = self.constant(np.full((4, 64), 255), np.uint8), self.constant(np.full((64, 16), 127), np.int8)
-                product = self.op("ReduceMin", self.op("MatMulInteger", *bytes_), axes=[0, 1], keepdims=0)
+                largest = self.constant(np.full((4, 64), 255), np.uint8), self.constant(np.full((64, 16), 127), np.int8)
+                product = self.op("ReduceMin", self.op("MatMulInteger", *largest), axes=[0, 1], keepdims=0)
                 self._is_exact = self.op("Equal", product, self.constant(64 * 255 * 127, np.int32))
             narrow = value // 2 if dtype == np.uint8 else value * 2
             choices = self.constant(value, dtype), self.constant(narrow, dtype)
