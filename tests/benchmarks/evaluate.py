@@ -13,6 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ WORDS = 6
 
 def build(folder: Path, count: int, model: Embedder) -> list[str]:
     """Build an index of so many passages, none of which is embedded; returns their texts."""
-    vectors = (rows for _, rows in batches(count, model.dim))
+    rows = (row for _, some in batches(count, model.dim) for row in some)
     written = texts(count, (20, 60), 1)
-    encode, model.encode_passages = model.encode_passages, lambda texts, on_batch=None: next(vectors)  # type: ignore[method-assign]
+    encode = model.encode_passages
+    model.encode_passages = lambda texts, on_batch=None: np.stack(list(islice(rows, len(texts))))  # type: ignore[method-assign]
     try:
         with SearchEngine.create(folder, model=model, chunk_tokens=0) as engine:
             engine.add(Document(f"doc-{n}", text) for n, text in enumerate(written))

@@ -58,7 +58,7 @@ REFUSED: dict[str, tuple[Callable[[SearchEngine], object], str]] = {
     "an unknown mode": (lambda e: e.search("tea", mode="sparse"), "mode is 'sparse'; expected one of"),  # type: ignore[arg-type]
     "a mode of a wrong type": (lambda e: e.search("tea", mode=["dense"]), "mode is a list; expected one of"),  # type: ignore[arg-type]
     "where a string": (lambda e: e.search("tea", where="n"), 'a filter is "n"; expected an object like {"year"'),  # type: ignore[arg-type]
-    "where a list": (lambda e: e.search("tea", where=[1]), "filter; expected an object"),  # type: ignore[arg-type]
+    "where a list": (lambda e: e.search("tea", where=[1]), "a filter is [1]; expected an object"),  # type: ignore[arg-type]
     "an instruction of a wrong type": (lambda e: e.search("tea", instruction=5), "instruction is 5; expected a string"),  # type: ignore[arg-type]
     "a task of a wrong type": (lambda e: e.search("tea", task=5), "task is 5; expected a string"),  # type: ignore[arg-type]
     "a task and an instruction": (lambda e: e.search("tea", task="nq", instruction="Find"), "give one of them"),
@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[Callable[[SearchEngine], object], str]] = {
     "commit_every zero": (lambda e: e.add([], commit_every=0), "commit_every is 0; expected 1 or more"),
     "delete a string": (lambda e: e.delete("17"), "ids is '17'; expected a list of ids"),
     "delete a number": (lambda e: e.delete([17]), "id is 17; expected a string"),  # type: ignore[list-item]
-    "delete where a string": (lambda e: e.delete(where="n"), "filter; expected an object"),  # type: ignore[arg-type]
+    "delete where a string": (lambda e: e.delete(where="n"), 'a filter is "n"; expected an object'),  # type: ignore[arg-type]
     "a recipe of a wrong type": (lambda e: e.store_as(8), "recipe is 8; expected a string"),  # type: ignore[arg-type]
     "a path of a wrong type": (lambda _: SearchEngine.open(5), "path is 5; expected a path"),  # type: ignore[arg-type]
     "a device of a wrong type": (

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytrec_eval
+from forked import Words
 from texts import TEXTS
 
 from searchkit.engine import SearchEngine
@@ -66,9 +67,10 @@ def test_metrics_equal_trec_eval_on_runs_full_of_ties(seed: int) -> None:
 WHOLE = ("dense", "lexical", "rank-bm25")  # hybrid search fuses lists that were cut before
 
 
-def test_ties_past_the_last_rank_are_broken_by_id_too(tmp_path: Path, embedder: Embedder) -> None:
+def test_ties_past_the_last_rank_are_broken_by_id_too(tmp_path: Path) -> None:
     """Of 150 equal documents trec_eval takes the 100 last ids, whatever their order in the index."""
-    with SearchEngine.create(tmp_path / "copies.index", model=embedder) as engine:
+    # A model whose vectors depend on nothing but the text: those of equal texts in two batches may differ by rounding.
+    with SearchEngine.create(tmp_path / "copies.index", model=Words()) as engine:
         engine.add(Document(f"d{n:03}", "Bread rises." if n < 150 else "Tea cools.") for n in range(400))
         for document, recall in (("d049", 0.0), ("d050", 1.0), ("d149", 1.0)):
             judgements = Judgements("copies", [Query("q", "Bread rises.")], {"q": {document: 1}})
