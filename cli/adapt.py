@@ -85,7 +85,7 @@ _training_options = as_record(
         type=click.IntRange(0),
         help="LoRA rank; 0: train all weights. [default: 0 up to 100 million weights, else 16]",
     ),
-    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."),
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed."),
 )
 
 

@@ -103,11 +103,13 @@ _variant_options = as_record(
     help="Some of ndcg@10,recall@100,map@100,mrr@10; the first one ranks. [default: all]",
 )
 @_variant_options
-@click.option("--changed", default=5, show_default=True, type=click.IntRange(0), help="Most changed queries to show.")
+@click.option(
+    "--changed", default=5, show_default=True, type=click.IntRange(0), help="Number of changed queries to show."
+)
 @click.option(
     "--flips", default=20_000, show_default=True, type=click.IntRange(100), help="Samples of the randomisation test."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the randomisation test.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed.")
 @fusion_options
 @table_or_json
 @report_option

@@ -128,7 +128,7 @@ _report_options = as_record(
 @click.option("--recipe", help="With --apply: use this recipe, without measuring.")
 @click.option("--drop-vectors", is_flag=True, help="With --apply: keep only codes. The recipe cannot change later.")
 @click.option("--sample", default=100_000, show_default=True, type=click.IntRange(2), help="Most vectors to measure.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of samples and training.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed.")
 @_report_options
 @model_options
 def compress(

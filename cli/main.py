@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import click
@@ -126,7 +128,11 @@ def _message(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, MemoryError):
         detail = f" ({error})" if str(error) else ""
-        return f"out of memory{detail}; close other programs, or use a smaller model or --batch-size"
+        return f"out of memory{detail}; close other programs, or use a smaller model (in training, a smaller --chunk)"
+    if isinstance(error, sqlite3.OperationalError):  # the index's own come as StoreErrors
+        return (
+            f"a working file cannot be used ({error}); check the space and permissions in {gettempdir()} and the output"
+        )
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return None
@@ -150,7 +156,6 @@ def main() -> None:
     logger = logging.getLogger("searchkit")
     if not logger.handlers:
         logger.addHandler(_Notes(logging.WARNING))
-        logger.propagate = False
 
 
 if __name__ == "__main__":

@@ -339,7 +339,7 @@ corpus_options = as_record(
         default="auto",
         show_default=True,
         type=click.Choice(["auto", "beir", "jsonl", "csv", "tsv", "parquet", "files"]),
-        help="Format of CORPUS.",
+        help="Format of the corpus.",
     ),
     click.option("--id-field", default="id", show_default=True, help="Key or column of the id."),
     click.option("--title-field", default="title", show_default=True, help="Key or column of the title."),

@@ -141,7 +141,7 @@ writer_options = as_record(
 @click.option(
     "--tries", default=4, show_default=True, type=click.IntRange(1), help="Rounds, to replace what was dropped."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed.")
 def synthesize(index: Path | None, out: Path, writing: WriterOptions, **options: Any) -> None:
     """Let a language model write training examples: queries for the passages of INDEX, or everything without INDEX.
 

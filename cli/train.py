@@ -96,7 +96,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     "--evaluate-every", default=0, show_default=True, type=click.IntRange(0), help="Steps; 0: only at the end."
 )
 @click.option("--allow-leaks", is_flag=True, help="Train even if examples contain queries of --dev.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed.")
 def train(sources: tuple[str, ...], out: Path, allow_leaks: bool, **options: Any) -> None:
     """Train an embedder on SOURCES: JSON lines of query, positive and, optionally, negatives and instruction.
 

@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import unicodedata
@@ -130,6 +131,7 @@ def test_info_is_for_people(index: Path) -> None:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "lost"), 1, "lost: No such file or directory"),
         (OSError(errno.ENOSPC, "No space left on device", b"full"), 1, "full: No space left on device"),
         (MemoryError(), 1, "out of memory"),
+        (sqlite3.OperationalError("database or disk is full"), 1, "database or disk is full); check the space"),
         (ValueError("operands could not be broadcast"), 70, "bug in searchkit: ValueError: operands could not be"),
         (KeyError("x"), 70, "bug in searchkit: KeyError: 'x' (test_output.py, line"),
         (OSError("no file in it"), 70, "SEARCHKIT_DEBUG=1"),

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from searchkit.errors import InputError
 from searchkit.indexer.files import take_lock
 
 _SCHEMA = """
@@ -63,8 +64,13 @@ class Journal:
                 "SELECT count(*), total(tokens_in), total(tokens_out), total(estimated) FROM answers"
             )
             self.answers, self.tokens_in, self.tokens_out, self.estimated = map(int, sums.fetchone())
-        except BaseException:
+        except BaseException as error:
             os.close(self._lock)
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                raise InputError(
+                    f"{folder / 'answers.db'} is damaged ({error}); restore it, or delete {folder} to pay for all "
+                    "answers again"
+                ) from error
             raise
 
     def __enter__(self) -> Journal:
