@@ -2,8 +2,8 @@
 
     python tests/benchmarks/serve.py [--seconds 5]
 
-Runs on `corpora/intents` with the built-in model, over a real socket, with the service in another process. Searches
-have an instruction each and a query each, so that no vector comes out of the cache.
+Runs on `corpora/intents` with the built-in model, over a real socket, with the service in another process. Every
+search has a query of its own, so that no vector comes out of the cache, and no instruction.
 """
 
 from __future__ import annotations
