@@ -25,7 +25,7 @@ from searchkit.cli.options import (
     model_options,
     table_or_json,
 )
-from searchkit.cli.output import clean, count, note, print_json, shorten
+from searchkit.cli.output import clean, count, note, print_json, say, shorten
 from searchkit.errors import CorpusError, InputError
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ _PASSAGE = 320  # terminal columns
 @click.option("--where", help="Search only documents whose metadata match this JSON filter.")
 @click.option("--queries", "file", type=FILE, help="Read queries from a JSONL or TSV file.")
 @click.option("--explain", is_flag=True, help="Show the dense and lexical rank, score and weight of every hit.")
+@click.option(
+    "--facet",
+    "facets",
+    multiple=True,
+    metavar="KEY",
+    help="Count the values of this metadata key over the first 100 hits. Repeatable.",
+)
 @table_or_json
 @model_options
 def search(
@@ -56,6 +63,7 @@ def search(
     where: str | None,
     file: Path | None,
     explain: bool,
+    facets: tuple[str, ...],
     output: str,
     model: ModelOptions,
 ) -> None:
@@ -67,15 +75,18 @@ def search(
         searchkit search papers.index "does vitamin D prevent flu" --task scifact -k 5
         searchkit search papers.index "..." --instruction "Given a claim, find documents that refute it"
         searchkit search papers.index "vitamin D" --where '{"year": {"$gte": 2015}}'
+        searchkit search papers.index "vitamin D" --facet year --facet author.name
         searchkit search papers.index --queries queries.jsonl --format json
         searchkit search papers.index -- "-5 degrees"
     """
     if queries and file:
         raise click.UsageError("QUERIES cannot be combined with --queries")
+    from searchkit.facets import FACET_DEPTH, count_facets
     from searchkit.indexer.filters import parse_filter
     from searchkit.records import Query
 
     instruction = wording.text()
+    depth = max(hits.k, FACET_DEPTH) if facets else hits.k
     options = fusion.search_options(hits.mode, None if where is None else parse_filter(where))
     with model.open(index) as engine:
         for fault in engine.filter_faults(options.where) if options.where else ():
@@ -89,14 +100,17 @@ def search(
             usable = [item for item in batch if isinstance(item, Query)]
             if options.mode != "lexical":
                 _warn_unreadable(engine, usable)
-            results = engine.search_many(usable, instruction=instruction, k=hits.k, options=options, explain=explain)
+            results = engine.search_many(usable, instruction=instruction, k=depth, options=options, explain=explain)
             for query, found in zip(usable, results, strict=True):
+                counts = count_facets((hit.metadata for hit in found), facets) if facets else {}
+                found = found[: hits.k]
                 if output == "json":
-                    print_json(
-                        {"query_id": query.id, "query": query.text, "hits": list(map(hit_json, found))}, indent=None
-                    )
+                    answer = {"query_id": query.id, "query": query.text, "hits": list(map(hit_json, found))}
+                    print_json(answer | ({"facets": counts} if facets else {}), indent=None)
                 else:
                     print_hits(query.text, found)
+                    for key, values in counts.items():
+                        say(f"{key}: " + ", ".join(f"{value} ({number})" for value, number in values))
     if unusable:
         raise InputError(f"not answered: {count(unusable, 'query')}; see above")
 

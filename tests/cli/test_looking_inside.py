@@ -80,6 +80,16 @@ def test_explain_shows_rank_score_and_weight_of_both_sides(index: Path) -> None:
     assert json.loads(line)["hits"][0]["explanation"]["lexical_rank"] == 1
 
 
+def test_facets_count_the_values_of_all_hits_not_only_of_those_shown(index: Path) -> None:
+    result = call("search", index, "yeast", "-k", 2, "--facet", "tags", "--facet", "nothing", "--format", "json")
+    answer = json.loads(result.stdout)
+    assert len(answer["hits"]) == 2
+    assert answer["facets"] == {"tags": [["a", 20], ["b", 10]]}  # each of the thirty documents is a hit
+    lexical = call("search", index, "yeast", "--mode", "lexical", "--facet", "tags").stdout
+    wanted = [row["tags"] for row in ROWS if "yeast" in row["text"]]
+    assert f"tags: a ({sum('a' in tags for tags in wanted)}), b ({sum('b' in tags for tags in wanted)})" in lexical
+
+
 def test_sync_reports_and_does_what_a_dry_run_announced(tmp_path: Path, mistral: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
