@@ -20,7 +20,7 @@ def dump(index: Path, vectors: Path | None) -> None:
         searchkit dump papers.index > papers.jsonl
         searchkit dump papers.index --vectors papers.parquet
     """
-    from searchkit.dump import as_row, write_vectors
+    from searchkit.dump import write_vectors
     from searchkit.engine import SearchEngine
 
     with SearchEngine.open(index) as engine:
@@ -29,4 +29,4 @@ def dump(index: Path, vectors: Path | None) -> None:
             note(f"{vectors}: {count(passages, 'passage')} with vectors of {engine.dim} dimensions")
         else:
             for document in engine:
-                print_json(as_row(document), indent=None)
+                print_json(document.as_row(), indent=None)

@@ -24,7 +24,6 @@ def get(index: Path, ids: tuple[str, ...], output: str) -> None:
         searchkit get papers.index 4983 10.1000/182
         searchkit get papers.index 4983 --format json
     """
-    from searchkit.dump import as_row
     from searchkit.engine import SearchEngine
 
     missing = []
@@ -34,7 +33,7 @@ def get(index: Path, ids: tuple[str, ...], output: str) -> None:
             if document is None:
                 missing.append(id)
             elif output == "json":
-                print_json(as_row(document), indent=None)
+                print_json(document.as_row(), indent=None)
             else:
                 say(f"id: {document.id}")
                 if document.title:

@@ -130,33 +130,22 @@ def add_corpus(
         update: Replace documents whose content has changed.
         created: The index is new; it is removed if nothing gets into it.
     """
-    from searchkit.readers.corpus import Fields, ReadReport, Rejects, estimate_documents, kind_of, read_corpus
+    from searchkit.readers.corpus import ReadReport, Rejects, estimate_documents, kind_of
 
     folder, is_file = engine.store.folder, corpus == "-" or Path(corpus).is_file()
     skip = reading.on_error == "skip"
     if reading.on_error is None and not is_file:  # one bad note must not stop the others
         skip = kind_of(corpus, reading.kind) == "files"
     read = ReadReport()
-    fields = Fields(reading.id_field, reading.title_field, reading.text_field, reading.metadata_field or None)
-    file = reading.rejects or folder.with_name(folder.name + ".rejects.jsonl")
+    file = reading.rejects_file(folder)
     with Rejects(file if skip else None) as rejects:
         try:
-            documents = read_corpus(
-                corpus,
-                kind=reading.kind,
-                fields=fields,
-                table=reading.table(),
-                rejects=rejects,
-                report=read,
-                encoding=reading.encoding,
-            )
+            documents = reading.read(corpus, rejects, read)
             with _Progress(estimate_documents(corpus, reading.kind)) as progress:
                 report = engine.add(
                     documents,
                     update=update,
-                    on_refused=lambda document, reason: rejects.refuse(
-                        document.place or f"id {document.id!r}", reason, document.as_row()
-                    ),
+                    on_refused=rejects.refuse_document,
                     on_progress=progress.update,
                 )
             if created and rejects.count and not len(engine):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from importlib import import_module
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
     from searchkit.models.embedder import Embedder
     from searchkit.ranking import SearchOptions
+    from searchkit.readers.corpus import ReadReport
     from searchkit.readers.delimited import TableOptions
+    from searchkit.readers.rejects import Rejects
+    from searchkit.records import Document
 
 _LARGEST = 1_000_000
 
@@ -329,6 +332,24 @@ class CorpusOptions:
 
         named = (column.rpartition(":") for column in self.columns)
         return TableOptions(self.delimiter, not self.no_header, {name: kind for name, _, kind in named})
+
+    def read(self, corpus: str, rejects: Rejects, report: ReadReport) -> Iterator[Document]:
+        """Read a corpus as the options say."""
+        from searchkit.readers.corpus import Fields, read_corpus
+
+        return read_corpus(
+            corpus,
+            kind=self.kind,
+            fields=Fields(self.id_field, self.title_field, self.text_field, self.metadata_field or None),
+            table=self.table(),
+            rejects=rejects,
+            report=report,
+            encoding=self.encoding,
+        )
+
+    def rejects_file(self, index: Path) -> Path:
+        """The file for what cannot be read."""
+        return self.rejects or index.with_name(index.name + ".rejects.jsonl")
 
 
 corpus_options = as_record(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,6 @@ from searchkit.cli.output import count, note, print_json, say
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
     from searchkit.readers.rejects import Rejects
-    from searchkit.records import Document
     from searchkit.sync import SyncReport
 
 _SHOWN = 20
@@ -73,32 +72,21 @@ def sync(
 def _sync_once(
     engine: SearchEngine, corpora: tuple[str, ...], reading: CorpusOptions, output: str, *, dry_run: bool
 ) -> None:
-    from searchkit.readers.corpus import Fields, ReadReport, kind_of, read_corpus
+    from searchkit.readers.corpus import ReadReport, kind_of
     from searchkit.readers.rejects import Rejects
     from searchkit.sync import sync as run
 
     folder = engine.store.folder
-    fields = Fields(reading.id_field, reading.title_field, reading.text_field, reading.metadata_field or None)
-    file = reading.rejects or folder.with_name(folder.name + ".rejects.jsonl")
+    file = reading.rejects_file(folder)
     read = ReadReport()
     with Rejects(None if reading.on_error == "raise" else file) as rejects:
-
-        def documents() -> Iterator[Document]:
-            for corpus in corpora:
-                yield from read_corpus(
-                    corpus, kind=reading.kind, fields=fields, table=reading.table(), rejects=rejects, report=read,
-                    encoding=reading.encoding,
-                )  # fmt: skip
-
         kinds = {kind_of(corpus, reading.kind) for corpus in corpora}
         report = run(
             engine,
-            documents(),
+            (document for corpus in corpora for document in reading.read(corpus, rejects, read)),
             still_exists=_still_exists(corpora, kinds, rejects),
             dry_run=dry_run,
-            on_refused=lambda document, reason: rejects.refuse(
-                document.place or f"id {document.id!r}", reason, document.as_row()
-            ),
+            on_refused=rejects.refuse_document,
         )
     if output == "json":
         print_json({"index": str(folder), "total": len(engine), "dry_run": dry_run, **asdict(report)}, indent=None)

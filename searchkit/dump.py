@@ -1,4 +1,4 @@
-"""Write out what an index holds: documents as JSON lines, passages and vectors as Parquet."""
+"""Write out the passages of an index with their vectors, as Parquet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,8 @@ import numpy as np
 
 from searchkit.engine import SearchEngine
 from searchkit.errors import MissingExtraError
-from searchkit.records import Document
 
 _BATCH = 1000  # documents in memory
-
-
-def as_row(document: Document) -> dict[str, Any]:
-    """A document as the JSON object that `searchkit index` reads back equal."""
-    return {"id": document.id, "title": document.title, "text": document.text, "metadata": document.metadata}
 
 
 def write_vectors(engine: SearchEngine, file: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -175,8 +175,7 @@ class Ranker:
         Raises:
             FilterError: The filter in the options cannot be understood.
         """
-        options = request.options
-        allowed = self._living if options.where is None else self._matching(options.where)
+        options, allowed = request.options, self._allowed(request.options)
         if allowed.passages == 0:
             return [[] for _ in request.texts]
         k = min(request.k, self.snapshot.next_row)  # there are no more
@@ -191,15 +190,14 @@ class Ranker:
     def explain(self, request: SearchRequest, rankings: Sequence[Sequence[Ranked]]) -> list[list[Explanation]]:
         """Why each document of some rankings, which `rank` returned for the request, stands where it does."""
         options = request.options
-        allowed = self._living if options.where is None else self._matching(options.where)
         if not any(rankings):
             return [[] for _ in rankings]
         if options.mode == "dense":
-            return [[Explanation(item.score, place, None, None, 1.0) for place, item in _places(r)] for r in rankings]
+            return [[Explanation(item.score, n, None, None, 1.0) for n, item in enumerate(r, 1)] for r in rankings]
         if options.mode == "lexical":
-            return [[Explanation(None, None, item.score, place, 0.0) for place, item in _places(r)] for r in rankings]
+            return [[Explanation(None, None, item.score, n, 0.0) for n, item in enumerate(r, 1)] for r in rankings]
         explained = []
-        for ranking, sides in zip(rankings, self._sides(request, allowed), strict=True):
+        for ranking, sides in zip(rankings, self._sides(request, self._allowed(options)), strict=True):
             dense_place, lexical_place = _place_of(sides.similarity), _place_of(sides.bm25)
             explained.append(
                 [
@@ -215,8 +213,10 @@ class Ranker:
             )
         return explained
 
-    def _matching(self, where: Mapping[str, Any]) -> _Allowed:
-        condition = compile_filter(where)
+    def _allowed(self, options: SearchOptions) -> _Allowed:
+        if options.where is None:
+            return self._living
+        condition = compile_filter(options.where)
         allowed = self._filtered.get(condition)
         if allowed is None:
             docs, rows = self.store.matching(condition, self.snapshot)
@@ -292,7 +292,7 @@ class Ranker:
         """The candidates of every query, with what fusion needs to know about them."""
         assert request.vectors is not None, "hybrid search embeds its queries"
         options = request.options
-        depth = max(min(request.k, self.snapshot.next_row), min(options.depth, self.snapshot.next_row))
+        depth = min(max(request.k, options.depth), self.snapshot.next_row)
         neutral = request.vectors if request.neutral is None else request.neutral
         nearest = self._dense(request.vectors, depth, allowed)
         sides = [
@@ -334,7 +334,7 @@ class Ranker:
 
     def _agreement(self, vector: np.ndarray, neutral: np.ndarray, rows: list[int]) -> float:
         """Correlation of two vectors' similarities to some passages; 1 where there is too little to compare."""
-        if vector is neutral or np.array_equal(vector, neutral):
+        if np.array_equal(vector, neutral):
             return 1.0
         pair = np.stack([self._similarities(vector, rows), self._similarities(neutral, rows)])
         if len(rows) < 3 or not pair.std(axis=1).all():
@@ -354,10 +354,6 @@ def _fused(sides: _Sides, k: int, options: SearchOptions, *, ties: bool) -> list
     order = sorted(fused, key=lambda doc: (-fused[doc], doc))
     ranking = [_ranked((doc, fused[doc], sides.rows[doc])) for doc in (order if ties else order[:k])]
     return ranking[: _end(ranking, k)] if ties else ranking
-
-
-def _places(ranking: Sequence[Ranked]) -> Iterator[tuple[int, Ranked]]:
-    return enumerate(ranking, start=1)
 
 
 def _place_of(scores: Mapping[int, float]) -> dict[int, int]:

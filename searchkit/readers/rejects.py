@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TextIO
 
 from searchkit.errors import RejectedRowError
+from searchkit.records import Document
 
 
 @dataclass
@@ -30,6 +31,10 @@ class Rejects:
         if self.path is None:
             raise RejectedRowError(f"{location}: {reason}") from None
         self.set_aside(location, reason, row)
+
+    def refuse_document(self, document: Document, reason: str) -> None:
+        """Reject a document that an index cannot store, as `SearchEngine.add` calls `on_refused`."""
+        self.refuse(document.place or f"id {document.id!r}", reason, document.as_row())
 
     def set_aside(self, location: str, reason: str, row: object = "") -> None:
         """Count a row that the user cannot repair, and write it to the file if there is one; never raises."""
