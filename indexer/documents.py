@@ -133,14 +133,6 @@ class Documents:
                         )
         return passages
 
-    def spans(self, doc: int, first: int, count: int) -> list[tuple[int, int]]:
-        """Start and end of a document's passages in its text, by its position, first row and number of passages."""
-        # SQLite adds, and not Python: damage may have changed the type of either number.
-        return self._database.db.execute(
-            "SELECT start, stop FROM passages WHERE row >= ?1 AND row < ?1 + ?2 AND doc = ?3 ORDER BY row",
-            (first, count, doc),
-        ).fetchall()
-
     # All of them
 
     def texts(self, skip: int = 0, *, living: bool = False) -> Iterator[tuple[int, str, str]]:
@@ -155,11 +147,10 @@ class Documents:
             f"WHERE doc >= ? {'AND deleted = 0' if living else ''} ORDER BY doc"
         )
         start_at = "SELECT row, doc FROM passages ORDER BY row LIMIT 1 OFFSET ?"
-        db = self._database.db
-        with self._database.access():
+        with self._database.snapshot() as db:
             first_row, first_doc = db.execute(start_at, (skip,)).fetchone() or (0, 1 << 62)
             for doc, *parts, first, count, checksum in db.execute(query, (first_doc,)):
-                document = self._verified_document(checksum, doc, first, count, parts)
+                document = self._verified_document(checksum, doc, first, count, parts, db)
                 for row, (start, stop) in enumerate(document.spans, start=first):
                     if row >= first_row:
                         yield row, document.title, document.text[start:stop]
@@ -167,8 +158,8 @@ class Documents:
     def metadata(self) -> Iterator[str]:
         """The metadata of every living document in order, as JSON, without comparing checksums."""
         query = "SELECT metadata FROM documents WHERE deleted = 0 ORDER BY doc"
-        with self._database.access():
-            for (metadata,) in self._database.db.execute(query):
+        with self._database.snapshot() as db:
+            for (metadata,) in db.execute(query):
                 yield metadata
 
     def any_matches(self, condition: Condition) -> bool:
@@ -207,10 +198,10 @@ class Documents:
             "FROM documents NOT INDEXED ORDER BY doc"
         )
         deletions, contents, expected = 0, 0, ["0", "0"]
-        with self._database.access():
-            for doc, first, count, checksum, deleted, *parts, named, held in self._database.db.execute(query):
+        with self._database.snapshot() as db:
+            for doc, first, count, checksum, deleted, *parts, named, held in db.execute(query):
                 expected = [named, held]
-                document = self._verified_document(checksum, doc, first, count, parts)
+                document = self._verified_document(checksum, doc, first, count, parts, db)
                 contents ^= _row_checksum((doc, first, count, document.id, document.title, document.metadata))
                 if deleted:
                     deletions = tombstones(deletions, [(doc, first, count)])
@@ -323,10 +314,18 @@ class Documents:
             checksum ^= _row_checksum(row)
         return checksum
 
-    def _verified_document(self, checksum: str, doc: int, first: int, count: int, parts: Sequence[str]) -> NewDocument:
+    def _verified_document(
+        self,
+        checksum: str,
+        doc: int,
+        first: int,
+        count: int,
+        parts: Sequence[str],
+        db: sqlite3.Connection | None = None,
+    ) -> NewDocument:
         """A document from its columns (id, title, text, metadata, checksum), once its own checksum matches."""
         id, title, text, metadata, content = parts
-        document = NewDocument(id, title, text, metadata, content, self.spans(doc, first, count))
+        document = NewDocument(id, title, text, metadata, content, spans(db or self._database.db, doc, first, count))
         if checksum != document_checksum(doc, first, document):
             raise DamagedError(
                 self._database.file,
@@ -341,6 +340,13 @@ class Documents:
             "is damaged: its documents differ from their checksum",
             "see what is intact with: searchkit check INDEX",
         )
+
+
+def spans(db: sqlite3.Connection, doc: int, first: int, count: int) -> list[tuple[int, int]]:
+    """Start and end of a document's passages in its text, by its position, first row and number of passages."""
+    # SQLite adds, and not Python: damage may have changed the type of either number.
+    query = "SELECT start, stop FROM passages WHERE row >= ?1 AND row < ?1 + ?2 AND doc = ?3 ORDER BY row"
+    return db.execute(query, (first, count, doc)).fetchall()
 
 
 def document_checksum(doc: int, first_row: int, document: NewDocument) -> str:

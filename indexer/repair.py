@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from searchkit.indexer.database import settings_checksum
-from searchkit.indexer.documents import NewDocument, document_checksum, strict_json, tombstones
+from searchkit.indexer.documents import NewDocument, document_checksum, spans, strict_json, tombstones
 from searchkit.indexer.files import next_number
 from searchkit.indexer.lexical_files import stamps
 from searchkit.indexer.store import Store
@@ -62,11 +62,11 @@ def examine(store: Store) -> Iterator[Examined]:
         "SELECT doc, first_row, passages, deleted > 0, CAST(seal AS BLOB), CAST(id AS BLOB), CAST(title AS BLOB), "
         "CAST(text AS BLOB), CAST(metadata AS BLOB), CAST(checksum AS BLOB) FROM documents ORDER BY doc"
     )
-    with store.database.access():
-        for doc, first, count, deleted, checksum, *parts in store.database.db.execute(query):
+    with store.database.snapshot() as db:
+        for doc, first, count, deleted, checksum, *parts in db.execute(query):
             try:
                 id, title, text, metadata, content = (part.decode() for part in parts)
-                document = NewDocument(id, title, text, metadata, content, store.documents.spans(doc, first, count))
+                document = NewDocument(id, title, text, metadata, content, spans(db, doc, first, count))
                 sound = checksum.decode() == document_checksum(doc, first, document)
             except (AttributeError, UnicodeDecodeError):  # damage made NULL of a column, or bytes that are no text
                 id, title, text, metadata, content = ((part or b"").decode(errors="replace") for part in parts)

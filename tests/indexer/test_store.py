@@ -480,6 +480,24 @@ def test_reading_all_documents_compares_each_with_its_checksum(folder: Path) -> 
         list(opened.documents.living())
 
 
+@pytest.mark.parametrize("read", ["living", "metadata", "texts", "examine"])
+def test_an_iterator_left_halfway_holds_nobody_up(folder: Path, vectors: np.ndarray, read: str) -> None:
+    with Store(folder, writable=True) as opened, ThreadPoolExecutor(1) as other:
+        ways = {"examine": lambda: mending.examine(opened)}
+        half, whole = (ways.get(read) or getattr(opened.documents, read) for _ in range(2))
+        abandoned, rows = half(), list(whole())
+        first = next(abandoned)
+        try:
+            other.submit(opened.commit, [document("6")], vectors[12:14]).result(timeout=20)
+            other.submit(opened.delete, [0]).result(timeout=20)
+            assert [first, *abandoned] == rows, "an iteration is of one commit"
+        finally:
+            abandoned.close()
+        another = half()
+        next(another)
+        other.submit(another.close).result(timeout=20)  # as the garbage collector does, in whatever thread it runs
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "bit"])
 def test_a_log_that_lost_commits_is_not_taken_for_an_older_index(folder: Path, damage: str) -> None:
     copy = folder.with_name("killed.index")
