@@ -47,7 +47,8 @@ def test_under_overload_a_client_that_retries_is_served(serve) -> None:
         assert isinstance(error, openai.RateLimitError)
         assert 1 <= int(error.response.headers["retry-after"]) <= 60
         assert int(error.response.headers["retry-after-ms"]) <= 1000 * int(error.response.headers["retry-after"])
-    assert not any(isinstance(each, Exception) for each in asyncio.run(ask(20)))
+    # Twenty callers for one place: somebody may be refused many times on a crowded machine.
+    assert [each for each in asyncio.run(ask(60)) if isinstance(each, Exception)] == []
     with httpx.Client(base_url=server.address) as client:
         assert counter(client, "searchkit_refused_total") >= len(refused)
         assert counter(client, "searchkit_queued_tokens") == 0
