@@ -60,7 +60,7 @@ def serve(
     require("the service", "serve", "fastapi", "uvicorn", "prometheus_client")
     from searchkit.server.app import create_app
     from searchkit.server.logs import log_as_json
-    from searchkit.server.process import Server
+    from searchkit.server.process import Server, check_address
     from searchkit.server.settings import Settings, read_keys
 
     settings = Settings(
@@ -78,6 +78,7 @@ def serve(
         queue_tokens=queue_tokens,
         log_texts=log_texts,
     )
+    check_address(settings)
     app = create_app(settings)
     if no_auth and not settings.loopback:
         note(f"warning: anyone who can reach {host} may read these indexes (--no-auth)")

@@ -187,7 +187,10 @@ def new_documents(
                     report.updated += 1
                     yield document, checksum
                 else:
-                    fault = f"id {document.id!r} is in the index with other content; to replace it: searchkit update"
+                    fault = (
+                        f"id {document.id!r} is in the index with other content; "
+                        "to replace it: searchkit update, or update=True"
+                    )
             if fault is not None:
                 if on_refused is None:
                     raise InputError(f"{document.place}: {fault}" if document.place else fault)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from searchkit.errors import BusyError, InputError, SearchkitError, StoreError
 
 logger = logging.getLogger(__name__)
 
+_FIELD = re.compile(r"[\w-]+")  # of a path such as "documents.3.text", not a type that pydantic names
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -92,10 +94,17 @@ def _invalid(faults: Sequence[Any]) -> ServerError:
     fault = faults[0]
     place = [str(part) for part in fault["loc"] if part not in ("body", "query", "path")]
     # Of several forms that a field may have, pydantic names each; the field itself is what the client knows.
-    param = ".".join(part for part in place if part.isidentifier() or part.isdigit())
+    param = ".".join(part for part in place if _FIELD.fullmatch(part))
     param = param.encode("utf-8", "replace").decode()[:200]
     if fault["type"] == "json_invalid":
         return ServerError(400, "invalid_json", "the body is not JSON")
+    if not place and isinstance(fault["input"], bytes):  # FastAPI reads a body only if it is said to be JSON
+        return ServerError(415, "not_json", "the body is not said to be JSON; send Content-Type: application/json")
+    if fault["type"] == "extra_forbidden":
+        return ServerError(
+            400, "unknown_field", f"{param or 'a field'} is unknown here; /openapi.json has those there are",
+            param=param or None,
+        )  # fmt: skip
     message = str(fault["msg"]).encode("utf-8", "replace").decode()[:500]
     return ServerError(400, "invalid_request", f"{param}: {message}" if param else message, param=param or None)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from socket import socket
 from threading import current_thread, main_thread
 from types import FrameType
 
@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from searchkit.errors import InputError
 from searchkit.server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,27 @@ logger = logging.getLogger(__name__)
 _HEAD_SECONDS = 10.0
 _HEAD_BYTES = 64 << 10
 _KEEP_ALIVE = 65  # longer than any Retry-After, or a client would come back on a connection just being closed
+
+
+def check_address(settings: Settings) -> None:
+    """Try the address, before models are loaded for it.
+
+    Raises:
+        InputError: It is in use, or not an address of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                trial.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
+            "choose another --port, or 0 for a free one, and a --host of this machine"
+        ) from error
 
 
 class Protocol(HttpToolsProtocol):
@@ -111,7 +133,7 @@ class Server(uvicorn.Server):
                 self.should_exit = True
         return await super().on_tick(counter)
 
-    async def startup(self, sockets: list[socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where."""
         await super().startup(sockets)
         if self.started:

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from searchkit.errors import InputError
 from searchkit.facets import FACET_DEPTH, count_facets
@@ -27,6 +27,7 @@ MOST_QUERIES = 100
 LONGEST_QUERY = 20_000
 """Characters; lexical search takes time for every term."""
 
+SIMILAR_TO = AliasChoices("similar_to", "similar-to")
 FILTER_EXAMPLE = {"year": {"$gte": 2015}}
 
 
@@ -46,7 +47,9 @@ class SearchParameters(BaseModel):
 
     query: str | None = Field(default=None, description="What to search for.")
     queries: list[str | QueryItem] | None = Field(default=None, description="Several queries instead of one.")
-    similar_to: str | None = Field(default=None, description="Id of a document, instead of a query.")
+    similar_to: str | None = Field(
+        default=None, validation_alias=SIMILAR_TO, description="Id of a document, instead of a query."
+    )
     instruction: str | None = Field(default=None, description="One sentence that says what to find; empty for none.")
     task: str | None = Field(default=None, description="A named task instead of an instruction; see /tasks.")
     k: int = Field(default=10, ge=1, le=MOST_HITS, description="Documents a query.")

@@ -50,8 +50,14 @@ class EmbeddingsRequest(BaseModel):
 async def list_models(service: Current) -> Response:
     """The models, and their aliases for queries."""
     names = [name for model in service.models for name in (model, f"{model}-query")]
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "searchkit"} for name in names]
-    return json_response({"object": "list", "data": data})
+    return json_response({"object": "list", "data": [_model_row(name) for name in names]})
+
+
+@router.get("/models/{name:path}")
+async def show_model(name: str, service: Current) -> Response:
+    """One model."""
+    service.model_named(name)
+    return json_response(_model_row(name))
 
 
 @router.post("/embeddings")
@@ -80,6 +86,10 @@ async def embeddings(body: EmbeddingsRequest, request: Request, service: Current
     # Writing a thousand vectors takes a good part of a second.
     content = written() if len(inputs) <= 16 else await asyncio.to_thread(written)
     return Response(content, media_type="application/json")
+
+
+def _model_row(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "searchkit"}
 
 
 def _base64(rows: np.ndarray) -> list[str]:

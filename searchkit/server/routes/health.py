@@ -19,12 +19,14 @@ _PATIENCE = 5.0
 _FRESH = 1.0
 
 
+@router.head("/livez", include_in_schema=False)  # load balancers ask so
 @router.get("/livez")
 async def live() -> Response:
     """The process answers."""
     return json_response({"status": "ok"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def ready(service: Current) -> Response:
     """Every model embeds a text, and every index answers a search, just now."""

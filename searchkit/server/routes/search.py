@@ -17,7 +17,7 @@ from searchkit.records import Hit
 from searchkit.server.errors import encoded, json_response, not_found
 from searchkit.server.indexes import ServedIndex
 from searchkit.server.logs import note
-from searchkit.server.search import MOST_HITS, SearchAnswer, SearchParameters, search
+from searchkit.server.search import MOST_HITS, SIMILAR_TO, SearchAnswer, SearchParameters, search
 from searchkit.server.service import Current, Service
 from searchkit.tasks import TASKS
 
@@ -55,7 +55,8 @@ class SearchLink(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     query: str | None = None
-    similar_to: str | None = None
+    queries: list[str] | None = Field(default=None, description="Several queries: repeat the parameter.")
+    similar_to: str | None = Field(default=None, validation_alias=SIMILAR_TO)
     instruction: str | None = None
     task: str | None = None
     k: int = Field(default=10, ge=1, le=MOST_HITS)

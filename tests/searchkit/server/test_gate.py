@@ -11,6 +11,7 @@ from serving import KEYS
 
 from searchkit.errors import InputError
 from searchkit.server.logs import JsonFormatter
+from searchkit.server.process import check_address
 from searchkit.server.settings import Keys, Settings, read_keys
 
 SEARCH = ("GET", "/indexes/notes/search?query=tea")
@@ -71,6 +72,19 @@ def test_other_addresses_need_a_key() -> None:
     assert Settings((Path("a"),), host="0.0.0.0", no_auth=True)
     assert Settings((Path("a"),), host="::", keys=KEYS)
     assert Settings((Path("a"),), host="::1").loopback
+
+
+def test_an_address_that_cannot_be_used_is_told_before_models_load(server) -> None:
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with pytest.raises(InputError, match=rf"127\.0\.0\.1 port {port}: .*choose another --port"):
+        check_address(Settings((Path("a"),), port=port))
+    check_address(Settings((Path("a"),), port=0))
+
+
+def test_load_balancers_may_ask_for_the_head_alone(client) -> None:
+    for path in ("/livez", "/readyz"):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
 
 
 def test_keys_come_from_the_environment_and_a_file(tmp_path: Path) -> None:

@@ -136,6 +136,9 @@ def test_an_unknown_model_is_not_found(api) -> None:
 
 def test_models_are_listed(api) -> None:
     assert [model.id for model in api.models.list()] == ["builtin", "builtin-query"]
+    assert api.models.retrieve("builtin-query").id == "builtin-query"
+    with pytest.raises(openai.NotFoundError, match="this service has builtin"):
+        api.models.retrieve("gpt-4")
 
 
 def test_full_width_may_be_requested(api) -> None:

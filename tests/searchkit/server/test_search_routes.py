@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,31 @@ def test_what_another_process_commits_is_found_at_once(serve, tmp_path: Path, no
     assert [hit["id"] for hit in before["hits"]] == ["1"]
     assert after["hits"][0]["id"] == "2"
     assert after["commit"] == commit > before["commit"]
+
+
+def test_a_link_takes_several_queries_and_the_other_spelling(client) -> None:
+    link = client.get("/indexes/notes/search?queries=tea&queries=coal&k=2").json()
+    body = client.post("/indexes/notes/search", json={"queries": ["tea", "coal"], "k": 2}).json()
+    assert link["results"] == body["results"]
+    similar = [
+        client.get("/indexes/notes/search", params={"similar-to": "3"}),
+        client.post("/indexes/notes/search", json={"similar-to": "3"}),
+        client.post("/indexes/notes/search", json={"similar_to": "3"}),
+    ]
+    assert len({json.dumps(answer.json()["hits"]) for answer in similar}) == 1
+
+
+def test_a_body_that_is_not_said_to_be_json_gets_the_remedy(client) -> None:
+    for path in ("/indexes/notes/search", "/v1/embeddings"):
+        response = client.post(path, content=b'{"query": "tea"}')
+        assert (response.status_code, response.json()["error"]["code"]) == (415, "not_json")
+        assert "Content-Type: application/json" in response.json()["error"]["message"]
+
+
+def test_an_unknown_field_is_named(client) -> None:
+    for response in (
+        client.get("/indexes/notes/search?query=tea&top-k=3"),
+        client.post("/indexes/notes/search", json={"query": "tea", "top-k": 3}),
+    ):
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "top-k")
+        assert "top-k is unknown" in response.json()["error"]["message"]
