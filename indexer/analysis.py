@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from functools import lru_cache
 from itertools import pairwise
 
 import tantivy
 
 from searchkit.indexer.errors import InputError
+from searchkit.indexer.unicode import normalised
 
 LANGUAGES = (
     "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian",
@@ -26,12 +26,6 @@ _UNSPACED = re.compile(
     "\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\uac00-\ud7af"  # Hangul, kana
     "\u2e80-\u2fdf\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"  # Han
     "]+"
-)
-
-# Characters for layout only: soft hyphens, joiners, directions, variation selectors, byte order marks.
-_IGNORABLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
-    "\ufeff\uffa0\U0001bca0-\U0001bca3\U000e0000-\U000e0fff]"
 )
 
 
@@ -60,18 +54,15 @@ class Analyzer:
 
     def prepare(self, text: str) -> str:
         """The text with one spelling for what reads the same, and spaces between the bigrams of unspaced scripts."""
-        return _normalised(text) if self._normalised else text
+        return _split(normalised(text)) if self._normalised else text
 
     def analyze(self, text: str) -> list[str]:
         """The terms of a text, in order."""
         return list(self.tokenizer.analyze(self.prepare(text)))
 
 
-def _normalised(text: str) -> str:
-    if text.isascii():
-        return text
-    text = _IGNORABLE.sub("", unicodedata.normalize("NFKC", text))
-    return _UNSPACED.sub(lambda run: f" {_bigrams(run[0])} ", text)
+def _split(text: str) -> str:
+    return text if text.isascii() else _UNSPACED.sub(lambda run: f" {_bigrams(run[0])} ", text)
 
 
 def _bigrams(run: str) -> str:

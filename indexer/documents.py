@@ -17,11 +17,22 @@ from typing import Any, NamedTuple
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import REPAIR, DamagedError
 from searchkit.indexer.filters import Condition
+from searchkit.indexer.unicode import filterable, is_filterable, is_normalised, normalised
 
 logger = logging.getLogger(__name__)
 
 # Made once, which takes as long as using it. repr: damage may have made bytes of a text.
 _JSON = json.JSONEncoder(ensure_ascii=False, default=repr)
+
+
+# The table of documents as filters compare it. Not every text is handed to Python: one of as many bytes as characters
+# is ASCII. The limit keeps SQLite from normalising again at every mention of a column.
+_NORMALISED = (
+    "SELECT doc, id, first_row, passages, deleted, "
+    "CASE WHEN length(title) = length(CAST(title AS BLOB)) THEN title ELSE normalised(title) END AS title, "
+    "CASE WHEN length(metadata) = length(CAST(metadata AS BLOB)) AND json_valid(metadata) THEN metadata "
+    "ELSE filterable(metadata) END AS metadata FROM documents ORDER BY doc LIMIT -1"
+)
 
 
 class NewDocument(NamedTuple):
@@ -59,7 +70,9 @@ class Documents:
         self._database = database
         self._verified = (0, 0, 0)
         """The last purge, the position below which all documents have been read since, and their checksum."""
-        self._has_strict_json = False  # whether SQLite has been given that function
+        self._normalised = True
+        """Whether all of those have titles and metadata that filters compare as they are."""
+        self._has_functions = False  # whether SQLite has been given those that normalise
 
     # By id and by position
 
@@ -156,11 +169,11 @@ class Documents:
                         yield row, document.title, document.text[start:stop]
 
     def metadata(self) -> Iterator[str]:
-        """The metadata of every living document in order, as JSON, without comparing checksums."""
+        """The metadata of every living document in order, as filters read them, without comparing checksums."""
         query = "SELECT metadata FROM documents WHERE deleted = 0 ORDER BY doc"
         with self._database.snapshot() as db:
             for (metadata,) in db.execute(query):
-                yield metadata
+                yield filterable(metadata)
 
     def any_matches(self, condition: Condition) -> bool:
         """Whether a living document passes a filter."""
@@ -175,19 +188,18 @@ class Documents:
         """The rows of a query with a filter in it."""
         db = self._database.db
         with self._database.access():
-            try:
+            self.check_contents()
+            if self._normalised:
                 return db.execute(f"{select} FROM documents WHERE {where}", parameters).fetchall()
-            except sqlite3.OperationalError:
-                if not db.execute("SELECT 1 FROM documents WHERE NOT json_valid(metadata) LIMIT 1").fetchone():
-                    raise
-            # Earlier versions stored NaN and Infinity, which older SQLite refuses to read and newer reads as numbers.
-            if not self._has_strict_json:
-                folder = self._database.folder
-                logger.warning("%s: filters read NaN and Infinity in metadata as null; %s", folder, REPAIR)
-                db.create_function("strict_json", 1, strict_json, deterministic=True)
-                self._has_strict_json = True
-            strict = "SELECT doc, id, title, first_row, passages, deleted, strict_json(metadata) AS metadata"
-            return db.execute(f"{select} FROM ({strict} FROM documents) WHERE {where}", parameters).fetchall()
+            if not self._has_functions:
+                for function in (filterable, normalised):
+                    db.create_function(function.__name__, 1, function, deterministic=True)
+                self._has_functions = True
+                # Earlier versions stored them; older SQLite refuses to read them and newer reads them as numbers.
+                if db.execute("SELECT 1 FROM documents WHERE NOT json_valid(metadata) LIMIT 1").fetchone():
+                    folder = self._database.folder
+                    logger.warning("%s: filters read NaN and Infinity in metadata as null; %s", folder, REPAIR)
+            return db.execute(f"{select} FROM ({_NORMALISED}) WHERE {where}", parameters).fetchall()
 
     def living(self) -> Iterator[tuple[str, str, str, str]]:
         """(id, title, text, metadata as JSON) of every living document in order, each compared with its checksum."""
@@ -300,19 +312,28 @@ class Documents:
             compacted, next_doc, contents = (database.number(key) for key in ("compacted", "next_doc", "contents"))
             since, below, checksum = self._verified
             if since != compacted:
-                below = checksum = 0
-            checksum ^= self.contents("doc >= ?", (below,))
+                below, checksum, self._normalised = 0, 0, True
+            more, plain = self._read("doc >= ?", (below,))
+            checksum ^= more
         if checksum != contents:
             raise self._differing()
         self._verified = (compacted, next_doc, checksum)
+        self._normalised = self._normalised and plain
 
-    def contents(self, condition: str = "1", parameters: tuple[int, ...] = ()) -> int:
+    def contents(self, condition: str = "1") -> int:
         """The checksum of what some documents have besides their texts, independent of their order."""
+        return self._read(condition)[0]
+
+    def _read(self, condition: str, parameters: tuple[int, ...] = ()) -> tuple[int, bool]:
+        """The checksum of some documents' ids, titles and metadata, and whether filters can read these as they are."""
         query = f"SELECT doc, first_row, passages, id, title, metadata FROM documents WHERE {condition}"
-        checksum = 0
+        checksum, plain = 0, True
         for row in self._database.db.execute(query, parameters):
             checksum ^= _row_checksum(row)
-        return checksum
+            *_, title, metadata = row
+            if plain:  # str: damage may have made bytes of a text
+                plain = is_normalised(str(title)) and is_filterable(str(metadata))
+        return checksum, plain
 
     def _verified_document(
         self,
@@ -353,11 +374,6 @@ def document_checksum(doc: int, first_row: int, document: NewDocument) -> str:
     """The checksum of a document's own row and its passages' rows, which SQLite does not keep."""
     content = _JSON.encode([doc, first_row, *document[:5], document.spans])
     return blake2b(content.encode(), digest_size=12).hexdigest()
-
-
-def strict_json(metadata: str) -> str:
-    """Metadata as JSON proper: NaN and Infinity become null."""
-    return json.dumps(json.loads(metadata, parse_constant=lambda _: None), ensure_ascii=False, sort_keys=True)
 
 
 def tombstones(before: int, ranges: Iterable[tuple[int, int, int]]) -> int:

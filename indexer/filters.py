@@ -18,7 +18,11 @@ All conditions must hold, whether on several keys or several operators of one ke
   then T or a space, HH:MM, :SS, a fraction, and Z or +HH:MM. UTC is assumed, and a bare day means its midnight; a whole
   day is {"$gte": {"$date": "2024-05-01"}, "$lt": {"$date": "2024-05-02"}}.
 
-What users write becomes SQL parameters, never SQL.
+- **Unicode.** Keys, strings and titles are compared in NFKC, without the characters that are for layout only, so that
+  composed and decomposed accents, ligatures, full-width forms and soft hyphens make no difference. Ids are exact.
+
+What users write becomes SQL parameters, never SQL. The table that a condition reads is normalised already, where
+:mod:`searchkit.indexer.documents` finds that it has to be.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from itertools import chain
 from typing import Any, NoReturn
 
 from searchkit.indexer.errors import FilterError, InputError
+from searchkit.indexer.unicode import normalised, normalised_key
 
 MAX_DEPTH = 50  # nesting of $and, $or, $nor and $not, for Python's stack; _check_size asks SQLite for its own limit
 MAX_PARTS = 8  # parts of one key, between its dots
@@ -150,6 +155,8 @@ def _operator(target: _Field, operator: object, value: object, depth: int) -> Co
         raise FilterError(f"{what} has {_shown(value)}; expected a list of values")
     values = value if operator in ("$in", "$nin") and isinstance(value, list | tuple) else [value]
     by_kind = _by_kind(what, values)
+    if target.column != "id" and "text" in by_kind:
+        by_kind["text"] = [normalised(text) for text in by_kind["text"]]
     if target.column and not by_kind.keys() <= {"text"}:
         raise FilterError(f"{what} has {_shown(value)}; ids and titles are strings; expected one, in double quotes")
     if operator in ORDER and not by_kind.keys() <= {"text", "number", "date"}:
@@ -217,13 +224,26 @@ def _parts(key: str) -> list[str]:
             f"the key {_shown(key)} cannot be searched; keys must not contain a double quote, a control character, "
             "or a backslash other than before a dot, $ or _; rename it in the corpus"
         )
-    parts = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\)\.", key)]
+    parts = [normalised_key(re.sub(r"\\(.)", r"\1", part)) for part in re.split(r"(?<!\\)\.", key)]
     if not all(parts) or len(parts) > MAX_PARTS:
         raise FilterError(
             f"the key {_shown(key)} has {len(parts)} parts between its dots; expected 1 to {MAX_PARTS}, none empty; "
             r'a dot that is part of the key is written "\\."'
         )
     return parts
+
+
+def written_part(part: str, *, first: bool) -> str:
+    """Part of a key as filters write it: a dot in it, and a $ or _ at its start that would mean something, escaped."""
+    written = re.sub(r"[.]|^\$", r"\\\g<0>", part)
+    return f"\\{written}" if first and written in COLUMNS else written
+
+
+def normalised_name(key: str) -> str:
+    """What a filter's key is called among the keys of normalised metadata."""
+    if key in COLUMNS:
+        return key
+    return ".".join(written_part(part, first=number == 0) for number, part in enumerate(_parts(key)))
 
 
 def _path(parts: list[str]) -> Condition:

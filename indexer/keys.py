@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from searchkit.indexer.documents import Documents
-from searchkit.indexer.filters import COLUMNS, DATE, compile_filter
+from searchkit.indexer.filters import COLUMNS, DATE, compile_filter, normalised_name, written_part
 
 _EXAMPLES = 3
 _LISTED = 20
@@ -56,7 +55,10 @@ class FilterFault(NamedTuple):
 
 
 def metadata_keys(documents: Documents, limit: int | None = None) -> dict[str, MetadataKey]:
-    """Every metadata key of the living documents in order of first appearance; reads the first `limit`, or all."""
+    """Every metadata key of the living documents in order of first appearance; reads the first `limit`, or all.
+
+    Keys and values are normalised as filters compare them.
+    """
     keys: dict[str, MetadataKey] = {}
     for metadata in islice(documents.metadata(), limit):
         for name, value in values_of("", json.loads(metadata)):
@@ -119,7 +121,7 @@ def _kind(operand: object) -> str:
 
 def _unknown(key: str, documents: Documents, negated: bool) -> str:
     keys = metadata_keys(documents)
-    close = difflib.get_close_matches(key, keys, n=1)
+    close = difflib.get_close_matches(normalised_name(key), keys, n=1)
     meant = f' (did you mean "{close[0]}"?)' if close else ""
     listed = ", ".join(f"{name} ({known.described})" for name, known in list(keys.items())[:_LISTED])
     more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
@@ -130,7 +132,7 @@ def _unknown(key: str, documents: Documents, negated: bool) -> str:
 
 
 def _wrong_type(key: str, kinds: Iterable[str], documents: Documents, negated: bool) -> str:
-    known = metadata_keys(documents).get(key, MetadataKey())
+    known = metadata_keys(documents).get(normalised_name(key), MetadataKey())
     wanted = " or ".join(_PROBES[kind][1] for kind in sorted(kinds))
     advice = "compare it with a value of that type"
     if known.types.keys() & {"text"} and "number" in kinds:
@@ -143,12 +145,10 @@ def _wrong_type(key: str, kinds: Iterable[str], documents: Documents, negated: b
 
 
 def values_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """(key, value) of everything in a piece of metadata; of lists, their elements."""
+    """(key, value) of everything in a piece of metadata, keys as filters write them; of lists, their elements."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            # As filters write it: a dot in a key, and a $ or _ that would mean something, have a backslash.
-            written = re.sub(r"[.]|^\$", r"\\\g<0>", key)
-            written = f"\\{written}" if not name and written in COLUMNS else written
+            written = written_part(key, first=not name)
             yield from values_of(f"{name}.{written}" if name else written, inner)
     elif isinstance(value, list):
         for item in value:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from searchkit.indexer.database import settings_checksum
-from searchkit.indexer.documents import NewDocument, document_checksum, spans, strict_json, tombstones
+from searchkit.indexer.documents import NewDocument, document_checksum, spans, tombstones
 from searchkit.indexer.files import next_number
 from searchkit.indexer.lexical_files import stamps
 from searchkit.indexer.store import Store
+from searchkit.indexer.unicode import strict_json
 from searchkit.indexer.vectors.backend import VectorIndex
 from searchkit.indexer.vectors.recipes import Plan
 from searchkit.indexer.vectors.segments import DiskSegment, Entry

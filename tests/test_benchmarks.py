@@ -140,3 +140,10 @@ def test_the_evaluation_script_accounts_for_all_the_time() -> None:
         assert row["embedding"] + row["search"] + row["rest"] == pytest.approx(row["whole"], abs=0.02)  # rounded
         assert 0 <= row["share of the rest"] <= 1
     assert dense["embedding"] > 0 == lexical["embedding"]
+
+
+def test_the_metadata_script_times_every_filter(tmp_path: Path) -> None:
+    script = runpy.run_path(str(SCRIPTS / "metadata.py"))
+    for name, (topics, decomposed) in script["COLLECTIONS"].items():  # it checks what the filters match
+        found = script["measure"](tmp_path / name, topics, decomposed, 300)
+        assert found.keys() == {"number", "text", "list", "nested"}
