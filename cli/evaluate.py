@@ -17,10 +17,12 @@ from searchkit.cli.options import (
     FusionOptions,
     InstructionOptions,
     ModelOptions,
+    RerankOptions,
     fusion_options,
     instruction_options,
     model_options,
     report_option,
+    rerank_options,
     table_or_json,
 )
 from searchkit.cli.output import note, print_json, print_table, readable_bytes
@@ -40,6 +42,7 @@ _LARGEST_BASELINE = 50_000
 @click.option("--modes", type=EVALUATION_MODES, help="Some of dense,lexical,hybrid,rank-bm25. [default: all]")
 @instruction_options
 @fusion_options
+@rerank_options
 @table_or_json
 @report_option
 @click.option("--runs", type=NEW_FOLDER, help="Write a TREC run file per mode to this folder.")
@@ -60,6 +63,7 @@ def evaluate(
     modes: tuple[str, ...] | None,
     wording: InstructionOptions,
     fusion: FusionOptions,
+    again: RerankOptions,
     output: str,
     report: Path | None,
     runs: Path | None,
@@ -71,7 +75,8 @@ def evaluate(
 
     A BEIR folder named after a published set is evaluated by that set's rules: its split, its instruction (for models
     trained with instructions), and whether a query's own document counts. rank-bm25, a baseline that scores every
-    document, is left out above 50,000 documents unless --modes names it.
+    document, is left out above 50,000 documents unless --modes names it. With --rerank, every other mode is measured
+    with and without it.
 
     --diagnose also shows recall by rank, scores by query length, what truncation costs, and unjudged documents.
 
@@ -87,6 +92,7 @@ def evaluate(
 
     with model.open(index) as engine:
         judgements = judged.read(engine, wording)
+        reranker = again.load(model)
         if runs:
             _check_ids(engine, judgements)
         if missing := _missing_documents(engine, judgements):
@@ -97,6 +103,8 @@ def evaluate(
             modes=modes or _default_modes(len(engine)),
             options=fusion.search_options(),
             on_mode=lambda mode: note(f"searching {mode} ..."),
+            reranker=reranker,
+            rerank_depth=again.depth,
         )
         header = {
             "index": str(index),

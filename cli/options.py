@@ -18,6 +18,7 @@ from searchkit.errors import MissingExtraError
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
     from searchkit.models.embedder import Embedder
+    from searchkit.models.reranker import Reranker
     from searchkit.ranking import SearchOptions
     from searchkit.readers.corpus import ReadReport
     from searchkit.readers.delimited import TableOptions
@@ -385,6 +386,46 @@ corpus_options = as_record(
         "[default: skip in folders of files, else raise]",
     ),
     click.option("--rejects", type=NEW_FILE, help="File for skipped rows. [default: INDEX.rejects.jsonl]"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RerankOptions:
+    """A second model that reads query and document together, and how many hits it reads."""
+
+    rerank: str | None
+    rerank_depth: int | None
+
+    def __post_init__(self) -> None:
+        if self.rerank_depth is not None and self.rerank is None:
+            raise click.UsageError("--rerank-depth needs --rerank MODEL")
+
+    @property
+    def depth(self) -> int:
+        """How many hits it reads."""
+        from searchkit.reranking import RERANK_DEPTH
+
+        return self.rerank_depth or RERANK_DEPTH
+
+    def load(self, model: ModelOptions) -> Reranker | None:
+        """Load it, on the device of the other model."""
+        if self.rerank is None:
+            return None
+        from searchkit.models.reranker import Reranker
+
+        device = None if model.device is None else model.device.partition(",")[0]
+        return Reranker(self.rerank, device=device, dtype=model.dtype)
+
+
+rerank_options = as_record(
+    "again",
+    RerankOptions,
+    click.option(
+        "--rerank",
+        type=NON_EMPTY,
+        help="Put the first hits in the order of this reranker: a cross-encoder or Qwen3-Reranker, folder or hub id.",
+    ),
+    click.option("--rerank-depth", type=click.IntRange(1), help="Hits that the reranker reads. [default: 50]"),
 )
 
 

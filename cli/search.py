@@ -19,10 +19,12 @@ from searchkit.cli.options import (
     HitsOptions,
     InstructionOptions,
     ModelOptions,
+    RerankOptions,
     fusion_options,
     hits_options,
     instruction_options,
     model_options,
+    rerank_options,
     table_or_json,
 )
 from searchkit.cli.output import clean, count, note, print_json, say, shorten
@@ -42,6 +44,7 @@ _PASSAGE = 320  # terminal columns
 @instruction_options
 @hits_options
 @fusion_options
+@rerank_options
 @click.option("--where", help="Search only documents whose metadata match this JSON filter.")
 @click.option("--queries", "file", type=FILE, help="Read queries from a JSONL or TSV file.")
 @click.option("--explain", is_flag=True, help="Show the dense and lexical rank, score and weight of every hit.")
@@ -60,6 +63,7 @@ def search(
     wording: InstructionOptions,
     hits: HitsOptions,
     fusion: FusionOptions,
+    again: RerankOptions,
     where: str | None,
     file: Path | None,
     explain: bool,
@@ -76,6 +80,7 @@ def search(
         searchkit search papers.index "..." --instruction "Given a claim, find documents that refute it"
         searchkit search papers.index "vitamin D" --where '{"year": {"$gte": 2015}}'
         searchkit search papers.index "vitamin D" --facet year --facet author.name
+        searchkit search papers.index "vitamin D" --rerank cross-encoder/ms-marco-MiniLM-L6-v2
         searchkit search papers.index --queries queries.jsonl --format json
         searchkit search papers.index -- "-5 degrees"
     """
@@ -89,6 +94,7 @@ def search(
     depth = max(hits.k, FACET_DEPTH) if facets else hits.k
     options = fusion.search_options(hits.mode, None if where is None else parse_filter(where))
     with model.open(index) as engine:
+        reranker = again.load(model)
         for fault in engine.filter_faults(options.where) if options.where else ():
             note(fault.message)
         items = _read_file(file) if file else _read_arguments(queries) if queries else _read_standard_input()
@@ -100,7 +106,10 @@ def search(
             usable = [item for item in batch if isinstance(item, Query)]
             if options.mode != "lexical":
                 _warn_unreadable(engine, usable)
-            results = engine.search_many(usable, instruction=instruction, k=depth, options=options, explain=explain)
+            results = engine.search_many(
+                usable, instruction=instruction, k=depth, options=options, explain=explain, rerank=reranker,
+                rerank_depth=again.depth,
+            )  # fmt: skip
             for query, found in zip(usable, results, strict=True):
                 counts = count_facets((hit.metadata for hit in found), facets) if facets else {}
                 found = found[: hits.k]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
     from searchkit.errors import SearchkitError
     from searchkit.models.embedder import Embedder
+    from searchkit.models.reranker import Reranker
     from searchkit.ranking import SearchOptions
     from searchkit.records import Document, Hit, Query
 
@@ -19,6 +20,7 @@ __all__ = [
     "Embedder",
     "Hit",
     "Query",
+    "Reranker",
     "SearchEngine",
     "SearchOptions",
     "SearchkitError",
@@ -35,6 +37,7 @@ _MODULES = {
     "Embedder": "models.embedder",
     "Hit": "records",
     "Query": "records",
+    "Reranker": "models.reranker",
     "SearchEngine": "engine",
     "SearchOptions": "ranking",
     "SearchkitError": "errors",

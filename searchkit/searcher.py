@@ -20,9 +20,11 @@ from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.storage import Storage
 from searchkit.lexical_sync import LexicalSync
 from searchkit.models.embedder import Embedder
+from searchkit.models.reranker import Reranker
 from searchkit.ranking import Mode, Ranked, Ranker, SearchOptions, SearchRequest
 from searchkit.records import Document, Explanation, Hit, Query
 from searchkit.request import checked_vectors, chosen_instruction, chosen_options, embed, neutral_vectors, unreadable
+from searchkit.reranking import RERANK_DEPTH, rerank_hits
 from searchkit.validation import check_text, checked_queries, described, whole_number
 
 _RETRIES = 8
@@ -154,6 +156,8 @@ class Searcher:
         where: Mapping[str, Any] | None = None,
         options: SearchOptions | None = None,
         explain: bool = False,
+        rerank: Reranker | None = None,
+        rerank_depth: int = RERANK_DEPTH,
     ) -> list[Hit]:
         """The k best documents for one query, each shown by its best passage.
 
@@ -166,6 +170,8 @@ class Searcher:
             where: A filter on metadata (see :mod:`searchkit.indexer.filters`).
             options: All settings of a ranking, instead of `mode` and `where`.
             explain: Give every hit an :class:`Explanation`: its dense and lexical score and rank, and their weight.
+            rerank: A model that reads the first hits together with the query; its order and its scores, 0 to 1, count.
+            rerank_depth: How many hits it reads; at least k.
 
         Raises:
             InputError: The query is empty, the task unknown, or an argument cannot be used or combined with another.
@@ -173,8 +179,9 @@ class Searcher:
         if not isinstance(query, str | Query):
             raise InputError(f"query is {described(query)}; expected a string")
         return self.search_many(
-            [query], instruction=instruction, task=task, k=k, mode=mode, where=where, options=options, explain=explain
-        )[0]
+            [query], instruction=instruction, task=task, k=k, mode=mode, where=where, options=options, explain=explain,
+            rerank=rerank, rerank_depth=rerank_depth,
+        )[0]  # fmt: skip
 
     def search_many(
         self,
@@ -188,14 +195,23 @@ class Searcher:
         options: SearchOptions | None = None,
         vectors: np.ndarray | None = None,
         explain: bool = False,
+        rerank: Reranker | None = None,
+        rerank_depth: int = RERANK_DEPTH,
     ) -> list[list[Hit]]:
         """Like `search` for many queries; a :class:`Query` with an instruction of its own keeps it.
 
         `vectors` are those of the queries, as `embed` returns them, so that they are not embedded again.
         """
         options = chosen_options(options, mode, where)
-        request = self._request(queries, chosen_instruction(instruction, task), k, options, vectors=vectors)
-        return self.results(request, explain=explain).hits
+        instruction, k = chosen_instruction(instruction, task), whole_number("k", k, 1)
+        if rerank is None:
+            request = self._request(queries, instruction, k, options, vectors=vectors)
+            return self.results(request, explain=explain).hits
+        depth = max(k, whole_number("rerank_depth", rerank_depth, 1))
+        checked = checked_queries(queries)
+        found = self.results(self._request(checked, instruction, depth, options, vectors=vectors), explain=explain).hits
+        pairs = zip(checked, found, strict=True)
+        return [rerank_hits(rerank, query, hits, instruction, depth)[:k] for query, hits in pairs]
 
     def results(self, request: SearchRequest, *, explain: bool = False) -> Results:
         """The hits of a request that was prepared before: validated, and embedded where its mode needs vectors."""

@@ -18,6 +18,7 @@ LAYERS = (
         "engine",
         "searcher",
         "request",
+        "reranking",
         "ranking",
         "binding",
         "ingest",

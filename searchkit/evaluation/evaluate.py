@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.indexer.analysis import Analyzer
 from searchkit.metrics import DEPTH, drop_own, means, score_queries, top
+from searchkit.models.reranker import Reranker
 from searchkit.ranking import SearchOptions, as_mode
 from searchkit.records import Judgements, Query, Run, join_title
+from searchkit.reranking import RERANK_DEPTH, rerank_hits
+from searchkit.validation import whole_number
 
 EVALUATION_MODES = ("dense", "lexical", "hybrid", "rank-bm25")
 
@@ -26,7 +30,7 @@ class Evaluation:
     """One search mode, measured.
 
     Args:
-        mode: One of :data:`EVALUATION_MODES`.
+        mode: One of :data:`EVALUATION_MODES`, followed by "+rerank" where a reranker had the last word.
         metrics: Means over all judged queries, by name: nDCG@10, recall@100, MRR@10, MAP@100.
         per_query: Every metric of every judged query, {metric: {query id: value}}.
         run: The ranking of every query.
@@ -58,6 +62,8 @@ def evaluate(
     modes: Sequence[str] = ("dense", "lexical", "hybrid"),
     options: SearchOptions | None = None,
     on_mode: Callable[[str], None] | None = None,
+    reranker: Reranker | None = None,
+    rerank_depth: int = RERANK_DEPTH,
 ) -> list[Evaluation]:
     """Search for every judged query in each mode, and score the rankings.
 
@@ -67,6 +73,8 @@ def evaluate(
         modes: Some of :data:`EVALUATION_MODES`.
         options: Fusion settings; their mode is ignored.
         on_mode: Called with each mode before it is searched.
+        reranker: Each mode but rank-bm25 is measured a second time, with its first hits in this model's order.
+        rerank_depth: How many hits it reads.
 
     Raises:
         InputError: A mode is unknown, or no judged document is in the index.
@@ -75,16 +83,25 @@ def evaluate(
     queries = judged_queries(engine, judgements)
     sizes = mode_bytes(engine)
     evaluations = []
+    rankers: list[tuple[str, Callable[[], Any]]] = []
     for mode in modes:
+        rankers.append((mode, partial(make_ranker, engine, mode, judgements, options)))
+        if reranker is not None and mode != "rank-bm25":
+            own = replace(options or SearchOptions(), mode=as_mode(mode))
+            again = partial(RerankedRanker, engine, judgements, own, reranker, rerank_depth)
+            rankers.append((f"{mode}+rerank", again))
+    for mode, prepare in rankers:
         if on_mode:
             on_mode(mode)
-        ranker = make_ranker(engine, mode, judgements, options)
+        ranker = prepare()
         began = time.perf_counter()
         run = ranker.run(queries, DEPTH)
         seconds = (time.perf_counter() - began) / len(queries)
         run = {query: top(ranking, DEPTH) if len(ranking) > DEPTH else ranking for query, ranking in run.items()}
         per_query = score_queries(run, judgements.qrels)
-        evaluations.append(Evaluation(mode, means(per_query), per_query, run, seconds, sizes.get(mode)))
+        evaluations.append(
+            Evaluation(mode, means(per_query), per_query, run, seconds, sizes.get(mode.partition("+")[0]))
+        )
     return evaluations
 
 
@@ -143,6 +160,32 @@ class EngineRanker:
             query.id: {ids[item.doc]: item.score for item in ranking}
             for query, ranking in zip(queries, rankings, strict=True)
         }
+        return drop_own(run) if self._drop_self else run
+
+
+class RerankedRanker:
+    """Ranks queries as the index does, and then the first hits as a reranker does; the others follow in their order."""
+
+    def __init__(
+        self, engine: SearchEngine, judgements: Judgements, options: SearchOptions, reranker: Reranker, depth: int
+    ) -> None:
+        self._engine, self._options, self._reranker = engine, options, reranker
+        self._depth = whole_number("rerank_depth", depth, 1)
+        self._instruction, self._drop_self = judgements.instruction, judgements.drop_self
+        if options.mode != "lexical":
+            engine.embedder.encode_queries(["warm up"])
+
+    def run(self, queries: Sequence[Query], k: int) -> Run:
+        """The k best documents of every query."""
+        run: Run = {}
+        found = self._engine.search_many(
+            queries, instruction=self._instruction, k=max(k + self._drop_self, self._depth), options=self._options
+        )
+        for query, hits in zip(queries, found, strict=True):
+            read = rerank_hits(self._reranker, query, hits, self._instruction, self._depth)
+            # Scores are 0 to 1, so that whatever was not read comes after it.
+            rest = {hit.id: -float(hit.rank) for hit in hits[self._depth :]}
+            run[query.id] = {hit.id: hit.score for hit in read} | rest
         return drop_own(run) if self._drop_self else run
 
 

@@ -49,7 +49,7 @@ class TorchRuntime:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.device = _device((device or best_device()).partition(",")[0])  # FAISS may use several
+        self.device = torch_device((device or best_device()).partition(",")[0])  # FAISS may use several
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
         self.workers = 1  # torch uses all cores within a forward pass
         # A GPU wants large batches; on a CPU they should stay in its caches.
@@ -74,7 +74,7 @@ class TorchRuntime:
         wants_bos = settings.is_file() and json.loads(settings.read_text("utf-8")).get("add_bos_token")
         self.bos_id: int | None = tokenizer.bos_token_id if wants_bos else None
         self.eos_id: int | None = tokenizer.eos_token_id
-        with _quiet():
+        with quiet():
             self.model: Any
             self.model, loaded = AutoModel.from_pretrained(
                 folder, config=config, dtype=getattr(torch, self.dtype), output_loading_info=True
@@ -150,7 +150,7 @@ class TorchRuntime:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and load reports; what matters in them is checked here."""
     from transformers.utils import logging
 
@@ -175,7 +175,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
     import torch
 
     try:
