@@ -117,8 +117,9 @@ def evaluate(
         }
         diagnosis = None
         if diagnosis_folder:
-            leaks = [diagnose.find_pair_leaks(file, engine, judgements, evaluations) for file in pairs]
-            diagnosis = diagnose.diagnose_evaluation(engine, judgements, evaluations, fusion)
+            plain = [item for item in evaluations if "+" not in item.mode]  # not the reranked ones
+            leaks = [diagnose.find_pair_leaks(file, engine, judgements, plain) for file in pairs]
+            diagnosis = diagnose.diagnose_evaluation(engine, judgements, plain, fusion)
             assert judged.source is not None
             title = judged.source.resolve().name
             diagnose.write_diagnosis(diagnosis_folder, header, diagnosis, leaks, title=title)

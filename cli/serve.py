@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.options import INDEX, require
+from searchkit.cli.options import INDEX, NON_EMPTY, require
 from searchkit.cli.output import note
 
 
@@ -22,6 +22,7 @@ from searchkit.cli.output import note
 @click.option("--no-auth", is_flag=True, help="Everybody who reaches the address may read. Writing needs a write key.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Origin whose pages may call the service. Repeatable.")
 @click.option("--allowed-host", multiple=True, metavar="NAME", help="Name that the Host header may have. Repeatable.")
+@click.option("--rerank", type=NON_EMPTY, help="Reranker for /v1/rerank and searches: folder or hub id.")
 @click.option("--device", help="Where models run and vectors are searched. [default: the best for models]")
 @click.option("--threads", type=click.IntRange(1), help="Forward passes at the same time. [default: all CPUs]")
 @click.option("--max-body", default=8 << 20, show_default=True, type=click.IntRange(1), help="Bytes of a request.")
@@ -42,6 +43,7 @@ def serve(
     no_auth: bool,
     cors: tuple[str, ...],
     allowed_host: tuple[str, ...],
+    rerank: str | None,
     device: str | None,
     threads: int | None,
     max_body: int,
@@ -71,6 +73,7 @@ def serve(
         no_auth=no_auth,
         cors=cors,
         allowed_hosts=allowed_host,
+        rerank=rerank,
         device=device,
         threads=threads,
         max_body=max_body,

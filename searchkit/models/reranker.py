@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +29,6 @@ _ASKED = (
 )
 _ANSWER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _LONGEST = 8192  # tokens of a pair, where the model itself sets no lower limit
-
-
-class Scored(NamedTuple):
-    """A document's position among those given, and its score from 0 to 1."""
-
-    index: int
-    score: float
 
 
 class Reranker:
@@ -85,10 +78,15 @@ class Reranker:
         """Most tokens of a pair."""
         return self._pairs.max_length
 
+    def shortened(self, text: str, tokens: int) -> str:
+        """The first tokens of a text."""
+        offsets = self._pairs.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]] or text[:1]
+
     def rerank(
         self, query: str, documents: Sequence[str], instruction: str | None = None, top_n: int | None = None
-    ) -> list[Scored]:
-        """The documents, best first.
+    ) -> list[tuple[int, float]]:
+        """The documents, best first: the position of each among those given, and its score from 0 to 1.
 
         Args:
             query: What was searched for.
@@ -103,7 +101,7 @@ class Reranker:
         order = np.argsort(-scores, kind="stable")
         if top_n is not None:
             order = order[: whole_number("top_n", top_n, 1)]
-        return [Scored(int(index), float(scores[index])) for index in order]
+        return [(int(index), float(scores[index])) for index in order]
 
     def scores(self, query: str, documents: Sequence[str], instruction: str | None = None) -> np.ndarray:
         """The score of each document, (n,) float32 from 0 to 1."""
@@ -263,7 +261,7 @@ def _positions(model: Any) -> int | None:
 
 def has_chat_marks(tokenizer: Any) -> bool:
     """Whether the marks of the form are tokens."""
-    return {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_vocab().keys()
+    return {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_vocab())
 
 
 def asked(

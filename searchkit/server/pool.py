@@ -26,16 +26,16 @@ class WorkPool:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="search")
         self.admission = admission
 
-    async def run(self, call: Callable[[], T]) -> T:
-        """The result of a call, made in a thread; what it raises is raised here."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, call)
+    async def run(self, call: Callable[[], T], amount: int = 1) -> T:
+        """The result of a call, made in a thread; what it raises is raised here. `amount` is what it gets done."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, call, amount)
 
-    def _timed(self, call: Callable[[], T]) -> T:
+    def _timed(self, call: Callable[[], T], amount: int) -> T:
         began = perf_counter()
         try:
             return call()
         finally:
-            self.admission.note_rate(self._threads / max(perf_counter() - began, 1e-6))
+            self.admission.note_rate(self._threads * amount / max(perf_counter() - began, 1e-6))
 
     def close(self) -> None:
         """Finish what runs, and drop what waits."""

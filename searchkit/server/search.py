@@ -15,6 +15,7 @@ from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions, SearchRequest
 from searchkit.records import Hit, Query
 from searchkit.request import chosen_instruction, chosen_options, is_instructed, unreadable
+from searchkit.reranking import RERANK_DEPTH
 from searchkit.searcher import Results
 from searchkit.server.embedding import Text
 from searchkit.server.indexes import ServedIndex
@@ -24,6 +25,7 @@ from searchkit.validation import checked_queries
 
 MOST_HITS = 1_000
 MOST_QUERIES = 100
+MOST_RERANKED = 200
 LONGEST_QUERY = 20_000
 """Characters; lexical search takes time for every term."""
 
@@ -60,6 +62,9 @@ class SearchParameters(BaseModel):
         default=False, description="Count values of these metadata keys; true for all keys."
     )
 
+    rerank: bool = Field(default=False, description="Put the first hits in the order of the service's reranker.")
+    rerank_depth: int = Field(default=RERANK_DEPTH, ge=1, le=MOST_RERANKED, description="Hits that it reads.")
+
 
 class SearchAnswer(NamedTuple):
     """What a search found, all of it in one commit.
@@ -70,7 +75,7 @@ class SearchAnswer(NamedTuple):
         hits: The best documents of every query.
         facets: For every query, {key: [(value, documents)]} over its first `FACET_DEPTH` hits; None unless requested.
         warnings: What is wrong with a filter that matched nothing.
-        seconds: Time by stage: "embed", "rank".
+        seconds: Time by stage: "embed", "rank", "rerank".
     """
 
     commit: int
@@ -91,6 +96,8 @@ async def search(service: Service, index: ServedIndex, parameters: SearchParamet
     queries = _queries(parameters)
     instruction = chosen_instruction(parameters.instruction, parameters.task)
     depth = max(parameters.k, FACET_DEPTH) if parameters.facets is not False else parameters.k
+    if parameters.rerank:
+        depth = max(depth, _rerank_depth(service, parameters, queries))
     with service.searches.admission.admitted(max(1, len(queries))):
         # In a thread: compiling a filter of ten thousand conditions takes a while.
         options = await service.searches.run(lambda: chosen_options(None, parameters.mode, parameters.where))
@@ -104,16 +111,33 @@ async def search(service: Service, index: ServedIndex, parameters: SearchParamet
         results, warnings = await service.searches.run(lambda: _ranked(index, parameters, request, embedder))
         ranked = perf_counter()
     seconds = {"embed": embedded - began, "rank": ranked - embedded}
-    for stage, duration in seconds.items():
-        service.metrics.stages.labels(stage).observe(duration)
     keys = parameters.facets if isinstance(parameters.facets, list) else None
     facets = (
         None
         if parameters.facets is False
         else [count_facets((hit.metadata for hit in hits), keys) for hits in results.hits]
     )
-    hits = [hits[: parameters.k] for hits in results.hits]
+    found = results.hits
+    if parameters.rerank and service.reranker is not None:
+        began = perf_counter()
+        found = await service.reranker.hits(queries, found, instruction, max(parameters.k, parameters.rerank_depth))
+        seconds["rerank"] = perf_counter() - began
+    for stage, duration in seconds.items():
+        service.metrics.stages.labels(stage).observe(duration)
+    hits = [hits[: parameters.k] for hits in found]
     return SearchAnswer(results.commit, queries, hits, facets, warnings, seconds)
+
+
+def _rerank_depth(service: Service, parameters: SearchParameters, queries: list[Query]) -> int:
+    """How many hits of each query are needed for the reranker."""
+    if service.reranker is None:
+        raise InputError("this service has no reranker; start it with --rerank MODEL, or omit rerank")
+    if parameters.similar_to is not None:
+        raise InputError("similar_to compares documents, and a reranker reads a query; omit rerank")
+    depth = max(parameters.k, parameters.rerank_depth)
+    if depth * len(queries) > MOST_HITS:
+        raise InputError(f"{len(queries)} queries with {depth} hits each are too many to rerank; at most {MOST_HITS}")
+    return depth
 
 
 def _queries(parameters: SearchParameters) -> list[Query]:

@@ -9,12 +9,14 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
+from searchkit.models.reranker import Reranker
 from searchkit.server.admission import Admission
 from searchkit.server.embedding import EmbeddingQueue
 from searchkit.server.errors import not_found
 from searchkit.server.indexes import Indexes, ServedIndex
 from searchkit.server.metrics import Metrics
 from searchkit.server.pool import WorkPool
+from searchkit.server.reranking import RerankQueue
 from searchkit.server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,10 @@ class Service:
             settings.search_threads,
             Admission("searches", settings.queue_searches, longest_wait, self.metrics.queued_searches.set),
         )
+        self.reranker: RerankQueue | None = None
+        if settings.rerank is not None:
+            device = None if settings.device is None else settings.device.partition(",")[0]
+            self.reranker = RerankQueue(Reranker(settings.rerank, device=device), settings.queue_pairs, longest_wait)
         # Writing is slow and waits for a lock: it has a thread of its own, so that searches never wait for it.
         self.writes = WorkPool(1, Admission("writes", 32, longest_wait, _ignore))
 
@@ -61,6 +67,8 @@ class Service:
         """Stop the threads and close the indexes."""
         self.searches.close()
         self.writes.close()
+        if self.reranker is not None:
+            self.reranker.close()
         for model in self.models.values():
             model.close()
         self.indexes.close()

@@ -40,6 +40,7 @@ class Settings:
         cors: Origins whose pages may call the service, such as "https://search.example.org".
         allowed_hosts: Names that clients may use in the Host header, besides the loopback ones. Empty on an address
             other than loopback allows all.
+        rerank: A reranker for `/v1/rerank` and for searches that ask for it; None reranks by the indexes' own models.
         device: Where models run and vectors are searched; None picks the best for models.
         threads: Forward passes that run at the same time; None for what the model's runtime suggests.
         search_threads: Searches that run at the same time.
@@ -47,6 +48,7 @@ class Settings:
         deadline: Seconds after which a request is answered with 504.
         queue_tokens: Tokens that may wait for the model before further requests are answered with 429.
         queue_searches: Searches that may wait before further ones are answered with 429.
+        queue_pairs: Pairs that may wait for the reranker before further requests are answered with 429.
         cache_queries: Query vectors kept.
         drain: Seconds between SIGTERM and closing the socket, in which the service answers but is not ready.
         log_texts: Write queries to the log.
@@ -59,6 +61,7 @@ class Settings:
     no_auth: bool = False
     cors: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    rerank: str | None = None
     device: str | None = None
     threads: int | None = None
     search_threads: int = 2
@@ -66,6 +69,7 @@ class Settings:
     deadline: float = 30.0
     queue_tokens: int = 100_000
     queue_searches: int = 128
+    queue_pairs: int = 2_048
     cache_queries: int = 10_000
     drain: float = 1.0
     log_texts: bool = False

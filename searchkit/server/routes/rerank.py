@@ -53,18 +53,30 @@ class RerankRequest(BaseModel):
 async def rerank(body: RerankRequest, request: Request, service: Current) -> Response:
     """Order documents by their relevance to a query.
 
-    They are scored by the cosine of their embeddings, mapped from -1..1 to 0..1, as `scored_by` says.
+    They are scored by the service's reranker if it has one. Else, or where `model` names an embedder, the score is the
+    cosine of their embeddings, mapped from -1..1 to 0..1. `scored_by` says which.
     """
-    model, _ = service.model_named(body.model)
     texts = _texts(body)
     (instruction,) = instructions_of(body.instruction, body.instruct, body.task, 1)
-    if body.max_tokens_per_doc is not None:
-        most = body.max_tokens_per_doc
-        texts = await service.read(lambda: [_shortened(model, text, most) for text in texts])
-    embedded = await model.embed([Text(body.query, model.resolved(instruction)), *map(Text, texts)])
-    note(request, model=model.name, documents=len(texts), tokens=sum(embedded.tokens))
-    cosines = embedded.rows[1:] @ embedded.rows[0]
-    scores = np.clip((1 + cosines) / 2, 0, 1)
+    reranker = service.reranker
+    tokens = {}
+    if reranker is not None and body.model in (None, reranker.name):
+        name, scored_by = reranker.name, "cross-encoder"
+        if body.max_tokens_per_doc is not None:
+            most = body.max_tokens_per_doc
+            texts = await service.read(lambda: [reranker.reranker.shortened(text, most) for text in texts])
+        scores = await reranker.scores(body.query, texts, instruction)
+    else:
+        model, _ = service.model_named(body.model)
+        name, scored_by = model.name, "bi-encoder"
+        if body.max_tokens_per_doc is not None:
+            most = body.max_tokens_per_doc
+            texts = await service.read(lambda: [_shortened(model, text, most) for text in texts])
+        embedded = await model.embed([Text(body.query, model.resolved(instruction)), *map(Text, texts)])
+        cosines = embedded.rows[1:] @ embedded.rows[0]
+        scores = np.clip((1 + cosines) / 2, 0, 1)
+        tokens = {"tokens": {"input_tokens": sum(embedded.tokens)}}
+    note(request, model=name, documents=len(texts), scored_by=scored_by)
     order = np.argsort(-scores, kind="stable")[: body.top_n]
     results: list[dict[str, Any]] = [
         {"index": int(number), "relevance_score": round(float(scores[number]), 7)} for number in order
@@ -75,11 +87,9 @@ async def rerank(body: RerankRequest, request: Request, service: Current) -> Res
     meta = {
         "api_version": {"version": request.url.path[2]},
         "billed_units": {"search_units": 1},
-        "tokens": {"input_tokens": sum(embedded.tokens)},
+        **tokens,
     }
-    return json_response(
-        {"id": str(uuid4()), "model": model.name, "scored_by": "bi-encoder", "results": results, "meta": meta}
-    )
+    return json_response({"id": str(uuid4()), "model": name, "scored_by": scored_by, "results": results, "meta": meta})
 
 
 def _texts(body: RerankRequest) -> list[str]:

@@ -14,10 +14,11 @@ from searchkit.errors import InputError
 from searchkit.facets import FACET_DEPTH
 from searchkit.indexer.filters import parse_filter
 from searchkit.records import Hit
+from searchkit.reranking import RERANK_DEPTH
 from searchkit.server.errors import encoded, json_response, not_found
 from searchkit.server.indexes import ServedIndex
 from searchkit.server.logs import note
-from searchkit.server.search import MOST_HITS, SIMILAR_TO, SearchAnswer, SearchParameters, search
+from searchkit.server.search import MOST_HITS, MOST_RERANKED, SIMILAR_TO, SearchAnswer, SearchParameters, search
 from searchkit.server.service import Current, Service
 from searchkit.tasks import TASKS
 
@@ -63,6 +64,8 @@ class SearchLink(BaseModel):
     mode: Literal["dense", "lexical", "hybrid"] = "hybrid"
     where: str | None = Field(default=None, description="A filter on metadata, as JSON.")
     explain: bool = False
+    rerank: bool = False
+    rerank_depth: int = Field(default=RERANK_DEPTH, ge=1, le=MOST_RERANKED)
     facets: str | None = Field(default=None, description='Metadata keys, separated by commas; "*" for all.')
 
 

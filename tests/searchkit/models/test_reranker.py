@@ -10,7 +10,7 @@ from rerankers import build_reranker
 from texts import TEXTS
 
 from searchkit.errors import InputError
-from searchkit.models.reranker import Reranker, Scored
+from searchkit.models.reranker import Reranker
 from searchkit.tasks import WEB_SEARCH
 
 QUERY = "why does bread rise"
@@ -107,16 +107,15 @@ def test_documents_come_best_first(folders: dict[str, Path]) -> None:
     reranker = Reranker(folders["bert"], device="cpu", dtype="float32")
     texts = [*TEXTS[:5], TEXTS[0]]
     ranked = reranker.rerank(QUERY, texts)
-    assert sorted(item.index for item in ranked) == list(range(6))
-    assert [item.score for item in ranked] == sorted(
+    assert sorted(index for index, _ in ranked) == list(range(6))
+    assert [score for _, score in ranked] == sorted(
         (float(each) for each in reranker.scores(QUERY, texts)), reverse=True
     )
-    equal = [item.index for item in ranked if item.index in (0, 5)]
+    equal = [index for index, _ in ranked if index in (0, 5)]
     assert equal == [0, 5], "equal scores keep the order in which documents came"
     assert reranker.rerank(QUERY, texts, top_n=2) == ranked[:2]
     assert reranker.rerank(QUERY, []) == []
-    assert isinstance(ranked[0], Scored)
-    assert 0 < ranked[0].score < 1
+    assert 0 < ranked[0][1] < 1
 
 
 def test_what_cannot_rerank_is_refused(folders: dict[str, Path], tmp_path: Path, mistral: Path) -> None:
