@@ -57,7 +57,11 @@ _build_options = as_record(
         "[default: the model's limit, at most 512; BEIR: 0]",
     ),
     click.option("--overlap", type=click.IntRange(0), help="Tokens that neighbouring passages share. [default: 1/8]"),
-    click.option("--language", help="Stemming and stop words of lexical search; none: neither. [default: english]"),
+    click.option(
+        "--language",
+        help="Stemming and stop words of lexical search; none: neither. french+fold, none+fold, ...: accents are "
+        "ignored too. [default: english]",
+    ),
 )
 
 

@@ -1,8 +1,9 @@
-"""Text to terms for BM25: Unicode normalisation, bigrams where a script has no spaces, stop words, stemming."""
+"""Text to terms for BM25: Unicode, bigrams where a script has no spaces, stop words, accents, stemming."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 from itertools import pairwise
 
@@ -17,6 +18,9 @@ LANGUAGES = (
 )  # fmt: skip
 """Languages with a Snowball stemmer; "none" does without stemming and stop words."""
 
+FOLD = "+fold"
+"""After a language, or "none": accents make no difference."""
+
 _NO_STOP_WORDS = {"arabic", "greek", "romanian", "tamil", "turkish"}  # tantivy has stemmers for these, no stop words
 
 # Scripts that do not separate words. Hangul does, but its words are long compounds: Lucene takes bigrams of it too.
@@ -29,11 +33,19 @@ _UNSPACED = re.compile(
 )
 
 
+# ASCII folding knows Latin letters. It leaves accents of Greek letters and marks that combine into no single character.
+_GREEK = re.compile("[\u0370-\u03ff\u1f00-\u1fff]+")
+_MARKS = re.compile("[\u0300-\u036f]")
+_LETTERS = str.maketrans("İЁё", "IЕе")
+
+
 class Analyzer:
     """Terms of a text: normalised, lower case, without stop words, stemmed.
 
     Args:
-        language: One of :data:`LANGUAGES`, or "none" for neither stop words nor stemming.
+        language: One of :data:`LANGUAGES`, or "none" for neither stop words nor stemming; with "+fold" after it,
+            accents are folded as Lucene's ASCIIFoldingFilter does: é becomes e, ä a, ß ss, æ ae, ø o, ł l. Stop words
+            are dropped before that, and words are stemmed after it, so that both spellings end as the same term.
         normalised: Normalise Unicode and split unspaced scripts; False for indexes that were built without.
 
     Raises:
@@ -41,28 +53,42 @@ class Analyzer:
     """
 
     def __init__(self, language: str, *, normalised: bool = True) -> None:
-        if language != "none" and language not in LANGUAGES:
-            raise InputError(f"no stemmer for language {language!r}; known: {', '.join(LANGUAGES)}, or none")
+        name, self._folds = language.removesuffix(FOLD), language.endswith(FOLD)
+        if name != "none" and name not in LANGUAGES:
+            raise InputError(
+                f"no stemmer for language {name!r}; known: {', '.join(LANGUAGES)}, or none; "
+                f"to ignore accents, each with {FOLD} after it"
+            )
         builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(tantivy.Filter.lowercase())
-        if language != "none":
-            if language not in _NO_STOP_WORDS:
-                builder = builder.filter(tantivy.Filter.stopword(language))
-            builder = builder.filter(tantivy.Filter.stemmer(language))
+        if name != "none" and name not in _NO_STOP_WORDS:
+            builder = builder.filter(tantivy.Filter.stopword(name))
+        if self._folds:
+            builder = builder.filter(tantivy.Filter.ascii_fold())
+        if name != "none":
+            builder = builder.filter(tantivy.Filter.stemmer(name))
         self.tokenizer: tantivy.TextAnalyzer = builder.build()
         """What tantivy does with a text that `prepare` returned."""
         self._normalised = normalised
 
     def prepare(self, text: str) -> str:
         """The text with one spelling for what reads the same, and spaces between the bigrams of unspaced scripts."""
-        return _split(normalised(text)) if self._normalised else text
+        if not self._normalised or text.isascii():
+            return text
+        text = normalised(text)
+        return _split(_without_marks(text) if self._folds else text)
 
     def analyze(self, text: str) -> list[str]:
         """The terms of a text, in order."""
         return list(self.tokenizer.analyze(self.prepare(text)))
 
 
+def _without_marks(text: str) -> str:
+    text = _GREEK.sub(lambda run: unicodedata.normalize("NFD", run[0]), text.translate(_LETTERS))
+    return _MARKS.sub("", text)
+
+
 def _split(text: str) -> str:
-    return text if text.isascii() else _UNSPACED.sub(lambda run: f" {_bigrams(run[0])} ", text)
+    return _UNSPACED.sub(lambda run: f" {_bigrams(run[0])} ", text)
 
 
 def _bigrams(run: str) -> str:

@@ -25,7 +25,7 @@ class LexicalIndex:
 
     Args:
         folder: Where tantivy keeps its files; created when missing.
-        language: One of :data:`searchkit.indexer.analysis.LANGUAGES` or "none"; must be the same at every opening.
+        language: As :class:`searchkit.indexer.analysis.Analyzer` takes it; must be the same at every opening.
     """
 
     def __init__(self, folder: Path, language: str = "english") -> None:

@@ -56,7 +56,8 @@ class SearchEngine(Searcher):
             chunk_tokens: Longest passage in tokens; None for what the model takes, at most 512; 0 keeps documents
                 whole, so that only lexical search sees what exceeds the model's length.
             overlap: Tokens shared by neighbouring passages; None for an eighth of a passage.
-            language: Language of stemming and stop words, "none" for neither; None for English.
+            language: Language of stemming and stop words, "none" for neither; None for English. With "+fold" after it,
+                accents are ignored: "french+fold".
             device: See `open`.
             exist_ok: Open the index if it exists; other arguments must then be what it was made with.
 

@@ -147,3 +147,17 @@ def test_the_metadata_script_times_every_filter(tmp_path: Path) -> None:
     for name, (topics, decomposed) in script["COLLECTIONS"].items():  # it checks what the filters match
         found = script["measure"](tmp_path / name, topics, decomposed, 300)
         assert found.keys() == {"number", "text", "list", "nested"}
+
+
+def test_the_accents_script_finds_as_much_without_accents(
+    judged: Path, tmp_path: Path, documents: list[Document]
+) -> None:
+    lines = [json.dumps({"_id": one.id, "title": one.title, "text": one.text}) for one in documents]
+    (judged / "corpus.jsonl").write_text("\n".join(lines))
+    script = runpy.run_path(str(SCRIPTS / "accents.py"))
+    for language, pairs in script["TEXTS"].items():
+        found = script["measure"](tmp_path / language, f"{language}+fold", pairs)
+        spelled, typed = (found[way].partition(",")[0] for way in ("as spelled", "without accents"))
+        assert spelled == typed
+    found = script["english"](tmp_path / "english", f"{judged}:test")
+    assert found["english"]["ndcg@10"] == found["english+fold"]["ndcg@10"]

@@ -82,3 +82,48 @@ def test_an_index_of_an_older_version_keeps_its_terms(tmp_path: Path) -> None:
     assert index.search("of\ufb01ce", 5, 2000)[0].tolist() == [1000]
     assert len(index.search("office", 5, 2000)[0]) == 0
     assert np.isfinite(index.ceiling("tea")[0])
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("french", "théâtre tempête élève épreuve forêt reçu naïve œuvre cœur"),
+        ("german", "Brücke Mädchen größer Straße"),
+        ("spanish", "niño canción pingüino años corazón"),
+        ("portuguese", "coração informação avó"),
+        ("italian", "città università"),
+        ("romanian", "știință țară știință"),
+        ("turkish", "çiçek İstanbul ışık ağaç"),
+        ("russian", "ёлка мёд"),
+        ("none", "Łódź żółta Đà Nẵng Ærø Þór Ελλάδα καφές"),
+    ],
+)
+def test_with_fold_accents_make_no_difference(language: str, text: str) -> None:
+    letters = {"œ": "oe", "ß": "ss", "Ł": "L", "ł": "l", "Đ": "D", "Æ": "Ae", "ø": "o", "Þ": "Th", "ı": "i"}
+    marks = unicodedata.normalize("NFD", text.translate(str.maketrans(letters)))
+    typed = "".join(character for character in marks if not unicodedata.combining(character))
+    assert typed != text
+    assert Analyzer(f"{language}+fold").analyze(typed) == Analyzer(f"{language}+fold").analyze(text) != []
+    assert Analyzer(f"{language}+fold").analyze(unicodedata.normalize("NFD", text)) == Analyzer(
+        f"{language}+fold"
+    ).analyze(text)
+
+
+def test_folding_keeps_what_is_no_accent() -> None:
+    text = "чай й が 東京 ข้าว हिन्दी 3.5 state-of-the-art"
+    assert Analyzer("none+fold").analyze(text) == Analyzer("none").analyze(text)
+
+
+def test_folding_drops_stop_words_as_they_are_spelled() -> None:
+    assert Analyzer("french+fold").analyze("à même le théâtre") == ["theatr"]
+
+
+def test_folding_changes_nothing_in_plain_english() -> None:
+    text = "Running tests, the users' state-of-the-art caches."
+    assert Analyzer("english+fold").analyze(text) == Analyzer("english").analyze(text)
+
+
+@pytest.mark.parametrize("language", ["klingon+fold", "french+folded", "+fold", "french + fold"])
+def test_a_language_that_cannot_be_folded_is_refused(language: str) -> None:
+    with pytest.raises(ValueError, match=r"no stemmer for language .*; to ignore accents, each with \+fold after it"):
+        Analyzer(language)
