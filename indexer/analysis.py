@@ -36,7 +36,7 @@ _UNSPACED = re.compile(
 # ASCII folding knows Latin letters. It leaves accents of Greek letters and marks that combine into no single character.
 _GREEK = re.compile("[\u0370-\u03ff\u1f00-\u1fff]+")
 _MARKS = re.compile("[\u0300-\u036f]")
-_LETTERS = str.maketrans("İЁё", "IЕе")
+_LETTERS = str.maketrans("\u0130\u0401\u0451", "I\u0415\u0435")  # I with a dot, io
 
 
 class Analyzer:

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/accents.py [scifact/:train ...]
 
-For each language: how many accented words of the queries find their passage, whose words have other forms, and how many
-other passages. Each FOLDER:SPLIT is an English BEIR folder, for the nDCG@10 of BM25 and the CPU seconds that its analysis
-takes: folding should cost nothing there.
+For each language: how many accented words of the queries find their passage, which has them in another form, and how
+many other passages. Each FOLDER:SPLIT is an English BEIR folder, for the nDCG@10 of BM25 and the CPU seconds that
+indexing takes: folding should cost nothing there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from searchkit.metrics import score
 from searchkit.indexer.lexical import LexicalIndex
+from searchkit.metrics import score
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.judgements import read_beir_split
 from searchkit.records import join_title

@@ -93,13 +93,13 @@ def test_an_index_of_an_older_version_keeps_its_terms(tmp_path: Path) -> None:
         ("portuguese", "coração informação avó"),
         ("italian", "città università"),
         ("romanian", "știință țară știință"),
-        ("turkish", "çiçek İstanbul ışık ağaç"),
+        ("turkish", "çiçek İstanbul \u0131\u015f\u0131k ağaç"),
         ("russian", "ёлка мёд"),
         ("none", "Łódź żółta Đà Nẵng Ærø Þór Ελλάδα καφές"),
     ],
 )
 def test_with_fold_accents_make_no_difference(language: str, text: str) -> None:
-    letters = {"œ": "oe", "ß": "ss", "Ł": "L", "ł": "l", "Đ": "D", "Æ": "Ae", "ø": "o", "Þ": "Th", "ı": "i"}
+    letters = {"œ": "oe", "ß": "ss", "Ł": "L", "ł": "l", "Đ": "D", "Æ": "Ae", "ø": "o", "Þ": "Th", "\u0131": "i"}
     marks = unicodedata.normalize("NFD", text.translate(str.maketrans(letters)))
     typed = "".join(character for character in marks if not unicodedata.combining(character))
     assert typed != text
