@@ -20,6 +20,9 @@ from searchkit.indexer.files import take_lock
 FORMAT = 3
 """The format written. Format 2, which differs only in its kind of checksum, can still be read."""
 
+OWN_VECTORS = 4
+"""The format of indexes whose vectors their users made: not every passage has one, and no model is named."""
+
 NAME = "index.db"
 LAST = "last.commit"
 """The file with the number of the last commit: to SQLite a damaged or missing log is one that ends earlier."""
@@ -180,7 +183,7 @@ class Database:
                 self.check_settings()  # or damage would get a checksum of its own
                 generation = 1 + self.number("generation")
                 yield generation
-                self.put(generation=generation, format=FORMAT)
+                self.put(generation=generation, format=max(FORMAT, self.number("format")))
                 self.put(seal=settings_checksum(self.db))
                 self.db.execute("COMMIT")
             except BaseException:
@@ -237,10 +240,10 @@ class Database:
 
     def _check_format(self) -> None:
         version = self.settings().get("format")
-        if version not in (2, FORMAT):
+        if version not in (2, FORMAT, OWN_VECTORS):
             found = f"format {version}" if version else "no format number"
             raise StoreError(
-                f"{self.folder} has {found}, this version reads {FORMAT}; "
+                f"{self.folder} has {found}, this version reads {FORMAT} and {OWN_VECTORS}; "
                 f"use the version of searchkit that made it, or {REBUILD}"
             )
 

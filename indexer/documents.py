@@ -14,12 +14,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import REPAIR, DamagedError
 from searchkit.indexer.filters import Condition
 from searchkit.indexer.unicode import filterable, is_filterable, is_normalised, normalised
 
 logger = logging.getLogger(__name__)
+
+NO_VECTOR = ":none"
+"""How the checksum of a document without a vector ends, in an index whose vectors their user made."""
 
 # Made once, which takes as long as using it. repr: damage may have made bytes of a text.
 _JSON = json.JSONEncoder(ensure_ascii=False, default=repr)
@@ -44,6 +49,11 @@ class NewDocument(NamedTuple):
     metadata: str
     checksum: str
     spans: list[tuple[int, int]]
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether its passages have vectors: always, unless its user made them."""
+        return not self.checksum.endswith(NO_VECTOR)
 
 
 class StoredPassage(NamedTuple):
@@ -119,6 +129,15 @@ class Documents:
                 raise self._database.damaged(f"document {doc} is missing")
             *parts, first, count, checksum = row
             return int(first), self._verified_document(checksum, doc, first, count, parts)
+
+    def docs_of(self, rows: np.ndarray) -> np.ndarray:
+        """The positions of the documents of passage rows (n,), int64; passages without a vector are in no segment."""
+        query = "SELECT row, doc FROM passages WHERE row IN (SELECT value FROM json_each(?))"
+        with self._database.access():
+            docs = dict(self._database.db.execute(query, (json.dumps(rows.tolist()),)))
+        if missing := set(rows.tolist()) - docs.keys():
+            raise self._database.damaged(f"{len(missing)} passages are missing")
+        return np.array([docs[row] for row in rows.tolist()], dtype=np.int64)
 
     def passages(self, rows: Iterable[int]) -> dict[int, StoredPassage]:
         """Passages by row, each document compared with its checksum; compacted ones are missing."""
@@ -243,6 +262,13 @@ class Documents:
         with self._database.access():
             documents, passages = self._database.db.execute(query).fetchone()
         return int(documents), int(passages)
+
+    def without_vectors(self) -> int:
+        """Living documents that have no vector."""
+        query = f"SELECT count(*) FROM documents WHERE deleted = 0 AND checksum LIKE '%{NO_VECTOR}'"
+        with self._database.access():
+            (count,) = self._database.db.execute(query).fetchone()
+        return int(count)
 
     def stored_passages(self) -> int:
         """Passages in the database, those of deleted documents included."""

@@ -52,8 +52,8 @@ def weighted(dense: Ranking, lexical: Ranking, dense_weight: float) -> Ranking:
     """Weighted sum of both scores, each scaled to at most 1.
 
     Args:
-        dense: A similarity for every candidate, those of the lexical side included; scaled from lowest to highest,
-            since even an unrelated text has some similarity.
+        dense: A similarity for every candidate that has a vector, those of the lexical side included; scaled from
+            lowest to highest, since even an unrelated text has some similarity. Without a vector counts as the lowest.
         lexical: BM25 of the candidates that share a term with the query; scaled by the highest, since 0 is meaningful
             there, and missing ones count as 0.
         dense_weight: Weight of the dense side, 0 to 1.
@@ -61,8 +61,9 @@ def weighted(dense: Ranking, lexical: Ranking, dense_weight: float) -> Ranking:
     low, high = min(dense.values(), default=0.0), max(dense.values(), default=0.0)
     best = max(lexical.values(), default=0.0)
     fused: Ranking = {}
-    for item, similarity in dense.items():
-        scaled = (similarity - low) / (high - low) if high > low else 1.0
+    for item in dense.keys() | lexical.keys():
+        similarity = dense.get(item)
+        scaled = 0.0 if similarity is None else (similarity - low) / (high - low) if high > low else 1.0
         bm25 = lexical.get(item, 0.0) / best if best > 0 else 0.0
         fused[item] = dense_weight * scaled + (1 - dense_weight) * bm25
     return fused

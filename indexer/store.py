@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -29,6 +30,7 @@ from searchkit.indexer.vectors.backend import VectorBackend, VectorIndex
 from searchkit.indexer.vectors.devices import make_backend
 from searchkit.indexer.vectors.recipes import Plan, Tuning
 from searchkit.indexer.vectors.segments import DiskSegment, Entry
+from searchkit.indexer.vectors.similarity import Similarity
 from searchkit.indexer.vectors.storage import Codebook, Storage
 
 
@@ -93,8 +95,24 @@ class Store:
             undo.pop_all()
 
     @classmethod
-    def create(cls, folder: Path, settings: dict[str, Any], *, dim: int, backend: VectorBackend | None = None) -> Store:
-        """Create an empty index folder with these settings, for vectors of one width, and open it for writing."""
+    def create(
+        cls,
+        folder: Path,
+        settings: dict[str, Any],
+        *,
+        dim: int,
+        similarity: Similarity | None = None,
+        backend: VectorBackend | None = None,
+    ) -> Store:
+        """Create an empty index folder and open it for writing.
+
+        Args:
+            folder: The folder to make.
+            settings: What the index is bound to.
+            dim: Width of the rows.
+            similarity: How they are compared; None for the cosine.
+            backend: As for an index that is opened.
+        """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} exists and is not an index; name another folder with --index")
         # Created under another name first: a folder with an index.db is always a whole index.
@@ -105,7 +123,7 @@ class Store:
         state = {
             "generation": 0, "documents": 0, "passages": 0, "next_row": 0, "next_doc": 0,
             "tombstones": 0, "contents": 0, "compacted": 0, "lexical": "000001", "lexical_files": {},
-            "storage": Storage(Plan("flat", dim)).to_json(),
+            "storage": Storage(Plan("flat", dim), chosen=similarity).to_json(),
         }  # fmt: skip
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, staging, ignore_errors=True)
@@ -197,29 +215,40 @@ class Store:
 
     # Writing
 
-    def commit(self, documents: Sequence[NewDocument], vectors: np.ndarray, *, delete: Sequence[str] = ()) -> None:
+    def commit(
+        self,
+        documents: Sequence[NewDocument],
+        vectors: np.ndarray,
+        *,
+        delete: Sequence[str] = (),
+        similarity: Similarity | None = None,
+    ) -> None:
         """Delete documents and add others with one vector for each of their passages, all or nothing.
 
         Args:
             documents: In order; their spans, one after another, are the passages.
-            vectors: (number of spans, dim) float32.
+            vectors: (number of spans, dim) float32, without those of documents that have no vectors.
             delete: Ids to delete first; unknown ones are left as they are.
+            similarity: How vectors are compared from now on; None leaves it.
         """
-        total = sum(len(document.spans) for document in documents)
-        if total != len(vectors):
+        counts = [len(document.spans) for document in documents]
+        present = np.repeat(np.array([document.has_vectors for document in documents], dtype=bool), counts)
+        if (total := int(present.sum())) != len(vectors):
             raise InputError(f"{len(vectors)} vectors came for {total} passages; expected one each")
         database = self.database
         database.check_writable()
         row, doc = database.number("next_row"), database.number("next_doc")
         entry = None
         if total:
-            docs = np.repeat(np.arange(doc, doc + len(documents)), [len(document.spans) for document in documents])
-            entry = self._write_segment([vectors], docs, np.arange(row, row + total))
+            docs = np.repeat(np.arange(doc, doc + len(documents)), counts)[present]
+            entry = self._write_segment([vectors], docs, row + np.flatnonzero(present))
         with database.transaction() as generation:
             self.documents.mark_deleted(self.documents.positions_of(delete), generation)
             self.documents.insert(documents, doc, row)
             if entry:
                 self.list_segment(entry)
+            if similarity is not None:
+                self.database.put(storage=replace(self.storage, chosen=similarity).to_json())
 
     def delete(self, docs: Iterable[int]) -> int:
         """Mark living documents as deleted, by position; returns how many there were."""
@@ -292,7 +321,8 @@ class Store:
             self.database.db.execute("DELETE FROM segments")
             for entry in entries:
                 self.list_segment(entry)
-            self.database.put(storage=Storage(template.plan, tuning or old.tuning, keep_vectors, codebook).to_json())
+            storage = Storage(template.plan, tuning or old.tuning, keep_vectors, codebook, old.chosen)
+            self.database.put(storage=storage.to_json())
             if purge:
                 self.documents.purge_deleted(generation)
                 self.database.put(lexical=lexical, lexical_files=stamps(self.folder / "lexical" / lexical))

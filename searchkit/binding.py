@@ -17,6 +17,13 @@ _EARLIER_EXPORTS = {"25a32f19de3efab6ddffe252805d5492000254e365e7d6be3f77b78ea4e
 """Fingerprints of the built-in model as earlier versions shipped it: the same weights, rounded in another way."""
 
 
+NO_MODEL = (
+    "{} holds vectors that its users made and has no model to embed texts with: give vectors with queries and "
+    "documents (vector= and vectors= in Python; --vector, --vectors and --vector-field on the command line), or search "
+    "with mode lexical"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
     """A model that is not loaded yet: what the caller chose; the index knows the rest."""
@@ -26,6 +33,11 @@ class ModelChoice:
     device: str | None
     dtype: str
     threads: int | None
+
+    @property
+    def named(self) -> bool:
+        """Whether the caller named a model or an adapter."""
+        return self.model is not None or self.adapter is not None
 
     def load(self, identity: dict[str, Any]) -> Embedder:
         """Load the model, and make sure that it is the one that the index was built with.

@@ -13,12 +13,23 @@ from typing import Any
 from searchkit.binding import ModelChoice
 from searchkit.errors import FilterError, InputError, StoreError
 from searchkit.indexer.analysis import Analyzer
+from searchkit.indexer.database import OWN_VECTORS
 from searchkit.indexer.filters import Condition, compile_filter
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.devices import make_backend
 from searchkit.indexer.vectors.recipes import Plan, Tuning, default_tuning, plan
-from searchkit.ingest import COMMIT_EVERY, AddReport, Ingest, chunk_settings
+from searchkit.indexer.vectors.similarity import Similarity
+from searchkit.ingest import (
+    COMMIT_EVERY,
+    AddReport,
+    Commits,
+    add_texts,
+    add_vectors,
+    chunk_settings,
+    new_documents,
+)
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
+from searchkit.own_vectors import MAKE, OwnVectors, attached, check_source, chosen_similarity
 from searchkit.records import Document
 from searchkit.searcher import Searcher
 from searchkit.validation import check_optional_text, check_text, checked_ids, checked_path, described, whole_number
@@ -42,6 +53,9 @@ class SearchEngine(Searcher):
         path: str | Path,
         *,
         model: Embedder | str | Path | None = None,
+        dim: int | None = None,
+        similarity: str | None = None,
+        vectors_from: str | None = None,
         chunk_tokens: int | None = None,
         overlap: int | None = None,
         language: str | None = None,
@@ -53,6 +67,11 @@ class SearchEngine(Searcher):
         Args:
             path: Folder to make.
             model: What embeds passages and queries; the index is bound to it. None for the default model.
+            dim: Width of vectors that you make yourself, instead of a model: `add` and `search` take them, and every
+                document is one passage.
+            similarity: How your vectors are compared: "cosine" (they are stored at unit length), "inner-product" or
+                "euclidean" (scores are the negative distance). None for the cosine.
+            vectors_from: A name for what makes your vectors; others are refused.
             chunk_tokens: Longest passage in tokens; None for what the model takes, at most 512; 0 keeps documents
                 whole, so that only lexical search sees what exceeds the model's length.
             overlap: Tokens shared by neighbouring passages; None for an eighth of a passage.
@@ -67,25 +86,32 @@ class SearchEngine(Searcher):
         """
         folder = checked_path("path", path)
         check_optional_text("device", device)
+        check_optional_text("vectors_from", vectors_from)
+        own = _own_similarity(model, dim, similarity, vectors_from, chunk_tokens, overlap)
         if (folder / "index.db").is_file():
             if not exist_ok:
                 raise StoreError(f"{folder} is an index already; open it, or choose another path")
-            engine = cls.open(folder, model=model, device=device, writable=True)
+            engine = cls.open(folder, model=model, vectors_from=vectors_from, device=device, writable=True)
             try:
                 engine.check_settings(chunk_tokens=chunk_tokens, overlap=overlap, language=language)
+                engine.check_vectors(dim=dim, similarity=similarity)
             except BaseException:
                 engine.close()
                 raise
             return engine
-        embedder = model if isinstance(model, Embedder) else Embedder(model or DEFAULT_MODEL, device=device)
-        language = language or "english"
-        Analyzer(language)  # an unknown language is reported before anything is made
-        settings = {
-            "model": embedder.identity(),
-            "language": language,
-            **chunk_settings(embedder, chunk_tokens, overlap),
-        }
-        return cls(Store.create(folder, settings, dim=embedder.dim, backend=make_backend(device)), embedder)
+        chosen: Embedder | ModelChoice = ModelChoice(None, None, device, "auto", None)
+        settings: dict[str, Any] = {"language": language or "english"}
+        Analyzer(settings["language"])  # an unknown language is reported before anything is made
+        if own is None:
+            chosen = model if isinstance(model, Embedder) else Embedder(model or DEFAULT_MODEL, device=device)
+            settings |= {"model": chosen.identity(), **chunk_settings(chosen, chunk_tokens, overlap)}
+            width = chosen.dim
+        else:
+            settings |= {"format": OWN_VECTORS, "model": None, "vectors_from": vectors_from}
+            settings |= {"chunk_tokens": 0, "overlap": 0}
+            width = own.width
+        store = Store.create(folder, settings, dim=width, similarity=own, backend=make_backend(device))
+        return cls(store, chosen)
 
     @classmethod
     def open(
@@ -94,6 +120,7 @@ class SearchEngine(Searcher):
         *,
         model: Embedder | str | Path | None = None,
         adapter: str | Path | None = None,
+        vectors_from: str | None = None,
         device: str | None = None,
         dtype: str = "auto",
         threads: int | None = None,
@@ -106,6 +133,7 @@ class SearchEngine(Searcher):
             path: The index folder.
             model: Needed only when the model has moved since the index was built; its files must be the same.
             adapter: Likewise.
+            vectors_from: What makes the vectors that will be given; it must be the name that the index was made with.
             device: Where the model runs, None for the best available; with "cuda" or "cuda:1", vectors are also
                 trained on, encoded and searched there, as far as the installed FAISS can.
             dtype: What the model computes in.
@@ -119,6 +147,7 @@ class SearchEngine(Searcher):
         folder = checked_path("path", path)
         check_optional_text("device", device)
         check_text("dtype", dtype)
+        check_optional_text("vectors_from", vectors_from)
         if threads is not None:
             threads = whole_number("threads", threads, 1)
         for name, value in {"model": model, "adapter": adapter}.items():
@@ -127,7 +156,9 @@ class SearchEngine(Searcher):
         store = Store(folder, writable=writable, backend=make_backend(device, replicate=replicate))
         try:
             choice = model if isinstance(model, Embedder) else ModelChoice(model, adapter, device, dtype, threads)
-            return cls(store, choice)
+            engine = cls(store, choice)
+            engine.check_vectors(vectors_from=vectors_from)
+            return engine
         except BaseException:
             store.close()
             raise
@@ -143,10 +174,26 @@ class SearchEngine(Searcher):
                     "omit it, or build another index"
                 )
 
+    def check_vectors(
+        self, *, dim: int | None = None, similarity: str | None = None, vectors_from: str | None = None
+    ) -> None:
+        """Raise StoreError when the index holds other vectors than these; None is not compared."""
+        folder, stored = self._store.folder, self.storage.similarity
+        if self.has_model:
+            if any(value is not None for value in (dim, similarity, vectors_from)):
+                raise StoreError(f"{folder} embeds texts with its model and takes no vectors; {MAKE}")
+            return
+        check_source(folder, self.settings["vectors_from"], vectors_from)
+        for name, value, held in (("dim", dim, stored.dim), ("similarity", similarity, stored.name)):
+            if value is not None and value != held:
+                raise StoreError(f"{folder} was built with {name} {held}, now it is {value}; omit it, or build another")
+
     def add(
         self,
         documents: Iterable[Document],
         *,
+        vectors: Any = None,
+        vectors_from: str | None = None,
         update: bool = False,
         on_refused: Callable[[Document, str], None] | None = None,
         on_progress: Callable[[float, int], None] | None = None,
@@ -159,32 +206,41 @@ class SearchEngine(Searcher):
 
         Args:
             documents: Read once, in order.
+            vectors: Their vectors, where no model makes them: (n, dim) numbers, or as many rows one after another, with
+                None for a document that is only to be found lexically. None takes `Document.vector` of each.
+            vectors_from: What made them; it must be the name that the index was made with.
             update: Replace a document that has the same id and other content; otherwise it is refused.
             on_refused: Called with a document that cannot be added, and the reason; None raises instead.
             on_progress: Called now and then with (documents, passages) done so far.
             commit_every: Passages a commit; one also falls after some seconds.
 
         Raises:
-            InputError: A document cannot be stored, its id came twice, or the index holds it with other content and
-                `update` is False.
-            StoreError: The index is open for reading only.
+            InputError: A document or its vector cannot be stored, its id came twice, or the index holds it with other
+                content and `update` is False.
+            StoreError: The index is open for reading only, or holds vectors that something else made.
         """
         began = time.monotonic()
         commit_every = whole_number("commit_every", commit_every, 1)
+        check_optional_text("vectors_from", vectors_from)
+        self._check_open()
+        self.check_vectors(vectors_from=vectors_from)
         report = AddReport()
+        own = None if self.has_model else OwnVectors(self.storage.similarity, optional=vectors is not None)
+        if vectors is not None:
+            if own is None:
+                raise InputError(f"{self._store.folder} embeds texts with its model and takes no vectors; {MAKE}")
+            documents = attached(documents, vectors, self.dim)
         with self._changing():
-            before = replace(self.embedder.stats)
-            ingest = Ingest(
-                self._store,
-                self._lexical,
-                self._ranker.snapshot,
-                self.embedder,
-                self.settings["chunk_tokens"],
-                self.settings["overlap"],
-                report,
-                on_progress,
+            new = new_documents(documents, self._store, report, on_refused, update=update, own=own)
+            commits = Commits(
+                self._store, self._lexical, self._ranker.snapshot, report, every=commit_every, on_progress=on_progress
             )
-            ingest.run(documents, update=update, on_refused=on_refused, commit_every=commit_every)
+            if own is not None:
+                add_vectors(commits, new, self.dim)
+                report.seconds = time.monotonic() - began
+                return report
+            before = replace(self.embedder.stats)
+            add_texts(commits, new, self.embedder, self.settings["chunk_tokens"], self.settings["overlap"])
             report.truncated = self.embedder.stats.truncated - before.truncated
             report.unreadable = self.embedder.stats.unreadable - before.unreadable
         report.seconds = time.monotonic() - began
@@ -257,7 +313,7 @@ class SearchEngine(Searcher):
             raise InputError(f"tuning is {described(tuning)}; expected a Tuning, or None for what suits the recipe")
         with self._changing():
             snapshot = self._store.snapshot()
-            chosen = plan(recipe, self.dim, max(1, snapshot.passages))
+            chosen = plan(recipe, snapshot.storage.plan.dim, max(1, sum(part.count for part in snapshot.segments)))
             if not all(segment.keeps_vectors for segment in snapshot.segments):
                 raise InputError(
                     f"{self._store.folder} keeps no vectors beside its {self._ranker.plan.spelling} codes, and codes "
@@ -278,3 +334,26 @@ class SearchEngine(Searcher):
                 yield
             finally:
                 self.reload()
+
+
+def _own_similarity(
+    model: object,
+    dim: int | None,
+    similarity: str | None,
+    vectors_from: str | None,
+    chunk_tokens: int | None,
+    overlap: int | None,
+) -> Similarity | None:
+    """How vectors are compared that an index is to hold; None where a model makes them."""
+    if dim is None:
+        if similarity is None and vectors_from is None:
+            return None
+        raise InputError("similarity and vectors_from are for vectors of your own: give their width too, dim=768")
+    if model is not None:
+        raise InputError(
+            "both model and dim came: dim is the width of vectors that you make yourself, without a model; to shorten "
+            "those of a model: model=Embedder(name, dim=...)"
+        )
+    if chunk_tokens or overlap:
+        raise InputError("documents with vectors of their own are not split; omit chunk_tokens and overlap")
+    return chosen_similarity(dim, similarity)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.lexical_sync import LexicalSync
 from searchkit.models.embedder import Embedder
+from searchkit.own_vectors import OwnVectors, identified
 from searchkit.records import Document, join_title
 from searchkit.validation import check_document, described, whole_number
 
@@ -48,84 +50,118 @@ class AddReport:
     refused: int = 0
     truncated: int = 0
     unreadable: int = 0
+    without_vector: int = 0
     seconds: float = 0.0
 
 
 @dataclass
-class Ingest:
-    """One call of `SearchEngine.add`.
+class Commits:
+    """What one call of `SearchEngine.add` commits, some documents at a time.
 
     Args:
         store: The index, open for writing.
         lexical: Its lexical index.
         snapshot: The last commit before this call.
-        embedder: The model.
-        chunk_tokens: Longest passage in tokens, 0 for whole documents.
-        overlap: Tokens shared by neighbouring passages.
         report: Counts what was done.
+        every: Passages a commit; one also falls after `COMMIT_SECONDS`.
         on_progress: Called now and then with (documents, passages) done so far.
     """
 
     store: Store
     lexical: LexicalSync
     snapshot: Snapshot
-    embedder: Embedder
-    chunk_tokens: int
-    overlap: int
     report: AddReport
+    every: int
     on_progress: OnProgress | None
 
     def __post_init__(self) -> None:
-        self._documents: list[NewDocument] = []  # embedded since the last commit
+        self._documents: list[NewDocument] = []  # since the last commit
         self._vectors: list[np.ndarray] = []
         self._passages = 0
+        self._due = time.monotonic() + COMMIT_SECONDS
 
-    def run(
-        self, documents: Iterable[Document], *, update: bool, on_refused: OnRefused | None, commit_every: int
-    ) -> None:
-        """Commit documents, some at a time; arguments and errors as `SearchEngine.add` has them."""
-        new = (
-            to_passages(document, checksum, self.embedder, self.chunk_tokens, self.overlap)
-            for document, checksum in new_documents(documents, self.store, self.report, on_refused, update=update)
-        )
-        due = time.monotonic() + COMMIT_SECONDS
-        for window in _windows(new, min(commit_every, window_size(self.embedder))):
-            self._embed(window)
-            if self._passages >= commit_every or time.monotonic() >= due:
-                began = time.monotonic()
-                self._commit()
-                ended = time.monotonic()
-                due = ended + max(COMMIT_SECONDS, (ended - began) / COMMIT_SHARE)
-        if self._documents:
-            self._commit()
-
-    def _embed(self, window: list[tuple[NewDocument, list[str]]]) -> None:
-        texts = [text for _, passages in window for text in passages]
-        documents_a_passage = len(window) / max(1, len(texts))
-        embedded = 0
-
-        def on_batch(count: int) -> None:
-            nonlocal embedded
-            embedded += count
-            if self.on_progress is not None:
-                documents = self.report.unchanged + self.report.documents + len(self._documents)
-                passages = self.report.passages + self._passages
-                self.on_progress(documents + embedded * documents_a_passage, passages + embedded)
-
-        vectors = self.embedder.encode_passages(texts, on_batch)
-        self._documents += [new for new, _ in window]
+    def add(self, documents: Sequence[NewDocument], vectors: np.ndarray) -> None:
+        """Take documents with their vectors, and commit if that is due."""
+        self._documents += documents
         self._vectors.append(vectors)
-        self._passages += len(texts)
+        self._passages += sum(len(document.spans) for document in documents)
+        if self._passages >= self.every or time.monotonic() >= self._due:
+            began = time.monotonic()
+            self.commit()
+            ended = time.monotonic()
+            self._due = ended + max(COMMIT_SECONDS, (ended - began) / COMMIT_SHARE)
 
-    def _commit(self) -> None:
+    def commit(self) -> None:
+        """Commit what there is."""
+        if not self._documents:
+            return
         # The commit deletes the documents that these replace; the ids of new ones are unknown, and ignored.
         ids = [new.id for new in self._documents]
-        self.store.commit(self._documents, np.concatenate(self._vectors), delete=ids)
+        vectors = np.concatenate(self._vectors)
+        before = self.store.storage.similarity
+        fitted = before.fitted(vectors)
+        self.store.commit(
+            self._documents, fitted.rows(vectors), delete=ids, similarity=None if fitted is before else fitted
+        )
         self.lexical.catch_up(self.lexical.index_of(self.snapshot), self.store)
         self.store.merge_small_segments()
         self.report.documents += len(ids)
         self.report.passages += self._passages
         self._documents, self._vectors, self._passages = [], [], 0
+
+    def progress(self, documents: float = 0, passages: int = 0) -> None:
+        """Report what is done, with this much that has not been taken yet."""
+        if self.on_progress is not None:
+            before = self.report.unchanged + self.report.documents + len(self._documents)
+            self.on_progress(before + documents, self.report.passages + self._passages + passages)
+
+
+def add_texts(
+    commits: Commits, documents: Iterable[tuple[Document, str]], embedder: Embedder, chunk_tokens: int, overlap: int
+) -> None:
+    """Cut documents into passages, embed them, and commit both.
+
+    Args:
+        commits: Where they go.
+        documents: New ones, with their checksums.
+        embedder: The model.
+        chunk_tokens: Longest passage in tokens, 0 for whole documents.
+        overlap: Tokens shared by neighbouring passages.
+    """
+    new = (to_passages(document, checksum, embedder, chunk_tokens, overlap) for document, checksum in documents)
+    for window in _windows(new, min(commits.every, window_size(embedder))):
+        texts = [text for _, passages in window for text in passages]
+        documents_a_passage = len(window) / max(1, len(texts))
+        embedded = 0
+
+        def on_batch(count: int, documents_a_passage: float = documents_a_passage) -> None:
+            nonlocal embedded
+            embedded += count
+            commits.progress(embedded * documents_a_passage, embedded)
+
+        vectors = embedder.encode_passages(texts, on_batch)
+        commits.add([document for document, _ in window], vectors)
+    commits.commit()
+
+
+def add_vectors(commits: Commits, documents: Iterable[tuple[Document, str]], dim: int) -> None:
+    """Commit documents with the vectors that they bring, those without one too; each is one passage.
+
+    Args:
+        commits: Where they go.
+        documents: New ones, with their checksums, and with vectors as `as_vector` returns them.
+        dim: Width of the vectors.
+    """
+    remaining = iter(documents)
+    while batch := list(islice(remaining, min(commits.every, COMMIT_EVERY))):
+        rows = [document.vector for document, _ in batch if document.vector is not None]
+        commits.report.without_vector += len(batch) - len(rows)
+        commits.add(
+            [as_stored(document, checksum, [(0, len(document.text))]) for document, checksum in batch],
+            np.stack(rows) if rows else np.empty((0, dim), np.float32),
+        )
+        commits.progress()
+    commits.commit()
 
 
 def window_size(embedder: Embedder) -> int:
@@ -160,10 +196,19 @@ def new_documents(
     on_refused: OnRefused | None,
     *,
     update: bool = False,
+    own: OwnVectors | None = None,
 ) -> Iterator[tuple[Document, str]]:
     """Yield the documents that the store lacks, each with its checksum; count the others in the report.
 
     With `update`, also those that it has with other content.
+
+    Args:
+        documents: Read once, in order.
+        store: The index.
+        report: Counts what is not yielded.
+        on_refused: Called with a document that cannot be stored, and the reason; None raises instead.
+        update: Whether documents may replace others.
+        own: How vectors are checked that documents bring; None where a model makes them.
 
     Raises:
         InputError: A document cannot be added, and there is no `on_refused`.
@@ -177,9 +222,13 @@ def new_documents(
         for document in documents:
             fault = _fault(document) or _repeated(document, seen)
             if fault is None:
-                checksum = document.checksum()
+                try:
+                    document, checksum = identified(document, own)
+                except InputError as error:
+                    fault = f"document {document.id!r}: {error}"
+            if fault is None:
                 stored = store.documents.checksum_of(document.id)
-                if stored == checksum or (stored is not None and _only_incidental(document, stored, store)):
+                if stored == checksum or (stored is not None and _only_incidental(document, checksum, stored, store)):
                     report.unchanged += 1
                 elif stored is None:
                     yield document, checksum
@@ -209,7 +258,7 @@ def _fault(document: Any) -> str | None:
     return None
 
 
-def _only_incidental(document: Document, stored: str, store: Store) -> bool:
+def _only_incidental(document: Document, checksum: str, stored: str, store: Store) -> bool:
     """Whether the document differs from the stored one only in what does not make it another."""
     if not document.incidental:
         return False
@@ -217,7 +266,8 @@ def _only_incidental(document: Document, stored: str, store: Store) -> bool:
     before = json.loads(store.documents.document(position)[1].metadata)
     kept = {key: value for key, value in document.metadata.items() if key not in document.incidental}
     kept |= {key: before[key] for key in document.incidental if key in before}
-    return replace(document, metadata=kept).checksum() == stored
+    vector = checksum.partition(":")[1:]  # none, where a model makes them
+    return replace(document, metadata=kept).checksum() + "".join(vector) == stored
 
 
 def _repeated(document: Document, seen: sqlite3.Connection) -> str | None:
@@ -234,9 +284,13 @@ def to_passages(
 ) -> tuple[NewDocument, list[str]]:
     """A document as it is stored, and the texts of its passages as they are embedded."""
     title, spans = _spans(document, embedder, chunk_tokens, overlap)
+    return as_stored(document, checksum, spans), [join_title(title, document.text[start:stop]) for start, stop in spans]
+
+
+def as_stored(document: Document, checksum: str, spans: list[tuple[int, int]]) -> NewDocument:
+    """A document as it is stored."""
     metadata = json.dumps(document.metadata, ensure_ascii=False, sort_keys=True)
-    new = NewDocument(document.id, document.title, document.text, metadata, checksum, spans)
-    return new, [join_title(title, document.text[start:stop]) for start, stop in spans]
+    return NewDocument(document.id, document.title, document.text, metadata, checksum, spans)
 
 
 def _spans(document: Document, embedder: Embedder, tokens: int, overlap: int) -> tuple[str, list[tuple[int, int]]]:

@@ -73,7 +73,7 @@ class SearchRequest:
 
     Args:
         texts: The queries, for the lexical side.
-        vectors: The same queries, (len(texts), dim) float32 unit rows; None for a lexical ranking.
+        vectors: The same queries, (len(texts), dim) float32, unit rows for the cosine; None for a lexical ranking.
         k: Documents a query.
         options: How to rank.
         ties: Also return the documents after the k-th that score as it does (as 32-bit floats), where that is known: of
@@ -98,7 +98,7 @@ class _Sides:
     """What both sides say about the candidates of one query, by document.
 
     Args:
-        similarity: Of every candidate.
+        similarity: Of every candidate that has a vector.
         bm25: Of those that share a term with the query.
         rows: The passage that stands for each.
         dense_weight: Weight of the dense side; the lexical one has the rest.
@@ -143,6 +143,9 @@ class Ranker:
         self.store, self.snapshot, self.lexical = store, snapshot, lexical
         self.segments = snapshot.segments
         self.plan, self.tuning = snapshot.storage.plan, snapshot.storage.tuning
+        self.similarity = snapshot.storage.similarity
+        stored = snapshot.passages + len(snapshot.dead)
+        self._all_have_vectors = sum(segment.count for segment in snapshot.segments) == stored
         living: np.ndarray | None = None
         if len(snapshot.dead):
             living = np.ones(snapshot.next_row, dtype=bool)
@@ -160,14 +163,24 @@ class Ranker:
         """Passages in the commit, without those of deleted documents."""
         return self.snapshot.passages
 
+    def have_vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Whether each of some passages has a vector, (n,) bool."""
+        return np.ones(len(rows), dtype=bool) if self._all_have_vectors else segments.held(self.segments, rows)
+
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors of some passages, (n, dim) float32 unit rows, as exact as they are kept."""
+        """The vectors of some passages that have one, (n, dim) float32, as exact as they are kept."""
         owners = segments.owners(self.segments, rows)
         vectors = np.empty((len(rows), self.plan.dim), np.float32)
         for number in np.unique(owners):
             segment, mine = self.segments[number], owners == number
             vectors[mine] = segment.vectors(segment.positions(rows[mine]))
-        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+        return self.similarity.vectors(vectors)
+
+    def similarities(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """How similar a query (dim,) is to some passages that have a vector (n,), as (n,) float32."""
+        if self.similarity.euclidean:  # from the difference: what the inner product leaves of it is mostly rounding
+            return np.asarray(-np.linalg.norm(self.vectors_of(rows) - vector, axis=1))
+        return segments.score(self.segments, vector, rows)
 
     def rank(self, request: SearchRequest) -> list[list[Ranked]]:
         """The k best documents of every query.
@@ -231,16 +244,38 @@ class Ranker:
     # The dense side
 
     def _dense(self, vectors: np.ndarray, k: int, allowed: _Allowed, *, ties: bool = False) -> list[list[Ranked]]:
-        """The k best documents of every query by the inner product of their best passage."""
-        if not (ties and RECIPES[self.plan.recipe].exact):
-            return self._nearest(vectors, k, allowed)
-        rankings = self._nearest(vectors, k + 1, allowed)  # all at once: few have a tie at the cut
-        for n, vector in enumerate(vectors):
-            depth = k + 1
-            while _tied_to_the_end(rankings[n], k, depth):
-                depth *= 8
-                rankings[n] = self._nearest(vector[None], depth, allowed)[0]
-        return [ranking[: _end(ranking, k)] for ranking in rankings]
+        """The k best documents of every query by the similarity of their best passage."""
+        allowed = self._with_vectors(allowed)
+        if allowed.passages == 0:
+            return [[] for _ in vectors]
+        queries = self.similarity.queries(vectors)
+        if ties and RECIPES[self.plan.recipe].exact:
+            rankings = self._nearest(queries, k + 1, allowed)  # all at once: few have a tie at the cut
+            for n, query in enumerate(queries):
+                depth = k + 1
+                while _tied_to_the_end(rankings[n], k, depth):
+                    depth *= 8
+                    rankings[n] = self._nearest(query[None], depth, allowed)[0]
+            rankings = [ranking[: _end(ranking, k)] for ranking in rankings]
+        else:
+            rankings = self._nearest(queries, k, allowed)
+        if self.similarity.euclidean:
+            return [self._by_distance(vector, ranking) for vector, ranking in zip(vectors, rankings, strict=True)]
+        return rankings
+
+    def _by_distance(self, vector: np.ndarray, ranking: list[Ranked]) -> list[Ranked]:
+        scores = self._similarities(vector, [item.row for item in ranking])
+        scored = (_ranked((item.doc, score, item.row)) for item, score in zip(ranking, scores.tolist(), strict=True))
+        return sorted(scored, key=lambda item: (-item.score, item.doc))
+
+    def _with_vectors(self, allowed: _Allowed) -> _Allowed:
+        """The same rows, counted without those that have no vector."""
+        if self._all_have_vectors:
+            return allowed
+        count = sum(segment.count for segment in self.segments)
+        if allowed.rows is not None and count:
+            count = int(np.count_nonzero(allowed.rows[segments.all_rows(self.segments)]))
+        return _Allowed(allowed.rows, count, count)  # each such document is one passage
 
     def _nearest(self, vectors: np.ndarray, k: int, allowed: _Allowed) -> list[list[Ranked]]:
         wanted = min(k, allowed.documents)
@@ -280,7 +315,10 @@ class Ranker:
         depth = k if allowed.passages == allowed.documents else 4 * k
         while True:
             rows, scores = index.search(text, depth, self.snapshot.next_row, allowed.rows)
-            docs = segments.documents_of(self.segments, rows)
+            if self._all_have_vectors:
+                docs = segments.documents_of(self.segments, rows)
+            else:
+                docs = self.store.documents.docs_of(rows)
             ranking = _best_passages(docs.tolist(), scores.tolist(), rows.tolist())
             if len(rows) < depth or len(ranking) >= k:
                 return ranking[:k]
@@ -321,13 +359,13 @@ class Ranker:
         rows = {item.doc: item.row for item in (*by_term, *by_vector)}
         if options.fusion == "rrf":
             return _Sides(similarity, bm25, rows, options.dense_weight)
-        unscored = [doc for doc in bm25 if doc not in similarity]
+        unscored = self._comparable([doc for doc in bm25 if doc not in similarity], rows)
         scores = self._similarities(vector, [rows[doc] for doc in unscored])
         similarity |= dict(zip(unscored, scores.tolist(), strict=True))
         weight = options.dense_weight
         if options.fusion == "adaptive" and bm25:
             ceiling, terms = self._lexical_index().ceiling(text)
-            agreement = self._agreement(vector, neutral, list(rows.values()))
+            agreement = self._agreement(vector, neutral, [row for doc, row in rows.items() if doc in similarity])
             evidence = max(bm25.values()) / ceiling if ceiling > 0 else 0.0
             weight = 1 - (1 - weight) * fusion.lexical_share(evidence, agreement, terms)
         return _Sides(similarity, bm25, rows, weight)
@@ -342,7 +380,14 @@ class Ranker:
         return float(np.corrcoef(pair)[0, 1])
 
     def _similarities(self, vector: np.ndarray, rows: list[int]) -> np.ndarray:
-        return segments.score(self.segments, vector, np.array(rows, dtype=np.int64))
+        return self.similarities(vector, np.array(rows, dtype=np.int64))
+
+    def _comparable(self, docs: list[int], rows: Mapping[int, int]) -> list[int]:
+        """Those documents whose passages have a vector."""
+        if self._all_have_vectors:
+            return docs
+        held = self.have_vectors(np.array([rows[doc] for doc in docs], dtype=np.int64))
+        return [doc for doc, has in zip(docs, held.tolist(), strict=True) if has]
 
 
 def _fused(sides: _Sides, k: int, options: SearchOptions, *, ties: bool) -> list[Ranked]:

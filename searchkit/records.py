@@ -25,6 +25,7 @@ class Document:
         metadata: Any JSON object; comes back with every hit.
         place: Where it was read from ("papers.jsonl:17"), for messages only; not stored or compared.
         incidental: Metadata keys whose change does not make it another document, such as a file's date; not stored.
+        vector: Its vector, (dim,), for an index of vectors that its user made; None for none. Not compared.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Document:
     metadata: dict[str, Any] = field(default_factory=dict)
     place: str = field(default="", compare=False)
     incidental: tuple[str, ...] = field(default=(), compare=False)
+    vector: Any = field(default=None, compare=False, repr=False)
 
     def as_row(self) -> dict[str, Any]:
         """The document as a JSON line that can be read again."""

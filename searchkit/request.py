@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,3 +102,16 @@ def checked_vectors(vectors: object, count: int, dim: int) -> np.ndarray:
     if not np.isfinite(rows).all():
         raise InputError("vectors hold NaN or Infinity; expected unit rows, as SearchEngine.embed returns them")
     return rows
+
+
+def sides(options: SearchOptions, *, texts: bool, vectors: bool) -> SearchOptions:
+    """The options with the mode that queries can be ranked in: hybrid ranks by what there is of text and vector.
+
+    Raises:
+        InputError: The mode needs what the queries lack.
+    """
+    if options.mode == "hybrid" and not (texts and vectors):
+        return replace(options, mode="lexical" if texts else "dense")
+    if options.mode == "lexical" and not texts:
+        raise InputError("a lexical search needs the text of its query; give one, or choose the mode dense")
+    return options

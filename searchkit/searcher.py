@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from threading import RLock
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from searchkit.binding import ModelChoice, check_model
+from searchkit.binding import NO_MODEL, ModelChoice, check_model
 from searchkit.errors import InputError, StoreError
 from searchkit.indexer.documents import StoredPassage
 from searchkit.indexer.filters import compile_filter
@@ -21,11 +22,20 @@ from searchkit.indexer.vectors.storage import Storage
 from searchkit.lexical_sync import LexicalSync
 from searchkit.models.embedder import Embedder
 from searchkit.models.reranker import Reranker
+from searchkit.own_vectors import as_queries, checked_rows
 from searchkit.ranking import Mode, Ranked, Ranker, SearchOptions, SearchRequest
 from searchkit.records import Document, Explanation, Hit, Query
-from searchkit.request import checked_vectors, chosen_instruction, chosen_options, embed, neutral_vectors, unreadable
+from searchkit.request import (
+    checked_vectors,
+    chosen_instruction,
+    chosen_options,
+    embed,
+    neutral_vectors,
+    sides,
+    unreadable,
+)
 from searchkit.reranking import RERANK_DEPTH, rerank_hits
-from searchkit.validation import check_text, checked_queries, described, whole_number
+from searchkit.validation import check_text, checked_ids, checked_queries, described, whole_number
 
 _RETRIES = 8
 
@@ -61,7 +71,10 @@ class Searcher:
         snapshot = store.snapshot()  # first: it compares the settings with their checksum
         self.settings = store.database.settings()
         self._model = model
-        if isinstance(model, Embedder):
+        if self.settings["model"] is None:
+            if isinstance(model, Embedder) or model.named:
+                raise InputError(f"{store.folder} holds vectors that its users made, and takes no model; omit it")
+        elif isinstance(model, Embedder):
             check_model(self.settings["model"], model)
         self._closed = False
         self._reloading, self._loading = RLock(), RLock()
@@ -98,8 +111,13 @@ class Searcher:
 
     @property
     def dim(self) -> int:
-        """Width of the vectors."""
-        return self.storage.plan.dim
+        """Width of the vectors, as they come in and go out."""
+        return self.storage.similarity.dim
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model embeds passages and queries; if not, vectors come with them."""
+        return self.settings["model"] is not None
 
     @property
     def passages(self) -> int:
@@ -108,7 +126,13 @@ class Searcher:
 
     @property
     def embedder(self) -> Embedder:
-        """The model, loaded when it is first needed: a lexical search never loads it."""
+        """The model, loaded when it is first needed: a lexical search never loads it.
+
+        Raises:
+            InputError: The index holds vectors that its users made, and has no model.
+        """
+        if not self.has_model:
+            raise InputError(NO_MODEL.format(self._store.folder))
         with self._loading:
             if isinstance(self._model, ModelChoice):
                 self._model = self._model.load(self.settings["model"])
@@ -135,20 +159,46 @@ class Searcher:
             yield Document(id, text, title=title, metadata=json.loads(metadata))
 
     def get(self, id: str) -> Document | None:
-        """The document of that id, as it was added; None when the index does not hold it."""
+        """The document of that id, as it was added; None when the index does not hold it.
+
+        With its vector, as exact as it is kept, where no model made it.
+        """
         check_text("id", id)
         self._check_open()
         for doc in self._store.documents.positions_of([id]):
-            _, stored = self._store.documents.document(doc)
-            return Document(stored.id, stored.text, stored.title, json.loads(stored.metadata))
+            first, stored = self._store.documents.document(doc)
+            document = Document(stored.id, stored.text, stored.title, json.loads(stored.metadata))
+            if self.has_model or not stored.has_vectors:
+                return document
+            return replace(document, vector=self._vectors_at(doc, [first])[0])
         return None
+
+    def vectors_by_id(self, ids: Iterable[str]) -> dict[str, np.ndarray]:
+        """The vectors of documents, (passages, dim) float32 each, as exact as they are kept; by id, in any order.
+
+        Ids that the index does not hold, and documents without a vector, are left out.
+        """
+        self._check_open()
+        vectors = {}
+        for doc in self._store.documents.positions_of(checked_ids(ids)):
+            first, stored = self._store.documents.document(doc)
+            if stored.has_vectors:
+                vectors[stored.id] = self._vectors_at(doc, range(first, first + len(stored.spans)))
+        return vectors
+
+    def _vectors_at(self, doc: int, rows: Sequence[int]) -> np.ndarray:
+        """The vectors of some passages of a document, which may have been added since the index was opened."""
+        if doc >= self._ranker.snapshot.next_doc:
+            self.reload()
+        return self._ranker.vectors_of(np.array(rows, dtype=np.int64))
 
     # Searching: a request is prepared once, ranked in one commit, and its passages are fetched
 
     def search(
         self,
-        query: str | Query,
+        query: str | Query | None = None,
         *,
+        vector: Any = None,
         instruction: str | None = None,
         task: str | None = None,
         k: int = 10,
@@ -162,11 +212,12 @@ class Searcher:
         """The k best documents for one query, each shown by its best passage.
 
         Args:
-            query: The text to search for.
+            query: The text to search for; None searches by the vector alone.
+            vector: The query's vector, (dim,), where it is known; an index of own vectors has no other.
             instruction: One sentence that says what to find; None for the model's default, "" for none.
             task: A named task (:data:`searchkit.tasks.TASKS`) instead of an instruction.
             k: Number of documents.
-            mode: "dense", "lexical" or "hybrid"; None for hybrid.
+            mode: "dense", "lexical" or "hybrid", which ranks by what there is of text and vector; None for hybrid.
             where: A filter on metadata (see :mod:`searchkit.indexer.filters`).
             options: All settings of a ranking, instead of `mode` and `where`.
             explain: Give every hit an :class:`Explanation`: its dense and lexical score and rank, and their weight.
@@ -176,16 +227,19 @@ class Searcher:
         Raises:
             InputError: The query is empty, the task unknown, or an argument cannot be used or combined with another.
         """
-        if not isinstance(query, str | Query):
+        if query is None and vector is None:
+            raise InputError("query is None; expected a string, or a vector in its place")
+        if not isinstance(query, str | Query | None):
             raise InputError(f"query is {described(query)}; expected a string")
         return self.search_many(
-            [query], instruction=instruction, task=task, k=k, mode=mode, where=where, options=options, explain=explain,
-            rerank=rerank, rerank_depth=rerank_depth,
+            None if query is None else [query],
+            instruction=instruction, task=task, k=k, mode=mode, where=where, options=options,
+            vectors=None if vector is None else [vector], explain=explain, rerank=rerank, rerank_depth=rerank_depth,
         )[0]  # fmt: skip
 
     def search_many(
         self,
-        queries: Iterable[str | Query],
+        queries: Iterable[str | Query] | None = None,
         *,
         instruction: str | None = None,
         task: str | None = None,
@@ -193,14 +247,15 @@ class Searcher:
         mode: Mode | None = None,
         where: Mapping[str, Any] | None = None,
         options: SearchOptions | None = None,
-        vectors: np.ndarray | None = None,
+        vectors: Any = None,
         explain: bool = False,
         rerank: Reranker | None = None,
         rerank_depth: int = RERANK_DEPTH,
     ) -> list[list[Hit]]:
         """Like `search` for many queries; a :class:`Query` with an instruction of its own keeps it.
 
-        `vectors` are those of the queries, as `embed` returns them, so that they are not embedded again.
+        `vectors` are those of the queries, (n, dim): as `embed` returns them, so that they are not embedded again, or
+        from where those of the documents came. Without `queries`, they are searched for alone.
         """
         options = chosen_options(options, mode, where)
         instruction, k = chosen_instruction(instruction, task), whole_number("k", k, 1)
@@ -208,6 +263,8 @@ class Searcher:
             request = self._request(queries, instruction, k, options, vectors=vectors)
             return self.results(request, explain=explain).hits
         depth = max(k, whole_number("rerank_depth", rerank_depth, 1))
+        if queries is None:
+            raise InputError("a reranker compares texts: give queries besides their vectors")
         checked = checked_queries(queries)
         found = self.results(self._request(checked, instruction, depth, options, vectors=vectors), explain=explain).hits
         pairs = zip(checked, found, strict=True)
@@ -230,6 +287,7 @@ class Searcher:
         task: str | None = None,
         k: int = 10,
         options: SearchOptions | None = None,
+        vectors: Any = None,
         ties: bool = False,
     ) -> list[list[Ranked]]:
         """The ranking behind `search_many`, without fetching the documents' texts.
@@ -237,7 +295,7 @@ class Searcher:
         With `ties`, also the documents that score as the k-th does, of which a cut keeps those that were added first.
         """
         options = chosen_options(options)
-        request = self._request(queries, chosen_instruction(instruction, task), k, options, ties=ties)
+        request = self._request(queries, chosen_instruction(instruction, task), k, options, vectors=vectors, ties=ties)
         return self._answer(request).rankings
 
     def similar(self, id: str, *, k: int = 10, where: Mapping[str, Any] | None = None) -> list[Hit]:
@@ -246,7 +304,7 @@ class Searcher:
         A document scores as its passage that is nearest to any passage of the given one, which is not among the hits.
 
         Raises:
-            InputError: The index holds no document of that id.
+            InputError: The index holds no document of that id, or no vector of it.
         """
         return self.similar_results(id, k=k, where=where).hits[0]
 
@@ -257,10 +315,10 @@ class Searcher:
         options = chosen_options(None, "dense", where)
         self._check_open()
         for doc in self._store.documents.positions_of([id]):
-            if doc >= self._ranker.snapshot.next_doc:
-                self.reload()  # it was added since
             first, stored = self._store.documents.document(doc)
-            vectors = self._ranker.vectors_of(np.arange(first, first + len(stored.spans)))
+            if not stored.has_vectors:
+                raise InputError(f"document {described(id)} has no vector to compare with those of others")
+            vectors = self._vectors_at(doc, range(first, first + len(stored.spans)))
             request = SearchRequest([stored.id] * len(vectors), vectors, k + 1, options)
             answer = self._answer(request, fetch=True)
             return Results(answer.commit, [as_hits(merged(answer.rankings, k, without=doc), answer.passages)])
@@ -272,25 +330,37 @@ class Searcher:
 
     def _request(
         self,
-        queries: Iterable[str | Query],
+        queries: Iterable[str | Query] | None,
         instruction: str | None,
         k: int,
         options: SearchOptions,
         *,
-        vectors: np.ndarray | None = None,
+        vectors: Any = None,
         ties: bool = False,
     ) -> SearchRequest:
         """Validate and embed queries, once whatever happens to the index meanwhile."""
         self._check_open()
-        checked = checked_queries(queries)
+        if queries is None and vectors is None:
+            raise InputError(
+                "queries is None; expected a list of strings or of searchkit.Query, or vectors in its place"
+            )
+        checked = None if queries is None else checked_queries(queries)
         k = whole_number("k", k, 1)
-        texts = [query.text for query in checked]
+        if vectors is not None:
+            count = len(list(checked_rows(vectors, self.dim))) if checked is None else len(checked)
+            if self.has_model:
+                vectors = checked_vectors(vectors, count, self.dim)
+            else:
+                vectors = as_queries(vectors, count, self.storage.similarity)
+        elif not self.has_model and options.mode == "dense":
+            raise InputError(NO_MODEL.format(self._store.folder))
+        if vectors is not None or not self.has_model:
+            options = sides(options, texts=checked is not None, vectors=vectors is not None)
+        texts = [""] * len(vectors) if checked is None else [query.text for query in checked]
         neutral = noise = None
-        if not checked or self.passages == 0:
+        if not texts or self.passages == 0:
             vectors = None  # there is nothing to search, and no model to load
-        elif vectors is not None:
-            vectors = checked_vectors(vectors, len(checked), self.dim)
-        elif options.mode != "lexical":
+        elif vectors is None and checked and options.mode != "lexical":
             vectors = self.embed(checked, instruction)
             if options.mode == "hybrid" and options.fusion == "adaptive":
                 neutral = neutral_vectors(self.embedder, checked, instruction, vectors)
@@ -323,8 +393,8 @@ class Searcher:
         return passages
 
     def similarities(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The inner product of one query (dim,) with the passages of some rows (n,), as (n,) float32."""
-        return segments.score(self._ranker.segments, vector, rows)
+        """How similar one query (dim,) is to the passages of some rows that have a vector (n,), as (n,) float32."""
+        return self._ranker.similarities(vector, rows)
 
     def filter_faults(self, where: Mapping[str, Any]) -> list[FilterFault]:
         """Conditions of a filter that can match no document: an unknown key, or a value of another type."""
@@ -333,7 +403,7 @@ class Searcher:
         return filter_faults(where, self._store.documents) if self.passages else []
 
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors of some passages, (n, dim) float32 unit rows, as exact as the index keeps them."""
+        """The vectors of some passages that have one, (n, dim) float32, as exact as the index keeps them."""
         return self._ranker.vectors_of(rows)
 
     def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
@@ -341,13 +411,13 @@ class Searcher:
         return self._store.documents.ids_of({item.doc for ranking in rankings for item in ranking})
 
     def sample(self, count: int, *, seed: int = 0) -> np.ndarray:
-        """Vectors of passages drawn at random, (at most count, dim) float32."""
+        """Vectors of passages drawn at random, as they are stored, (at most count, width) float32."""
         count, seed = whole_number("count", count, 0), whole_number("seed", seed, 0)
         snapshot = self._ranker.snapshot
         total = sum(segment.count for segment in snapshot.segments)
         drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count])
         if not len(drawn):
-            return np.empty((0, self.dim), np.float32)
+            return np.empty((0, self.storage.plan.dim), np.float32)
         return segments.vectors_at(snapshot.segments, drawn)
 
     # State

@@ -27,7 +27,7 @@ def check_document(document: object) -> None:
         check_text(name, getattr(document, name))
     if not document.id.strip():
         raise InputError("the id is empty")
-    if not document.text.strip() and not document.title.strip():
+    if not document.text.strip() and not document.title.strip() and document.vector is None:
         raise InputError("there is neither text nor title")
     for name in ("id", "title", "text"):
         value = getattr(document, name)

@@ -23,6 +23,7 @@ LAYERS = (
         "binding",
         "ingest",
         "lexical_sync",
+        "own_vectors",
         "check",
         "repair",
         "sync",

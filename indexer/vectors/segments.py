@@ -139,6 +139,20 @@ def owners(segments: Sequence[DiskSegment], rows: np.ndarray) -> np.ndarray:
     return np.searchsorted(firsts, rows, side="right") - 1
 
 
+def held(segments: Sequence[DiskSegment], rows: np.ndarray) -> np.ndarray:
+    """Whether each of some rows (n,) is in a segment: passages without a vector are in none; (n,) bool."""
+    found = np.zeros(len(rows), dtype=bool)
+    owner = owners(segments, rows)
+    for number in set(owner[owner >= 0].tolist()):
+        segment, mine = segments[number], owner == number
+        positions = segment.positions(rows[mine])
+        inside = positions < segment.count
+        if segment.rows is not None:
+            inside &= segment.rows[np.minimum(positions, segment.count - 1)] == rows[mine]
+        found[mine] = inside
+    return found
+
+
 def documents_of(segments: Sequence[DiskSegment], rows: np.ndarray) -> np.ndarray:
     """The positions of the documents of passage rows, int64, in the shape of the rows; -1 for row -1."""
     present = rows >= 0

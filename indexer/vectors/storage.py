@@ -8,6 +8,7 @@ from typing import Any
 
 from searchkit.indexer.files import Stamp
 from searchkit.indexer.vectors.recipes import Plan, Tuning
+from searchkit.indexer.vectors.similarity import Similarity
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,19 @@ class Storage:
         tuning: How hard they are searched.
         keep_vectors: Whether half-precision vectors are kept beside compressed ones.
         codebook: What the recipe was trained to; None where it needs no training.
+        chosen: How vectors are compared, where that is not the cosine of rows as wide as the plan's.
     """
 
     plan: Plan
     tuning: Tuning = field(default_factory=Tuning)
     keep_vectors: bool = True
     codebook: Codebook | None = None
+    chosen: Similarity | None = None
+
+    @property
+    def similarity(self) -> Similarity:
+        """How vectors are compared."""
+        return self.chosen or Similarity("cosine", self.plan.dim)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Storage:
@@ -53,7 +61,8 @@ class Storage:
             if book is not None:
                 stamp = book["stamp"] if "stamp" in book else (book["bytes"], book["sha256"])  # format 2
                 book = Codebook(book["name"], Stamp(*stamp))
-            return cls(Plan(**plan), Tuning(**values["tuning"]), bool(values["keep_vectors"]), book)
+            chosen = Similarity.from_json(values["similarity"]) if "similarity" in values else None
+            return cls(Plan(**plan), Tuning(**values["tuning"]), bool(values["keep_vectors"]), book, chosen)
         except (KeyError, TypeError) as error:
             raise ValueError(f"no record of how vectors are stored ({type(error).__name__}: {error})") from error
 
@@ -67,4 +76,5 @@ class Storage:
             "keep_vectors": self.keep_vectors,
             "codebook": None if book is None else {"name": book.name, "stamp": list(book.stamp)},
             "tuning": asdict(self.tuning),
+            **({} if self.chosen is None else {"similarity": self.chosen.to_json()}),
         }

@@ -145,10 +145,12 @@ def test_a_file_that_is_no_database_is_reported(folder: Path, content: bytes | s
 
 def test_a_newer_format_is_refused(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "index.db")) as db, db:
-        db.execute("UPDATE settings SET value = '4' WHERE key = 'format'")
-    with pytest.raises(StoreError, match="has format 4, this version reads 3; use the version of searchkit that made"):
+        db.execute("UPDATE settings SET value = '5' WHERE key = 'format'")
+    with pytest.raises(
+        StoreError, match="has format 5, this version reads 3 and 4; use the version of searchkit that made"
+    ):
         Store(folder)
-    with pytest.raises(StoreError, match="has format 4"):
+    with pytest.raises(StoreError, match="has format 5"):
         Store(folder, writable=True)
 
 
