@@ -154,6 +154,8 @@ def test_a_wheel_holds_every_module_and_corpus(monkeypatch: pytest.MonkeyPatch) 
     assert data == {ROOT / "training" / "builtin" / "instructions.json"}
     data = {ROOT / file for file in build.find_data_files("searchkit.training.synthesis", "training/synthesis")}
     assert data == set((ROOT / "training" / "synthesis" / "prompts").iterdir())
+    data = {ROOT / file for file in build.find_data_files("searchkit.server", "searchkit/server")}
+    assert data == set((ROOT / "searchkit" / "server" / "static").iterdir())
     builtin = {file for file in (ROOT / "searchkit" / "builtin").rglob("*") if file.is_file()}
     assert len(builtin) == 8
     data = {ROOT / file for file in build.find_data_files("searchkit", "searchkit")}

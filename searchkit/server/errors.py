@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from searchkit.errors import BusyError, InputError, SearchkitError, StoreError
+from searchkit.errors import BusyError, FilterError, InputError, SearchkitError, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ def as_server_error(error: Exception) -> ServerError:
             return _invalid(error.errors())
         case BusyError():
             return ServerError(503, "index_busy", str(error), headers=retry_headers(1.0))
+        case FilterError():
+            return ServerError(400, "invalid_request", str(error), param="where")
         case InputError():
             return ServerError(400, "invalid_request", str(error))
         case StoreError():
