@@ -23,6 +23,7 @@ from searchkit.cli.output import count, note, print_json, say
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
+    from searchkit.readers.corpus import ReadReport
     from searchkit.readers.rejects import Rejects
     from searchkit.sync import SyncReport
 
@@ -84,7 +85,7 @@ def _sync_once(
         report = run(
             engine,
             (document for corpus in corpora for document in reading.read(corpus, rejects, read)),
-            still_exists=_still_exists(corpora, kinds, rejects),
+            still_exists=_still_exists(read, kinds, rejects),
             dry_run=dry_run,
             on_refused=rejects.refuse_document,
         )
@@ -98,10 +99,10 @@ def _sync_once(
         note(f"rejected: {rejects.summary(read.rows)}; see {file}")
 
 
-def _still_exists(corpora: tuple[str, ...], kinds: set[str], rejects: Rejects) -> Callable[[str], bool]:
-    """Whether a document that did not come exists: by its file; in tables, whenever any row was rejected."""
+def _still_exists(read: ReadReport, kinds: set[str], rejects: Rejects) -> Callable[[str], bool]:
+    """Whether a document that did not come exists: as a file that was rejected; in tables, whenever any row was."""
     if kinds == {"files"}:
-        return lambda id: any(Path(corpus, id).is_file() for corpus in corpora)
+        return read.is_unread
     return lambda id: rejects.count > 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,11 @@ def _resolve_pattern(pattern: str, kind: str) -> _Source:
 
 
 def _resolve_folder(path: Path, kind: str) -> _Source:
+    try:
+        if os.listdir(path):
+            os.stat(f"{path}/.")  # it may be listed while no file in it may be looked at
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be listed: {error.strerror}") from None
     beir = gz_or_plain(path / "corpus.jsonl")
     if kind == "auto":
         kind = "beir" if beir.is_file() else "files"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from searchkit.readers.extract import READABLE, extract
 from searchkit.readers.rejects import Rejects
 from searchkit.readers.rows import Fields, ReadReport, Row, document_of
 from searchkit.records import Document
+
+TABLES = (".jsonl", ".csv", ".tsv", ".json", ".ndjson")
+"""Suffixes of files with a document in every line, which a folder of files passes over."""
 
 MODIFIED = "modified"
 """Metadata key of a file's day. It is not compared: a file that was only touched is the same document."""
@@ -34,9 +38,14 @@ def read_files(
         MissingExtraError: A library is missing, and the file was named or bad files are not set aside.
     """
     readable = 0
-    for path in _walk(
-        root, paths, report, lambda error: rejects.refuse(str(error.filename), f"cannot be listed: {error.strerror}")
-    ):
+
+    def unlisted(error: OSError) -> None:
+        report.rows += 1
+        folder = Path(error.filename)
+        report.unread.add("" if folder == root else f"{_id(folder, root)}/")
+        rejects.refuse(str(folder), f"cannot be listed: {error.strerror}; nothing below it is read")
+
+    for path in _walk(root, paths, report, unlisted):
         if path.suffix.lower() not in READABLE:
             report.passed_over[path.suffix.lower() or "without a suffix"] += 1
             continue
@@ -45,6 +54,7 @@ def read_files(
         try:
             document = _document(path, root, encoding)
         except (RowError, ExtractionError) as error:
+            report.unread.add(_id(path, root))
             rejects.refuse(str(path), str(error))
         except MissingExtraError as error:
             if path in paths:
@@ -53,12 +63,16 @@ def read_files(
                 raise MissingExtraError(
                     f"{path}: {error}; or set such files aside: --on-error skip", name=error.name
                 ) from error
+            report.unread.add(_id(path, root))
             rejects.refuse(str(path), str(error))
         else:
             yield document
     if not readable:
         counted = ", ".join(f"{count} {suffix}" for suffix, count in report.passed_over.most_common(8)) or "nothing"
-        raise CorpusError(f"{root}: no files to read; read are {' '.join(READABLE)}, found: {counted}")
+        tables = ""
+        if any(suffix in report.passed_over for suffix in TABLES):
+            tables = f"; tables are named one by one, or by a pattern such as '{root}/*{TABLES[0]}'"
+        raise CorpusError(f"{root}: no files to read; read are {' '.join(READABLE)}, found: {counted}{tables}")
 
 
 def count_files(root: Path, paths: list[Path]) -> int:
@@ -67,20 +81,32 @@ def count_files(root: Path, paths: list[Path]) -> int:
 
 
 def _document(path: Path, root: Path, encoding: str) -> Document:
-    if not path.is_file():  # a pipe would block, a broken link has nothing
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise RowError(f"cannot be opened: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block
         raise RowError("not a regular file")
     title, text, metadata = extract(path, encoding=encoding)
-    day = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat()
-    # The path itself is not stored: spelled differently on the next run, it would change every document.
-    id = path.name if path == root else path.relative_to(root).as_posix()
+    day = datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC).date().isoformat()
+    id = _id(path, root)
+    try:
+        id.encode()
+    except UnicodeEncodeError:
+        raise RowError("its name is not UTF-8, so that it cannot be an id; rename it") from None
     values = {"id": id, "title": title, "text": text, "metadata": {MODIFIED: day, **metadata}}
     return document_of(Row(str(path), values, ""), Fields(), incidental=() if MODIFIED in metadata else (MODIFIED,))
+
+
+def _id(path: Path, root: Path) -> str:
+    """The path below `root`: spelled from elsewhere, it would make every document another on the next run."""
+    return path.name if path == root else path.relative_to(root).as_posix()
 
 
 def _walk(
     root: Path, paths: list[Path], report: ReadReport, onerror: Callable[[OSError], None] | None
 ) -> Iterator[Path]:
-    """Every file below some paths in a fixed order, without hidden ones.
+    """Every file below some paths in a fixed order, without hidden ones, open Office documents' locks and indexes.
 
     Links to folders outside `root` are followed, each folder once; those inside are read where they are.
     """
@@ -92,15 +118,23 @@ def _walk(
             continue
         for folder, folders, files in os.walk(start, onerror=onerror, followlinks=True):
             kept = []
-            for name in sorted(name for name in folders if not name.startswith(".")):
+            for name in sorted(filter(_visible, folders)):
                 path = Path(folder, name)
-                if path.is_symlink() or seen:
+                if os.path.isfile(path / "index.db"):  # Path.is_file() raises where one may not look
+                    report.passed_over["index of searchkit"] += 1
+                    continue
+                link = os.path.islink(path)
+                if link or seen:
                     target = path.resolve()
-                    inside = path.is_symlink() and (target.is_relative_to(top) or top.is_relative_to(target))
+                    inside = link and (target.is_relative_to(top) or top.is_relative_to(target))
                     if inside or target in seen:
                         report.passed_over["link to a folder that is read anyway"] += 1
                         continue
                     seen.add(target)
                 kept.append(name)
             folders[:] = kept
-            yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+            yield from (Path(folder, name) for name in sorted(filter(_visible, files)))
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith((".", "~$"))

@@ -45,6 +45,7 @@ class ReadReport:
         numbered: The first id that was made of a row's number, "" if the rows have ids.
         columns: Types of the metadata columns of a CSV or TSV file.
         remarks: Sentences for the user.
+        unread: Ids of files that are there and were rejected; one that ends with "/" stands for a folder, "" for all.
         passed_over: Files in a folder that are of no kind that is read, and links, counted by kind.
         longest_cell: Location and lines of the longest quoted cell of a CSV file.
     """
@@ -53,8 +54,15 @@ class ReadReport:
     numbered: str = ""
     columns: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
     passed_over: Counter[str] = field(default_factory=Counter)
     longest_cell: tuple[str, int] = ("", 0)
+
+    def is_unread(self, id: str) -> bool:
+        """Whether a file of that id is there, or may be, and could not be read."""
+        parts = id.split("/")
+        folders = ("/".join((*parts[:count], "")) for count in range(len(parts)))
+        return id in self.unread or any(folder in self.unread for folder in folders)
 
     def notes(self) -> list[str]:
         """One sentence for each thing the user should know."""

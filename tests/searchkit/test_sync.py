@@ -9,7 +9,7 @@ from texts import TEXTS
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, StoreError
 from searchkit.models.embedder import Embedder
-from searchkit.readers.corpus import read_corpus
+from searchkit.readers.corpus import ReadReport, read_corpus
 from searchkit.readers.rejects import Rejects
 from searchkit.records import Document
 from searchkit.sync import sync
@@ -95,3 +95,14 @@ def test_a_reader_may_only_look(engine: SearchEngine, notes: Path) -> None:
         assert sync(reader, read_corpus(notes), dry_run=True).vanished == ["note-5.txt"]
         with pytest.raises(StoreError, match="open for reading"):
             sync(reader, read_corpus(notes))
+
+
+def test_what_lies_in_a_folder_that_cannot_be_listed_stays(engine: SearchEngine, notes: Path, tmp_path: Path) -> None:
+    (notes / "old" / "deep.txt").write_text("Kept.")
+    engine.add(read_corpus(notes))
+    (notes / "note-0.txt").unlink()
+    report = ReadReport(unread={"old/", "note-1.txt"})
+    left = [each for each in read_corpus(notes) if each.id not in ("old/deep.txt", "note-1.txt")]
+    done = sync(engine, left, still_exists=report.is_unread)
+    assert (done.kept, done.vanished) == (["note-1.txt", "old/deep.txt"], ["note-0.txt"])
+    assert "old/deep.txt" in engine

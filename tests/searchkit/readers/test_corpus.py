@@ -490,7 +490,7 @@ def test_a_bad_file_is_named_or_set_aside(tmp_path, name, make, reason):
 
 def test_a_link_to_nothing_is_a_bad_file(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "gone")
-    with pytest.raises(CorpusError, match=r"a.txt: not a regular file"):
+    with pytest.raises(CorpusError, match=r"a.txt: cannot be opened: No such file"):
         list(read_corpus(tmp_path))
 
 
@@ -499,7 +499,7 @@ def test_a_file_name_that_is_not_utf8_is_a_bad_file(tmp_path):
         write(tmp_path / "papers" / os.fsdecode(b"th\xe9.txt"), "tea")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    assert refused(tmp_path / "papers")[1][0]["reason"].startswith("id holds the lone surrogate")
+    assert refused(tmp_path / "papers")[1][0]["reason"].startswith("its name is not UTF-8")
 
 
 @pytest.mark.parametrize(("name", "library"), [("a.pdf", "pypdf"), ("a.html", "bs4"), ("a.parquet", "pyarrow")])

@@ -6,9 +6,12 @@ import datetime
 import io
 import json
 import os
+import shutil
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
@@ -333,3 +336,65 @@ def test_a_file_that_was_only_touched_is_not_embedded_again(tmp_path, embedder):
             assert (report.unchanged, report.documents) == (1, 0)
         write(path, "lakes")
         assert engine.add(read_corpus(tmp_path / "notes"), update=True).updated == 1
+
+
+# --- what cannot be read
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything, so that it becomes somebody else for a while."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder below which anybody may read, unlike pytest's own."""
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o777)
+    yield place
+    for folder in place.rglob("*"):
+        folder.chmod(0o755)
+    shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])  # not listed; listed, but no file in it may be looked at
+def test_a_locked_folder_is_a_reject_and_the_rest_is_read(open_folder, mode):
+    for name in ("a.md", "locked/b.md", "locked/deep/c.md", "z/d.md", "e.md"):
+        write(open_folder / "notes" / name, "tea")
+    (open_folder / "notes" / "locked").chmod(mode)
+    (open_folder / "notes" / "e.md").chmod(0o000)
+    report = ReadReport()
+    with Rejects(open_folder / "rows.jsonl") as rejects:
+        documents = read_corpus(open_folder / "notes", rejects=rejects, report=report)
+        with as_nobody():
+            assert [each.id for each in documents] == ["a.md", "z/d.md"]
+    reasons = [json.loads(line)["reason"] for line in (open_folder / "rows.jsonl").read_text().splitlines()]
+    assert len(reasons) >= 2
+    assert all(reason.startswith(("cannot be listed", "cannot be opened")) for reason in reasons)
+    assert report.rows == 2 + rejects.count
+    with as_nobody(), pytest.raises(CorpusError, match="locked.*: (cannot be listed: )?Permission denied"):
+        list(read_corpus(open_folder / "notes" / "locked"))
+    assert [name for name in ("a.md", "e.md", "locked/b.md", "locked/deep/c.md", "gone.md") if report.is_unread(name)] == [
+        "e.md", "locked/b.md", "locked/deep/c.md",
+    ]  # fmt: skip
+
+
+def test_locks_of_office_and_indexes_in_the_folder_are_no_notes(tmp_path):
+    for name in ("notes/a.md", "notes/~$report.docx", "notes/x.index/index.db", "notes/x.index/segments/readme.txt"):
+        write(tmp_path / name, "tea")
+    report = ReadReport()
+    assert [each.id for each in read_corpus(tmp_path / "notes", report=report)] == ["a.md"]
+    assert report.passed_over == {"index of searchkit": 1}
+
+
+def test_a_folder_of_tables_says_how_they_are_named(tmp_path):
+    write(tmp_path / "notes" / "a.csv", "id,text\n1,tea\n")
+    with pytest.raises(CorpusError, match=r"found: 1 \.csv; tables are named one by one, or by a pattern"):
+        list(read_corpus(tmp_path / "notes"))
