@@ -208,11 +208,14 @@ def _default_folder(corpus: str) -> Path:
 
 def _open_or_create(folder: Path, kind: str, build: BuildOptions, model: ModelOptions) -> SearchEngine:
     """The index to write to: the existing one, or a new one."""
+    from searchkit.binding import bound_name
     from searchkit.engine import SearchEngine
     from searchkit.indexer.store import Store
     from searchkit.models.embedder import Embedder
+    from searchkit.models.remote.address import RemoteModel
 
-    name, chunk_tokens = model.name, build.chunk_tokens
+    name: str | RemoteModel = model.name
+    chunk_tokens = build.chunk_tokens
     if (folder / "index.db").is_file():
         if not (model.model or model.adapter or build.max_length or build.dim):
             engine = model.open(folder, writable=True)
@@ -224,7 +227,7 @@ def _open_or_create(folder: Path, kind: str, build: BuildOptions, model: ModelOp
             return engine
         if model.model is None:
             with Store(folder) as store:
-                name = store.database.settings()["model"]["model"]
+                name = bound_name(store.database.settings()["model"])
     elif chunk_tokens is None and kind == "beir":
         # Published figures embed each BEIR document whole.
         chunk_tokens = 0

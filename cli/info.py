@@ -77,6 +77,8 @@ def _index(folder: Path) -> dict[str, Any]:
         keys = metadata_keys(store.documents)
     total = sum(sizes.values())
     model = settings.pop("model")
+    if model and "probes" in model:
+        model["probes"] = f"{len(model['probes'])} vectors of probe texts"
     return {
         "index": str(folder.resolve()),
         "documents": documents,

@@ -196,7 +196,11 @@ class ModelOptions:
 model_options = as_record(
     "model",
     ModelOptions,
-    click.option("--model", type=NON_EMPTY, help="Model folder or hub id. [default: the index's own, or builtin]"),
+    click.option(
+        "--model",
+        type=NON_EMPTY,
+        help="Model folder, hub id or openai:NAME@http://HOST:PORT/v1. [default: the index's own, or builtin]",
+    ),
     click.option("--adapter", type=NON_EMPTY, help="PEFT adapter trained on the model: folder or hub id."),
     click.option(
         "--device",

@@ -122,7 +122,7 @@ def _plot(file: Path, embedder: Embedder, results: list[PasskeyResult]) -> None:
         file,
         # Two equal lines would hide one another.
         {"whole text": whole, "as indexed": indexed} if whole != indexed else {"whole text, as indexed": whole},
-        title=f"Passkey retrieval, {Path(embedder.name).name}"
+        title=f"Passkey retrieval, {embedder.short_name}"
         + (f" (whole texts cut at {embedder.max_length} tokens)" if cut else ""),
         x_label="tokens of a document",
         y_label="top-1 accuracy",

@@ -7,9 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from searchkit.errors import StoreError
+from searchkit.errors import RemoteError, StoreError
 from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
+from searchkit.models.remote.address import RemoteModel, is_remote, parse_remote
+from searchkit.models.remote.runtime import RemoteRuntime, check_probes, decode_probes
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class ModelChoice:
         """
         try:
             embedder = Embedder(
-                self.model or identity["model"],
+                self.model or bound_name(identity),
                 adapter=self.adapter or (None if self.model else identity["adapter"]),
                 device=self.device,
                 dtype=self.dtype,
@@ -71,11 +73,18 @@ class ModelChoice:
         return embedder
 
 
+def bound_name(identity: dict[str, Any]) -> str | RemoteModel:
+    """The name of an index's model, marked as the index's where it is an address: see `RemoteModel.api_key`."""
+    name = str(identity["model"])
+    return parse_remote(name, stored=True) if is_remote(name) else name
+
+
 def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
     """Raise StoreError, naming the differences, unless a model is the one that an index was built with.
 
     The built-in model as an earlier version shipped it passes, with a warning: its vectors differ from those of the
-    present file as rounding does, and an upgrade must not cost anybody an index.
+    present file as rounding does, and an upgrade must not cost anybody an index. A model on a server passes at any
+    address if the vectors of the probe texts are the same.
     """
     loaded = embedder.identity()
     named = {"model", "adapter"}  # a model may move; its files may not change
@@ -85,6 +94,12 @@ def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
             "decimal; to have them exact, build the index again"
         )
         named.add("weights")
+    if "probes" in bound and isinstance(embedder.runtime, RemoteRuntime):
+        try:
+            check_probes(decode_probes(bound["probes"]), embedder.runtime.probes, embedder.name)
+        except RemoteError as error:
+            raise StoreError(str(error)) from error
+        named.add("probes")
     keys = [key for key in bound.keys() | loaded.keys() if key not in named and bound.get(key) != loaded.get(key)]
     if keys:
         details = "; ".join(
@@ -99,4 +114,6 @@ def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
 
 def _short(value: object) -> str:
     """A value of a model's identity; a dozen digits tell checksums apart."""
+    if isinstance(value, list):
+        return f"{len(value)} vectors of probe texts"
     return repr(value[:12] if isinstance(value, str) and len(value) == 64 else value)

@@ -22,6 +22,7 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "RejectedRowError",
+    "RemoteError",
     "RowError",
     "SearchkitError",
     "StoreError",
@@ -42,6 +43,10 @@ class RowError(InputError):
 
 class ExtractionError(InputError):
     """No text can be extracted from a file."""
+
+
+class RemoteError(SearchkitError):
+    """The server of a model over the wire cannot be reached, or gave no usable answer; what was done so far is kept."""
 
 
 class AnswerError(InputError):

@@ -21,7 +21,6 @@ from searchkit.evaluation.evaluate import mode_bytes
 from searchkit.ingest import window_size
 from searchkit.metrics import DEPTH
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
-from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.ranking import SearchOptions
 from searchkit.records import Document, Query
 from searchkit.tasks import find_task
@@ -340,13 +339,11 @@ def _model_meta(embedder: Embedder, kind: str, settings: dict[str, Any]) -> Any:
     bound = {key: value for key, value in identity.items() if key not in ("model", "adapter")}
     revision = hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()[:40]
     name = (
-        identity["model"]
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", identity["model"])
-        else f"searchkit/{Path(embedder.name).name}"
+        identity["model"] if re.fullmatch(r"[\w.-]+/[\w.-]+", identity["model"]) else f"searchkit/{embedder.short_name}"
     )
     return ModelMeta(
         loader=None,
-        name=name if embedder.adapter is None else f"{name}+{Path(embedder.adapter).name}",
+        name=name if embedder.adapter is None else f"{name}+{embedder.short_name}",
         revision=revision,
         release_date=None,
         languages=None,
@@ -358,7 +355,7 @@ def _model_meta(embedder: Embedder, kind: str, settings: dict[str, Any]) -> Any:
         open_weights=None,
         public_training_code=None,
         public_training_data=None,
-        framework=["ONNX" if (embedder.folder / MODEL_FILE).is_file() else "PyTorch"],
+        framework=[embedder.framework],
         similarity_fn_name="cosine",
         use_instructions=embedder.conventions.default_instruction is not None,
         training_datasets=None,

@@ -100,16 +100,17 @@ def conventions_of(folder: Path, name: str, *, decoder: bool) -> Conventions:
     Raises:
         InputError: The folder describes a pipeline that this project cannot reproduce.
     """
-    conventions = _family(name) or Conventions(pooling="last" if decoder else "mean")
+    conventions = family_conventions(name) or Conventions(pooling="last" if decoder else "mean")
     return _from_sentence_transformers(folder, conventions)
 
 
 def is_embedder(folder: Path, name: str) -> bool:
     """Whether the model is known to be trained to embed: by its folder's layout, or by the table of families."""
-    return (folder / MODULES).is_file() or _family(name) is not None
+    return (folder / MODULES).is_file() or family_conventions(name) is not None
 
 
-def _family(name: str) -> Conventions | None:
+def family_conventions(name: str) -> Conventions | None:
+    """The conventions of the family that a model's name shows; None for an unknown one."""
     return next((c for pattern, c in FAMILIES.items() if re.search(pattern, name.lower())), None)
 
 

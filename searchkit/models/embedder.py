@@ -19,6 +19,8 @@ import numpy as np
 from searchkit.errors import InputError
 from searchkit.models.conventions import MODULES, Conventions, conventions_of, fingerprint, is_embedder
 from searchkit.models.location import family_name, find_adapter, find_model
+from searchkit.models.remote.address import RemoteModel, is_remote, parse_remote
+from searchkit.models.remote.runtime import RemoteRuntime, encode_probes
 from searchkit.models.runtime import Runtime, load_errors, load_runtime
 from searchkit.models.vocabulary import unknown_ids
 
@@ -52,7 +54,8 @@ class Embedder:
     """A model with its conventions: queries and passages in, unit rows out.
 
     Args:
-        model: A local folder, a hub id, or the name of a model that a package carries: "builtin", "minilm".
+        model: A local folder, a hub id, the name of a model that a package carries ("builtin", "minilm"), or a model
+            on a server: "openai:NAME@http://host:8000/v1".
         adapter: Folder or hub id of a PEFT adapter trained on the model.
         device: "cpu", "cuda", "cuda:1", "mps"; None picks the best available. Exported models run on the CPU even
             with "cuda", which then is for the vectors only; with several GPUs ("cuda:0,1") the model runs on the first.
@@ -63,16 +66,17 @@ class Embedder:
         conventions: Overrides what the model's folder and the table of families say.
         token_budget: Padded tokens in a batch; None picks one that suits the device.
         threads: CPU threads for the model; None leaves it to the runtime, which usually uses all cores. In torch this
-            is a setting of the whole process.
+            is a setting of the whole process. For a model on a server, requests at the same time; None for 4.
 
     Raises:
         InputError: The model cannot be used as requested; the message says what to change.
+        RemoteError: The model's server cannot be reached, or gives no usable answer.
         MissingExtraError: The library that runs the model is not installed.
     """
 
     def __init__(
         self,
-        model: str | Path = DEFAULT_MODEL,
+        model: str | Path | RemoteModel = DEFAULT_MODEL,
         *,
         adapter: str | Path | None = None,
         device: str | None = None,
@@ -86,30 +90,78 @@ class Embedder:
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; expected 1 or more, or None to leave it to the runtime")
-        self.folder, self.name = find_model(str(model))
         self.adapter = None if adapter is None else str(adapter)
-        self._adapter_folder = None if adapter is None else find_adapter(str(adapter))
-        if (self.folder / "adapter_config.json").is_file() and not (self.folder / "config.json").is_file():
+        self._adapter_folder: Path | None = None
+        self.runtime: Runtime
+        remote = model if isinstance(model, RemoteModel) else None
+        if is_remote(str(model)):
+            remote = remote or parse_remote(str(model))
+            if adapter is not None or dtype != "auto":
+                came = "an adapter" if adapter is not None else f"dtype {dtype}"
+                raise InputError(f"{came} came with {remote}; what its server computes with is set there")
+            self.name = str(remote)
+            self._folder = None
+            self.runtime = server = RemoteRuntime(remote, threads)
+            self.conventions = conventions or server.conventions()
+            self.frame: tuple[list[int], list[int]] = [], []  # the server adds special tokens
+        else:
+            self._folder, self.name = find_model(str(model))
+            self._load(self._folder, adapter, device, dtype, threads, conventions)
+        self.set_max_length(max_length)
+        self.dim = self._checked_dim(dim, force_dim)
+        self.token_budget = token_budget or self.runtime.token_budget
+        self.stats = EncodeStats()
+        self._fingerprint: dict[str, Any] | None = None
+
+    def _load(
+        self,
+        folder: Path,
+        adapter: str | Path | None,
+        device: str | None,
+        dtype: str,
+        threads: int | None,
+        conventions: Conventions | None,
+    ) -> None:
+        """Load a model whose files are here."""
+        if adapter is not None:
+            self._adapter_folder = find_adapter(str(adapter))
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             with load_errors(self.name):
-                base = json.loads((self.folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-            raise InputError(f"{model} is an adapter, not a model; use --model {base} --adapter {model}")
-        self.runtime: Runtime = load_runtime(self.folder, self.name, self._adapter_folder, device, dtype, threads)
+                base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+            raise InputError(f"{self.name} is an adapter, not a model; use --model {base} --adapter {self.name}")
+        self.runtime = load_runtime(folder, self.name, self._adapter_folder, device, dtype, threads)
         # An adapter written by `searchkit train` carries settings of its own, which may differ from the base's.
         own_settings = self._adapter_folder is not None and (self._adapter_folder / MODULES).is_file()
-        self.settings_folder = self._adapter_folder if self._adapter_folder and own_settings else self.folder
+        self.settings_folder = self._adapter_folder if self._adapter_folder and own_settings else folder
         family, decoder = family_name(self.name), self.runtime.decoder
         if decoder and not (conventions or adapter or is_embedder(self.settings_folder, family)):
             _warn_untrained(self.name)
         with load_errors(self.name):
             self.conventions = conventions or conventions_of(self.settings_folder, family, decoder=decoder)
         self.frame = _frame(self.runtime, self.conventions, self.name)
-        self.set_max_length(max_length)
-        self.dim = self._checked_dim(dim, force_dim)
-        self.token_budget = token_budget or self.runtime.token_budget
-        self.stats = EncodeStats()
-        self._fingerprint: dict[str, str] | None = None
 
     # What the model is
+
+    @property
+    def folder(self) -> Path:
+        """The model's files; InputError if they are on a server."""
+        if self._folder is None:
+            raise InputError(f"the files of {self.name} are on its server; this needs them here: name a model folder")
+        return self._folder
+
+    @property
+    def short_name(self) -> str:
+        """The name without the folders or the address around it."""
+        if isinstance(self.runtime, RemoteRuntime):
+            return self.runtime.model.short_name
+        return Path(self.adapter or self.name).name
+
+    @property
+    def framework(self) -> str:
+        """What computes: "ONNX", "PyTorch" or "API"."""
+        if self._folder is None:
+            return "API"
+        return "PyTorch" if type(self.runtime).__name__ == "TorchRuntime" else "ONNX"
 
     @property
     def dtype(self) -> str:
@@ -128,7 +180,9 @@ class Embedder:
 
     def identity(self) -> dict[str, Any]:
         """What an index is bound to: equal identities give equal vectors (up to `dtype`)."""
-        if self._fingerprint is None:
+        if isinstance(self.runtime, RemoteRuntime):
+            self._fingerprint = {"probes": encode_probes(self.runtime.probes)}
+        elif self._fingerprint is None:
             self._fingerprint = {"weights": fingerprint(self.folder)}
             if self._adapter_folder is not None:
                 self._fingerprint["adapter_weights"] = fingerprint(self._adapter_folder)
@@ -231,6 +285,8 @@ class Embedder:
 
     def tokenize_queries(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of each query as the model gets them, each with its own instruction; "" is none."""
+        if isinstance(self.runtime, RemoteRuntime) and self.runtime.composes(self.conventions):
+            return [self.runtime.query_ids(*pair) for pair in zip(queries, instructions, strict=True)]
         return [self._framed(ids) for ids in self._query_ids(queries, instructions)]
 
     def unknown_shares(self, texts: Sequence[str]) -> list[float]:
@@ -282,6 +338,8 @@ class Embedder:
         return [encoding.ids for encoding in encodings]
 
     def _framed(self, ids: list[int]) -> list[int]:
+        if self._folder is None:  # a server truncates by itself; here tokens are estimated
+            return ids
         room = self.max_length - self.special_tokens
         if len(ids) > room:
             self.stats.truncated += 1
@@ -300,6 +358,7 @@ class Embedder:
         return self._encode(tokens)
 
     def _encode(self, tokens: list[list[int]], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+        before = self._truncated_by_server
         rows = np.empty((len(tokens), self.dim), dtype=np.float32)
         with closing(self._computed(tokens)) as computed:
             for batch, vectors in computed:
@@ -308,7 +367,12 @@ class Embedder:
                     on_batch(len(batch))
         self.stats.texts += len(tokens)
         self.stats.tokens += sum(map(len, tokens))
+        self.stats.truncated += self._truncated_by_server - before
         return rows
+
+    @property
+    def _truncated_by_server(self) -> int:
+        return self.runtime.truncated if isinstance(self.runtime, RemoteRuntime) else 0
 
     def _computed(self, tokens: list[list[int]]) -> Generator[tuple[list[int], np.ndarray], None, None]:
         """Each batch with its rows, from as many threads as the runtime takes."""
@@ -317,7 +381,8 @@ class Embedder:
             return batch, self._rows([tokens[i] for i in batch])
 
         batches = self._batches([len(ids) for ids in tokens])
-        if self.runtime.workers == 1 or sum(map(len, tokens)) <= self.token_budget:
+        small = sum(map(len, tokens)) <= self.token_budget and len(tokens) <= self.runtime.most_texts
+        if self.runtime.workers == 1 or small:
             yield from map(compute, batches)  # one after another, so that a budget cut for memory holds for the rest
             return
         pool = ThreadPoolExecutor(self.runtime.workers)
@@ -331,7 +396,7 @@ class Embedder:
         order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
         start = 0
         while start < len(order):
-            size = max(1, self.token_budget // lengths[order[start]])
+            size = max(1, min(self.token_budget // max(1, lengths[order[start]]), self.runtime.most_texts))
             yield order[start : start + size]
             start += size
 
@@ -385,7 +450,7 @@ def _warn_untrained(name: str) -> None:
 
 def _frame(runtime: Runtime, conventions: Conventions, name: str) -> tuple[list[int], list[int]]:
     """The special tokens before and after every text, with BOS and EOS added where the model needs them."""
-    tokenizer = runtime.tokenizer
+    tokenizer: Any = runtime.tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
     probe = "a b"

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from searchkit.errors import InputError, MissingExtraError
+from searchkit.models.remote.address import is_remote
 
 # Models that a Python package carries: name -> (module, folder in it, what to install).
 _PACKAGED = {
@@ -20,9 +21,11 @@ def find_model(model: str) -> tuple[Path, str]:
     """The local folder of a model, and the name an index records for it.
 
     Raises:
-        InputError: No such folder, and no such model on the hub.
+        InputError: No such folder, and no such model on the hub, or the model is on a server.
         MissingExtraError: The package that carries the model, or the hub's client, is not installed.
     """
+    if is_remote(model):
+        raise InputError(f"{model} runs on a server; this needs the model's files: give a folder, or a hub id")
     if model in _PACKAGED:
         module, inner, package = _PACKAGED[model]
         spec = find_spec(module)
@@ -35,7 +38,10 @@ def find_model(model: str) -> tuple[Path, str]:
     if re.fullmatch(_HUB_ID, model):
         return _download(model, "model"), model
     names = " or ".join(map(repr, _PACKAGED))
-    raise InputError(f"there is no model folder {model!r}; give a folder, a hub id such as owner/name, or {names}")
+    raise InputError(
+        f"there is no model folder {model!r}; give a folder, a hub id such as owner/name, "
+        f"openai:NAME@http://HOST:PORT/v1, or {names}"
+    )
 
 
 def find_adapter(adapter: str) -> Path:

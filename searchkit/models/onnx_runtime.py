@@ -42,6 +42,7 @@ class OnnxRuntime:
         self.eos_id = self._token(special.get("eos_token"))
         self.bos_id = self._token(special.get("bos_token")) if special.get("add_bos_token") else None
         self.token_budget = 512  # its activations stay in the CPU's caches
+        self.most_texts = 1 << 30
         self.workers = _cpus() if threads is None else threads
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

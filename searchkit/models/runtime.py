@@ -6,15 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from searchkit.errors import InputError, MissingExtraError, SearchkitError
 from searchkit.models.conventions import Conventions
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +20,7 @@ class Runtime(Protocol):
     """Computes pooled vectors from token ids.
 
     Args:
-        tokenizer: The model's tokenizer.
+        tokenizer: A `tokenizers.Tokenizer`, or what stands in for it (see :mod:`searchkit.models.remote.pieces`).
         hidden_size: Width of a vector.
         decoder: Attention is causal.
         longest: Most tokens the model can take, None for any number.
@@ -31,10 +28,11 @@ class Runtime(Protocol):
         eos_id: The tokenizer's end-of-sequence token, None for none.
         dtype: What the model computes in.
         token_budget: Padded tokens in a batch that suit the device.
+        most_texts: Texts in a batch at most, whatever their length.
         workers: How many threads should call `forward` at once.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Any
     hidden_size: int
     decoder: bool
     longest: int | None
@@ -43,6 +41,9 @@ class Runtime(Protocol):
     dtype: str
     token_budget: int
     workers: int
+
+    @property
+    def most_texts(self) -> int: ...
 
     def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
         """Pooled states, (len(batch), hidden_size) float32, not normalised; MemoryError when the batch is too large."""

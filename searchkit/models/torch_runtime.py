@@ -51,6 +51,7 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         self.device = torch_device((device or best_device()).partition(",")[0])  # FAISS may use several
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
+        self.most_texts = 1 << 30
         self.workers = 1  # torch uses all cores within a forward pass
         # A GPU wants large batches; on a CPU they should stay in its caches.
         self.token_budget = {"cuda": 65536, "cpu": 1024}.get(self.device.type, 4096)

@@ -10,11 +10,13 @@ from searchkit.scripts import UNSPACED
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from searchkit.models.remote.pieces import PieceTokenizer
+
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _FEW_CHARACTERS = 2000  # a newspaper takes as many in Japanese, and more in Chinese
 
 
-def unknown_ids(tokenizer: Tokenizer) -> frozenset[int]:
+def unknown_ids(tokenizer: Tokenizer | PieceTokenizer) -> frozenset[int]:
     """Tokens that stand for what is not in the vocabulary: the unknown one, and single letters.
 
     Words of a script of which the vocabulary has only the letters fall apart into them. Those that may begin a word do
@@ -23,7 +25,7 @@ def unknown_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """
     vocabulary = tokenizer.get_vocab()
     wordpiece = "##s" in vocabulary  # it marks what continues a word; the others mark what begins one
-    names = {getattr(tokenizer.model, "unk_token", None), "<unk>", "[UNK]"}
+    names = {getattr(getattr(tokenizer, "model", None), "unk_token", None), "<unk>", "[UNK]"}
     unspaced = []
     for token in vocabulary:
         if len(token) > 3 or token.isascii():

@@ -25,10 +25,14 @@ _LONGEST_CACHED = 2_000
 
 
 class Text(NamedTuple):
-    """A text to embed: a passage if its instruction is None, else a query; "" is a query without an instruction."""
+    """A text to embed: a passage if its instruction is None, else a query; "" is a query without an instruction.
+
+    A raw passage does not get the prefix of passages.
+    """
 
     text: str
     instruction: str | None = None
+    raw: bool = False
 
 
 class Embedded(NamedTuple):
@@ -110,7 +114,7 @@ class EmbeddingQueue:
         """About how many tokens some texts have, without tokenizing them."""
         longest, repeats = self.embedder.max_length, self.embedder.conventions.query_repeats
         total = 0
-        for text, instruction in texts:
+        for text, instruction, _ in texts:
             length = len(text) if instruction is None else repeats * len(text) + len(instruction)
             total += min(longest, 8 + length // 4) + length // 256  # all of a long text is tokenized
         return total
@@ -226,7 +230,8 @@ class EmbeddingQueue:
         queries = [number for number, text in enumerate(texts) if text.instruction is not None]
         passages = [number for number, text in enumerate(texts) if text.instruction is None]
         prefix = embedder.conventions.document_prefix
-        for number, ids in zip(passages, embedder.tokenize([prefix + texts[n].text for n in passages]), strict=True):
+        written = [texts[n].text if texts[n].raw else prefix + texts[n].text for n in passages]
+        for number, ids in zip(passages, embedder.tokenize(written), strict=True):
             tokens[number] = ids
         prompts = [texts[number].text for number in queries]
         instructions = [texts[number].instruction or "" for number in queries]

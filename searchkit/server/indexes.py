@@ -153,10 +153,12 @@ class Indexes:
         """The name of an index's model, loaded unless another index has the same one."""
         with Store(folder) as store:
             identity = store.database.setting("model")
-        key = json.dumps({name: value for name, value in identity.items() if name not in ("model", "adapter")})
+        # Vectors of probe texts differ in the last digits; opening the index compares them.
+        apart = ("adapter", "probes" if "probes" in identity else "model")
+        key = json.dumps({name: value for name, value in identity.items() if name not in apart})
         if key not in self._identities:
             embedder = ModelChoice(None, None, settings.device, "auto", settings.threads).load(identity)
-            name = base = Path(embedder.adapter or embedder.name).name  # clients need not know where it lies
+            name = base = embedder.short_name  # clients need not know where it lies
             number = 1
             while name in self.models:
                 number += 1

@@ -9,6 +9,7 @@ from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, MissingExtraError
 from searchkit.evaluation.evaluate import judged_queries
 from searchkit.indexer.files import LOCK, exchange
+from searchkit.models.remote.address import is_remote
 from searchkit.training.adaptation.report import AdaptReport, read_report, write_report
 from searchkit.training.files import remove
 from searchkit.training.stages import FILE as STAGES
@@ -46,6 +47,11 @@ def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) 
         raise InputError(f"{out} exists and holds no run of adapt; choose another --out")
     with SearchEngine.open(config.index) as engine:
         model = engine.settings["model"]
+        if is_remote(model["model"]):
+            raise InputError(
+                f"{config.index} was built with {model['model']}, whose weights are on its server; adapt an index of "
+                "the same model in a local folder"
+            )
         if model["adapter"]:
             raise InputError(
                 f"{config.index} was built with {model['model']} and the adapter {model['adapter']}; index it with a "

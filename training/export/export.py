@@ -9,6 +9,7 @@ from typing import Any
 
 from searchkit.errors import InputError
 from searchkit.models.embedder import Embedder
+from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.models.torch_runtime import TorchRuntime, sees_ahead
 from searchkit.readers.corpus import corpus_folder, read_corpus
@@ -39,12 +40,13 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
         dtype: One of :data:`DTYPES`.
 
     Raises:
-        InputError: The dtype is unknown, `out` is not empty, or the model is an exported one.
+        InputError: The dtype is unknown, `out` is not empty, or the model is an exported one or on a server.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
+    find_model(str(model))  # a model on a server cannot be exported, and this says so
     import onnx
 
     embedder = Embedder(model, device="cpu", dtype="float32")

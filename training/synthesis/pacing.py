@@ -7,9 +7,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
 
 from searchkit.errors import InputError
 from searchkit.training.synthesis.journal import Journal
@@ -111,20 +108,3 @@ class Gate:
     def speed_up(self) -> None:
         """Raise the limit a little, after an answer."""
         self._limit = min(float(self._most), self._limit + 0.5)
-
-
-def retry_after(headers: Any) -> float | None:
-    """Seconds that a server asks to wait, at most an hour; None if it does not say."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            return min(3600.0, max(0.0, float(value) / unit))
-        except ValueError:
-            pass
-        try:
-            return min(3600.0, max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()))
-        except (ValueError, TypeError):
-            continue
-    return None

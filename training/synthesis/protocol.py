@@ -12,9 +12,9 @@ from typing import Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from searchkit.errors import AnswerError
+from searchkit.models.remote.client import retry_after
 from searchkit.training.synthesis.answers import Answer, read_answer, schema_of
 from searchkit.training.synthesis.journal import Reply
-from searchkit.training.synthesis.pacing import retry_after
 from searchkit.training.synthesis.prompting import Message
 
 _FORMATS = ("json_schema", "json_object", "text")  # ways to request JSON, the strictest first

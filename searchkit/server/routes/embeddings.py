@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 MOST_INPUTS = 2_048
 
-InputType = Literal["query", "document", "search_query", "search_document", "passage"]
+InputType = Literal["query", "document", "search_query", "search_document", "passage", "raw"]
 
 
 class EmbeddingsRequest(BaseModel):
@@ -42,22 +43,23 @@ class EmbeddingsRequest(BaseModel):
     instruct: str | list[str | None] | None = Field(default=None, description="The same.")
     task: str | list[str | None] | None = Field(default=None, description="Named tasks instead of instructions.")
     input_type: InputType | None = Field(
-        default=None, description="What the inputs are; by default documents, or queries if they have an instruction."
+        default=None,
+        description="What the inputs are; by default documents, or queries if they have an instruction. "
+        "Raw inputs are embedded as they come, for clients that add prefixes themselves.",
     )
 
 
 @router.get("/models")
 async def list_models(service: Current) -> Response:
     """The models, and their aliases for queries."""
-    names = [name for model in service.models for name in (model, f"{model}-query")]
-    return json_response({"object": "list", "data": [_model_row(name) for name in names]})
+    data = [_model_row(name, model) for base, model in service.models.items() for name in (base, f"{base}-query")]
+    return json_response({"object": "list", "data": data})
 
 
 @router.get("/models/{name:path}")
 async def show_model(name: str, service: Current) -> Response:
     """One model."""
-    service.model_named(name)
-    return json_response(_model_row(name))
+    return json_response(_model_row(name, service.model_named(name)[0]))
 
 
 @router.post("/embeddings")
@@ -88,8 +90,11 @@ async def embeddings(body: EmbeddingsRequest, request: Request, service: Current
     return Response(content, media_type="application/json")
 
 
-def _model_row(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "searchkit"}
+def _model_row(name: str, model: EmbeddingQueue) -> dict[str, Any]:
+    """OpenAI's fields, the longest input as vLLM names it, and our conventions, for clients that apply them."""
+    embedder = model.embedder
+    about = {"max_model_len": embedder.max_length, "conventions": asdict(embedder.conventions)}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "searchkit", **about}
 
 
 def _base64(rows: np.ndarray) -> list[str]:
@@ -138,7 +143,9 @@ def _texts(request: EmbeddingsRequest, inputs: list[str], model: EmbeddingQueue,
     instructions = instructions_of(request.instruction, request.instruct, request.task, len(inputs))
     instructed = any(each is not None for each in instructions)
     kind = request.input_type
-    if kind in ("document", "search_document", "passage"):
+    if kind == "raw" and not instructed:
+        return [Text(text, raw=True) for text in inputs]
+    if kind in ("document", "search_document", "passage", "raw"):
         if instructed or alias:
             came = "an instruction" if instructed else f"the model {request.model}"
             raise InputError(f"{came} came with input_type {kind}, but only queries have an instruction; omit one")
