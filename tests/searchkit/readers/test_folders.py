@@ -379,11 +379,10 @@ def test_a_locked_folder_is_a_reject_and_the_rest_is_read(open_folder, mode):
     assert len(reasons) >= 2
     assert all(reason.startswith(("cannot be listed", "cannot be opened")) for reason in reasons)
     assert report.rows == 2 + rejects.count
-    with as_nobody(), pytest.raises(CorpusError, match="locked.*: (cannot be listed: )?Permission denied"):
+    with as_nobody(), pytest.raises(CorpusError, match=r"locked.*: (cannot be listed: )?Permission denied"):
         list(read_corpus(open_folder / "notes" / "locked"))
-    assert [name for name in ("a.md", "e.md", "locked/b.md", "locked/deep/c.md", "gone.md") if report.is_unread(name)] == [
-        "e.md", "locked/b.md", "locked/deep/c.md",
-    ]  # fmt: skip
+    names = ("a.md", "e.md", "locked/b.md", "locked/deep/c.md", "gone.md")
+    assert [name for name in names if report.is_unread(name)] == ["e.md", "locked/b.md", "locked/deep/c.md"]
 
 
 def test_locks_of_office_and_indexes_in_the_folder_are_no_notes(tmp_path):
