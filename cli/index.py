@@ -192,7 +192,11 @@ def add_corpus(
     for sentence in read.notes():
         note(sentence)
     if report.refused:
-        detail = f"; see {file}" if skip else " (blank ones of a published collection never stop a run)"
+        detail = (
+            f"; see {file}"
+            if skip
+            else " (rows without any text in a BEIR folder, and empty rows of a table, never stop a run)"
+        )
         note(f"rejected: {rejects.summary(read.rows)}{detail}")
 
 

@@ -69,6 +69,12 @@ _PARSERS: dict[str, Callable[[str], Value]] = {
     "text": str,
 }
 TYPES = tuple(_PARSERS)
+_WANTED = {
+    "integer": "an integer such as 1234",
+    "decimal": "a decimal number such as 12.5",
+    "boolean": "true or false",
+    "date": "an ISO date such as 2024-05-01",
+}
 
 
 def convert(name: str, cell: str, kind: str, *, named: bool) -> Value:
@@ -88,8 +94,7 @@ def convert(name: str, cell: str, kind: str, *, named: bool) -> Value:
     try:
         return _PARSERS[kind](stripped)
     except ValueError:
-        wanted = {"integer": "an integer", "date": "an ISO date such as 2024-05-01"}.get(kind, f"a {kind}")
-        raise RowError(f'column "{name}" holds "{stripped[:_LONGEST]}", which is not {wanted}') from None
+        raise RowError(f'column "{name}" holds "{stripped[:_LONGEST]}", which is not {_WANTED[kind]}') from None
 
 
 @dataclass

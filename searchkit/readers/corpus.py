@@ -18,7 +18,7 @@ from searchkit.readers.jsonl import jsonl_rows
 from searchkit.readers.lines import existing, gz_or_plain
 from searchkit.readers.parquet import count_rows, parquet_rows, part_files
 from searchkit.readers.rejects import Rejects
-from searchkit.readers.rows import Fields, ReadReport, documents_of
+from searchkit.readers.rows import Fields, ReadReport, Row, documents_of
 from searchkit.records import Document
 
 __all__ = [
@@ -150,7 +150,18 @@ def _read_rows(
             rows = delimited_rows(path, source.kind, encoding, fields, table, report)
         else:
             rows = jsonl_rows(path, encoding, fields, report)
+        if len(source.paths) > 1:
+            rows = _whole_or_rejected(rows, path)
         yield from documents_of(rows, fields, rejects, report, published=source.kind == "beir")
+
+
+def _whole_or_rejected(rows: Iterator[Row], path: Path) -> Iterator[Row]:
+    """The rows of one file of several; what is wrong with the file, or with the rest of it, is a fault like another."""
+    try:
+        yield from rows
+    except (CorpusError, OSError) as error:
+        reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        yield Row(str(path), {}, "", reason.removeprefix(f"{path}: "))
 
 
 def _resolve(path: Path | str, kind: str) -> _Source:

@@ -20,10 +20,11 @@ from typing import IO, Any, NamedTuple
 from searchkit.errors import CorpusError, InputError, RowError
 from searchkit.readers.columns import ColumnGuess, check_types, convert
 from searchkit.readers.lines import LONGEST_LINE, Lines, name_of, open_bytes
-from searchkit.readers.rows import Fields, ReadReport, Row, has_no_ids, id_key, numbered_id
+from searchkit.readers.rows import EMPTY, Fields, ReadReport, Row, has_no_ids, id_key, numbered_id
 from searchkit.readers.values import json_object, quoted
 
 _DELIMITERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?')  # how Excel names the delimiter, before the header
 _WITHOUT_HEADER = {1: ("text",), 2: ("id", "text"), 3: ("id", "title", "text")}
 
 
@@ -86,16 +87,16 @@ class _Records:
         try:
             cells = next(self._reader)
         except csv.Error as error:
-            broken = f"broken quotes or line ends: {error}"
+            broken = _explained(error)
         count = len(self._lines.record)
         own_row = self._first_own_row(broken=bool(broken)) if count > 1 else None
         if own_row is not None:
             last = self._lines.record[-1].number
             self._lines.push_back(own_row)
             until = f"is not closed before line {last}" if broken else f"closes {count - 1} lines on, at line {last}"
-            broken = (broken or "broken quotes") + (
-                f"; a quote that opens here {until}, and line {self._lines.record[-1].number + 1} looks like a row "
-                'of its own: close the quote, or double it ("") if it is text'
+            broken = (
+                f"broken quotes: a quote that opens here {until}, and line {self._lines.record[-1].number + 1} looks "
+                'like a row of its own: close the quote, or double it ("") if it is text'
             )
             cells = []
         elif count > 1:
@@ -136,6 +137,16 @@ class _Records:
             return next(csv.reader([text], delimiter=self._delimiter), [])
         except csv.Error:  # a carriage return
             return []
+
+
+def _explained(error: csv.Error) -> str:
+    """What csv complains of, in other words than a programmer's."""
+    text = str(error)
+    if "expected after" in text:
+        return 'broken quotes: a cell goes on after its closing quote; double the quotes inside it ("")'
+    if "unexpected end of data" in text:
+        return "broken quotes: a quote that opens here is never closed"
+    return f"broken quotes or line ends: {text.partition(' - ')[0]}"
 
 
 def _form(id: str) -> str:
@@ -200,7 +211,16 @@ class _Table:
     ) -> None:
         self.lines = Lines(stream, name_of(path), encoding)
         self._delimiter = options.separator(kind)
-        quoting = kind == "csv" or self._header_is_quoted()
+        first = self._first_line()
+        if kind == "csv" and (named := _SEPARATOR_LINE.fullmatch(first)):
+            if options.delimiter is None:
+                self._delimiter = named[1]
+            first = self._first_line()
+        self.lines.push_back(0)
+        self._header: list[str] = []
+        quoting = kind == "csv" or all(
+            len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in first.split(self._delimiter)
+        )
         self._records = _Records(self.lines, self._delimiter, quoting=quoting)
         self._quoting = quoting
         self.columns = self._read_header(fields, options)
@@ -218,9 +238,13 @@ class _Table:
         return self._records.longest
 
     def records(self) -> Iterator[_Record]:
-        """The records that are not blank, those of a wrong width with a fault."""
+        """The records that are not blank lines; those of a wrong width, and of nothing but separators, with a fault."""
         for record in self._records:
-            if record.cells and not record.fault and len(record.cells) != len(self.columns):
+            if record.cells and not record.fault and not any(map(str.strip, record.cells)):
+                record = record._replace(fault=EMPTY)
+            elif len(record.cells) > 1 and record.cells == self._header:
+                record = record._replace(fault="the header again, as in files put one behind the other; remove it")
+            elif record.cells and not record.fault and len(record.cells) != len(self.columns):
                 advice = "quote cells that hold the separator"
                 if not self._quoting:
                     advice = "a TSV has no quoting; if this one quotes cells: --kind csv --delimiter tab"
@@ -244,21 +268,26 @@ class _Table:
             values["metadata"] = json_object(cell, "metadata") if cell.strip() else None
         return values
 
-    def _header_is_quoted(self) -> bool:
+    def _first_line(self) -> str:
         self.lines.begin()
         line = next(self.lines, "").rstrip("\r\n")
-        self.lines.push_back(0)
-        return all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in line.split(self._delimiter))
+        if "\r" in line:
+            raise CorpusError(
+                f"{self.lines.name}: its lines end in carriage returns alone; convert it: tr '\\r' '\\n' < FILE > NEW"
+            )
+        return line
 
     def _read_header(self, fields: Fields, options: TableOptions) -> list[str]:
         for record in self._records:
             if record.fault:
+                _check_delimiter([], self.lines.record[0].text, self._delimiter, fields, self.lines.name)
                 raise CorpusError(f"{record.location}: {record.fault}")
-            if not record.cells:
+            if not any(map(str.strip, record.cells)):
                 continue
             if not options.header:
                 self.lines.push_back(0)
                 return _columns_without_header(len(record.cells), fields, self.lines.name)
+            self._header = record.cells
             columns = [name.strip() for name in record.cells]
             _check_delimiter(columns, self.lines.record[0].text, self._delimiter, fields, self.lines.name)
             check_columns(columns, fields, self.lines.name)
@@ -284,10 +313,11 @@ def _check_delimiter(columns: list[str], header: str, delimiter: str, fields: Fi
         return
     for other, option in ((",", ","), (";", ";"), ("\t", "tab"), ("|", "|")):
         cells = [cell.strip().strip('"') for cell in header.rstrip("\r\n").split(other)]
-        if other != delimiter and fields.text in cells:
+        if other != delimiter and (fields.text in cells or (len(columns) == 1 and len(cells) > 1)):
             raise CorpusError(
-                f'{name}: no column "{fields.text}"; its columns are {quoted(columns)}; '
-                f'it seems to be separated otherwise: --delimiter "{option}"'
+                f'{name}: no column "{fields.text}"'
+                + (f"; its columns are {quoted(columns)}" if columns else "")
+                + f'; it seems to be separated otherwise: --delimiter "{option}"'
             )
 
 
@@ -304,12 +334,20 @@ def check_columns(columns: list[str], fields: Fields, name: str, *, header: bool
         if column not in columns:
             raise CorpusError(
                 f'{name}: no column "{column}"; {listed}; name the {option} column with --{option}-field'
+                + _field_options(columns)
                 + ("" if not header else ", or say --no-header if the first line is a row")
             )
     # A "metadata" column holds objects whose keys are known only row by row.
     missing = [] if "metadata" in columns else [key for key in fields.metadata or () if key not in columns]
     if missing:
         raise CorpusError(f"{name}: no column {quoted(missing)} to keep as metadata (--metadata-field); {listed}")
+
+
+def _field_options(columns: list[str]) -> str:
+    """Options for columns that are called "ID" or "Text", as far as there are any."""
+    names = {option: [column for column in columns if column.lower() == option] for option in ("id", "title", "text")}
+    options = [f"--{option}-field {found[0]}" for option, found in names.items() if found and found[0] != option]
+    return f" (here: {' '.join(options)})" if options else ""
 
 
 def _find_types(table: _Table, options: TableOptions, report: ReadReport) -> dict[str, str]:

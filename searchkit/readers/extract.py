@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from searchkit.errors import ExtractionError, MissingExtraError
 from searchkit.readers import office
-from searchkit.readers.encoding import decode
+from searchkit.readers.encoding import decode_file
 from searchkit.readers.html import html_text
 from searchkit.readers.markdown import adoc_title, front_matter, markdown_title, org_title, rst_title
 
@@ -81,7 +81,7 @@ def extract(path: Path, *, encoding: str = "utf-8") -> Extracted:
         elif suffix in _LIBRARIES:
             title, text, metadata = _by_library(path, suffix)
         else:
-            text = decode(path.read_bytes(), encoding).removeprefix("\ufeff").replace("\r\n", "\n")
+            text = decode_file(path.read_bytes(), encoding).replace("\r\n", "\n")
             title, text, metadata = _plain_text(text, suffix)
     except OSError as error:
         raise ExtractionError(f"cannot be opened: {error.strerror or error}") from error

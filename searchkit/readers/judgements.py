@@ -35,13 +35,18 @@ def read_queries(path: Path | str, *, errors: list[CorpusError] | None = None) -
     """
     path = existing(path)
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    delimiter = {".tsv": "\t", ".txt": "\t", ".csv": ","}.get(suffix, "")
+    quoting = delimiter == ","
     queries: dict[str, Query] = {}
     for number, (location, line, fault) in enumerate(nonblank_lines(path)):
         try:
             if fault:
                 raise RowError(fault)
-            table = suffix in (".tsv", ".txt", ".csv")
-            query = _table_query(line, suffix, first=number == 0) if table else _json_query(json_object(line))
+            if delimiter:
+                quoting = quoting or (number == 0 and _is_quoted(line))
+                query = _table_query(line, delimiter, quoting=quoting, first=number == 0)
+            else:
+                query = _json_query(json_object(line))
             if query and query.id in queries:
                 raise RowError(f'query id "{query.id}" came before; give every query its own')
         except RowError as error:
@@ -84,7 +89,8 @@ def read_qrels(path: Path | str) -> Qrels:
             raise CorpusError(f"{location}: the query's or the document's id is empty")
         gain = _gain(score)
         if gain is None:
-            raise CorpusError(f'{location}: the score is "{score}"; it must be an integer, such as 0, 1 or 2')
+            advice = "" if qrels else "; if this line is a header, call its columns query-id, corpus-id and score"
+            raise CorpusError(f'{location}: the score is "{score}"; it must be an integer, such as 0, 1 or 2{advice}')
         known = qrels.setdefault(query, {}).setdefault(document, gain)
         if known != gain:
             raise CorpusError(
@@ -156,12 +162,15 @@ def read_judgements(folder: Path | str, *, split: str | None = None, task: Task 
     )
 
 
-def _table_query(line: str, suffix: str, *, first: bool) -> Query | None:
+def _table_query(line: str, delimiter: str, *, quoting: bool, first: bool) -> Query | None:
     """The query of a line; None for a header."""
-    cells = _cells(line) if suffix == ".csv" else line.partition("\t")[::2]
+    cells = _cells(line, delimiter) if quoting else line.partition(delimiter)[::2]
     id, text = (cells[0].strip(), cells[1].strip()) if len(cells) == 2 else ("", "")
     if not id or not text:
-        raise RowError(f"expected an id, a {'comma' if suffix == '.csv' else 'tab'} and the query's text")
+        raise RowError(
+            f"expected an id, a {'comma' if delimiter == ',' else 'tab'} and the query's text; "
+            "a file of plain queries, one a line, is read from standard input by searchkit search"
+        )
     if first and _name(id) in _QUERY_IDS and _name(text) in _QUERY_TEXTS:
         return None
     return Query(id, text)
@@ -169,18 +178,33 @@ def _table_query(line: str, suffix: str, *, first: bool) -> Query | None:
 
 def _judgement_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     commas = path.name.lower().removesuffix(".gz").endswith(".csv")
+    quoting: bool | None = None
     for location, line in plain_lines(path):
+        if quoting is None:
+            if line.lstrip().startswith(("{", "[")):
+                raise CorpusError(
+                    f"{location}: JSON; judgements are a table of query-id, corpus-id and score, with tabs between them"
+                )
+            quoting = _is_quoted(line)
         tabs = line.count("\t") in (2, 3)  # an id between tabs may hold spaces
         try:
-            cells = _cells(line) if commas else line.split("\t") if tabs else line.split()
+            if commas or quoting:
+                cells = _cells(line, "," if commas else "\t")
+            else:
+                cells = line.split("\t") if tabs else line.split()
         except RowError as error:
             raise CorpusError(f"{location}: {error}") from None
         yield location, [cell.strip() for cell in cells]
 
 
-def _cells(line: str) -> list[str]:
+def _is_quoted(line: str) -> bool:
+    """Whether every cell between tabs is in quotes, as R and some spreadsheets write them."""
+    return all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in line.strip().split("\t"))
+
+
+def _cells(line: str, delimiter: str = ",") -> list[str]:
     try:
-        return next(csv.reader([line], strict=True))
+        return next(csv.reader([line], delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise RowError(f"broken quotes: {error}") from None
 

@@ -13,10 +13,22 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from searchkit.errors import CorpusError, ExtractionError, RowError
-from searchkit.readers.encoding import NAME_IT, decode
+from searchkit.readers.encoding import NAME_IT, decode, marked_encoding
 from searchkit.readers.values import json_object
 
 LONGEST_LINE = 2**26  # bytes; a longer line is not a row but another kind of file
+_BLOCK = 2**16
+# What a file of lines begins with that is none.
+_MAGIC = {
+    b"\x1f\x8b": "it is gzipped; name it .gz, or unpack it (on standard input: zcat FILE | ...)",
+    b"PK\x03\x04": "it is a ZIP archive or an Office document; unpack it, or export the sheet as CSV",
+    b"PAR1": "it is a Parquet file; name it .parquet",
+    b"%PDF-": "it is a PDF; name it .pdf",
+    b"BZh": "it is packed by bzip2; unpack it",
+    b"\xfd7zXZ": "it is packed by xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "it is packed by zstd; unpack it",
+    b"SQLite format 3": "it is an SQLite database; export the table as CSV",
+}
 
 
 class Line(NamedTuple):
@@ -39,20 +51,17 @@ class Lines:
     A line that cannot be decoded comes escaped, and `fault` says why, so that reading can continue after it.
 
     Args:
-        stream: The bytes.
+        stream: The bytes. A byte order mark of UTF-16 or UTF-32 goes before `encoding`.
         name: Of the stream, for locations.
         encoding: None is UTF-8 where the user has no choice.
     """
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, name: str, encoding: str | None = None) -> None:
         self._hint = "convert it to UTF-8, as with iconv -f latin1 -t utf-8" if encoding is None else NAME_IT
-        encoding = encoding or "utf-8"
-        if encoding.lower().replace("_", "-") != "utf-8-sig" and "\n".encode(encoding) != b"\n":
-            raise CorpusError(
-                f"{name}: lines cannot be told apart in {encoding}; convert: iconv -f {encoding} -t utf-8"
-            )
-        self._stream = stream
-        self._encoding = encoding
+        self._stream: IO[bytes] | gzip.GzipFile | _Recoded = stream
+        self._encoding = encoding or "utf-8"
+        if self._encoding.lower().replace("_", "-") != "utf-8-sig" and "\n".encode(self._encoding) != b"\n":
+            self._recode(b"", self._encoding)
         self._read = 0
         self._returned: deque[Line] = deque()
         self.name = name
@@ -90,13 +99,18 @@ class Lines:
         location = f"{self.name}:{self._read + 1}"
         try:
             data = self._stream.readline(LONGEST_LINE)
+            if self._read == 0 and (marked := marked_encoding(data)):
+                self._recode(data, marked)
+                data = self._stream.readline(LONGEST_LINE)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise CorpusError(f"{location}: the gzip file is damaged ({error}); fetch or compress it again") from error
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{location}: not {error.encoding} from here on: {error.reason}; {self._hint}") from error
         if not data:
             raise StopIteration
+        if self._read == 0:
+            self._check_kind(data)
         self._read += 1
-        if self._read == 1 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise CorpusError(f"{location}: UTF-16 by its byte order mark; convert it: iconv -f utf-16 -t utf-8")
         if len(data) == LONGEST_LINE:
             raise CorpusError(f"{location}: a line longer than {LONGEST_LINE >> 20} MiB; is it a file of another kind?")
         try:
@@ -104,6 +118,39 @@ class Lines:
         except ExtractionError as error:
             text, fault = data.decode(self._encoding, "backslashreplace"), str(error)
         return Line(self._read, text.removeprefix("\ufeff") if self._read == 1 else text, fault)
+
+    def _recode(self, head: bytes, encoding: str) -> None:
+        self._stream, self._encoding = _Recoded(head, self._stream, encoding), "utf-8"
+
+    def _check_kind(self, data: bytes) -> None:
+        """Raise CorpusError if the first line is that of a file of another kind."""
+        for magic, advice in _MAGIC.items():
+            if data.startswith(magic):
+                raise CorpusError(f"{self.name}: not lines of text: {advice}")
+        # every other byte of UTF-16 is zero where the text is Latin
+        if len(data) > 8 and data.count(0) > len(data) // 3:
+            raise CorpusError(
+                f"{self.name}:1: every other byte is zero, as in UTF-16 without a byte order mark; "
+                "if it is that, convert it: iconv -f utf-16le -t utf-8"
+            )
+
+
+class _Recoded:
+    """The lines of a stream in an encoding that hides their ends, such as UTF-16, as lines in UTF-8."""
+
+    def __init__(self, head: bytes, stream: Any, encoding: str) -> None:
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._text = self._decoder.decode(head)
+        self._stream = stream
+        self._more = True
+
+    def readline(self, limit: int) -> bytes:
+        while self._more and "\n" not in self._text and len(self._text) < limit:
+            block = self._stream.read(_BLOCK)
+            self._more = bool(block)
+            self._text += self._decoder.decode(block, final=not block)
+        line, end, self._text = self._text.partition("\n")
+        return (line + end).encode("utf-8", "surrogatepass")[:limit]
 
 
 def open_bytes(path: Path) -> AbstractContextManager[IO[bytes] | gzip.GzipFile]:

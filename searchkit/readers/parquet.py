@@ -55,7 +55,12 @@ def parquet_rows(path: Path, fields: Fields, report: ReadReport) -> Iterator[Row
     for file, partition in zip(files, partitions, strict=True):
         typed = {key: convert(key, value, guesses[key].kind, named=False) for key, value in partition.items()}
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        yield from _file_rows(file, name, fields, typed, report)
+        try:
+            yield from _file_rows(file, name, fields, typed, report)
+        except CorpusError as error:
+            if len(files) == 1:
+                raise
+            yield Row(str(file), {}, "", str(error).removeprefix(f"{file}: "))
 
 
 def _partition(file: Path, root: Path) -> dict[str, str]:
@@ -73,6 +78,7 @@ def _file_rows(
         names = [column for column in table.schema_arrow.names if not column.startswith(_INDEX)]
         check_columns([*names, *partition], fields, str(path), header=False)
         numbered = has_no_ids(names, fields)
+        texts = (id_key(names, fields), fields.title, fields.text)
         if fields.metadata is not None:
             kept = {*fields.metadata, "metadata", id_key(names, fields), fields.title, fields.text}
             names = [column for column in names if column in kept]
@@ -91,8 +97,10 @@ def _file_rows(
                 for column_name, column in zip(names, batch.columns, strict=True):
                     try:
                         values[column_name] = _python(column[index])
+                        if column_name in texts and isinstance(values[column_name], bytes):  # as some writers have it
+                            values[column_name] = values[column_name].decode()
                     except (ValueError, OverflowError) as error:  # not UTF-8, or a time Python cannot hold
-                        values[column_name], fault = None, f'column "{column_name}": {error}'
+                        values[column_name], fault = str(_raw(column[index])), f'column "{column_name}": {error}'
                 raw = values
                 if not fault:
                     try:
@@ -109,18 +117,35 @@ def _file_rows(
 
 
 def _python(scalar: Any) -> Any:
-    """A value as Python has it, with the nanoseconds that Python's own times lack."""
+    """A value as Python has it, with the nanoseconds that Python's own times lack and the digits that a float had."""
     import pyarrow as pa
 
     type = scalar.type
-    if pa.types.is_timestamp(type) and type.unit == "ns" and scalar.is_valid and scalar.value % 1000:
+    if not scalar.is_valid:
+        return None
+    if pa.types.is_timestamp(type) and type.unit == "ns" and scalar.value % 1000:
         rounded = pa.scalar(scalar.value // 1000, pa.timestamp("us", type.tz)).as_py()
         head, dot, fraction = rounded.isoformat(timespec="microseconds").partition(".")
         return f"{head}{dot}{fraction[:6]}{scalar.value % 1000:03d}{fraction[6:]}"
     if pa.types.is_float32(type) or pa.types.is_float16(type):
-        value = scalar.as_py()
-        return value if value is None else _shortest(value, 16 if pa.types.is_float16(type) else 32)
+        return _shortest(scalar.as_py(), 16 if pa.types.is_float16(type) else 32)
+    if pa.types.is_dictionary(type):
+        return _python(scalar.value)
+    if pa.types.is_map(type):
+        pairs = [(_python(entry["key"]), _python(entry["value"])) for entry in scalar.values]
+        named = len({key for key, _ in pairs if isinstance(key, str)}) == len(pairs)
+        return dict(pairs) if named else pairs
+    if pa.types.is_struct(type):
+        return {name: _python(value) for name, value in scalar.items()}
+    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
+        return [_python(value) for value in scalar.values]
     return scalar.as_py()
+
+
+def _raw(scalar: Any) -> Any:
+    """A value that Python cannot hold, as its bytes or its number."""
+    buffer = scalar.as_buffer() if hasattr(scalar, "as_buffer") else None
+    return getattr(scalar, "value", scalar) if buffer is None else buffer.to_pybytes()
 
 
 def _shortest(value: float, bits: int) -> float:

@@ -13,6 +13,9 @@ from searchkit.readers.values import check_storable, checked_id, quoted, typenam
 from searchkit.records import Document
 from searchkit.validation import check_metadata
 
+EMPTY = "every cell is empty"
+"""Fault of a row of separators alone, such as spreadsheets write below a table; it never stops a run."""
+
 LONG_CELL = 100
 """Lines of a quoted cell from which on its length is reported: a missing quote swallows rows."""
 
@@ -22,8 +25,8 @@ class Fields:
     """Which keys or columns make a document.
 
     Args:
-        id: The default also accepts "_id" where there is no "id", and numbers the rows where there is neither; in BEIR
-            folders it is "_id".
+        id: "id" and "_id" stand in for each other. The default numbers the rows where there is neither; in BEIR folders
+            it is "_id".
         title: The default may be missing from the data.
         text: The body.
         metadata: Keys to keep; None keeps every other key. An object under "metadata" is merged in; the row's own keys
@@ -110,6 +113,9 @@ def documents_of(
     """Turn rows into documents; blank rows of a published collection never stop a run, since nobody can repair them."""
     for row in rows:
         report.rows += 1
+        if row.fault == EMPTY:
+            rejects.set_aside(row.location, row.fault, row.raw)
+            continue
         try:
             if row.fault:
                 raise RowError(row.fault)
@@ -159,8 +165,9 @@ def document_of(row: Row, fields: Fields, incidental: tuple[str, ...] = ()) -> D
 
 
 def id_key(keys: Container[str], fields: Fields) -> str:
-    """The key of the id: by default "_id" where there is no "id"."""
-    return "_id" if fields.id == "id" and "id" not in keys and "_id" in keys else fields.id
+    """The key of the id: "id" and "_id" stand in for each other."""
+    other = {"id": "_id", "_id": "id"}.get(fields.id)
+    return other if other is not None and fields.id not in keys and other in keys else fields.id
 
 
 def has_no_ids(keys: Container[str], fields: Fields) -> bool:

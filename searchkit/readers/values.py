@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -13,12 +14,18 @@ from searchkit.validation import check_text
 
 def json_object(text: str, what: str = "the row") -> dict[str, Any]:
     """Parse a JSON object, or raise RowError; `what` names the text in the message."""
+    text = text.rstrip()  # otherwise an error at the end is counted from the next line
     try:
         value = _JSON.decode(text)
     except json.JSONDecodeError as error:
-        raise RowError(f"{what} is not JSON: {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:  # NaN, a number of 5,000 digits, brackets 10,000 deep
+        advice = "; it ends too early: an object belongs on one line" if error.pos >= len(text) else ""
+        raise RowError(f"{what} is not JSON: {error.msg} at column {error.colno}{advice}") from None
+    except InputError as error:
         raise RowError(f"{what} is not JSON: {error}") from None
+    except ValueError:  # Python converts no number of more than 4,300 digits
+        raise RowError(f"{what} holds a number of thousands of digits; write it as a string") from None
+    except RecursionError:
+        raise RowError(f"{what} is nested too deeply to read; flatten it") from None
     if not isinstance(value, dict):
         raise RowError(f"{what} is {typename(value)}; it must be a JSON object")
     return value
@@ -28,7 +35,15 @@ def _no_constant(name: str) -> NoReturn:
     raise InputError(f"{name} is not a JSON number")
 
 
-_JSON = json.JSONDecoder(parse_constant=_no_constant)
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):  # json would keep the last, and lose the others without a word
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise InputError(f'the key "{twice}" comes more than once in an object')
+    return values
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unrepeated)
 
 
 def checked_id(value: object) -> str:

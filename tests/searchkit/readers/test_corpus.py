@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from searchkit.errors import CorpusError
-from searchkit.readers.corpus import Fields, Rejects, estimate_documents, kind_of, read_corpus
+from searchkit.readers.corpus import Fields, ReadReport, Rejects, estimate_documents, kind_of, read_corpus
 from searchkit.records import Document
 
 TEA = Document(id="1", title="Tea", text="Steep for three minutes.", metadata={"year": 2015})
@@ -139,8 +139,17 @@ def test_unnamed_csv_columns_are_left_out(tmp_path):
         (b'{"id": "x", "text": ', "the row is not JSON: Expecting value at column"),
         (b'{"id": "x", "text": "t", "n": NaN}', "the row is not JSON: NaN is not a JSON number"),
         (b'{"id": "x", "text": "t", "n": 1e999}', "metadata holds NaN or Infinity"),
-        (b'{"id": "x", "text": "t", "n": ' + b"9" * 5000 + b"}", "the row is not JSON: Exceeds the limit"),
-        (b'{"id": "x", "n": ' + b"[" * 100_000, "the row is not JSON: maximum recursion"),
+        (
+            b'{"id": "x", "text": "t", "n": ' + b"9" * 5000 + b"}",
+            "the row holds a number of thousands of digits; write it as a string",
+        ),
+        (b'{"id": "x", "n": ' + b"[" * 100_000, "the row is nested too deeply to read"),
+        (b'{"id": "x", "text": "t", "text": "u"}', 'the row is not JSON: the key "text" comes more than once'),
+        (b'{"id": "x", "text": "t", "m": {"a": 1, "a": 2}}', 'the row is not JSON: the key "a" comes more than once'),
+        (
+            b'{"id": "x",',
+            "the row is not JSON: Expecting property name enclosed in double quotes at column 12; it ends",
+        ),
         (b'["x", "t"]', "the row is a list; it must be a JSON object"),
         (b"42", "the row is a number; it must be a JSON object"),
         (b'{"key": "x", "text": "t"}', 'no "id" among "key", "text"; name the one to use with --id-field'),
@@ -177,8 +186,13 @@ def test_a_bad_json_row_is_named_or_set_aside(tmp_path, row, reason):
     [
         (b"x,Tea", "2 columns where the header has 4; quote cells"),
         (b"x,Tea,one,,two", "5 columns where the header has 4"),
-        (b'x,Tea,"one" two,', "broken quotes or line ends: ',' expected after '\"'"),
+        (
+            b'x,Tea,"one" two,',
+            'broken quotes: a cell goes on after its closing quote; double the quotes inside it ("")',
+        ),
         (b"x,,,", "empty text"),
+        (b"x,Tea\rMilk,one,", "broken quotes or line ends: new-line character seen in unquoted field"),
+        (b"id,title,text,metadata", "the header again"),
         (b",Tea,one,", "empty id"),
         (b"x,Tea,th\xe9,", "not utf-8: invalid continuation byte 0xe9 at byte 8 of the line"),
         (b"x,Tea,a\0b,", "text holds a NUL byte"),
@@ -198,7 +212,10 @@ def test_a_bad_csv_row_is_named_or_set_aside(tmp_path, row, reason):
 
 def test_a_quote_never_closed_is_a_fault_where_it_opened(tmp_path):
     path = write(tmp_path / "a.csv", 'id,text\n1,tea\n2,"open\n3,milk\n')
-    with pytest.raises(CorpusError, match=r"a.csv:3: broken quotes or line ends: unexpected end of data"):
+    with pytest.raises(
+        CorpusError,
+        match=r"a.csv:3: broken quotes: a quote that opens here is not closed before line 4, and line 4 looks",
+    ):
         list(read_corpus(path))
 
 
@@ -228,6 +245,32 @@ def test_parquet_text_that_is_not_utf8_is_one_bad_row(tmp_path):
     ids, entries = refused(table(tmp_path / "a.parquet", {"id": ["x", "good"], "text": text}))
     assert ids == ["good"]
     assert "column \"text\": 'utf-8' codec" in entries[0]["reason"]
+    assert json.loads(entries[0]["row"])["text"] == "b'th\\xe9'"  # kept whole
+
+
+def test_parquet_text_may_be_bytes_in_utf8(tmp_path):
+    document = next(read_corpus(table(tmp_path / "a.parquet", {"id": [b"a"], "text": ["thé".encode()]})))
+    assert (document.id, document.text) == ("a", "thé")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_bad_file_of_several_is_a_reject_and_the_others_are_read(tmp_path, suffix):
+    good = {".csv": "id,text\n{0},tea\n", ".jsonl": '{{"id": "{0}", "text": "tea"}}\n'}
+    for name in "acd":
+        path = tmp_path / "parts" / f"{name}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        if suffix == ".parquet":
+            table(path, {"id": [name], "text": ["tea"]})
+        else:
+            write(path, good[suffix].format(name))
+    write(tmp_path / "parts" / f"b{suffix}", "PAR1 and no more")
+    corpus = tmp_path / "parts" if suffix == ".parquet" else tmp_path / "parts" / f"*{suffix}"
+    ids, entries = refused(corpus)
+    assert ids == ["a", "c", "d"]
+    assert [Path(entry["place"]).name for entry in entries] == [f"b{suffix}"]
+    assert "arquet" in entries[0]["reason"]
+    with pytest.raises(CorpusError, match=rf"b\{suffix}: "):
+        list(read_corpus(corpus))
 
 
 # --- whole files
@@ -236,7 +279,10 @@ def test_parquet_text_that_is_not_utf8_is_one_bad_row(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", '[\n{"id": "a"}]', "a.json:1: one JSON array, .* jq -c"),
+        ("a.json", '[\n{"id": "a"}]', r"a.json:1: one JSON array, .* jq -c .* > a.jsonl"),
+        ("a.jsonl", '[{"id": "a"}]', r"one JSON array, .* > a-lines.jsonl"),
+        ("a.json", '{\n"id": "a"\n}', r"a.json:1: a JSON object over several lines, .* jq -c \. .* > a.jsonl"),
+        ("a.json", '{"n": 1, "rows": [{"id": "a"}]}', r'around a list, "rows", .* jq -c .*rows.*\[\]'),
         ("a.jsonl", '{"id": 1, "body": "t"}', 'no "text" among "id", "body"; .*--text-field'),
         (
             "a.csv",
@@ -248,7 +294,6 @@ def test_parquet_text_that_is_not_utf8_is_one_bad_row(tmp_path):
         ("a.csv", "id,text,id\n1,t,2\n", 'more than one column is called "id"'),
         ("a.csv", "", "empty; the first line must name the columns"),
         ("a.csv", b"id,t\xe9xt\n", "a.csv:1: not utf-8: .* at byte 4"),
-        ("a.jsonl", GOOD.encode("utf-16"), "a.jsonl:1: UTF-16 by its byte order mark; .* iconv"),
         ("a.xml", "<a/>", r'cannot tell what it is by ".xml"; read are .jsonl .* or name its kind'),
         ("a.txt.gz", "tea", "cannot tell what it is"),
         ("a.parquet", "not parquet", "cannot be read as Parquet"),
@@ -410,6 +455,21 @@ def test_a_beir_folder_is_recognised(tmp_path, name):
     assert next(read_corpus(tmp_path)).place == f"{tmp_path / name}:1"
 
 
+def test_a_beir_folder_may_have_plain_ids(tmp_path):
+    write(tmp_path / "corpus.jsonl", '{"id": "d1", "text": "tea"}\n')
+    assert list(read_corpus(tmp_path)) == [Document("d1", "tea")]
+
+
+def test_metadata_that_no_row_has_are_told_of(tmp_path):
+    report = ReadReport()
+    fields = Fields(metadata=("year", "lang", "yaer"))
+    path = write(
+        tmp_path / "a.jsonl", '{"id": "a", "text": "t", "year": 1}\n{"id": "b", "text": "t", "metadata": {"lang": 2}}\n'
+    )
+    assert len(list(read_corpus(path, fields=fields, report=report))) == 2
+    assert report.notes() == [f'{path}: no row has "yaer" to keep as metadata (--metadata-field)']
+
+
 @pytest.mark.parametrize("path", [None, "rows.jsonl"])
 def test_blank_beir_rows_are_counted_and_stop_nothing(tmp_path, path):
     write(tmp_path / "corpus.jsonl", '{"_id": "a", "title": "", "text": ""}\n{"_id": "b", "text": "tea"}\n')
@@ -420,8 +480,8 @@ def test_blank_beir_rows_are_counted_and_stop_nothing(tmp_path, path):
 
 
 def test_other_faults_of_beir_rows_still_stop(tmp_path):
-    write(tmp_path / "corpus.jsonl", '{"id": "a", "text": "tea"}\n')
-    with pytest.raises(CorpusError, match=r'corpus.jsonl:1: no "_id" among "id", "text"'):
+    write(tmp_path / "corpus.jsonl", '{"key": "a", "text": "tea"}\n')
+    with pytest.raises(CorpusError, match=r'corpus.jsonl:1: no "_id" among "key", "text"'):
         list(read_corpus(tmp_path))
 
 

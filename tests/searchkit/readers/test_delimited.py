@@ -177,7 +177,7 @@ def test_a_column_that_nearly_has_a_type_is_reported(tmp_path):
     assert any('"year" stays text: 1 of 21 cells, such as "?" at' in note for note in report.notes())
     documents, entries, _ = lenient(path, table=TableOptions(types={"year": "integer"}))
     assert documents[0].metadata == {"year": 2000}
-    assert [entry["reason"] for entry in entries] == ['column "year" holds "?", which is not an integer']
+    assert [entry["reason"] for entry in entries] == ['column "year" holds "?", which is not an integer such as 1234']
 
 
 def test_a_type_that_is_named_decides(tmp_path):
@@ -256,6 +256,57 @@ def test_another_delimiter_is_guessed_in_the_error(tmp_path, name, content, opti
     with pytest.raises(CorpusError, match=f'separated otherwise: --delimiter "{option}"') as error:
         lenient(write(tmp_path / name, content))
     assert not isinstance(error.value, RejectedRowError)  # skipping rows would not help
+
+
+def test_a_quoted_header_with_another_delimiter_names_it(tmp_path):
+    path = write(tmp_path / "a.csv", '"id";"text"\n"1";"tea; green"\n')
+    with pytest.raises(CorpusError, match=r'no column "text"; it seems to be separated otherwise: --delimiter ";"'):
+        list(read_corpus(path))
+    path = write(tmp_path / "b.csv", "nr;inhalt\n1;tee\n")
+    with pytest.raises(CorpusError, match=r'columns are "nr;inhalt"; it seems to be separated otherwise'):
+        list(read_corpus(path))
+    table = TableOptions(delimiter=";")
+    assert [each.text for each in read_corpus(tmp_path / "a.csv", table=table)] == ["tea; green"]
+
+
+def test_the_first_line_of_excel_names_the_delimiter(tmp_path):
+    (document,) = read_corpus(write(tmp_path / "a.csv", "\ufeffsep=;\r\nid;text;year\r\n1;tea, green;2001\r\n"))
+    assert (document.text, document.metadata) == ("tea, green", {"year": 2001})
+    assert document.place.endswith("a.csv:3")
+
+
+def test_columns_in_capitals_are_suggested(tmp_path):
+    path = write(tmp_path / "a.csv", "ID,Title,Text\n1,Tea,green\n")
+    with pytest.raises(CorpusError, match=r"\(here: --id-field ID --title-field Title --text-field Text\)"):
+        list(read_corpus(path))
+
+
+def test_old_line_ends_are_explained(tmp_path):
+    for name, between in (("a.csv", ","), ("a.tsv", "\t")):
+        path = write(tmp_path / name, f"id{between}text\r1{between}tea\r")
+        with pytest.raises(CorpusError, match=r"lines end in carriage returns alone; convert it: tr"):
+            list(read_corpus(path))
+
+
+def test_rows_of_separators_alone_are_counted_and_stop_nothing(tmp_path):
+    path = write(tmp_path / "a.csv", "id,text,year\n1,tea,2001\n,,\n\n2,milk,2002\n   \n, ,\n")
+    documents, entries, _ = lenient(path)
+    assert [each.metadata for each in documents] == [{"year": 2001}, {"year": 2002}]
+    assert [(entry["place"][-1], entry["reason"]) for entry in entries] == [
+        (line, "every cell is empty") for line in "367"
+    ]
+    rejects = Rejects()
+    assert len(list(read_corpus(path, rejects=rejects))) == 2
+    assert rejects.count == 3
+
+
+def test_a_header_that_comes_again_is_no_document_and_spoils_no_type(tmp_path):
+    documents, entries, report = lenient(
+        write(tmp_path / "a.csv", "id,text,year\n1,tea,2001\nid,text,year\n2,milk,2002\n")
+    )
+    assert [each.metadata for each in documents] == [{"year": 2001}, {"year": 2002}]
+    assert report.columns == {"year": "integer"}
+    assert entries[0]["reason"].startswith("the header again")
 
 
 @pytest.mark.parametrize("delimiter", ["", "ab", '"', "\n"])

@@ -63,6 +63,14 @@ def test_trec_judgements_are_split_at_any_blanks(tmp_path):
     assert read_qrels(write(tmp_path / "q.txt", "1 0  d1 -1\n1 Q0\td2 2\n")) == {"1": {"d1": -1, "d2": 2}}
 
 
+def test_tables_may_be_quoted_throughout(tmp_path):
+    content = '"query-id"\t"corpus-id"\t"score"\n"q1"\t"d 1"\t1\n"q2"\t"d ""2"""\t"0"\n'
+    assert read_qrels(write(tmp_path / "q.tsv", content)) == {"q1": {"d 1": 1}, "q2": {'d "2"': 0}}
+    queries = read_queries(write(tmp_path / "t.tsv", '"id"\t"text"\n"q1"\t"hot, ""green"" tea"\n'))
+    assert queries == [Query("q1", 'hot, "green" tea')]
+    assert read_queries(write(tmp_path / "u.tsv", 'q1\t"hot tea"\n')) == [Query("q1", '"hot tea"')]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -105,6 +113,8 @@ def test_queries_may_have_other_headers_and_keys(tmp_path, name, content):
         ("q1\td1\t1\nq1\td1\t2\n", 'q.tsv:2: query "q1" and document "d1" score 2 here and 1 before'),
         ("q1\t\t1\n", "q.tsv:1: the query's or the document's id is empty"),
         ("query-id\tcorpus-id\tscore\n", "no judgements in it"),
+        ("a\tb\tc\nq1\td1\t1\n", 'q.tsv:1: the score is "c"; .*; if this line is a header, call its columns query-id'),
+        ('{"q1": {"d1": 1}}', "q.tsv:1: JSON; judgements are a table of query-id"),
     ],
 )
 def test_bad_judgements_are_named(tmp_path, content, message):

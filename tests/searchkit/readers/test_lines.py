@@ -34,9 +34,39 @@ def test_damaged_gzip_is_a_corpus_error(tmp_path, damage):
         list(read_corpus(path))
 
 
-def test_lines_are_not_read_in_an_encoding_that_hides_their_ends(tmp_path):
-    with pytest.raises(CorpusError, match="lines cannot be told apart in utf-16; convert"):
-        list(read_corpus(write(tmp_path / "a.jsonl", GOOD), encoding="utf-16"))
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("marked", [True, False])
+def test_lines_may_be_utf16_by_their_mark_or_by_name(tmp_path, encoding, marked):
+    text = '{"id": "a", "text": "Čaj \\u2028 \u2028 \u0a0a x"}\r\n{"id": "b", "text": "😀"}\n'
+    if marked and encoding.endswith("e"):
+        text = "\ufeff" + text
+    path = write(tmp_path / "a.jsonl", text.encode(encoding))
+    documents = list(read_corpus(path, encoding="utf-8" if marked else encoding))
+    assert [each.text for each in documents] == ["Čaj \u2028 \u2028 \u0a0a x", "😀"]
+    assert documents[1].place == f"{path}:2"
+
+
+def test_broken_utf16_names_the_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", GOOD.encode("utf-16") + b"x")
+    with pytest.raises(CorpusError, match=r"a.jsonl:2: not utf-16.* from here on: truncated data"):
+        list(read_corpus(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"id,text"), "it is gzipped; name it .gz"),
+        (b"PK\x03\x04rest", "an Office document"),
+        (b"PAR1rest", "it is a Parquet file; name it .parquet"),
+        (b"%PDF-1.7\n", "it is a PDF"),
+        ("id,text\n1,tea".encode("utf-16-le"), "UTF-16 without a byte order mark.* iconv"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_a_file_of_another_kind_says_which(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=message), Rejects(tmp_path / "rows.jsonl") as rejects:
+        list(read_corpus(tmp_path / name, rejects=rejects))
 
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
