@@ -186,7 +186,7 @@ def check_recipe(engine: SearchEngine, recipe: str) -> None:
     from searchkit.compression.measure import parse
 
     if recipe != "auto":
-        parse(recipe, engine.dim, 1)
+        parse(recipe, engine.width, 1)
 
 
 def store_by(engine: SearchEngine, recipe: str) -> None:
@@ -269,8 +269,9 @@ def _measure(engine: SearchEngine, judgements: Judgements | None, options: Measu
             "sizes and times per query are estimates for all, recall is that of the sample and falls somewhat with more"
         )
     if judgements is None:
+        kind = "phrases" if engine.has_model else "the vectors"
         note(
-            f"queries are phrases of {first.queries} held-out passages; real queries may have lower recall, above all "
+            f"queries are {kind} of {first.queries} held-out passages; real queries may have lower recall, above all "
             "with IVF lists and graphs: give some with --queries or --beir"
         )
     if few := sorted({f"{item.recipe} {item.wanted:,}" for item in candidates if item.trained_on < item.wanted}):

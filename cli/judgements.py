@@ -82,7 +82,8 @@ class JudgementOptions:
 
         known = get_task(wording.task) if wording and wording.task else self.task
         instruction = wording.text() if wording else None
-        if instruction is None and known and engine.settings["model"]["default_instruction"] is not None:
+        instructed = engine.has_model and engine.settings["model"]["default_instruction"] is not None
+        if instruction is None and known and instructed:
             instruction = known.instruction
             note(f"instruction: {instruction}")
         return instruction, self.drops_self(known)

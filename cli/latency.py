@@ -74,6 +74,7 @@ def latency(
     instruction = wording.text()
     options = SearchOptions(mode=hits.mode)
     with model.open(index) as engine:
+        engine.require_model()
         if not len(engine):
             raise InputError(f"{index} holds no documents, so there is nothing to search; add some: searchkit add")
         queries = read_queries(file) if file else made_queries(engine)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from searchkit.indexer.database import settings_checksum
-from searchkit.indexer.documents import NewDocument, document_checksum, spans, tombstones
+from searchkit.indexer.documents import NO_VECTOR, NewDocument, document_checksum, spans, tombstones
 from searchkit.indexer.files import next_number
 from searchkit.indexer.lexical_files import stamps
 from searchkit.indexer.store import Store
@@ -76,10 +76,11 @@ def examine(store: Store) -> Iterator[Examined]:
 
 
 def passage_rows(store: Store, first: int, below: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, docs), each int64: the passages from one row to below another, those of deleted documents included."""
+    """(rows, docs), each int64: the passages from one row to below another that have a vector, deleted ones too."""
     query = (
         "SELECT row, doc FROM passages JOIN documents USING (doc) "
-        "WHERE row >= ? AND row < ? AND row >= first_row AND row < first_row + documents.passages ORDER BY row"
+        "WHERE row >= ? AND row < ? AND row >= first_row AND row < first_row + documents.passages "
+        f"AND documents.checksum NOT LIKE '%{NO_VECTOR}' ORDER BY row"
     )
     with store.database.access():
         pairs = store.database.db.execute(query, (first, below)).fetchall()
@@ -186,7 +187,9 @@ def repair_metadata(store: Store) -> list[str]:
             first, stored = store.documents.document(doc)
             metadata = strict_json(stored.metadata)
             content = f"{json.dumps([stored.id, stored.title, stored.text], ensure_ascii=False)[:-1]}, {metadata}]"
-            document = stored._replace(metadata=metadata, checksum=sha256(content.encode()).hexdigest())
+            vector = "".join(stored.checksum.partition(":")[1:])
+            checksum = sha256(content.encode()).hexdigest() + vector
+            document = stored._replace(metadata=metadata, checksum=checksum)
             database.db.execute(
                 "UPDATE documents SET metadata = ?, checksum = ?, seal = ? WHERE doc = ?",
                 (document.metadata, document.checksum, document_checksum(doc, first, document), doc),
@@ -210,6 +213,7 @@ def replace_damaged(
     entries: Sequence[Entry],
     *,
     lost: Iterable[int] = (),
+    vectorless: Iterable[int] = (),
     new_lexical: bool = False,
     plan: Plan | None = None,
 ) -> None:
@@ -219,6 +223,7 @@ def replace_damaged(
         store: The index, open for writing.
         entries: All segments from now on.
         lost: Positions of documents to remove, whose checksums do not match.
+        vectorless: Positions of documents that have no vector any more.
         new_lexical: Begin an empty lexical index.
         plan: A recipe without a codebook, where the codebook was lost.
     """
@@ -231,6 +236,13 @@ def replace_damaged(
         database.db.execute("DELETE FROM segments")
         for entry in entries:
             store.list_segment(entry)
+        for doc in vectorless:
+            first, stored = store.documents.document(doc)
+            document = stored._replace(checksum=stored.checksum.partition(":")[0] + NO_VECTOR)
+            database.db.execute(
+                "UPDATE documents SET checksum = ?, seal = ? WHERE doc = ?",
+                (document.checksum, document_checksum(doc, first, document), doc),
+            )
         # As after a compaction, readers of earlier commits must open the index again.
         database.put(**counted(store), contents=store.documents.contents(), compacted=generation)
         if plan is not None:

@@ -31,6 +31,7 @@ from searchkit.indexer.repair import (
 )
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.segments import DOCS, DiskSegment, all_rows
+from searchkit.indexer.vectors.similarity import Similarity
 
 LEFT_OVER = "left over"
 """The part that names files of a stopped writer, which do no harm."""
@@ -120,7 +121,7 @@ def _findings(store: Store) -> Iterator[Finding]:
     segments = named_segments(store)
     for segment, (first, below) in zip(segments, row_ranges(segments), strict=True):
         yield Finding(f"segments/{segment.entry.name}", _segment_damage(store, segment, first, below))
-    if not segments and (count := store.documents.stored_passages()):
+    if not segments and (count := len(passage_rows(store, 0, 1 << 62)[0])):
         yield Finding("segments", f"{count} passages have no vectors")
     lexical = lexical_state(store)
     note = f"{lexical.behind} passages behind, which the next search adds" if lexical.behind else ""
@@ -163,7 +164,8 @@ def is_intact(examined: Examined) -> bool:
     document = examined.document
     # As `Document.checksum` computes it, but from the metadata as they are stored.
     head = json.dumps([document.id, document.title, document.text], ensure_ascii=False)[:-1]
-    return examined.sound and document.checksum == sha256(f"{head}, {document.metadata}]".encode()).hexdigest()
+    content = document.checksum.partition(":")[0]  # that of a vector may follow
+    return examined.sound and content == sha256(f"{head}, {document.metadata}]".encode()).hexdigest()
 
 
 def codebook_damage(store: Store) -> str:
@@ -185,8 +187,9 @@ def _segment_damage(store: Store, segment: DiskSegment, first: int, below: int) 
         return f"{DOCS} names other documents than the database does"
     if damage := index_damage(segment):
         return damage
-    if segment.keeps_vectors and not has_unit_vectors(segment):
-        return "vectors are not finite or not of unit length"
+    similarity = store.storage.similarity
+    if segment.keeps_vectors and not has_sound_vectors(segment, similarity):
+        return "vectors are not finite" + (" or not of unit length" if similarity.name == "cosine" else "")
     return ""
 
 
@@ -208,11 +211,13 @@ def index_damage(segment: DiskSegment) -> str:
     return ""
 
 
-def has_unit_vectors(segment: DiskSegment) -> bool:
-    """Whether vectors drawn at random are finite and of unit length, to half precision."""
+def has_sound_vectors(segment: DiskSegment, similarity: Similarity) -> bool:
+    """Whether vectors drawn at random are finite and, for the cosine, of unit length to half precision."""
     drawn = np.random.default_rng(0).permutation(segment.count)[:_SAMPLE]
-    lengths = np.linalg.norm(segment.vectors(np.sort(drawn)), axis=1)
-    return bool(np.all(np.abs(lengths - 1) < 0.01))  # a comparison with NaN is false
+    vectors = segment.vectors(np.sort(drawn))
+    if similarity.name != "cosine":
+        return bool(np.isfinite(vectors).all())
+    return bool(np.all(np.abs(np.linalg.norm(vectors, axis=1) - 1) < 0.01))  # a comparison with NaN is false
 
 
 def lexical_state(store: Store) -> LexicalState:

@@ -19,7 +19,9 @@ def write_vectors(engine: SearchEngine, file: Path) -> int:
     """Write a Parquet file with a row for every passage; returns how many there are.
 
     Columns: `id`, `title`, `text` (of the passage), `start`, `stop` (characters in the document's text), `metadata` (a
-    JSON object) and `vector`, (dim,) float32 of unit length, as exact as the index keeps it.
+    JSON object) and `vector`, (dim,) float32, as exact as the index keeps it; of unit length for the cosine. Where
+    users made the vectors, documents are whole and some vectors null: without `start` and `stop`, the file can be
+    indexed again.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
@@ -34,32 +36,37 @@ def write_vectors(engine: SearchEngine, file: Path) -> int:
     schema = pyarrow.schema(
         [
             *((name, pyarrow.string()) for name in ("id", "title", "text")),
-            *((name, pyarrow.int64()) for name in ("start", "stop")),
+            *((name, pyarrow.int64()) for name in (("start", "stop") if engine.has_model else ())),
             ("metadata", pyarrow.string()),
             ("vector", pyarrow.list_(pyarrow.float32(), engine.dim)),
         ]
     )
     count = 0
     with parquet.ParquetWriter(file, schema) as writer:
-        for passages, vectors in _passages(engine):
+        for passages, vectors, present in _passages(engine):
             columns = list(zip(*passages, strict=True))
-            rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), engine.dim)
+            flat = pyarrow.array(vectors.ravel())
+            rows = pyarrow.FixedSizeListArray.from_arrays(flat, engine.dim, mask=pyarrow.array(~present))
             writer.write_batch(pyarrow.record_batch([*columns, rows], schema=schema))
             count += len(passages)
     return count
 
 
-def _passages(engine: SearchEngine) -> Iterator[tuple[list[tuple[Any, ...]], np.ndarray]]:
-    """The passages of some documents at a time, as the columns before the vector, with their vectors."""
+def _passages(engine: SearchEngine) -> Iterator[tuple[list[tuple[Any, ...]], np.ndarray, np.ndarray]]:
+    """The passages of some documents at a time: the columns before the vector, vectors, and which there are."""
     documents, remaining = engine.store.documents, engine.documents()
     while batch := list(islice(remaining, _BATCH)):
         passages: list[tuple[Any, ...]] = []
         rows: list[int] = []
+        present: list[bool] = []
         for position in sorted(documents.positions_of([document.id for document in batch])):
             first, stored = documents.document(position)
             rows += range(first, first + len(stored.spans))
-            passages += (
-                (stored.id, stored.title, stored.text[start:stop], start, stop, stored.metadata)
-                for start, stop in stored.spans
-            )
-        yield passages, engine.vectors_of(np.array(rows, dtype=np.int64))
+            present += [stored.has_vectors] * len(stored.spans)
+            for start, stop in stored.spans:
+                place = (start, stop) if engine.has_model else ()
+                passages.append((stored.id, stored.title, stored.text[start:stop], *place, stored.metadata))
+        mask = np.array(present, dtype=bool)
+        vectors = np.zeros((len(rows), engine.dim), np.float32)
+        vectors[mask] = engine.vectors_of(np.array(rows, dtype=np.int64)[mask])
+        yield passages, vectors, mask

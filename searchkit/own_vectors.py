@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import zip_longest
@@ -13,7 +13,7 @@ import numpy as np
 from searchkit.errors import InputError, StoreError
 from searchkit.indexer.documents import NO_VECTOR
 from searchkit.indexer.vectors.similarity import SIMILARITIES, Similarity
-from searchkit.records import Document
+from searchkit.records import Document, Query
 from searchkit.validation import described, whole_number
 
 MOST_DIMENSIONS = 65_536
@@ -127,6 +127,19 @@ def as_queries(vectors: Any, count: int, similarity: Similarity) -> np.ndarray:
         except InputError as error:
             raise InputError(f"query {number}: {error}") from None
     return queries
+
+
+def brought(queries: Sequence[Query]) -> list[Any] | None:
+    """The vectors that queries bring; None where none does.
+
+    Raises:
+        InputError: Some bring one and others do not.
+    """
+    if missing := [query for query in queries if query.vector is None]:
+        if len(missing) < len(queries):
+            raise InputError(f"query {missing[0].id or missing[0].text!r} has no vector, and others have one")
+        return None
+    return [query.vector for query in queries]
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,9 @@ class Document:
     vector: Any = field(default=None, compare=False, repr=False)
 
     def as_row(self) -> dict[str, Any]:
-        """The document as a JSON line that can be read again."""
-        return {"id": self.id, "title": self.title, "text": self.text, "metadata": self.metadata}
+        """The document as a JSON line that can be read again; with its vector if it has one."""
+        row = {"id": self.id, "title": self.title, "text": self.text, "metadata": self.metadata}
+        return row if self.vector is None else {**row, "vector": [float(number) for number in self.vector]}
 
     def checksum(self) -> str:
         """SHA-256 of everything stored, as hex; equal for equal documents only."""
@@ -48,11 +49,19 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query, and the instruction that belongs to it if it has one of its own."""
+    """A query, with the instruction that belongs to it if it has one of its own.
+
+    Args:
+        id: In judgements and runs.
+        text: What to search for.
+        instruction: None for that of the search.
+        vector: Its vector, (dim,), for an index of vectors that its users made; None for none. Not compared.
+    """
 
     id: str
     text: str
     instruction: str | None = None
+    vector: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

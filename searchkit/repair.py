@@ -18,7 +18,7 @@ from searchkit.check import (
     check,
     codebook_damage,
     file_damage,
-    has_unit_vectors,
+    has_sound_vectors,
     index_damage,
     is_intact,
     lexical_state,
@@ -42,6 +42,7 @@ from searchkit.indexer.vectors.segments import (
     copy_segment,
     write_segment,
 )
+from searchkit.indexer.vectors.similarity import Similarity
 from searchkit.indexer.vectors.storage import Storage
 from searchkit.ingest import to_passages, window_size
 from searchkit.models.embedder import Embedder
@@ -56,12 +57,14 @@ class Repair:
         done: A sentence for everything that was rebuilt.
         lost: Ids of documents that could not be repaired and were removed.
         file: Where what is left of them was written.
+        vectorless: Ids of documents whose vectors, which no model made, are lost; they are found lexically.
         findings: Of the check afterwards.
     """
 
     done: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     file: Path | None = None
+    vectorless: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -177,11 +180,13 @@ def _repair_rest(engine: SearchEngine, damaged: list[int], report: Repair) -> No
     segments = tables.named_segments(store)
     has_codebook = _repair_codebook(store, segments, report)
     entries: list[Entry] = []
+    vectorless: list[int] = []
     present: list[DiskSegment | None] = [*segments]
     for segment, (first, below) in zip(present or [None], row_ranges(segments) or [(0, 1 << 62)], strict=True):
         rows, docs = tables.passage_rows(store, first, below)
         kept = ~np.isin(docs, damaged)
-        entry, done = _repair_segment(engine, segment, _Wanted(rows, rows[kept], docs[kept]), has_codebook)
+        wanted = _Wanted(rows, rows[kept], docs[kept])
+        entry, done = _repair_segment(engine, segment, wanted, has_codebook, vectorless)
         if done:
             name = segment.entry.name if segment else "000001"
             report.done.append(f"segments/{name}: {done}")
@@ -189,7 +194,11 @@ def _repair_rest(engine: SearchEngine, damaged: list[int], report: Repair) -> No
     report.lost, report.file = _save_damaged(store, damaged)
     if rebuild_lexical or entries != [segment.entry for segment in segments] or not has_codebook or report.done:
         plan = None if has_codebook else Plan("flat", store.storage.plan.dim)
-        tables.replace_damaged(store, entries, lost=damaged, new_lexical=rebuild_lexical, plan=plan)
+        tables.replace_damaged(
+            store, entries, lost=damaged, vectorless=vectorless, new_lexical=rebuild_lexical, plan=plan
+        )
+    if vectorless:
+        report.vectorless = sorted(store.documents.ids_of(vectorless).values())
     if damaged:
         deleted = len(damaged) - len(report.lost)
         note = f", {deleted} of them deleted before" if deleted else ""
@@ -256,7 +265,11 @@ class _Wanted(NamedTuple):
 
 
 def _repair_segment(
-    engine: SearchEngine, segment: DiskSegment | None, wanted: _Wanted, has_codebook: bool
+    engine: SearchEngine,
+    segment: DiskSegment | None,
+    wanted: _Wanted,
+    has_codebook: bool,
+    vectorless: list[int],
 ) -> tuple[Entry | None, str]:
     """A segment with the wanted rows, and what was done for it; "" where it is as it should be.
 
@@ -265,6 +278,7 @@ def _repair_segment(
         segment: What is left of it, if anything is.
         wanted: What should be in it.
         has_codebook: Whether its codes mean something; else it becomes a flat one.
+        vectorless: Gets the documents whose vectors are lost and cannot be made again.
     """
     store, rows, docs = engine.store, wanted.rows, wanted.docs
     if not len(rows):
@@ -275,7 +289,8 @@ def _repair_segment(
         intact = {name for name in segment.entry.files if not file_damage(segment, name)}
         held = _held_rows(segment, intact, wanted.before)
         has_index = INDEX in intact and has_codebook and not index_damage(segment)
-        source = None if held is None else _source(segment, intact, has_index=has_index)
+        similarity = store.storage.similarity
+        source = None if held is None else _source(segment, intact, similarity, has_index=has_index)
         complete = source is not None and held is not None and np.array_equal(held, rows)
         if complete and has_index and {VECTORS} & segment.entry.files.keys() <= intact:
             if segment.entry.files.keys() == intact and np.array_equal(segment.docs, docs):
@@ -284,16 +299,22 @@ def _repair_segment(
         if source is not None and held is not None:
             nearest = np.minimum(np.searchsorted(held, rows), len(held) - 1)
             positions = np.where(held[nearest] == rows, nearest, -1)
-    template = (
-        store.template() if has_codebook else store.backend.train(Plan("flat", engine.dim), np.empty((0, engine.dim)))
-    )
+    note = ""
+    if not engine.has_model and (gone := positions < 0).any():
+        vectorless += docs[gone].tolist()
+        note = f"; {gone.sum()} of {len(rows)} vectors are lost, update their documents with them"
+        rows, docs, positions = rows[~gone], docs[~gone], positions[~gone]
+        if not len(rows):
+            return None, f"dropped{note}"
+    width = store.storage.plan.dim
+    template = store.template() if has_codebook else store.backend.train(Plan("flat", width), np.empty((0, width)))
     vectors = _vectors(engine, rows, docs, positions, source)
     keep_vectors = store.storage.keep_vectors
     entry = write_segment(parent, store.backend, template, vectors, docs, rows, keep_vectors=keep_vectors)
     if embedded := int((positions < 0).sum()):
         return entry, f"{embedded} of {len(rows)} passages embedded again"
     origin = VECTORS if source and VECTORS in source.entry.files else "its own index"
-    return entry, f"{len(rows)} vectors written again from {origin}"
+    return entry, f"{len(rows)} vectors written again from {origin}{note}"
 
 
 def _held_rows(segment: DiskSegment, intact: set[str], before: np.ndarray) -> np.ndarray | None:
@@ -303,11 +324,11 @@ def _held_rows(segment: DiskSegment, intact: set[str], before: np.ndarray) -> np
     return before if len(before) == segment.count else None
 
 
-def _source(segment: DiskSegment, intact: set[str], *, has_index: bool) -> DiskSegment | None:
+def _source(segment: DiskSegment, intact: set[str], similarity: Similarity, *, has_index: bool) -> DiskSegment | None:
     """The segment, if its vectors can still be read from it; None when they are lost."""
     if not (VECTORS in intact if VECTORS in segment.entry.files else has_index):
         return None
-    return segment if not segment.keeps_vectors or has_unit_vectors(segment) else None
+    return segment if not segment.keeps_vectors or has_sound_vectors(segment, similarity) else None
 
 
 def _vectors(
@@ -316,7 +337,7 @@ def _vectors(
     """The vectors of some rows, a commit's worth at a time: from their positions in a segment, or else by the model."""
     size = window_size(engine.embedder) if (positions < 0).any() else COMMIT_EVERY
     for start, stop in _windows(docs, size):
-        vectors = np.empty((stop - start, engine.dim), dtype=np.float32)
+        vectors = np.empty((stop - start, engine.storage.plan.dim), dtype=np.float32)
         kept = positions[start:stop] >= 0
         if source is not None and kept.any():
             vectors[kept] = source.vectors(positions[start:stop][kept])

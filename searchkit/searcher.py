@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from threading import RLock
 from typing import Any, NamedTuple, Self
 
@@ -22,7 +22,7 @@ from searchkit.indexer.vectors.storage import Storage
 from searchkit.lexical_sync import LexicalSync
 from searchkit.models.embedder import Embedder
 from searchkit.models.reranker import Reranker
-from searchkit.own_vectors import as_queries, checked_rows
+from searchkit.own_vectors import as_queries, brought, checked_rows
 from searchkit.ranking import Mode, Ranked, Ranker, SearchOptions, SearchRequest
 from searchkit.records import Document, Explanation, Hit, Query
 from searchkit.request import (
@@ -38,6 +38,7 @@ from searchkit.reranking import RERANK_DEPTH, rerank_hits
 from searchkit.validation import check_text, checked_ids, checked_queries, described, whole_number
 
 _RETRIES = 8
+_BATCH = 256  # documents whose vectors are read together
 
 
 class Results(NamedTuple):
@@ -115,6 +116,11 @@ class Searcher:
         return self.storage.similarity.dim
 
     @property
+    def width(self) -> int:
+        """Width of the vectors as they are stored; more than `dim` for the Euclidean distance."""
+        return self.storage.plan.dim
+
+    @property
     def has_model(self) -> bool:
         """Whether a model embeds passages and queries; if not, vectors come with them."""
         return self.settings["model"] is not None
@@ -131,8 +137,7 @@ class Searcher:
         Raises:
             InputError: The index holds vectors that its users made, and has no model.
         """
-        if not self.has_model:
-            raise InputError(NO_MODEL.format(self._store.folder))
+        self.require_model()
         with self._loading:
             if isinstance(self._model, ModelChoice):
                 self._model = self._model.load(self.settings["model"])
@@ -152,11 +157,22 @@ class Searcher:
     def __iter__(self) -> Iterator[Document]:
         return self.documents()
 
-    def documents(self) -> Iterator[Document]:
-        """Every document, as it was added, in the order they came."""
+    def documents(self, *, vectors: bool = False) -> Iterator[Document]:
+        """Every document, as it was added, in the order they came.
+
+        Args:
+            vectors: Also read the vectors, as exact as they are kept, where no model made them.
+        """
         self._check_open()
-        for id, title, text, metadata in self._store.documents.living():
-            yield Document(id, text, title=title, metadata=json.loads(metadata))
+        stored = self._store.documents.living()
+        documents = (Document(id, text, title=title, metadata=json.loads(data)) for id, title, text, data in stored)
+        if self.has_model or not vectors:
+            yield from documents
+            return
+        while batch := list(islice(documents, _BATCH)):
+            rows = self.vectors_by_id([document.id for document in batch])
+            for document in batch:
+                yield replace(document, vector=rows[document.id][0]) if document.id in rows else document
 
     def get(self, id: str) -> Document | None:
         """The document of that id, as it was added; None when the index does not hold it.
@@ -325,8 +341,24 @@ class Searcher:
         raise InputError(f"the index holds no document {described(id)}; documents are looked up by their exact id")
 
     def embed(self, queries: Iterable[str | Query], instruction: str | None = None) -> np.ndarray:
-        """Embed queries, each with its own instruction or else with the given one, as (n, dim) float32 unit rows."""
-        return embed(self.embedder, checked_queries(queries), chosen_instruction(instruction, None))
+        """Embed queries, each with its own instruction or else with the given one, as (n, dim) float32 unit rows.
+
+        Without a model, these are the vectors that the queries bring.
+        """
+        checked = checked_queries(queries)
+        if not self.has_model and (vectors := brought(checked)) is not None:
+            return as_queries(vectors, len(checked), self.storage.similarity)
+        return embed(self.embedder, checked, chosen_instruction(instruction, None))
+
+    def require_model(self) -> None:
+        """Raise InputError, and say what to do instead, where the index holds vectors that its users made."""
+        if not self.has_model:
+            raise InputError(NO_MODEL.format(self._store.folder))
+
+    def warm_up(self) -> None:
+        """Load the model, so that loading it does not count as search time."""
+        if self.has_model:
+            self.embedder.encode_queries(["warm up"])
 
     def _request(
         self,
@@ -346,14 +378,16 @@ class Searcher:
             )
         checked = None if queries is None else checked_queries(queries)
         k = whole_number("k", k, 1)
+        if vectors is None and checked and options.mode != "lexical":
+            vectors = brought(checked)
         if vectors is not None:
             count = len(list(checked_rows(vectors, self.dim))) if checked is None else len(checked)
             if self.has_model:
                 vectors = checked_vectors(vectors, count, self.dim)
             else:
                 vectors = as_queries(vectors, count, self.storage.similarity)
-        elif not self.has_model and options.mode == "dense":
-            raise InputError(NO_MODEL.format(self._store.folder))
+        elif options.mode == "dense":
+            self.require_model()
         if vectors is not None or not self.has_model:
             options = sides(options, texts=checked is not None, vectors=vectors is not None)
         texts = [""] * len(vectors) if checked is None else [query.text for query in checked]

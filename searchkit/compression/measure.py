@@ -224,7 +224,7 @@ def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool =
         InputError: No such recipe, too few vectors to train on, vectors dropped now and needed, or dropped before.
     """
     name = choice if isinstance(choice, str) else choice.name
-    chosen, rerank = parse(name, engine.dim, engine.passages)
+    chosen, rerank = parse(name, engine.width, engine.passages)
     if rerank and drop_vectors:
         raise InputError(
             f"{name} is re-ranked by the vectors that are to be dropped; "
@@ -234,19 +234,19 @@ def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool =
         tuning = replace(default_tuning(chosen, keep_vectors=True), rerank=10 if rerank else 0)
     else:
         # A larger index has more IVF lists than the sample had: the same share of them is visited.
-        lists = plan(choice.recipe, engine.dim, choice.sample).lists
+        lists = plan(choice.recipe, engine.width, choice.sample).lists
         tuning = replace(choice.tuning, probes=math.ceil(choice.tuning.probes * chosen.lists / max(1, lists)) or 1)
     return engine.store_as(chosen.spelling, keep_vectors=not drop_vectors, tuning=tuning, seed=seed)
 
 
 def _most(engine: SearchEngine, options: MeasureOptions) -> int:
     """Most vectors of the sample."""
-    return max(1, min(options.sample, SAMPLE_BYTES // (4 * engine.dim)))
+    return max(1, min(options.sample, SAMPLE_BYTES // (4 * engine.width)))
 
 
 def _plans(engine: SearchEngine, options: MeasureOptions, count: int) -> dict[Plan, list[bool]]:
     """Every plan with its variants: without re-ranking, with it, or both."""
-    dim = engine.dim
+    dim = engine.width
     plans: dict[Plan, list[bool]] = {plan("flat", dim, 1): [False]}
     for name in default_recipes(dim, engine.store.backend) if options.recipes is None else options.recipes:
         chosen, rerank = parse(name, dim, count)

@@ -28,9 +28,9 @@ class Sample:
     """What is measured.
 
     Args:
-        vectors: (n, dim) float32 unit rows.
+        vectors: (n, dim) float32, as they are stored.
         docs: (n,) int64, the document of each vector.
-        queries: (q, dim) float32 unit rows.
+        queries: (q, dim) float32, to multiply them with.
         total: Vectors in the index.
         judged: The queries with their qrels; None where phrases stand in for queries.
     """
@@ -62,7 +62,8 @@ class Sample:
     def recall(self, rows: np.ndarray, last: np.ndarray) -> float:
         """The share of the exact k best among (q, k) rows, given the scores of the k-th; ties with it count."""
         scores = np.stack([self.vectors[ranked] @ query for ranked, query in zip(rows, self.queries, strict=True)])
-        return float(((scores >= last[:, None] - _TIE) & (rows >= 0)).mean())
+        least = last - _TIE * np.maximum(1, np.abs(last))
+        return float(((scores >= least[:, None]) & (rows >= 0)).mean())
 
 
 @dataclass
@@ -141,12 +142,15 @@ def draw(engine: SearchEngine, judged: Judgements | None, most: int, rng: np.ran
     vectors = segments.vectors_at(parts, living[taken])
     if judged:
         queries = engine.embed(judged.queries, judged.instruction)
+    elif not engine.has_model:  # nothing else is known that lies where queries do
+        queries = engine.vectors_of(segments.all_rows(parts)[living[np.sort(order[:held])]])
     else:
         rows = segments.all_rows(parts)[living[np.sort(order[:held])]]
         queries = engine.embed(
             phrases([stored.text for stored in engine.store.documents.passages(rows.tolist()).values()], rng)
         )
-    return Sample(vectors, docs[taken], np.ascontiguousarray(queries, dtype=np.float32), len(living), judged)
+    queries = engine.storage.similarity.queries(np.ascontiguousarray(queries, dtype=np.float32))
+    return Sample(vectors, docs[taken], queries, len(living), judged)
 
 
 def phrases(texts: Sequence[str], rng: np.random.Generator) -> list[Query]:

@@ -147,7 +147,7 @@ class EngineRanker:
         self._engine, self._options = engine, options
         self._instruction, self._drop_self = judgements.instruction, judgements.drop_self
         if options.mode != "lexical":
-            engine.embedder.encode_queries(["warm up"])  # loading the model must not count as search time
+            engine.warm_up()
 
     def run(self, queries: Sequence[Query], k: int) -> Run:
         """The k best documents of every query, and all that tie with the k-th."""
@@ -173,7 +173,7 @@ class RerankedRanker:
         self._depth = whole_number("rerank_depth", depth, 1)
         self._instruction, self._drop_self = judgements.instruction, judgements.drop_self
         if options.mode != "lexical":
-            engine.embedder.encode_queries(["warm up"])
+            engine.warm_up()
 
     def run(self, queries: Sequence[Query], k: int) -> Run:
         """The k best documents of every query."""

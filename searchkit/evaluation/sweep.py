@@ -123,6 +123,8 @@ def sweep(
         InputError: A mode, a width or a recipe is impossible, or judgements and index do not belong together.
     """
     variants.check(engine.dim)
+    if any(variant.dim for variant in variants.each()) and engine.storage.similarity.name != "cosine":
+        raise InputError(f"{engine.store.folder} compares vectors otherwise than by the cosine; they cannot be cut")
     systems = []
     queries: dict[str, _Embedded] = {}
     for recipe, group in groupby(variants.each(), key=attrgetter("recipe")):
@@ -153,7 +155,8 @@ def _stored_as(engine: SearchEngine, recipe: str) -> Iterator[SearchEngine]:
         folder = Path(temporary) / "index"
         with locked(engine.store.folder):
             shutil.copytree(engine.store.folder, folder)
-        with SearchEngine.open(folder, model=engine.embedder, writable=True) as copy:
+        model = engine.embedder if engine.has_model else None
+        with SearchEngine.open(folder, model=model, writable=True) as copy:
             candidate = measure(copy, options=MeasureOptions(recipes=[recipe]), on_skipped=_refuse)[-1]
             apply(copy, candidate, drop_vectors=not candidate.tuning.rerank)
             yield copy
@@ -173,7 +176,7 @@ class _Embedded:
                 "index the corpus again"
             )
         self.queries = judged_queries(engine, judgements)
-        engine.embedder.encode_queries(["warm up"])  # loading the model must not count as search time
+        engine.warm_up()
         began = time.perf_counter()
         self.vectors = engine.embed(self.queries, judgements.instruction)
         self.seconds = time.perf_counter() - began

@@ -110,6 +110,7 @@ class _Run:
     ) -> None:
         self.config, self.engine, self.out = config, engine, config.out
         self.judgements, self.stages = judgements, stages
+        engine.require_model()
         self.identity: dict[str, Any] = engine.settings["model"]
         self._index_key = {
             "documents": engine.store.documents.checksum(),

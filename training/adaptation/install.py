@@ -46,6 +46,7 @@ def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) 
     if (out.exists() and not out.is_dir()) or (names and STAGES not in names):
         raise InputError(f"{out} exists and holds no run of adapt; choose another --out")
     with SearchEngine.open(config.index) as engine:
+        engine.require_model()
         model = engine.settings["model"]
         if is_remote(model["model"]):
             raise InputError(

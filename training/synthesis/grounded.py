@@ -239,7 +239,7 @@ def diverse_rows(engine: SearchEngine, *, seed: int) -> np.ndarray:
     drawn, rest = rows[:_CLUSTERED], rows[_CLUSTERED:]
     if len(drawn) < 4:
         return rows
-    vectors = np.empty((len(drawn), engine.settings["model"]["dim"]), dtype=np.float32)
+    vectors = np.empty((len(drawn), engine.width), dtype=np.float32)
     owners = segments.owners(parts, drawn)
     for number in np.unique(owners):
         mine = owners == number
