@@ -16,15 +16,17 @@ from searchkit.cli.options import (
     model_options,
     text_or_json,
 )
+from searchkit.cli.vectors import VectorOptions, vector_options
 
 
 @click.command()
 @click.argument("index", type=INDEX)
 @click.argument("corpus", type=NON_EMPTY)
+@vector_options
 @corpus_options
 @text_or_json
 @model_options
-def add(index: Path, corpus: str, reading: CorpusOptions, output: str, model: ModelOptions) -> None:
+def add(index: Path, corpus: str, own: VectorOptions, reading: CorpusOptions, output: str, model: ModelOptions) -> None:
     """Add the documents of CORPUS to INDEX.
 
     Documents that are already there, unchanged, are skipped; one with the same id and other content is an error. Stop
@@ -32,18 +34,23 @@ def add(index: Path, corpus: str, reading: CorpusOptions, output: str, model: Mo
 
     \b
         searchkit add papers.index new-papers.jsonl
+        searchkit add own.index more.jsonl --vector-field embedding
     """
-    with model.open(index, writable=True) as engine:
-        add_corpus(engine, corpus, reading, output)
+    rows = own.rows(corpus, reading)
+    with model.open(index, writable=True, vectors_from=own.vectors_from) as engine:
+        add_corpus(engine, corpus, reading, output, own=own, rows=rows)
 
 
 @click.command()
 @click.argument("index", type=INDEX)
 @click.argument("corpus", type=NON_EMPTY)
+@vector_options
 @corpus_options
 @text_or_json
 @model_options
-def update(index: Path, corpus: str, reading: CorpusOptions, output: str, model: ModelOptions) -> None:
+def update(
+    index: Path, corpus: str, own: VectorOptions, reading: CorpusOptions, output: str, model: ModelOptions
+) -> None:
     """Replace documents of INDEX by those of CORPUS with the same ids, and add the others.
 
     Unchanged documents are not embedded again. Stop it at any time and run it again to resume.
@@ -51,5 +58,6 @@ def update(index: Path, corpus: str, reading: CorpusOptions, output: str, model:
     \b
         searchkit update papers.index corrected.jsonl
     """
-    with model.open(index, writable=True) as engine:
-        add_corpus(engine, corpus, reading, output, update=True)
+    rows = own.rows(corpus, reading)
+    with model.open(index, writable=True, vectors_from=own.vectors_from) as engine:
+        add_corpus(engine, corpus, reading, output, own=own, rows=rows, update=True)

@@ -19,6 +19,9 @@ def dump(index: Path, vectors: Path | None) -> None:
     \b
         searchkit dump papers.index > papers.jsonl
         searchkit dump papers.index --vectors papers.parquet
+
+    Your own vectors are written with the documents either way, under "vector": searchkit index FILE --vector-field
+    vector reads both.
     """
     from searchkit.dump import write_vectors
     from searchkit.engine import SearchEngine
@@ -28,5 +31,5 @@ def dump(index: Path, vectors: Path | None) -> None:
             passages = write_vectors(engine, vectors)
             note(f"{vectors}: {count(passages, 'passage')} with vectors of {engine.dim} dimensions")
         else:
-            for document in engine:
+            for document in engine.documents(vectors=True):
                 print_json(document.as_row(), indent=None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from glob import has_magic
+from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,9 +23,12 @@ from searchkit.cli.options import (
     text_or_json,
 )
 from searchkit.cli.output import count, note, print_json, progress_bar, say
-from searchkit.errors import CorpusError, RejectedRowError, SearchkitError
+from searchkit.cli.vectors import VectorOptions, check_given, vector_options
+from searchkit.errors import CorpusError, InputError, RejectedRowError, SearchkitError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from searchkit.engine import SearchEngine
 
 
@@ -47,7 +51,9 @@ _build_options = as_record(
         "--max-length", type=click.IntRange(8), help="Truncate inputs to this many tokens. [default: the model's limit]"
     ),
     click.option(
-        "--dim", type=click.IntRange(1), help="Keep only the first DIM dimensions (Matryoshka). [default: all]"
+        "--dim",
+        type=click.IntRange(1),
+        help="Keep only the first DIM dimensions (Matryoshka); or the width of your own vectors. [default: all]",
     ),
     click.option("--force-dim", is_flag=True, help="Allow --dim for a model that was not trained for it."),
     click.option(
@@ -74,6 +80,12 @@ _build_options = as_record(
     help="How to store the vectors once all are in: a recipe such as pq:48+rerank (see searchkit compress), or auto: "
     "the smallest that keeps 95 % of exact search's hits.",
 )
+@vector_options
+@click.option(
+    "--similarity",
+    type=click.Choice(["cosine", "inner-product", "euclidean"]),
+    help="How your own vectors are compared. [default: cosine]",
+)
 @corpus_options
 @text_or_json
 @model_options
@@ -82,6 +94,8 @@ def index(
     folder: Path | None,
     build: BuildOptions,
     recipe: str | None,
+    own: VectorOptions,
+    similarity: str | None,
     reading: CorpusOptions,
     output: str,
     model: ModelOptions,
@@ -95,12 +109,20 @@ def index(
     \b
         searchkit index papers/ --index papers.index
         zcat dump.jsonl.gz | searchkit index - --index dump.index --text-field body
+        searchkit index papers.jsonl --vector-field embedding --vectors-from my-model-v2
     """
     from searchkit.readers.corpus import kind_of
 
     folder = folder or _default_folder(corpus)
     created = not folder.exists()
-    with _open_or_create(folder, kind_of(corpus, reading.kind), build, model) as engine:
+    kind, rows = kind_of(corpus, reading.kind), own.rows(corpus, reading)
+    if own.given:
+        made = _open_or_create_own(folder, build, model, own, similarity, build.dim or own.width(corpus, reading, rows))
+    elif similarity:
+        raise click.UsageError("--similarity is for your own vectors: give --vectors FILE or --vector-field NAME")
+    else:
+        made = _open_or_create(folder, kind, build, model)
+    with made as engine:
         if recipe:
             from searchkit.cli.compress import check_recipe, store_by
 
@@ -110,7 +132,7 @@ def index(
                 if created:
                     shutil.rmtree(folder)
                 raise
-        add_corpus(engine, corpus, reading, output, created=created)
+        add_corpus(engine, corpus, reading, output, own=own, rows=rows, created=created)
         if recipe:
             store_by(engine, recipe)
 
@@ -121,6 +143,8 @@ def add_corpus(
     reading: CorpusOptions,
     output: str,
     *,
+    own: VectorOptions,
+    rows: np.ndarray | None = None,
     update: bool = False,
     created: bool = False,
 ) -> None:
@@ -131,11 +155,14 @@ def add_corpus(
         corpus: As on the command line.
         reading: How to read it.
         output: "text" or "json".
+        own: Where vectors are, if no model makes them.
+        rows: The vectors themselves, where they are in a file of their own.
         update: Replace documents whose content has changed.
         created: The index is new; it is removed if nothing gets into it.
     """
     from searchkit.readers.corpus import ReadReport, Rejects, estimate_documents, kind_of
 
+    check_given(engine, own)
     folder, is_file = engine.store.folder, corpus == "-" or Path(corpus).is_file()
     skip = reading.on_error == "skip"
     if reading.on_error is None and not is_file:  # one bad note must not stop the others
@@ -144,10 +171,15 @@ def add_corpus(
     file = reading.rejects_file(folder)
     with Rejects(file if skip else None) as rejects:
         try:
-            documents = reading.read(corpus, rejects, read)
+            documents = reading.read(corpus, rejects, read, own.vector_field)
+            vectors: Any = rows
+            if own.vector_field is not None:
+                documents, again = tee(documents)
+                vectors = (document.vector for document in again)
             with _Progress(estimate_documents(corpus, reading.kind)) as progress:
                 report = engine.add(
                     documents,
+                    vectors=vectors,
                     update=update,
                     on_refused=rejects.refuse_document,
                     on_progress=progress.update,
@@ -179,6 +211,11 @@ def add_corpus(
         f"{folder}: {count(total, 'document')} ({new} in {count(report.passages, 'passage')}, "
         f"{report.unchanged} unchanged) in {report.seconds:.1f} s{rate}"
     )
+    if report.without_vector:
+        note(
+            f"{report.without_vector} of {count(report.documents, 'document')} have no vector: only lexical search "
+            "finds them"
+        )
     if report.truncated:
         note(
             f"{report.truncated} of {count(report.passages, 'passage')} exceed the model's "
@@ -231,7 +268,10 @@ def _open_or_create(folder: Path, kind: str, build: BuildOptions, model: ModelOp
             return engine
         if model.model is None:
             with Store(folder) as store:
-                name = bound_name(store.database.settings()["model"])
+                bound = store.database.settings()["model"]
+            if bound is None:
+                raise InputError(f"{folder} holds vectors that its users made; omit --max-length and --dim")
+            name = bound_name(bound)
     elif chunk_tokens is None and kind == "beir":
         # Published figures embed each BEIR document whole.
         chunk_tokens = 0
@@ -253,6 +293,34 @@ def _open_or_create(folder: Path, kind: str, build: BuildOptions, model: ModelOp
         chunk_tokens=chunk_tokens,
         overlap=build.overlap,
         language=build.language,
+    )
+
+
+def _open_or_create_own(
+    folder: Path,
+    build: BuildOptions,
+    model: ModelOptions,
+    own: VectorOptions,
+    similarity: str | None,
+    dim: int,
+) -> SearchEngine:
+    """The index of vectors that users made to write to: the existing one, or a new one."""
+    from searchkit.engine import SearchEngine
+
+    for name, value in {
+        "--model": model.model, "--adapter": model.adapter, "--max-length": build.max_length,
+        "--chunk-tokens": build.chunk_tokens, "--overlap": build.overlap, "--force-dim": build.force_dim or None,
+    }.items():  # fmt: skip
+        if value is not None:
+            raise click.UsageError(f"{name} is for a model, which your own vectors do without; omit it")
+    return SearchEngine.create(
+        folder,
+        dim=dim,
+        similarity=similarity,
+        vectors_from=own.vectors_from,
+        language=build.language,
+        device=model.device,
+        exist_ok=True,
     )
 
 

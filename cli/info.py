@@ -31,7 +31,7 @@ _LIBRARIES = (
 _INTERNAL = {
     "storage",
     "seal", "tombstones", "contents", "compacted", "lexical", "lexical_files", "next_row", "next_doc", "documents",
-    "passages",
+    "passages", "vectors_from",
 }  # fmt: skip
 _LABELS = {
     "bytes a document": "bytes per document",
@@ -74,6 +74,7 @@ def _index(folder: Path) -> dict[str, Any]:
         documents, passages = store.documents.counts()
         deleted, _ = store.documents.waiting()
         sizes, settings, storage = store.sizes(), store.database.settings(), store.storage
+        bare = store.documents.without_vectors()
         keys = metadata_keys(store.documents)
     total = sum(sizes.values())
     model = settings.pop("model")
@@ -90,8 +91,26 @@ def _index(folder: Path) -> dict[str, Any]:
         **{f"metadata {name}": f"{key.described}: {', '.join(key.examples)}" for name, key in keys.items()},
         **_storage(storage),
         **{name: value for name, value in settings.items() if name not in _INTERNAL},
-        **{name if name == "model" else f"model {name}": value for name, value in model.items()},
+        **(_own_vectors(storage, settings, bare) if model is None else _model(model)),
         "computes in": _dtype(),
+    }
+
+
+def _model(model: dict[str, Any]) -> dict[str, Any]:
+    return {name if name == "model" else f"model {name}": value for name, value in model.items()}
+
+
+def _own_vectors(storage: Storage, settings: dict[str, Any], bare: int) -> dict[str, Any]:
+    """What is known of vectors that users made."""
+    from searchkit.indexer.vectors.similarity import SIMILARITIES
+
+    similarity = storage.similarity
+    return {
+        "model": "none: vectors come with documents and queries",
+        "vectors from": settings["vectors_from"] or "not named",
+        "dim": similarity.dim,
+        "similarity": f"{similarity.name} ({SIMILARITIES[similarity.name]})",
+        "documents without a vector": bare,
     }
 
 

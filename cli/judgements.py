@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import FILE, INDEX, InstructionOptions, as_record
+from searchkit.cli.options import FILE, INDEX, NON_EMPTY, InstructionOptions, as_record
 from searchkit.cli.output import note
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class JudgementOptions:
     queries: Path | None
     qrels: Path | None
     drop_self: bool | None
+    query_vectors: Path | None
+    query_vector_field: str | None
 
     @property
     def given(self) -> bool:
@@ -53,15 +55,20 @@ class JudgementOptions:
 
     def files(self) -> tuple[list[Query], Qrels]:
         """Read whatever is given; empty what is not."""
+        from searchkit.readers.arrays import read_array
         from searchkit.readers.judgements import read_beir_split, read_qrels, read_queries
 
         if self.beir and (self.queries or self.qrels):
             raise click.UsageError(_EXPECTED)
         if self.split and not self.beir:
             raise click.UsageError("--split needs --beir: other judgements have no splits")
+        if self.query_vectors and self.query_vector_field:
+            raise click.UsageError("--query-vectors cannot be combined with --query-vector-field")
+        vectors, field = read_array(self.query_vectors) if self.query_vectors else None, self.query_vector_field
         if self.beir and self.chosen_split:
-            return read_beir_split(self.beir, self.chosen_split)
-        return read_queries(self.queries) if self.queries else [], read_qrels(self.qrels) if self.qrels else {}
+            return read_beir_split(self.beir, self.chosen_split, vectors=vectors, vector_field=field)
+        queries = read_queries(self.queries, vectors=vectors, vector_field=field) if self.queries else []
+        return queries, read_qrels(self.qrels) if self.qrels else {}
 
     def read(self, engine: SearchEngine, wording: InstructionOptions | None = None) -> Judgements:
         """Queries and judgements to measure an index by, with the rules of a published set."""
@@ -104,4 +111,8 @@ judgement_options = as_record(
     click.option(
         "--drop-self/--keep-self", default=None, help="Ignore the document with the query's own id. [default: per set]"
     ),
+    click.option(
+        "--query-vectors", type=FILE, help="For your own vectors: those of the queries, an .npy file in their order."
+    ),
+    click.option("--query-vector-field", type=NON_EMPTY, help="Or their key in the queries' JSON lines."),
 )

@@ -177,13 +177,13 @@ class ModelOptions:
 
         return self.model or DEFAULT_MODEL
 
-    def open(self, index: Path, *, writable: bool = False) -> SearchEngine:
+    def open(self, index: Path, *, writable: bool = False, vectors_from: str | None = None) -> SearchEngine:
         """Open an index; the model is loaded when it is first needed."""
         from searchkit.engine import SearchEngine
 
         return SearchEngine.open(
             index, model=self.model, adapter=self.adapter, device=self.device, dtype=self.dtype, threads=self.threads,
-            writable=writable,
+            writable=writable, vectors_from=vectors_from,
         )  # fmt: skip
 
     def embedder(self) -> Embedder:
@@ -338,14 +338,16 @@ class CorpusOptions:
         named = (column.rpartition(":") for column in self.columns)
         return TableOptions(self.delimiter, not self.no_header, {name: kind for name, _, kind in named})
 
-    def read(self, corpus: str, rejects: Rejects, report: ReadReport) -> Iterator[Document]:
-        """Read a corpus as the options say."""
+    def read(
+        self, corpus: str, rejects: Rejects, report: ReadReport, vector_field: str | None = None
+    ) -> Iterator[Document]:
+        """Read a corpus as the options say, with the vectors that its rows bring under a key, if one is given."""
         from searchkit.readers.corpus import Fields, read_corpus
 
         return read_corpus(
             corpus,
             kind=self.kind,
-            fields=Fields(self.id_field, self.title_field, self.text_field, self.metadata_field or None),
+            fields=Fields(self.id_field, self.title_field, self.text_field, self.metadata_field or None, vector_field),
             table=self.table(),
             rejects=rejects,
             report=report,

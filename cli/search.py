@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from searchkit.cli.options import (
     FILE,
     INDEX,
     MULTILINGUAL,
+    NON_EMPTY,
     FusionOptions,
     HitsOptions,
     InstructionOptions,
@@ -47,6 +48,13 @@ _PASSAGE = 320  # terminal columns
 @rerank_options
 @click.option("--where", help="Search only documents whose metadata match this JSON filter.")
 @click.option("--queries", "file", type=FILE, help="Read queries from a JSONL or TSV file.")
+@click.option(
+    "--vector",
+    type=NON_EMPTY,
+    metavar="JSON|FILE",
+    help="Search by this vector, '[0.1, ...]', or by those of an .npy file, one for each query if there are any.",
+)
+@click.option("--vector-field", type=NON_EMPTY, help="Key of the vectors in the JSON lines of --queries.")
 @click.option("--explain", is_flag=True, help="Show the dense and lexical rank, score and weight of every hit.")
 @click.option(
     "--facet",
@@ -66,6 +74,8 @@ def search(
     again: RerankOptions,
     where: str | None,
     file: Path | None,
+    vector: str | None,
+    vector_field: str | None,
     explain: bool,
     facets: tuple[str, ...],
     output: str,
@@ -83,9 +93,12 @@ def search(
         searchkit search papers.index "vitamin D" --rerank cross-encoder/ms-marco-MiniLM-L6-v2
         searchkit search papers.index --queries queries.jsonl --format json
         searchkit search papers.index -- "-5 degrees"
+        searchkit search own.index --vector '[0.12, -0.4, 0.9]'
     """
     if queries and file:
         raise click.UsageError("QUERIES cannot be combined with --queries")
+    if vector_field and (vector or not file):
+        raise click.UsageError("--vector-field says where the vectors of --queries FILE are; without it: --vector")
     from searchkit.facets import FACET_DEPTH, count_facets
     from searchkit.indexer.filters import parse_filter
     from searchkit.records import Query
@@ -97,14 +110,14 @@ def search(
         reranker = again.load(model)
         for fault in engine.filter_faults(options.where) if options.where else ():
             note(fault.message)
-        items = _read_file(file) if file else _read_arguments(queries) if queries else _read_standard_input()
+        items = _with_vectors(_queries(queries, file, vector, vector_field), vector)
         unusable = 0
         while batch := list(islice(items, _BATCH if file else 1)):
             for error in (item for item in batch if isinstance(item, InputError)):
                 note(f"Error: {error}")
                 unusable += 1
             usable = [item for item in batch if isinstance(item, Query)]
-            if options.mode != "lexical":
+            if options.mode != "lexical" and engine.has_model and not vector:
                 _warn_unreadable(engine, usable)
             results = engine.search_many(
                 usable, instruction=instruction, k=depth, options=options, explain=explain, rerank=reranker,
@@ -117,7 +130,7 @@ def search(
                     answer = {"query_id": query.id, "query": query.text, "hits": list(map(hit_json, found))}
                     print_json(answer | ({"facets": counts} if facets else {}), indent=None)
                 else:
-                    print_hits(query.text, found)
+                    print_hits(query.text or f"vector {query.id}", found)
                     for key, values in counts.items():
                         say(f"{key}: " + ", ".join(f"{value} ({number})" for value, number in values))
     if unusable:
@@ -134,11 +147,38 @@ def _warn_unreadable(engine: SearchEngine, queries: list[Query]) -> None:
             note(f"{engine.embedder.name} does not know the script of: {query.text}. {MULTILINGUAL}")
 
 
-def _read_file(file: Path) -> Iterator[Query | InputError]:
+def _queries(
+    texts: tuple[str, ...], file: Path | None, vector: str | None, vector_field: str | None
+) -> Iterator[Query | InputError]:
+    if file:
+        return _read_file(file, vector_field)
+    if texts:
+        return _read_arguments(texts)
+    return iter(()) if vector else _read_standard_input()
+
+
+def _with_vectors(items: Iterator[Query | InputError], vector: str | None) -> Iterator[Query | InputError]:
+    """The queries with their vectors, or the vectors alone where there are no queries."""
+    if vector is None:
+        return items
+    from searchkit.readers.arrays import parse_vectors
+    from searchkit.records import Query
+
+    rows, queries = parse_vectors(vector), list(items)
+    if error := next((item for item in queries if isinstance(item, InputError)), None):
+        raise error  # or the vectors would be those of other queries
+    if not queries:
+        queries = [Query(str(number), "") for number in range(1, len(rows) + 1)]
+    if len(rows) != len(queries):
+        raise InputError(f"{count(len(rows), 'vector')} came for {len(queries)} queries; expected one each")
+    return (replace(query, vector=row) for query, row in zip(queries, rows, strict=True) if isinstance(query, Query))
+
+
+def _read_file(file: Path, vector_field: str | None) -> Iterator[Query | InputError]:
     from searchkit.readers.judgements import read_queries
 
     errors: list[CorpusError] = []
-    queries = read_queries(file, errors=errors)
+    queries = read_queries(file, errors=errors, vector_field=vector_field)
     yield from errors
     yield from queries
 

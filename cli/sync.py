@@ -20,6 +20,7 @@ from searchkit.cli.options import (
     text_or_json,
 )
 from searchkit.cli.output import count, note, print_json, say
+from searchkit.errors import InputError
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
@@ -61,6 +62,11 @@ def sync(
     if watch:
         require("--watch", "files", "watchfiles")
     with model.open(index, writable=not dry_run) as engine:
+        if not engine.has_model:
+            raise InputError(
+                f"{index} holds vectors that its users made, which a folder does not: searchkit update with "
+                "--vector-field or --vectors, and searchkit delete for what is gone"
+            )
         _sync_once(engine, corpora, reading, output, dry_run=dry_run)
         if watch:
             from watchfiles import watch as changes

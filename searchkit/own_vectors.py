@@ -72,6 +72,9 @@ def _attached(documents: Iterable[Any], rows: Iterable[Any]) -> Iterator[Any]:
         if not isinstance(document, Document):
             yield document  # refused where documents are checked
             continue
+        if row is not None and row is document.vector:  # it was read with the document
+            yield document
+            continue
         place = f"{document.place}, row {number}" if document.place else f"row {number}"
         yield replace(document, vector=row, place=place)
 

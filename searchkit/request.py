@@ -104,14 +104,14 @@ def checked_vectors(vectors: object, count: int, dim: int) -> np.ndarray:
     return rows
 
 
-def sides(options: SearchOptions, *, texts: bool, vectors: bool) -> SearchOptions:
+def sides(options: SearchOptions, texts: Sequence[str], *, vectors: bool) -> SearchOptions:
     """The options with the mode that queries can be ranked in: hybrid ranks by what there is of text and vector.
 
     Raises:
         InputError: The mode needs what the queries lack.
     """
-    if options.mode == "hybrid" and not (texts and vectors):
-        return replace(options, mode="lexical" if texts else "dense")
-    if options.mode == "lexical" and not texts:
+    if options.mode == "hybrid" and not (any(texts) and vectors):
+        return replace(options, mode="dense" if vectors else "lexical")
+    if options.mode == "lexical" and (not all(texts) if texts else vectors):
         raise InputError("a lexical search needs the text of its query; give one, or choose the mode dense")
     return options

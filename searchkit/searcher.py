@@ -389,7 +389,7 @@ class Searcher:
         elif options.mode == "dense":
             self.require_model()
         if vectors is not None or not self.has_model:
-            options = sides(options, texts=checked is not None, vectors=vectors is not None)
+            options = sides(options, [query.text.strip() for query in checked or ()], vectors=vectors is not None)
         texts = [""] * len(vectors) if checked is None else [query.text for query in checked]
         neutral = noise = None
         if not texts or self.passages == 0:

@@ -107,7 +107,7 @@ def checked_queries(queries: object) -> list[Query]:
         if not isinstance(query, Query):
             raise InputError(f"query {number} is {described(query)}; expected a string or a searchkit.Query")
         check_text("the text of a query", query.text)
-        if not query.text.strip():
+        if not query.text.strip() and query.vector is None:
             raise InputError("a query is empty; write what to search for")
         check_optional_text("instruction", query.instruction)
         checked.append(query)

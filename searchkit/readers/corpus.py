@@ -80,6 +80,8 @@ def read_corpus(
         ) from None
     if table != TableOptions() and source.kind not in ("csv", "tsv"):
         raise InputError(f"{path}: delimiter, header and column types are for CSV and TSV, but this is {source.kind}")
+    if fields.vector is not None and source.kind not in ("jsonl", "parquet", "beir"):
+        raise InputError(f"{path}: vectors are read from JSON lines and Parquet, but this is {source.kind}")
     for file in source.paths:
         if rejects.path is not None and rejects.path.exists() and file.exists() and rejects.path.samefile(file):
             raise CorpusError(

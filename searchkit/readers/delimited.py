@@ -330,6 +330,8 @@ def check_columns(columns: list[str], fields: Fields, name: str, *, header: bool
     wanted["text"] = fields.text
     if fields.title != "title":
         wanted["title"] = fields.title
+    if fields.vector is not None:
+        wanted["vector"] = fields.vector
     for option, column in wanted.items():
         if column not in columns:
             raise CorpusError(

@@ -18,7 +18,7 @@ def jsonl_rows(path: Path, encoding: str, fields: Fields, report: ReadReport) ->
     Raises:
         CorpusError: The file is one JSON array, or no row has the id or text that `fields` names.
     """
-    has = {"id": False, "text": False}
+    has = {"id": False, "text": False, "vector": fields.vector is None}
     name = "stdin" if path == Path("-") else path.name
     number, numbered = 0, None
     missing = set(fields.metadata or ())
@@ -53,10 +53,11 @@ def jsonl_rows(path: Path, encoding: str, fields: Fields, report: ReadReport) ->
                         report.numbered = report.numbered or values["id"]
                 has["id"] |= bool(fault) or id_key(values, fields) in values
                 has["text"] |= bool(fault) or fields.text in values
+                has["vector"] |= bool(fault) or fields.vector in values
                 missing -= {*values, *(inner if isinstance(inner := values.get("metadata"), dict) else ())}
                 yield Row(location, values, lines.raw, fault)
             location = lines.begin()
-    for option, key in (("id", fields.id), ("text", fields.text)):
+    for option, key in (("id", fields.id), ("text", fields.text), ("vector", fields.vector)):
         if number and not has[option]:
             raise CorpusError(f'{name_of(path)}: no row has "{key}"; name the key to use with --{option}-field')
     if number and missing:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from searchkit.errors import CorpusError, RowError
 from searchkit.readers.lines import existing, gz_or_plain, nonblank_lines, plain_lines
@@ -23,7 +26,13 @@ _DOCUMENT_IDS = (
 _GAINS = ("score", "relevance", "rel", "label", "gain", "grade", "relevance_label", "judgement", "judgment", "rating")
 
 
-def read_queries(path: Path | str, *, errors: list[CorpusError] | None = None) -> list[Query]:
+def read_queries(
+    path: Path | str,
+    *,
+    errors: list[CorpusError] | None = None,
+    vectors: np.ndarray | None = None,
+    vector_field: str | None = None,
+) -> list[Query]:
     """Read queries: JSON lines of "_id" or "id", "text" or "query", optional "instruction"; or a table of id and text.
 
     A .tsv or .txt file has a tab between the two and no quoting, a .csv file a comma and quotes; either may have a
@@ -32,6 +41,8 @@ def read_queries(path: Path | str, *, errors: list[CorpusError] | None = None) -
     Args:
         path: The file.
         errors: Collects an error for each line that is not a query; None raises the first.
+        vectors: (n, dim), the vector of every query in order.
+        vector_field: Key of the vector in JSON lines, instead.
     """
     path = existing(path)
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
@@ -46,7 +57,9 @@ def read_queries(path: Path | str, *, errors: list[CorpusError] | None = None) -
                 quoting = quoting or (number == 0 and _is_quoted(line))
                 query = _table_query(line, delimiter, quoting=quoting, first=number == 0)
             else:
-                query = _json_query(json_object(line))
+                query = _json_query(values := json_object(line))
+                if vector_field is not None:
+                    query = replace(query, vector=values.get(vector_field))
             if query and query.id in queries:
                 raise RowError(f'query id "{query.id}" came before; give every query its own')
         except RowError as error:
@@ -58,7 +71,12 @@ def read_queries(path: Path | str, *, errors: list[CorpusError] | None = None) -
                 queries[query.id] = query
     if not queries and not errors:
         raise CorpusError(f"{path}: no queries in it")
-    return list(queries.values())
+    found = list(queries.values())
+    if vectors is None:
+        return found
+    if len(vectors) != len(found):
+        raise CorpusError(f"{path}: {len(vectors)} vectors for {len(found)} queries; expected one each, in order")
+    return [replace(query, vector=row) for query, row in zip(found, vectors, strict=True)]
 
 
 def read_qrels(path: Path | str) -> Qrels:
@@ -126,8 +144,13 @@ def read_run(path: Path | str) -> Run:
     return run
 
 
-def read_beir_split(folder: Path | str, split: str) -> tuple[list[Query], Qrels]:
-    """Return the judged queries of a BEIR folder's split, in file order, and their judgements; files may be gzipped."""
+def read_beir_split(
+    folder: Path | str, split: str, *, vectors: np.ndarray | None = None, vector_field: str | None = None
+) -> tuple[list[Query], Qrels]:
+    """Return the judged queries of a BEIR folder's split, in file order, and their judgements; files may be gzipped.
+
+    Vectors are given as to `read_queries`, for all queries of the file.
+    """
     folder = existing(folder)
     judgements = gz_or_plain(folder / "qrels" / f"{split}.tsv")
     if not judgements.is_file():
@@ -136,7 +159,8 @@ def read_beir_split(folder: Path | str, split: str) -> tuple[list[Query], Qrels]
         raise CorpusError(f'{folder}: no split "{split}" ({judgements} does not exist); splits there: {listed}')
     qrels = read_qrels(judgements)
     file = gz_or_plain(folder / "queries.jsonl")
-    queries = [query for query in read_queries(file) if query.id in qrels]
+    queries = read_queries(file, vectors=vectors, vector_field=vector_field)
+    queries = [query for query in queries if query.id in qrels]
     if missing := sorted(qrels.keys() - {query.id for query in queries}):
         raise CorpusError(
             f"{judgements}: {len(missing)} judged queries are not in {file}, "

@@ -80,7 +80,7 @@ def _file_rows(
         numbered = has_no_ids(names, fields)
         texts = (id_key(names, fields), fields.title, fields.text)
         if fields.metadata is not None:
-            kept = {*fields.metadata, "metadata", id_key(names, fields), fields.title, fields.text}
+            kept = {*fields.metadata, "metadata", id_key(names, fields), fields.title, fields.text, fields.vector}
             names = [column for column in names if column in kept]
             partition = {column: value for column, value in partition.items() if column in kept}
         batches = table.iter_batches(batch_size=256, columns=names)
@@ -95,6 +95,8 @@ def _file_rows(
                 number += 1
                 values, fault = dict(partition), ""
                 for column_name, column in zip(names, batch.columns, strict=True):
+                    if column_name == fields.vector:
+                        continue
                     try:
                         values[column_name] = _python(column[index])
                         if column_name in texts and isinstance(values[column_name], bytes):  # as some writers have it
@@ -110,10 +112,19 @@ def _file_rows(
                     except RowError as error:
                         values, fault = {}, str(error)
                     else:
+                        if fields.vector is not None:
+                            values[fields.vector] = _vector(batch.column(fields.vector)[index])
                         if numbered:
                             values = {"id": numbered_id(name, number), **values}
                             report.numbered = report.numbered or values["id"]
                 yield Row(f"{path}:row {number}", values, raw, fault)
+
+
+def _vector(scalar: Any) -> Any:
+    """A cell of the column of vectors: an array where it is a list, which is quicker than a list of floats."""
+    if not scalar.is_valid or not hasattr(scalar, "values"):
+        return scalar.as_py()
+    return scalar.values.to_numpy(zero_copy_only=False)
 
 
 def _python(scalar: Any) -> Any:

@@ -31,12 +31,15 @@ class Fields:
         text: The body.
         metadata: Keys to keep; None keeps every other key. An object under "metadata" is merged in; the row's own keys
             take precedence.
+        vector: The document's vector, for an index of vectors that its user made; null or missing for none. None: not
+            looked for.
     """
 
     id: str = "id"
     title: str = "title"
     text: str = "text"
     metadata: tuple[str, ...] | None = None
+    vector: str | None = None
 
 
 @dataclass
@@ -141,7 +144,8 @@ def document_of(row: Row, fields: Fields, incidental: tuple[str, ...] = ()) -> D
         if not isinstance(value, str):
             raise RowError(f"{name} is {typename(value)}; it must be a string")
     id = checked_id(values[id_name])
-    if not text.strip() and not title.strip():
+    vector = None if fields.vector is None else values.get(fields.vector)
+    if not text.strip() and not title.strip() and vector is None:
         raise _BlankRow("empty text: text and title are both blank")
     for name, value in (("id", id), ("title", title), ("text", text)):
         if "\0" in value:
@@ -152,7 +156,7 @@ def document_of(row: Row, fields: Fields, incidental: tuple[str, ...] = ()) -> D
     if merged is not None and not isinstance(merged, dict):
         raise RowError(f"metadata is {typename(merged)}; it must be an object")
     if fields.metadata is None:
-        used = (id_name, fields.title, fields.text, "metadata")
+        used = (id_name, fields.title, fields.text, "metadata", fields.vector)
         metadata = {**(merged or {}), **{key: value for key, value in values.items() if key not in used}}
     else:
         metadata = {**(merged or {}), **values}
@@ -161,7 +165,9 @@ def document_of(row: Row, fields: Fields, incidental: tuple[str, ...] = ()) -> D
         check_metadata(metadata)
     except InputError as error:
         raise RowError(str(error)) from None
-    return Document(id=id, text=text, title=title, metadata=metadata, place=row.location, incidental=incidental)
+    return Document(
+        id=id, text=text, title=title, metadata=metadata, place=row.location, incidental=incidental, vector=vector
+    )
 
 
 def id_key(keys: Container[str], fields: Fields) -> str:

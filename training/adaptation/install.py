@@ -82,6 +82,7 @@ def adapted(config: AdaptConfig) -> AdaptReport | None:
     """
     out = config.out.resolve()
     with SearchEngine.open(config.index) as engine:
+        engine.require_model()
         if engine.settings["model"]["model"] != str(out / MODEL):
             return None
     if (out / AFTER).exists():  # stopped between the exchange and the renaming
