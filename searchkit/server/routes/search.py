@@ -20,6 +20,7 @@ from searchkit.server.indexes import ServedIndex
 from searchkit.server.logs import note
 from searchkit.server.search import MOST_HITS, MOST_RERANKED, SIMILAR_TO, SearchAnswer, SearchParameters, search
 from searchkit.server.service import Current, Service
+from searchkit.server.words import MOST_TEXTS, matched_words
 from searchkit.tasks import TASKS
 
 router = APIRouter(tags=["search"])
@@ -100,6 +101,9 @@ async def _answered(request: Request, service: Service, index: ServedIndex, para
     if service.settings.log_texts:
         note(request, texts=[query.text for query in answer.queries], instruction=parameters.instruction)
     content = _as_json(index, parameters, answer)
+    if parameters.explain:
+        results = content["results"] if parameters.queries is not None else [content]
+        await service.searches.run(lambda: _add_matched_words(index, results, answer))
     large = sum(map(len, answer.hits)) > 100
     return Response(await asyncio.to_thread(encoded, content) if large else encoded(content), 200,
                     media_type="application/json")  # fmt: skip
@@ -127,6 +131,13 @@ def _as_json(index: ServedIndex, parameters: SearchParameters, answer: SearchAns
         **({"warnings": answer.warnings} if answer.warnings else {}),
         "timings": {f"{stage}_ms": round(1000 * seconds, 2) for stage, seconds in answer.seconds.items()},
     }
+
+
+def _add_matched_words(index: ServedIndex, results: list[dict[str, Any]], answer: SearchAnswer) -> None:
+    language = index.current().settings["language"]
+    for result, query, hits in zip(results, answer.queries, answer.hits, strict=True):
+        texts = [f"{hit.title} {hit.text}" for hit in hits[:MOST_TEXTS]]
+        result["matched_words"] = matched_words(language, query.text, texts)
 
 
 def hit_row(hit: Hit) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 // Requests to the service that this page came from, with the key that the user gave.
 
+import { readJson } from "./json.js";
+
 const STORED = "searchkit-key";
 
 /** The key of this tab, or "". */
@@ -70,7 +72,7 @@ export async function ask(path, { body, signal } = {}) {
   }
   let content;
   try {
-    content = await response.json();
+    content = readJson(await response.text());
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServiceError(response.status, "no_json", `The service answered ${response.status} without JSON.`);

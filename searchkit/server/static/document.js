@@ -2,6 +2,7 @@
 
 import { ask, documentPath } from "./api.js";
 import { byId, fill, make, say } from "./dom.js";
+import { spelled } from "./filters.js";
 import { marked, unitsOf } from "./marks.js";
 
 const LONGEST_MARKED = 200_000; // characters in which words are marked, besides the passage
@@ -53,7 +54,7 @@ function show({ title, about, metadata, text }) {
   say(byId("document-about"), about);
   const rows = Object.entries(metadata ?? {}).flatMap(([key, value]) => [
     make("dt", { dir: "auto" }, key),
-    make("dd", { dir: "auto" }, typeof value === "string" ? value : JSON.stringify(value)),
+    make("dd", { dir: "auto" }, spelled(value)),
   ]);
   fill(byId("document-metadata"), ...rows);
   fill(byId("document-text"), ...text);

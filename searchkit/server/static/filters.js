@@ -1,6 +1,7 @@
 // The filter: whether it can be sent, and the values of metadata that a click adds to it or removes.
 
 import { count, fill, make } from "./dom.js";
+import { readJson, writeJson } from "./json.js";
 
 /**
  * A filter as typed.
@@ -11,7 +12,7 @@ export function parseFilter(text) {
   if (!text.trim()) return { value: null, error: "" };
   let value;
   try {
-    value = JSON.parse(text);
+    value = readJson(text);
   } catch (error) {
     return { value: null, error: `This is not JSON: ${error.message}` };
   }
@@ -75,7 +76,7 @@ function facet(key, described, counted, filter, onToggle) {
         "button",
         {
           type: "button",
-          "data-focus": JSON.stringify([key, value]),
+          "data-focus": writeJson([key, value]),
           "aria-pressed": String(chosen.includes(value)),
           title: spelled(value),
           onclick: () => onToggle(written(key), value),
@@ -88,8 +89,8 @@ function facet(key, described, counted, filter, onToggle) {
   const types = Object.keys(described?.types ?? {}).join(", ");
   const details = make(
     "details",
-    { open: unfolded.get(key) ?? telling, ontoggle: () => unfolded.set(key, details.open) },
-    make("summary", { "data-focus": key }, make("span", { dir: "auto" }, key), make("span", { class: "quiet" }, ` ${types}`)),
+    { open: unfolded.get(key) ?? telling },
+    make("summary", { "data-focus": key, onclick: () => unfolded.set(key, !details.open) }, make("span", { dir: "auto" }, key), make("span", { class: "quiet" }, ` ${types}`)),
     make("ul", {}, ...buttons),
   );
   return details;
@@ -97,6 +98,6 @@ function facet(key, described, counted, filter, onToggle) {
 
 /** A value as one reads it: strings without quotes, unless they could be taken for something else. */
 export function spelled(value) {
-  if (typeof value !== "string") return JSON.stringify(value);
-  return /^(|\s.*|.*\s|true|false|null|-?[\d.]+)$/.test(value) ? JSON.stringify(value) : value;
+  if (typeof value !== "string") return writeJson(value);
+  return /^(|\s.*|.*\s|true|false|null|-?[\d.]+)$/.test(value) ? writeJson(value) : value;
 }

@@ -1,55 +1,33 @@
-// Which parts of a text to mark: the best passage, and the words of the query.
+// Which parts of a text to mark: the best passage, and the words that lexical search matched.
 
 const WORD = /[\p{L}\p{N}\p{M}]+/gu;
 const UNSPACED = /[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]/u;
 
-const folded = (word) => word.normalize("NFKC").toLowerCase();
-
 /**
- * Finds the words of a query in texts, also with other endings.
+ * Finds words in texts.
  *
- * @param {string} query
+ * @param {string[] | undefined} words In lower case and NFKC; of scripts without spaces, pairs of letters.
  * @returns {(text: string) => [number, number][]} From and to, in UTF-16 units, in order, without overlaps.
  */
-export function wordFinder(query) {
-  const stems = new Set();
-  const pairs = new Set(); // of scripts without spaces
-  for (const [word] of query.matchAll(WORD)) {
-    const plain = folded(word);
-    if (UNSPACED.test(plain)) for (const pair of pairsOf(plain)) pairs.add(pair);
-    else stems.add(stem(plain));
-  }
+export function wordFinder(words) {
+  const wanted = new Set(words);
   return (text) => {
     const found = [];
-    if (!stems.size && !pairs.size) return found;
-    for (const match of text.matchAll(WORD)) {
-      const at = match.index;
-      const plain = folded(match[0]);
-      if (pairs.size && UNSPACED.test(plain)) {
-        for (let n = 0; n + 1 < match[0].length; n++) {
-          if (pairs.has(match[0].slice(n, n + 2))) add(found, at + n, at + n + 2);
+    if (!wanted.size) return found;
+    for (const { 0: word, index: at } of text.matchAll(WORD)) {
+      if (wanted.has(word.normalize("NFKC").toLowerCase())) {
+        found.push([at, at + word.length]);
+      } else if (UNSPACED.test(word)) {
+        for (let n = 0; n + 1 < word.length; n++) {
+          if (!wanted.has(word.slice(n, n + 2))) continue;
+          const last = found.at(-1);
+          if (last && last[1] > at + n) last[1] = at + n + 2; // pairs overlap
+          else found.push([at + n, at + n + 2]);
         }
-      } else if (stems.has(stem(plain))) add(found, at, at + match[0].length);
+      }
     }
     return found;
   };
-}
-
-function add(found, from, to) {
-  const last = found.at(-1);
-  if (last && from <= last[1] && from > last[0]) last[1] = Math.max(last[1], to);
-  else found.push([from, to]);
-}
-
-function pairsOf(run) {
-  return run.length < 2 ? [] : Array.from({ length: run.length - 1 }, (_, n) => run.slice(n, n + 2));
-}
-
-/** A word without the commonest English endings; for marking only, the index has a real stemmer. */
-function stem(word) {
-  if (word.length < 4) return word;
-  const cut = word.replace(/(?:'s|ing|edly|ed|ies|es|ly|s)$/, "");
-  return (cut.length < 3 ? word : cut).replace(/(.)\1$/, "$1").replace(/[iye]$/, "");
 }
 
 /** Where characters start in UTF-16: the service counts characters, JavaScript counts units. */
@@ -82,16 +60,15 @@ export function excerpt(text, find, length = 420) {
   const flat = text.replace(/\s+/g, " ").trim();
   if (flat.length <= length) return flat;
   const found = find(flat);
+  const inside = (start) => found.filter(([from]) => from >= start && from < start + length).length;
   let best = 0;
-  let most = found.filter(([from]) => from < length).length;
   for (const [from] of found) {
     const start = Math.max(0, from - 60);
-    const inside = found.filter(([each]) => each >= start && each < start + length).length;
-    if (inside > most) [best, most] = [start, inside];
+    if (inside(start) > inside(best)) best = start;
   }
   if (best > 0) best = Math.max(flat.lastIndexOf(" ", best) + 1, best - 40);
-  let end = Math.min(flat.length, best + length);
-  if (/[\ud800-\udbff]/.test(flat[end - 1] ?? "")) end -= 1; // not half a character
-  if (/[\udc00-\udfff]/.test(flat[best])) best += 1;
+  let end = best + length;
+  if (/[\udc00-\udfff]/.test(flat[best])) best += 1; // not half a character
+  if (/[\udc00-\udfff]/.test(flat[end] ?? "")) end -= 1;
   return `${best > 0 ? "… " : ""}${flat.slice(best, end)}${end < flat.length ? " …" : ""}`;
 }

@@ -11,11 +11,16 @@ const MOST_FIELDS = 6; // of metadata, in a row of the list
  *
  * @param {HTMLElement} parent
  * @param {object[][]} lists One list of hits, or two.
- * @param {{ find: Function, link: (id: string) => string, onLike: ((hit: object) => void) }} options
+ * @param {{ find: Function, link: (id: string) => string, onLike: (hit: object) => void, advice: string }} options
+ *   `find` finds the words to mark; `advice` is shown where nothing was found.
  */
 export function showLists(parent, lists, options) {
+  if (!lists.flat().length) {
+    fill(parent, make("p", { class: "quiet" }, options.advice));
+    return;
+  }
   if (lists.length === 1) {
-    fill(parent, make("ol", { class: "hits" }, ...lists[0].map((hit) => row(hit, null, options))));
+    fill(parent, make("ol", { class: "hits" }, ...lists[0].map((hit) => row(hit, undefined, options))));
     return;
   }
   const [a, b] = lists;
@@ -27,16 +32,20 @@ export function showLists(parent, lists, options) {
       make("h2", {}, letter),
       make("ol", { class: "hits" }, ...hits.map((hit) => row(hit, move(hit.id), options))),
     );
-  fill(
-    parent,
-    make("p", { class: "summary", id: "moves" }, summary(moves, b.length)),
-    make(
-      "div",
-      { class: "pair" },
-      column("A", a, (id) => (moves.has(id) && moves.get(id).kind === "gone" ? moves.get(id) : null)),
-      column("B", b, (id) => moves.get(id)),
-    ),
+  const pair = make(
+    "div",
+    { class: "pair" },
+    column("A", a, (id) => (moves.get(id).kind === "gone" ? moves.get(id) : null)),
+    column("B", b, (id) => moves.get(id)),
   );
+  for (const event of ["mouseover", "focusin"]) pair.addEventListener(event, ({ target }) => showTwins(pair, target));
+  fill(parent, make("p", { class: "summary" }, summary(moves)), pair);
+}
+
+/** Makes the same document stand out in both lists. */
+function showTwins(pair, target) {
+  const id = target.closest("li.hit")?.dataset.id;
+  for (const item of pair.querySelectorAll("li.hit")) item.classList.toggle("twin", item.dataset.id === id);
 }
 
 /** What became of each document from list a to list b: {kind, by}. */
@@ -51,13 +60,12 @@ export function moved(a, b) {
   return moves;
 }
 
-function summary(moves, total) {
-  const of = (kind) => [...moves.values()].filter((move) => move.kind === kind).length;
-  const parts = [["up", "up"], ["down", "down"], ["new", "new"], ["gone", "gone"]]
-    .map(([kind, word]) => [of(kind), word])
+function summary(moves) {
+  const parts = ["up", "down", "new", "gone"]
+    .map((kind) => [[...moves.values()].filter((move) => move.kind === kind).length, kind])
     .filter(([number]) => number)
-    .map(([number, word]) => `${number} ${word}`);
-  return parts.length ? `From A to B: ${parts.join(", ")}.` : `From A to B nothing moved${total ? "" : ", as nothing was found"}.`;
+    .map(([number, kind]) => `${number} ${kind}`);
+  return `From A to B: ${parts.join(", ") || "nothing moved"}.`;
 }
 
 const SIGNS = { up: "▲", down: "▼", same: "=", new: "new", gone: "gone" };
@@ -82,19 +90,19 @@ function row(hit, move, { find, link, onLike }) {
       "article",
       {},
       make(
-        "h3",
+        move === undefined ? "h2" : "h3", // below the headings A and B
         { dir: "auto" },
         make("a", { href: link(hit.id), class: "open", "data-focus": `open ${hit.id}` }, ...marked(title, find)),
         hit.weak === true && make("span", { class: "weak", title: "Unrelated documents are about as similar." }, "weak match"),
       ),
       make("p", { class: "text", dir: "auto" }, ...marked(excerpt(hit.text, find), find)),
-      fields(hit.metadata),
       make(
         "div",
         { class: "foot" },
+        fields(hit.metadata),
         why(hit),
         make("button", { type: "button", class: "like", "data-focus": `like ${hit.id}`, onclick: () => onLike(hit),
-          "aria-label": `More like ${title}` }, "More like this"),
+          "aria-label": `More like this: ${title}` }, "More like this"),
       ),
     ),
     make("span", { class: "side" }, move && moveMark(move), make("span", { class: "score", title: "Score" }, decimals(hit.score))),
@@ -121,7 +129,7 @@ function decimals(score) {
 /** Why a hit stands where it does: ranks in short, the whole when opened. */
 function why(hit) {
   const it = hit.explanation;
-  if (!it) return make("span", {});
+  if (!it) return null;
   const weight = it.dense_weight;
   const sides = [
     ["dense", it.dense_rank, it.dense_score, weight],

@@ -404,7 +404,7 @@ def test_the_page_asks_for_the_key(chromium: webdriver.Chrome, papers: Path) -> 
     with running(Settings((papers,), port=0, keys=KEYS)) as server, _watched(chromium, server.address) as browser:
         browser.visit(q="green tea")
         browser.at("key-value").send_keys("wrong", Keys.ENTER)
-        browser.until(lambda: "does not know" in browser.text("key-message"))
+        browser.until(lambda: "does not know this key" in browser.text("key-message"))
         browser.at("key-value").send_keys(KEYS.read[0], Keys.ENTER)
         browser.until(lambda: browser.find("ol.hits"))
         assert browser.hits()[0] == "0"
