@@ -46,8 +46,11 @@ _FILE = click.Path(exists=True, dir_okay=False)
     "--matryoshka", default=(), type=ListOf(int, "256,128,64"), help="Also train these dimensions, as 256,128,64."
 )
 @click.option("--contrast", default=1.0, show_default=True, help="Weight of the contrastive loss; 0: off.")
-@click.option("--teacher", help="Distil the vectors of this model.")
+@click.option("--teacher", multiple=True, help="Distil the vectors of this model; repeat it for several together.")
 @click.option("--teacher-weight", default=5.0, show_default=True, help="Weight of the cosine to the teacher.")
+@click.option(
+    "--teacher-vectors", type=NEW_FOLDER, help="Folder that keeps the teachers' vectors, for this run and others."
+)
 @click.option("--instructions", type=_FILE, help="JSON {source name: [instructions]} for examples without their own.")
 @click.option(
     "--instructed",
@@ -97,7 +100,14 @@ _FILE = click.Path(exists=True, dir_okay=False)
 )
 @click.option("--allow-leaks", is_flag=True, help="Train even if examples contain queries of --dev.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed.")
-def train(sources: tuple[str, ...], out: Path, allow_leaks: bool, **options: Any) -> None:
+def train(
+    sources: tuple[str, ...],
+    out: Path,
+    teacher: tuple[str, ...],
+    teacher_vectors: Path | None,
+    allow_leaks: bool,
+    **options: Any,
+) -> None:
     """Train an embedder on SOURCES: JSON lines of query, positive and, optionally, negatives and instruction.
 
     FILE@0.5 takes half of a file in every epoch. Examples with different instructions never share a batch, except
@@ -114,7 +124,13 @@ def train(sources: tuple[str, ...], out: Path, allow_leaks: bool, **options: Any
     from searchkit.training.config import TrainConfig
     from searchkit.training.train import train as run
 
-    config = TrainConfig(sources=sources, out=str(out), **options)
+    config = TrainConfig(
+        sources=sources,
+        out=str(out),
+        teacher=teacher if len(teacher) > 1 else "".join(teacher) or None,
+        teacher_vectors=None if teacher_vectors is None else str(teacher_vectors),
+        **options,
+    )
     with TrainingBar() as bar:
         report = run(config, allow_leaks=allow_leaks, on_leaks=partial(_show_leaks, config.dev), on_step=bar.update)
     if report.process:

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 WINDOW = 32
 """Batches within which examples are sorted by length; each batch is still drawn from many."""
 
+Near = dict[int, NDArray[np.float32]]
+"""By the number of a source, (examples, dim) unit rows of its queries, to make batches of near neighbours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -123,6 +126,8 @@ class Batches:
         smallest_batch: Smallest number of examples in a batch. Texts that many examples share leave very small batches,
             and each is a full step: of 374,038 pairs from seven files in 253 batches of at most 2048, 320 pairs filled
             66 batches below 64. But a task with few labels has no larger ones.
+        near: Sources whose batches hold near neighbours, other ones in each epoch, instead of examples of similar
+            length.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class Batches:
         seed: int = 0,
         negatives_per_query: int = 1,
         smallest_batch: int = 2,
+        near: Near | None = None,
     ) -> None:
         if batch_size < 2:
             raise InputError(f"batch_size is {batch_size}; expected 2 or more, or a query has no negatives")
@@ -146,6 +152,7 @@ class Batches:
         self.seed = seed
         self.negatives_per_query = negatives_per_query
         self.smallest_batch = smallest_batch
+        self._near = near or {}
         self._examples: list[Example] = []
         self._samples: list[tuple[int, int, float]] = []  # first row, row after the last, ratio
         self._tasks: list[int] = []  # of every row, as are the next three
@@ -186,7 +193,13 @@ class Batches:
             raise InputError(f"epoch is {number} and skip is {skip}; expected 0 or more")
         rng = np.random.default_rng([self.seed, number, 0])
         rows = rng.permutation(np.concatenate([_sample(rng, *sample) for sample in self._samples]))
-        rows = self._by_length(rows)
+        near: list[NDArray[np.int64]] = []
+        for number, vectors in self._near.items():
+            first, stop, _ = self._samples[number]
+            inside = (rows >= first) & (rows < stop)
+            near.append(self._by_nearness(rows[inside], vectors[rows[inside] - first], rng))
+            rows = rows[~inside]
+        rows = np.concatenate([self._by_length(rows), *near])
         batches, dropped = self._pack([int(row) for row in rows])
         if not batches:
             raise InputError(
@@ -207,7 +220,22 @@ class Batches:
         """Sort by length within stretches of WINDOW batches, to save padding."""
         size = WINDOW * self.batch_size
         stretches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in stretches])
+        return np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in stretches] or [rows])
+
+    def _by_nearness(
+        self, rows: NDArray[np.int64], vectors: NDArray[np.float32], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Order rows so that near ones follow each other: halved by which of two random rows is nearer, over and over.
+
+        Halves hold whole batches, so that the cuts between batches are those between halves.
+        """
+        if len(rows) <= self.batch_size:
+            return rows
+        one, other = rng.choice(len(rows), 2, replace=False)
+        order = np.argsort(vectors @ (vectors[other] - vectors[one]), kind="stable")
+        half = len(rows) // self.batch_size // 2 * self.batch_size or self.batch_size
+        parts = (order[:half], order[half:])
+        return np.concatenate([self._by_nearness(rows[part], vectors[part], rng) for part in parts])
 
     def _pack(self, rows: list[int]) -> tuple[list[list[int]], int]:
         """Put every row in the first batch of its task after all that hold its query or its positive.

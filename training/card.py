@@ -84,6 +84,9 @@ def _command(config: TrainConfig, report: TrainReport) -> str:
         if name in _NO_FLAG:
             return "."
         flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+        if name == "teacher":
+            words += [word for teacher in config.teachers for word in (flag, teacher)]
+            continue
         words.append(flag.replace("--", "--no-") if value is False else flag)
         if not isinstance(value, bool):
             words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))

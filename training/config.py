@@ -42,7 +42,11 @@ class TrainConfig:
         negatives_per_query: Hard negatives per query.
         matryoshka: Leading widths trained besides the full one.
         contrast: Weight of the contrastive loss; 0 omits it.
-        teacher: A model whose vectors the student learns, or None.
+        teacher: A model whose vectors the student learns, several, or None. Of several it learns the sum of their
+            similarities, each standardised, and a projection of their joined vectors, and examples without contrast
+            come in batches of near neighbours; see :mod:`searchkit.training.ensemble`.
+        teacher_vectors: Folder that keeps the teachers' vectors, so that every text is embedded once by all runs that
+            name it; None keeps what fits in memory.
         teacher_weight: Weight of the cosine to the teacher.
         teacher_neighbours: Weight of the teacher's similarities between the texts of a batch; 1 for kept sources.
         teacher_follows: The teacher was trained with instructions, so its vectors of instructed queries are taught as
@@ -84,7 +88,8 @@ class TrainConfig:
     negatives_per_query: int = 1
     matryoshka: tuple[int, ...] = ()
     contrast: float = 1.0
-    teacher: str | None = None
+    teacher: str | tuple[str, ...] | None = None
+    teacher_vectors: str | None = None
     teacher_weight: float = 5.0
     teacher_neighbours: float = 1.0
     teacher_follows: bool = False
@@ -118,16 +123,27 @@ class TrainConfig:
             raise InputError(f"query_repeats is {self.query_repeats}; expected 1 or more")
         if not all(width >= 1 for width in self.matryoshka):
             raise InputError(f"matryoshka is {self.matryoshka}; expected widths of 1 or more")
-        if self.contrast == 0 and self.teacher is None:
+        if self.contrast == 0 and not self.teachers:
             raise InputError("contrast is 0 and there is no teacher, so there is nothing to learn from")
-        if self.teacher is None and any(Source.parse(source).kept for source in self.sources):
+        if not self.teachers and any(Source.parse(source).kept for source in self.sources):
             raise InputError("a source is marked as kept, but there is no teacher to keep it close to; name one")
+        if len(set(self.teachers)) < len(self.teachers):
+            raise InputError(f"teacher is {self.teachers}, which names one twice; name each once")
+        if self.teacher_vectors is not None and not self.teachers:
+            raise InputError("teacher_vectors is given, but there is no teacher to keep vectors of; name one")
         if not 0 <= self.instructed <= 1:
             raise InputError(f"instructed is {self.instructed}; expected a share from 0 to 1")
         if self.attention not in (None, "causal", "bidirectional"):
             raise InputError(f"attention is {self.attention!r}; expected causal, bidirectional or None")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"precision is {self.precision!r}; expected auto, float32 or bfloat16")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The teachers' names; none, one or several."""
+        if self.teacher is None or isinstance(self.teacher, str):
+            return (self.teacher,) if self.teacher else ()
+        return self.teacher
 
     def save(self, file: Path) -> None:
         """Write the record as JSON."""

@@ -60,7 +60,13 @@ def info_nce(
 
 
 def distillation(
-    student: Tensor, teacher: Tensor, *, temperature: float = 0.05, weight: float = 5.0, neighbours: float = 1.0
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 0.05,
+    weight: float = 5.0,
+    neighbours: float = 1.0,
+    similarities: Tensor | None = None,
 ) -> Tensor:
     """The distance between a student's rows and its teacher's, one by one and as neighbours of each other.
 
@@ -75,6 +81,7 @@ def distillation(
         temperature: Softmax temperature.
         weight: Weight of the first term.
         neighbours: Weight of the second term.
+        similarities: (n, n), between the texts, for the second term instead of the cosines of the teacher's rows.
 
     Returns:
         A scalar, float32 (float64 for float64 rows).
@@ -91,7 +98,8 @@ def distillation(
         )
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = full(student), full(teacher.detach())
-        learned, taught = (_others(rows @ rows.T / temperature).log_softmax(1) for rows in (student, teacher))
+        target = teacher @ teacher.T if similarities is None else full(similarities.detach())
+        learned, taught = (_others(each / temperature).log_softmax(1) for each in (student @ student.T, target))
         loss = neighbours * F.kl_div(learned, taught, reduction="batchmean", log_target=True)
         return loss + weight * (1 - (student * teacher).sum(1)).mean() if weight else loss
 

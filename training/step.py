@@ -21,7 +21,7 @@ from searchkit.training.gradcache import cached_backward, gather_list
 from searchkit.training.log import TrainReport
 from searchkit.training.loss import info_nce, matryoshka
 from searchkit.training.model import torch_model
-from searchkit.training.teacher import Teacher, teaching_loss
+from searchkit.training.teacher import Taught, Teachers, teaching_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,13 @@ class Step:
     Args:
         config: The run.
         embedder: Has the model.
-        teacher: The teacher, if any.
+        teachers: The teachers, if any.
         accelerator: accelerate's, which has prepared the model.
     """
 
     config: TrainConfig
     embedder: Embedder
-    teacher: Teacher | None
+    teachers: Teachers | None
     accelerator: Any
 
     def backward(self, batch: Batch, report: TrainReport) -> tuple[float, float]:
@@ -106,7 +106,7 @@ class Step:
         ]
         return _Loss(
             config, contrast, duplicates, self.embedder.dim,
-            taught=None if self.teacher is None else self.teacher.rows(batch, instructed).to(device),
+            taught=None if self.teachers is None else self.teachers.teach(batch, instructed).to(device),
             apart=torch.tensor(gather_list(apart), dtype=torch.bool, device=device),
             neighbours=1.0 if batch.kept else config.teacher_neighbours,
         )  # fmt: skip
@@ -121,7 +121,7 @@ class _Loss:
         contrast: Include the contrastive loss.
         duplicates: (queries, passages) bool, passages that are not negatives of a query.
         dim: Width of the rows.
-        taught: The teacher's rows for all texts, or None.
+        taught: What the teachers say of all texts, or None.
         apart: (queries,) bool, see :func:`teaching_loss`.
         neighbours: Weight of the teacher's similarities between texts.
     """
@@ -130,7 +130,7 @@ class _Loss:
     contrast: bool
     duplicates: Tensor
     dim: int
-    taught: Tensor | None
+    taught: Taught | None
     apart: Tensor
     neighbours: float
 
@@ -148,8 +148,8 @@ class _Loss:
                 value = value + config.contrast * contrast(queries, others)
         if self.taught is not None:
             value = value + teaching_loss(
-                torch.cat([queries, others]), self.taught, self.apart, weight=config.teacher_weight,
-                neighbours=self.neighbours,
+                torch.cat([queries, others]), self.taught.rows, self.apart, weight=config.teacher_weight,
+                neighbours=self.neighbours, teachers=self.taught.teachers,
             )  # fmt: skip
         return value
 

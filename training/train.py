@@ -20,7 +20,7 @@ from searchkit.models.embedder import Embedder
 from searchkit.models.torch_runtime import choose_dtype
 from searchkit.readers.lines import existing
 from searchkit.readers.rejects import Rejects
-from searchkit.training.batches import Batch, Batches, Source
+from searchkit.training.batches import Batch, Batches, Near, Source
 from searchkit.training.card import model_card
 from searchkit.training.config import TrainConfig
 from searchkit.training.dev import DevSet
@@ -36,7 +36,7 @@ from searchkit.training.sources import (
     with_room,
 )
 from searchkit.training.step import Step
-from searchkit.training.teacher import Teacher
+from searchkit.training.teacher import Teacher, Teachers, fit_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -120,10 +120,11 @@ def _set_up(config: TrainConfig, *, allow_leaks: bool, on_leaks: Callable[[list[
     if dev is not None:
         embedder.query_tokens([""], dev.instruction)  # raises now what a search would raise at the end
     report.examples, report.refused = sum(len(examples) for _, examples in sources), rejects.count
-    teacher = _teacher(config, embedder, accelerator)
+    teachers = _teachers(config, embedder, sources, accelerator)
     batches = Batches(
         sources, config.batch_size, seed=config.seed, negatives_per_query=config.negatives_per_query,
         smallest_batch=max(2, accelerator.num_processes),  # every process needs an example of each
+        near=None if len(config.teachers) < 2 else _near(config, teachers, sources),
     )  # fmt: skip
     planned = sum(len(batches.epoch(number)) for number in range(config.epochs))
     planned = min(planned, config.max_steps or planned)
@@ -137,7 +138,7 @@ def _set_up(config: TrainConfig, *, allow_leaks: bool, on_leaks: Callable[[list[
     if checkpoint:
         folder.load(checkpoint, accelerator, report, config)
         logger.info("resuming from step %d", report.steps)
-    step = Step(config, embedder, teacher, accelerator)
+    step = Step(config, embedder, teachers, accelerator)
     return _Run(config, folder, dev, accelerator, embedder, step, batches, planned, optimizer, schedule, report)
 
 
@@ -198,19 +199,40 @@ def _instruct(config: TrainConfig, sources: Sources, embedder: Embedder, rejects
     return sources
 
 
-def _teacher(config: TrainConfig, embedder: Embedder, accelerator: Any) -> Teacher | None:
-    if not config.teacher:
+def _teachers(config: TrainConfig, embedder: Embedder, sources: Sources, accelerator: Any) -> Teachers | None:
+    if not config.teachers:
         return None
-    teacher = Teacher(
-        config.teacher, device=str(accelerator.device), max_length=config.max_length, follows=config.teacher_follows
-    )
-    if config.teacher_weight and teacher.dim != embedder.dim:
+    vectors = Path(config.teacher_vectors) if config.teacher_vectors else None
+    if vectors is not None and accelerator.process_index:
+        vectors = vectors / f"process-{accelerator.process_index}"
+    teachers = [
+        Teacher(
+            name, device=str(accelerator.device), max_length=config.max_length, follows=config.teacher_follows,
+            vectors=vectors,
+        )
+        for name in config.teachers
+    ]  # fmt: skip
+    if len(teachers) > 1:
+        return fit_teachers(teachers, embedder, [each for _, examples in sources for each in examples], config.seed)
+    if config.teacher_weight and teachers[0].dim != embedder.dim:
         raise InputError(
-            f"the teacher {config.teacher} has vectors of {teacher.dim} dimensions and {config.base} of "
+            f"the teacher {config.teacher} has vectors of {teachers[0].dim} dimensions and {config.base} of "
             f"{embedder.dim}, so there is no cosine between them; choose another, or learn only its neighbours: "
             "--teacher-weight 0"
         )
-    return teacher
+    return Teachers(teachers)
+
+
+def _near(config: TrainConfig, teachers: Teachers | None, sources: Sources) -> Near | None:
+    """Where the queries are of which neighbours are to share a batch: those without contrast.
+
+    In contrast, a near neighbour may be an unlabelled answer, and be pushed away.
+    """
+    rows: Near = {}
+    for number, (source, examples) in enumerate(sources):
+        if teachers is not None and (source.kept or not config.contrast):
+            rows[number] = teachers.query_rows([example.query for example in examples])
+    return rows
 
 
 def _rate(step: int, *, warmup: int, planned: int) -> float:

@@ -415,3 +415,23 @@ def test_planning_an_epoch_is_linear_in_the_examples():
     labels = [Example(f"review {n}", f"label {int(math.sqrt(n % 100))}") for n in range(30_000)]
     epoch = Batches([(FILE, labels)], 1024).epoch(0)  # 2 s of budget are gone at once if it were quadratic
     assert epoch.examples + epoch.dropped == 30_000
+
+
+def test_near_neighbours_share_a_batch_and_others_in_every_epoch():
+    rng = np.random.default_rng(0)
+    centres = np.eye(8, dtype=np.float32)
+    vectors = np.concatenate([centre + 0.1 * rng.standard_normal((12, 8)).astype(np.float32) for centre in centres])
+    rows = examples(len(vectors), source="b")
+    others = examples(10)
+    sources = [(Source(Path("a.jsonl")), others), (Source(Path("b.jsonl"), kept=True), rows)]
+    batches = Batches(sources, 6, near={1: vectors})
+    number = {each.query: n for n, each in enumerate(rows)}
+    epochs = []
+    for epoch in range(2):
+        groups = [[number[each.query] for each in batch.examples] for batch in batches.epoch(epoch) if batch.kept]
+        assert sorted(n for group in groups for n in group) == list(range(len(rows)))
+        mixed = np.mean([len({n // 12 for n in group}) for group in groups])
+        assert mixed < 2.5, "of eight clusters, a random batch of six holds more than four"
+        epochs.append({frozenset(group) for group in groups})
+    assert epochs[0] != epochs[1]
+    assert sum(len(batch) for batch in batches.epoch(0) if not batch.kept) == 10

@@ -1,4 +1,4 @@
-"""`python -m searchkit.training.builtin PAIRS/ OUT/`: the recipe of the built-in model (never yet run to its end)."""
+"""`python -m searchkit.training.builtin PAIRS/ OUT/`: the command that makes the built-in model."""
 
 from searchkit.training.builtin.make import main
 

@@ -1,4 +1,4 @@
-"""Training data of the built-in model: instructions and single sentences, derived from plain pairs and topics."""
+"""Training data of the built-in model: neighbourhoods of pairs, and instructions derived from pairs and topics."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from searchkit.models.embedder import Embedder
 from searchkit.readers.corpus import corpus_folder
 from searchkit.readers.rejects import Rejects
 from searchkit.training.dataset import Example, read_examples
@@ -79,18 +82,36 @@ _QUESTION = {
 }
 
 
-def with_sentences(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
-    """Pairs with two sentences of the passage as short texts, whose vectors the student learns too."""
+def neighbourhoods(examples: Sequence[Example], count: int, embedder: Embedder, rng: random.Random) -> list[Example]:
+    """A sample of pairs in groups of near neighbours: a random pair, and those whose queries are nearest to its own.
+
+    Args:
+        examples: What to draw from; no two of the sample have the same query or positive.
+        count: How many to return, in whole groups of :data:`GROUP`; fewer if there are fewer.
+        embedder: Says which queries are near.
+        rng: Draws the pool and the first pair of each group.
+    """
+    pool, seen = [], set()
+    for example in rng.sample(examples, len(examples)):
+        if example.query not in seen and example.positive not in seen and len(pool) < _POOL:
+            pool.append(example)
+            seen |= {example.query, example.positive}
+    rows = embedder.encode_passages([example.query for example in pool])
+    free, sample = np.ones(len(pool), dtype=bool), list[Example]()
+    for first in range(len(pool)):
+        if len(sample) + GROUP > count or free.sum() < GROUP:
+            break
+        if free[first]:
+            group = np.argsort(np.where(free, -(rows @ rows[first]), np.inf), kind="stable")[:GROUP]
+            free[group] = False
+            sample += [pool[i] for i in group]
+    return sample
+
+
+def plain(examples: Iterable[Example], instructions: Sequence[str], rng: random.Random) -> Iterator[Row]:
+    """Pairs, 55 % of them with an instruction that changes nothing, so that the model learns this too."""
     for example in examples:
-        sentences = [text for text in _sentences(example.positive) if 40 <= len(text) <= 250]
-        sample = rng.sample(sentences, min(2, len(sentences)))
-        negatives = [text for text in sample if text not in (example.query, example.positive)]
-        yield {"query": example.query, "positive": example.positive, "negatives": negatives}
-
-
-def plain(rows: Sequence[Row], count: int, instructions: Sequence[str], rng: random.Random) -> Iterator[Row]:
-    """A sample of the pairs, 55 % with an instruction that changes nothing, so that the model learns this too."""
-    for row in rng.sample(rows, min(count, len(rows))):
+        row = {"query": example.query, "positive": example.positive, "negatives": []}
         yield {**row, "instruction": rng.choice(instructions)} if rng.random() < 0.55 else row
 
 
@@ -190,50 +211,56 @@ def _sentences(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?])\s+(?=[A-Z])", text.strip()) if part]
 
 
-_PLAIN = {
-    "arxiv_title_abstract": 2600, "medquad": 1000, "scitldr": 1600, "squad_train": 2600, "wikipedia_en_section": 1500,
-    "wikipedia_en_title_intro": 1000,
+GROUP = 32
+"""Pairs in a neighbourhood."""
+_POOL = 10_000
+
+PLAIN = {
+    "arxiv_title_abstract": 1152, "medquad": 768, "scitldr": 960, "squad_train": 576, "wikipedia_en_section": 384,
+    "wikipedia_en_title_intro": 192,
 }  # fmt: skip
+"""{name of a file of pairs: how many are drawn from it}."""
 
 _FROM_PAIRS = {
-    "sections": ("wikipedia_en_section", sections),
-    "conditions": ("medquad", conditions),
-    "openings": ("arxiv_title_abstract", openings),
-    "questions": ("squad_train", questions),
+    "sections": ("wikipedia_en_section", sections, 128),
+    "conditions": ("medquad", conditions, 128),
+    "openings": ("arxiv_title_abstract", openings, 128),
+    "questions": ("squad_train", questions, 128),
 }
+_KINDS = 1344
 
 
-def write(pairs: Path, out: Path, *, seed: int = 0) -> None:
+def write(pairs: Path, out: Path, *, embedder: Embedder, seed: int = 0) -> None:
     """Write the sources of `searchkit.training.builtin.make`, JSON lines of examples.
 
     Args:
         pairs: Folder with arxiv_title_abstract, medquad, squad_train, wikipedia_en_section and others as .jsonl.gz of
             query and positive; missing files are skipped.
-        out: Folder for every file with sentences added, the files derived from them, and plain.jsonl, a sample of all.
+        out: Folder for the files: plain.jsonl, neighbourhoods of all pairs, the examples with instructions that are
+            derived from them, and those from `corpora/kinds`.
+        embedder: Says which pairs are neighbours.
         seed: Random seed.
     """
     out.mkdir(parents=True, exist_ok=True)
     instructions = json.loads(INSTRUCTIONS.read_text(encoding="utf-8"))
     sample: list[Row] = []
     with Rejects(out / "rejects.jsonl") as rejects:
-        for file in sorted(pairs.glob("*.jsonl.gz")):
-            name = file.name.removesuffix(".jsonl.gz")
-            examples = read_examples(file, rejects=rejects)
-            rows = _write(out / f"{name}.jsonl", with_sentences(examples, random.Random(seed)))
-            if name in _PLAIN:
-                sample += plain(rows, _PLAIN[name], instructions[name], random.Random(seed))
+        for name, count in PLAIN.items():
+            if (file := pairs / f"{name}.jsonl.gz").is_file():
+                rng = random.Random(seed)
+                near = neighbourhoods(list(read_examples(file, rejects=rejects)), count, embedder, rng)
+                sample += plain(near, instructions[name], rng)
         _write(out / "plain.jsonl", sample)
-        for name, (source, make) in _FROM_PAIRS.items():
+        for name, (source, make, count) in _FROM_PAIRS.items():
             if (file := pairs / f"{source}.jsonl.gz").is_file():
                 examples = read_examples(file, rejects=rejects)
-                _write(out / f"{name}.jsonl", make(examples, random.Random(seed)))
-    _write(out / "kinds.jsonl", kinds(topics(), random.Random(seed)))
+                _write(out / f"{name}.jsonl", make(examples, random.Random(seed)), count)
+    _write(out / "kinds.jsonl", kinds(topics(), random.Random(seed)), _KINDS)
 
 
-def _write(file: Path, rows: Iterable[Row]) -> list[Row]:
-    """Write the rows shuffled, without those whose positive is another of their texts."""
+def _write(file: Path, rows: Iterable[Row], count: int | None = None) -> None:
+    """Write up to `count` rows, shuffled, without those whose positive is another of their texts."""
     kept = [row for row in rows if all(row["positive"] != text for text in (row["query"], *row["negatives"]))]
     random.Random(0).shuffle(kept)
-    write_lines(file, kept)
-    print(f"{file}: {len(kept)} rows")
-    return kept
+    write_lines(file, kept[:count])
+    print(f"{file}: {len(kept[:count])} rows", flush=True)

@@ -6,7 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
+from texts import SENTENCES
 
+from searchkit.models.embedder import Embedder
 from searchkit.readers.corpus import corpus_folder, read_corpus
 from searchkit.readers.judgements import read_beir_split
 from searchkit.training.builtin import data as builtin_data
@@ -56,25 +58,31 @@ def test_one_query_has_two_right_answers_by_its_instruction(rng: random.Random) 
         assert (first["positive"], first["negatives"]) == (second["negatives"][0], [second["positive"]])
 
 
-def test_a_pair_brings_sentences_of_its_own_passage(rng: random.Random) -> None:
-    passage = "A first sentence that is long enough to be drawn. Short. Another one that is long enough to be drawn!"
-    (row,) = builtin_data.with_sentences([Example("q", passage)], rng)
-    assert len(row["negatives"]) == 2
-    assert all(text in passage and len(text) >= 40 for text in row["negatives"])
+def test_pairs_are_drawn_in_groups_of_near_neighbours(embedder: Embedder, rng: random.Random) -> None:
+    pairs = [Example(f"{text} {n}", f"About {n}: {text}") for text in SENTENCES for n in range(8)]
+    pairs += [pairs[0], Example(pairs[1].query, "Another.")]
+    sample = builtin_data.neighbourhoods(pairs, 71, embedder, rng)
+    assert len(sample) == 64, "whole groups only"
+    assert len({each.query for each in sample}) == len({each.positive for each in sample}) == 64
+    rows = embedder.encode_passages([each.query for each in sample])
+    cosines = rows @ rows.T
+    inside = (cosines[:32, :32].mean() + cosines[32:, 32:].mean()) / 2
+    assert inside > cosines[:32, 32:].mean()
+    assert builtin_data.neighbourhoods(pairs[:20], 64, embedder, rng) == []
 
 
-def test_some_plain_pairs_get_an_instruction(tmp_path: Path, rng: random.Random) -> None:
-    rows = [{"query": f"q{n}", "positive": f"p{n}", "negatives": []} for n in range(500)]
-    found = list(builtin_data.plain(rows, 400, ["Find it", "Look it up"], rng))
-    assert len({row["query"] for row in found}) == 400
+def test_some_plain_pairs_get_an_instruction(embedder: Embedder, tmp_path: Path, rng: random.Random) -> None:
+    pairs = [Example(f"q{n}", f"p{n}") for n in range(400)]
+    found = list(builtin_data.plain(pairs, ["Find it", "Look it up"], rng))
+    assert [row["query"] for row in found] == [pair.query for pair in pairs]
     told = [row["instruction"] for row in found if "instruction" in row]
     assert 0.45 * 400 < len(told) < 0.65 * 400
     assert set(told) == {"Find it", "Look it up"}
     with gzip.open(tmp_path / "squad_train.jsonl.gz", "wt") as out:
-        out.writelines(json.dumps({"query": f"Who is {n}?", "positive": f"{n} is so."}) + "\n" for n in range(30))
-    builtin_data.write(tmp_path, tmp_path / "out")
+        out.writelines(json.dumps({"query": f"Who is {n}?", "positive": f"{n} is so."}) + "\n" for n in range(70))
+    builtin_data.write(tmp_path, tmp_path / "out", embedder=embedder)
     examples = list(read_examples(tmp_path / "out" / "plain.jsonl"))
-    assert len(examples) == 30
+    assert len(examples) == 64
     known = json.loads(builtin_data.INSTRUCTIONS.read_text())["squad_train"]
     assert {example.instruction for example in examples} - {None} <= set(known)
     assert None in {example.instruction for example in examples}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from tiny_models import build_model
 from searchkit.models.embedder import Embedder
 from searchkit.training.builtin import make as builtin
 from searchkit.training.config import TrainConfig
+from searchkit.training.export import export
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten runs would draw ten; test_train has a picture."""
+    """test_train has a picture."""
     monkeypatch.setattr("searchkit.training.log.draw", lambda *_, **__: [])
 
 
@@ -46,38 +48,42 @@ def plain_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_five_runs_make_a_causal_model_in_int8_that_reads_queries_three_times(
-    plain_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_makes_an_int8_model_from_an_earlier_one_and_resumes(
+    plain_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from safetensors.numpy import load_file
 
-    base = build_model(tmp_path / "base", "bert")
-    built = builtin.make(plain_pairs, tmp_path / "out", base=str(base), max_steps=1)
-    model = Embedder(built)
-    assert (model.dtype, model.runtime.decoder, model.conventions.query_repeats) == ("int8", True, 3)
-    assert (model.conventions.pooling, model.max_length) == ("weighted-mean", 256)
-    names = list(builtin.RUNS)
-    one, other, both = (load_file(tmp_path / "out" / name / "model.safetensors") for name in (*names[-2:], "mean"))
-    assert any(np.abs(one[name] - other[name]).max() > 0 for name in one)
-    for name, weights in both.items():
-        np.testing.assert_allclose(weights, (one[name] + other[name]) / 2, atol=1e-6)
-    assert not (tmp_path / "out" / "mean" / "README.md").exists(), "a card of one run is none of the mean's"
-    found = model.encode_passages(SENTENCES) * Embedder(tmp_path / "out" / "mean", dtype="float32").encode_passages(
-        SENTENCES
+    teachers = [str(build_model(tmp_path / kind, kind)) for kind in ("bert", "mistral")]
+    base = tmp_path / "base"
+    export(teachers[0], base)
+    made = partial(
+        builtin.make, plain_pairs, tmp_path / "out", teachers=teachers, base=str(base), expected=None, max_steps=2
     )
-    assert found.sum(1).min() > 0.98
+    built = made()
+    out, model = tmp_path / "out", Embedder(built)
+    assert (model.dtype, model.conventions.query_repeats, model.max_length) == ("int8", 3, 256)
+    before, after, mean = (load_file(out / name / "model.safetensors") for name in ("start", "run", "mean"))
+    assert any(np.abs(before[name] - after[name]).max() > 0 for name in before)
+    for name, weights in mean.items():
+        np.testing.assert_allclose(weights, (1 - builtin.SHARE) * before[name] + builtin.SHARE * after[name], atol=1e-6)
+    assert not (out / "mean" / "README.md").exists(), "a card of the run is none of the mean's"
+    config = TrainConfig.load(out / "run" / "training.json")
+    assert config.teachers == tuple(teachers)
+    assert "plain.jsonl@mixed,kept" in config.sources[-1]
+    printed = capsys.readouterr().out
+    assert "| 192 | plain.jsonl |" in printed, "a group from each of six files"
+    assert "step 2 of 2" in printed
 
-    configs = [TrainConfig.load(tmp_path / "out" / name / "training.json") for name in names]
-    assert [config.base for config in configs] == [str(base), *(str(tmp_path / "out" / name) for name in names[:-1])]
-    assert [len(config.sources) for config in configs] == [6, 6, 4, 4, 4]  # nothing is asked about twice
-    assert "kept" in configs[-1].sources[-1]
-    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("model.safetensors")}
-    builtin.make(plain_pairs, tmp_path / "out", base=str(base), max_steps=1)
-    assert {file: file.stat().st_mtime_ns for file in written} == written, "finished runs are not trained again"
+    written = {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
+    made()
+    assert {file: file.stat().st_mtime_ns for file in written} == written, "what is done is not done again"
+    assert "run: done before" in capsys.readouterr().out
     monkeypatch.setattr(builtin, "export", lambda *_, **__: None)  # which takes longest, and has been seen to work
-    builtin.make(plain_pairs, tmp_path / "out", base=str(base), max_steps=2)
-    steps = [len((tmp_path / "out" / name / "log.jsonl").read_text().splitlines()) for name in names]
-    assert steps == [2] * 5, "other settings are other runs"
+    monkeypatch.setattr(builtin, "compare", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(builtin, "SHARE", 1.0)
+    made()
+    assert "run: done before" in capsys.readouterr().out, "another mean needs no other run"
+    np.testing.assert_array_equal(load_file(out / "mean" / "model.safetensors")[name], after[name])
 
 
 def test_models_of_two_shapes_have_no_mean(tmp_path: Path) -> None:
@@ -87,16 +93,15 @@ def test_models_of_two_shapes_have_no_mean(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         save_file({"weight": np.zeros((width, 2), np.float32)}, tmp_path / name / "model.safetensors")
     with pytest.raises(ValueError, match="only models of the same shape have a mean"):
-        builtin.mean(tmp_path / "one", tmp_path / "other", tmp_path / "mean")
+        builtin.mix(tmp_path / "one", tmp_path / "other", tmp_path / "mean", share=0.5)
 
 
-def test_shares_are_of_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "kinds.jsonl").write_text("{}\n" * 4480)
-    (tmp_path / "plain.jsonl").write_text("{}\n" * 10)
-    (tmp_path / "sections.jsonl").write_text("")
-    config = builtin._config(builtin.RUNS["3-told"], tmp_path, tmp_path / "out", "base", "teacher", None)
-    assert config.sources == (f"{tmp_path}/kinds.jsonl@0.5,mixed", f"{tmp_path}/plain.jsonl@1,mixed")
-    assert (config.base, config.teacher, config.max_steps, config.contrast) == ("base", "teacher", 300, 0.5)
+def test_another_base_is_refused_before_anything_is_written(plain_pairs: Path, mistral: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"recipe starts from 04c0b7d940fb; give the folder .* with --base"):
+        builtin.make(plain_pairs, tmp_path / "out", teachers=["minilm"], base=str(mistral))
+    with pytest.raises(ValueError, match="no teachers; name at least one"):
+        builtin.make(plain_pairs, tmp_path / "out", teachers=[])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_pairs_is_refused_before_anything_is_written(
