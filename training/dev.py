@@ -63,8 +63,9 @@ class DevSet:
     def score(self, embedder: Embedder) -> float:
         """nDCG@10 of dense search, by the project's own engine."""
         runtime: Any = embedder.runtime
-        runtime.model.eval()
-        embedder.forget_identity()
+        if hasattr(runtime, "model"):  # exported models are not trained
+            runtime.model.eval()
+            embedder.forget_identity()
         judgements = Judgements("dev", *read_beir_split(self._folder, self._split), self.instruction)
         with (
             tempfile.TemporaryDirectory() as temporary,

@@ -91,7 +91,8 @@ def neighbourhoods(examples: Sequence[Example], count: int, embedder: Embedder, 
         embedder: Says which queries are near.
         rng: Draws the pool and the first pair of each group.
     """
-    pool, seen = [], set()
+    pool: list[Example] = []
+    seen: set[str] = set()
     for example in rng.sample(examples, len(examples)):
         if example.query not in seen and example.positive not in seen and len(pool) < _POOL:
             pool.append(example)

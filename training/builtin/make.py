@@ -23,6 +23,7 @@ from searchkit.errors import InputError, SearchkitError
 from searchkit.models.conventions import SETTINGS, fingerprint
 from searchkit.models.embedder import Embedder
 from searchkit.models.location import find_model
+from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.readers.lines import plain_lines
 from searchkit.training.builtin import data as builtin_data
 from searchkit.training.config import TrainConfig
@@ -197,7 +198,7 @@ def _show_scores(dev: Sequence[str], models: dict[str, Path]) -> None:
     print(f"| nDCG@10 | {' | '.join(names)} |\n|---{'|---' * len(names)}|")
     for name, folder in models.items():
         began = time.monotonic()
-        embedder = Embedder(folder, **({} if (folder / "model.onnx").is_file() else {"dtype": "float32"}))
+        embedder = Embedder(folder, dtype="auto" if (folder / MODEL_FILE).is_file() else "float32")
         scores = [DevSet(each, instructed=False).score(embedder) for each in dev]
         print(f"| {name} | {' | '.join(f'{score:.4f}' for score in scores)} | {time.monotonic() - began:.0f} s")
 

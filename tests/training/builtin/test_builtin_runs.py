@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from texts import SENTENCES
 from tiny_models import build_model
 
 from searchkit.models.embedder import Embedder
+from searchkit.readers.corpus import corpus_folder
 from searchkit.training.builtin import make as builtin
 from searchkit.training.config import TrainConfig
 from searchkit.training.export import export
@@ -75,9 +77,13 @@ def test_the_command_makes_an_int8_model_from_an_earlier_one_and_resumes(
     assert "step 2 of 2" in printed
 
     written = {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
-    made()
+    made(dev=[f"{corpus_folder('intents')}:dev"])
     assert {file: file.stat().st_mtime_ns for file in written} == written, "what is done is not done again"
-    assert "run: done before" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "run: done before" in printed
+    scores = re.findall(r"^\| (before|trained|mean|int8) \| (0\.\d{4}) \|", printed, re.MULTILINE)
+    assert [name for name, _ in scores] == ["before", "trained", "mean", "int8"]
+    assert "| nDCG@10 | intents dev |" in printed
     monkeypatch.setattr(builtin, "export", lambda *_, **__: None)  # which takes longest, and has been seen to work
     monkeypatch.setattr(builtin, "compare", lambda *_: (1.0, 1.0))
     monkeypatch.setattr(builtin, "SHARE", 1.0)
