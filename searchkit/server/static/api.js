@@ -36,7 +36,7 @@ export class ServiceError extends Error {
 
 /** The whole address of a path of the service. */
 export function serviceAddress(path) {
-  return new URL(path, document.baseURI.replace(/#.*/s, "")).href;
+  return new URL(path, document.baseURI).href;
 }
 
 /** The path of a search of an index. */

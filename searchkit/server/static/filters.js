@@ -82,7 +82,7 @@ function facet(key, described, counted, filter, onToggle) {
           onclick: () => onToggle(written(key), value),
         },
         make("span", { class: "value", dir: "auto" }, spelled(value)),
-        hits === null ? null : make("span", { class: "count", "aria-label": count(hits, "hit") }, String(hits)),
+        hits === null ? null : make("span", { class: "count", "aria-label": count(hits, "document") }, String(hits)),
       ),
     ),
   );

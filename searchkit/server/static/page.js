@@ -1,6 +1,6 @@
 // The search page: what is asked is a state, kept in the address; every change of it is searched and shown.
 
-import { ServiceError, ask } from "./api.js";
+import { ServiceError, ask, documentPath } from "./api.js";
 import { copySearches } from "./copying.js";
 import { closeDocument, openDocument } from "./document.js";
 import { byId, count, make, say } from "./dom.js";
@@ -126,6 +126,7 @@ function showAnswer() {
   showControls();
   document.title = `${asked.like ? `Like ${titleOf(asked.like)}` : asked.query} - searchkit`;
   showDocument();
+  if (asked.like && !titles.has(asked.like)) nameLike(asked);
 }
 
 function showNothingAsked() {
@@ -234,6 +235,14 @@ function lookLike(id) {
   window.scrollTo(0, 0);
 }
 
+/** Finds the title of the document whose like is shown, where a link led here. */
+async function nameLike({ index, like }) {
+  titles.set(like, "");
+  const document = await ask(documentPath(index, like)).catch(() => ({ title: "" }));
+  titles.set(like, document.title);
+  showControls();
+}
+
 // What the service has
 
 async function start() {
@@ -278,7 +287,9 @@ byId("search").addEventListener("submit", (event) => {
 });
 where.addEventListener("input", () => change({ where: where.value }, "typed"));
 byId("mode").addEventListener("change", (event) => change({ mode: event.target.value }));
-byId("k").addEventListener("input", ({ target }) => target.value && target.checkValidity() && change({ k: Number(target.value) }, "typed"));
+byId("k").addEventListener("input", ({ target }) => {
+  if (target.value && target.reportValidity()) change({ k: Number(target.value) }, "typed");
+});
 byId("k").addEventListener("blur", ({ target }) => (target.value = String(state.k)));
 byId("index").addEventListener("change", (event) => {
   state = { ...state, index: event.target.value, like: "", where: "", open: "" }; // those are of the other index
@@ -304,7 +315,9 @@ byId("results").addEventListener("click", (event) => {
   open(link.closest("li").dataset.id, [...byId("results").querySelectorAll("a.open")].indexOf(link));
 });
 byId("document-close").addEventListener("click", close);
-byId("document").addEventListener("click", (event) => event.target === byId("document") && close()); // beside it
+byId("document").addEventListener("click", (event) => {
+  if (event.target === byId("document")) close(); // beside it
+});
 byId("document").addEventListener("cancel", (event) => {
   event.preventDefault();
   close();

@@ -56,8 +56,8 @@ export function asPython(state, { key }) {
   ].join("\n");
 }
 
-/** JSON as Python writes it: the strings are the same, three words are not. */
+/** JSON as Python writes it: three words differ, and strings have one escape less, which JSON.stringify never uses. */
 function asPythonLiteral(json) {
   const words = { true: "True", false: "False", null: "None" };
-  return json.replace(/"(?:[^"\\]|\\.)*"|[\n\r]|\b(?:true|false|null)\b/g, (part) => words[part] ?? (part.trim() || " "));
+  return json.replace(/"(?:[^"\\]|\\.)*"|true|false|null/g, (part) => words[part] ?? JSON.stringify(JSON.parse(part)));
 }

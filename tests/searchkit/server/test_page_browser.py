@@ -38,6 +38,7 @@ MARKUP = (
 )
 SUPPORT = "Given a claim, find documents that support the claim"
 REFUTE = "Given a claim, find documents that refute the claim"
+BIG = 2**53 + 1  # the next integers are no numbers of JavaScript
 FILLER = "😀 Coffee is grown in many countries and drunk in more. " * 12
 
 
@@ -52,7 +53,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Document("book", "\n\n".join([*[FILLER] * 6, kombucha, *[FILLER] * 6]), "", {"kind": "long", "year": 2020}),
             Document("a/b ?#%", "An id like a path: of tea and of coffee.", title="A slash", metadata={"kind": "odd"}),
             *[
-                Document(str(n), text, title=title, metadata={"kind": "note", "year": 2000 + n})
+                Document(str(n), text, title=title, metadata={"kind": "note", "year": 2000 + n, "serial": BIG + n})
                 for n, (title, text) in enumerate([
                     ("Green tea", "Green tea lowers blood pressure a little."),
                     ("Black tea", "Black tea does nothing for blood pressure."),
@@ -250,6 +251,17 @@ def test_values_of_metadata_are_counted_and_narrow_the_search(browser: Browser, 
     assert json.loads(browser.at("where").get_attribute("value")) == {"year": {"$lt": 5}}
 
 
+def test_long_integers_keep_their_digits(browser: Browser) -> None:
+    browser.visit(q="tea")
+    button = f"button[title='{BIG + 2}']"
+    browser.click(f"#facets details:has({button}) summary")
+    browser.click(f"#facets {button}")
+    assert browser.at("where").get_attribute("value") == f'{{"serial":{BIG + 2}}}'
+    assert browser.hits() == ["2"]
+    browser.click(f"#facets {button}")
+    assert browser.at("where").get_attribute("value") == ""
+
+
 def test_a_link_restores_everything_and_back_goes_back(browser: Browser) -> None:
     state = {
         "q": "tea & <salt>", "instruction": SUPPORT, "compare": "1", "instruction_b": REFUTE, "mode": "dense", "k": "3",
@@ -301,6 +313,29 @@ def test_the_keyboard_is_enough(browser: Browser) -> None:
     assert browser.focused() == "query"
 
 
+def test_arrows_go_across_two_lists(browser: Browser) -> None:
+    browser.visit(q="tea", compare="1", instruction_b="Find timetables of trains", k="4")
+    browser.driver.execute_script("document.querySelector('a.open').focus()")
+    browser.press(Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    assert browser.focused() == browser.hits(1)[1]
+    assert len(browser.find("li.hit.twin")) == 1 + (browser.hits(1)[1] in browser.hits(0))
+    browser.press(Keys.ARROW_LEFT, Keys.ARROW_UP, Keys.ARROW_UP)
+    assert browser.focused() == "query"
+
+
+def test_back_closes_a_document(browser: Browser) -> None:
+    browser.visit(q="tea")
+    hits = browser.hits()
+    browser.click("a.open")
+    browser.until(lambda: browser.find("#document[open]"))
+    browser.click("#document-after")
+    assert f"open={hits[1]}" in browser.driver.current_url
+    browser.driver.back()
+    browser.until(lambda: not browser.find("#document[open]"))
+    assert browser.hits() == hits
+    assert browser.at("query").get_attribute("value") == "tea"
+
+
 def test_the_best_passage_is_marked_in_the_whole_document(browser: Browser, papers: Path) -> None:
     browser.visit(q="kombucha culture", mode="dense", k="1")
     with SearchEngine.open(papers) as engine:
@@ -343,10 +378,14 @@ def test_more_like_this(browser: Browser, papers: Path) -> None:
     with SearchEngine.open(papers) as engine:
         assert browser.hits() == [hit.id for hit in engine.similar(first)]
     assert browser.text("like-title") == "Green tea"
+    link = browser.driver.current_url
     browser.driver.back()
     browser.settle()
     assert browser.at("query").get_attribute("value") == "green tea"
     assert browser.hits()[0] == first
+    browser.driver.get("about:blank")
+    browser.driver.get(link)
+    browser.until(lambda: browser.text("like-title") == "Green tea")  # known by its id only, until it is looked up
 
 
 def test_ids_like_paths_open(browser: Browser) -> None:
@@ -364,8 +403,7 @@ def test_an_answer_that_comes_late_is_dropped(browser: Browser, chromium: webdri
           window.late = true;
           return real(address, { ...options, signal: undefined });
         };"""
-    added = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": slow})
-    try:
+    with scripted(chromium, slow):
         browser.visit()
         browser.at("query").send_keys("trains")
         chromium.execute_async_script("setTimeout(arguments[0], 300)")
@@ -376,8 +414,55 @@ def test_an_answer_that_comes_late_is_dropped(browser: Browser, chromium: webdri
         chromium.execute_async_script("setTimeout(arguments[0], 400)")
         assert browser.hits() == hits
         assert "trains+or+green+tea" in chromium.current_url
+
+
+def test_it_waits_as_long_as_a_busy_service_says(browser: Browser, chromium: webdriver.Chrome) -> None:
+    busy = """
+        const real = window.fetch;
+        window.tries = [];
+        window.fetch = async (address, options = {}) => {
+          if (!options.body) return real(address, options);
+          window.tries.push(performance.now());
+          if (window.tries.length > 2) return real(address, options);
+          const error = JSON.stringify({ error: { code: "overloaded", message: "too much waits" } });
+          return new Response(error, { status: 429, headers: { "Retry-After": "1", "retry-after-ms": "300" } });
+        };"""
+    with scripted(chromium, busy):
+        browser.visit(q="tea")
+        browser.until(lambda: browser.find("ol.hits"))
+        first, second, third = chromium.execute_script("return window.tries")
+        assert 300 <= second - first < 900
+        assert 300 <= third - second < 900
+
+
+@contextmanager
+def scripted(chromium: webdriver.Chrome, script: str) -> Iterator[None]:
+    """Run a script before those of every page."""
+    added = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    try:
+        yield
     finally:
         chromium.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
+def test_a_service_that_is_gone_is_reported(chromium: webdriver.Chrome, papers: Path) -> None:
+    with running(Settings((papers,), port=0)) as server:
+        browser = Browser(chromium, server.address)
+        browser.visit(q="tea")
+        assert browser.hits()
+    browser.type("query", "green tea")
+    browser.until(lambda: browser.text("error-text") == "The service does not answer. Is it running?")
+    assert not browser.find("ol.hits")
+    chromium.get_log("browser")  # tells of the connection that failed
+
+
+def test_what_does_not_exist_is_named(browser: Browser) -> None:
+    browser.visit(index="nonesuch", q="tea")
+    assert browser.text("error-text") == "no such index; this service has papers"
+    browser.visit(q="tea", open="nonesuch")
+    browser.until(lambda: "the index holds no document of that id" in browser.text("document-about"))
+    browser.visit(like="nonesuch")
+    assert "no document" in browser.text("error-text")
 
 
 def test_what_is_copied_runs(browser: Browser, chromium: webdriver.Chrome, papers: Path) -> None:
@@ -388,6 +473,10 @@ def test_what_is_copied_runs(browser: Browser, chromium: webdriver.Chrome, paper
     if shutil.which("curl"):
         answer = subprocess.run(["bash", "-c", curl], capture_output=True, check=True, timeout=30)
         assert [hit["id"] for hit in json.loads(answer.stdout)["hits"]] == expected
+    denied = "navigator.clipboard.writeText = async () => { throw new DOMException('no', 'NotAllowedError'); };"
+    chromium.execute_script(denied)
+    browser.at("copy-curl").click()
+    assert browser.at("code-text").get_attribute("value") == curl
     printed = subprocess.run([sys.executable, "-c", python], capture_output=True, check=True, timeout=60, text=True)
     assert [line.split()[2] for line in printed.stdout.splitlines()] == expected
 
