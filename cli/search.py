@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from searchkit.records import Explanation, Hit, Query
 
 _BATCH = 64
-_PASSAGE = 320  # terminal columns
+_PASSAGE, _VALUE = 320, 60  # terminal columns
 
 
 @click.command()
@@ -61,7 +62,7 @@ _PASSAGE = 320  # terminal columns
     "facets",
     multiple=True,
     metavar="KEY",
-    help="Count the values of this metadata key over the first 100 hits. Repeatable.",
+    help="Count the values of this metadata key over all documents that match. Repeatable.",
 )
 @table_or_json
 @model_options
@@ -99,17 +100,18 @@ def search(
         raise click.UsageError("QUERIES cannot be combined with --queries")
     if vector_field and (vector or not file):
         raise click.UsageError("--vector-field says where the vectors of --queries FILE are; without it: --vector")
-    from searchkit.facets import FACET_DEPTH, count_facets
     from searchkit.indexer.filters import parse_filter
+    from searchkit.indexer.keys import absent_keys
     from searchkit.records import Query
 
     instruction = wording.text()
-    depth = max(hits.k, FACET_DEPTH) if facets else hits.k
     options = fusion.search_options(hits.mode, None if where is None else parse_filter(where))
     with model.open(index) as engine:
         reranker = again.load(model)
         for fault in engine.filter_faults(options.where) if options.where else ():
             note(fault.message)
+        for sentence in absent_keys(facets, engine.store.documents) if facets else ():
+            note(sentence)
         items = _with_vectors(_queries(queries, file, vector, vector_field), vector)
         unusable = 0
         while batch := list(islice(items, _BATCH if file else 1)):
@@ -120,21 +122,25 @@ def search(
             if options.mode != "lexical" and engine.has_model and not vector:
                 _warn_unreadable(engine, usable)
             results = engine.search_many(
-                usable, instruction=instruction, k=depth, options=options, explain=explain, rerank=reranker,
+                usable, instruction=instruction, k=hits.k, options=options, explain=explain, rerank=reranker,
                 rerank_depth=again.depth,
             )  # fmt: skip
             for query, found in zip(usable, results, strict=True):
-                counts = count_facets((hit.metadata for hit in found), facets) if facets else {}
-                found = found[: hits.k]
+                counts = engine.facets(facets, query.text, options=options).counts if facets else {}
                 if output == "json":
                     answer = {"query_id": query.id, "query": query.text, "hits": list(map(hit_json, found))}
                     print_json(answer | ({"facets": counts} if facets else {}), indent=None)
                 else:
                     print_hits(query.text or f"vector {query.id}", found)
                     for key, values in counts.items():
-                        say(f"{key}: " + ", ".join(f"{value} ({number})" for value, number in values))
+                        say(f"{key}: " + ", ".join(f"{facet_value(value)} ({number})" for value, number in values))
     if unusable:
         raise InputError(f"not answered: {count(unusable, 'query')}; see above")
+
+
+def facet_value(value: object) -> str:
+    """A value on one line: as a filter writes it where it is no text."""
+    return shorten(value, _VALUE) if isinstance(value, str) else json.dumps(value)
 
 
 def _warn_unreadable(engine: SearchEngine, queries: list[Query]) -> None:

@@ -53,10 +53,11 @@ class Analyzer:
     """
 
     def __init__(self, language: str, *, normalised: bool = True) -> None:
-        name, self._folds = language.removesuffix(FOLD), language.endswith(FOLD)
+        name = str(language).removesuffix(FOLD)
+        self._folds = name != language
         if name != "none" and name not in LANGUAGES:
             raise InputError(
-                f"no stemmer for language {name!r}; known: {', '.join(LANGUAGES)}, or none; "
+                f"no stemmer for language {language!r}; known: {', '.join(LANGUAGES)}, or none; "
                 f"to ignore accents, each with {FOLD} after it"
             )
         builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(tantivy.Filter.lowercase())

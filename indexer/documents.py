@@ -18,7 +18,7 @@ import numpy as np
 
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import REPAIR, DamagedError
-from searchkit.indexer.filters import Condition
+from searchkit.indexer.filters import Condition, top_key
 from searchkit.indexer.unicode import filterable, is_filterable, is_normalised, normalised
 
 logger = logging.getLogger(__name__)
@@ -202,6 +202,23 @@ class Documents:
         """(doc, first row, passages) of every document below a position that passes a filter, deleted ones included."""
         where = f"doc < ? AND ({condition.sql}) ORDER BY doc"
         return self._filtered("SELECT doc, first_row, passages", where, (below, *condition.parameters))
+
+    def values(self, key: str, below: int) -> tuple[str, str, list[tuple[int, str]]]:
+        """What documents below a position have under the first part of a metadata key, deleted ones included.
+
+        Args:
+            key: As filters write it.
+
+        Returns:
+            (key as normalised metadata have it, its first part likewise, [(doc, a JSON array with the value first)]).
+
+        Raises:
+            FilterError: No filter could name the key.
+        """
+        name, top, path = top_key(key)
+        # Of two paths, SQLite makes an array, in which true is not 1; the second one leads nowhere.
+        select = "SELECT doc, json_extract(metadata, ?, '$[0]')"
+        return name, top, self._filtered(select, "doc < ?", (path, below))
 
     def _filtered(self, select: str, where: str, parameters: tuple[str | int | float, ...]) -> list[Any]:
         """The rows of a query with a filter in it."""

@@ -32,7 +32,7 @@ import json
 import math
 import re
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -241,13 +241,26 @@ def written_part(part: str, *, first: bool) -> str:
 
 def normalised_name(key: str) -> str:
     """What a filter's key is called among the keys of normalised metadata."""
-    if key in COLUMNS:
-        return key
-    return ".".join(written_part(part, first=number == 0) for number, part in enumerate(_parts(key)))
+    return key if key in COLUMNS else top_key(key)[0]
+
+
+def top_key(key: str) -> tuple[str, str, str]:
+    """What a key of metadata is called among normalised keys, its first part alone, and SQLite's path to that part.
+
+    Raises:
+        FilterError: The key cannot be searched.
+    """
+    first, *rest = _parts(key)
+    top = written_part(first, first=True)
+    return ".".join([top, *(written_part(part, first=False) for part in rest)]), top, _json_path([first])
 
 
 def _path(parts: list[str]) -> Condition:
-    return Condition("?", ("$" + "".join(f'."{part}"' for part in parts),))
+    return Condition("?", (_json_path(parts),))
+
+
+def _json_path(parts: Iterable[str]) -> str:
+    return "$" + "".join(f'."{part}"' for part in parts)
 
 
 def _case(

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from searchkit.indexer.documents import Documents
-from searchkit.indexer.filters import COLUMNS, DATE, compile_filter, normalised_name, written_part
+from searchkit.indexer.filters import COLUMNS, DATE, compile_filter, normalised_name, top_key, written_part
 
 _EXAMPLES = 3
 _LISTED = 20
@@ -93,6 +93,12 @@ def filter_faults(where: Mapping[str, Any], documents: Documents) -> list[Filter
     return faults
 
 
+def absent_keys(keys: Iterable[str], documents: Documents) -> list[str]:
+    """For each metadata key that no document has, a sentence that says so and names what there is."""
+    absent = [key for key in keys if not documents.any_matches(compile_filter({top_key(key)[0]: {"$exists": True}}))]
+    return ["; ".join(_absence(key, documents)) for key in absent]
+
+
 def _conditions(where: Mapping[str, Any], *, negated: bool) -> Iterator[tuple[str, str, Any, bool]]:
     """(key, operator, operand, whether it holds where the operand does not match) of every condition."""
     for key, value in where.items():
@@ -120,15 +126,19 @@ def _kind(operand: object) -> str:
 
 
 def _unknown(key: str, documents: Documents, negated: bool) -> str:
+    absence, listed = _absence(key, documents)
+    effect = "holds for every document" if negated else "matches nothing"
+    return f"{absence}, so the filter's condition on it {effect}; {listed}"
+
+
+def _absence(key: str, documents: Documents) -> tuple[str, str]:
+    """That no document has a key, and which keys there are."""
     keys = metadata_keys(documents)
     close = difflib.get_close_matches(normalised_name(key), keys, n=1)
     meant = f' (did you mean "{close[0]}"?)' if close else ""
     listed = ", ".join(f"{name} ({known.described})" for name, known in list(keys.items())[:_LISTED])
     more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-    return (
-        f'no document has the key "{key}"{meant}, so the filter\'s condition on it '
-        f"{'holds for every document' if negated else 'matches nothing'}; keys are {listed or 'none'}{more}"
-    )
+    return f'no document has the key "{key}"{meant}', f"keys are {listed or 'none'}{more}"
 
 
 def _wrong_type(key: str, kinds: Iterable[str], documents: Documents, negated: bool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,16 @@ class LexicalIndex:
         idf = {term: math.log1p((count - n + 0.5) / (n + 0.5)) for term, n in frequencies.items()}
         return 0.8 * (_K1 + 1) * sum(idf[term] for term in terms), len(idf)
 
+    def matching(self, query: str, rows_below: int) -> np.ndarray:
+        """(n,) int64, the rows below one whose passages share a term with the query, in no order."""
+        searcher, terms = self._index.searcher(), self._analyzer.analyze(query)
+        if not terms or searcher.num_docs == 0:
+            return np.empty(0, np.int64)
+        wanted = tantivy.Query.const_score_query(self._any_of(terms), 1.0)
+        hits = searcher.search(wanted, limit=searcher.num_docs, count=False).hits
+        rows = np.array(searcher.fast_field_values("row", [address for _, address in hits]), dtype=np.int64)
+        return np.asarray(rows[rows < rows_below])
+
     def search(
         self, query: str, k: int, rows_below: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -93,12 +103,7 @@ class LexicalIndex:
         empty = np.empty(0, np.int64), np.empty(0, np.float32)
         if not terms or k < 1 or searcher.num_docs == 0:
             return empty
-        # A repeated term counts each time, as BM25 defines it.
-        parts = [
-            (tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "text", term, index_option="freq"))
-            for term in terms
-        ]
-        wanted = tantivy.Query.boolean_query(parts)
+        wanted = self._any_of(terms)
         share = 1.0
         if allowed is not None:
             passing = int(np.count_nonzero(allowed))
@@ -130,6 +135,14 @@ class LexicalIndex:
             if len(hits) < depth or (len(order) == k and scores[-1] < scores[kept][order[-1]]):
                 return rows[kept][order], scores[kept][order]
             depth *= 8
+
+    def _any_of(self, terms: Sequence[str]) -> tantivy.Query:
+        # A repeated term counts each time, as BM25 defines it.
+        parts = [
+            (tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "text", term, index_option="freq"))
+            for term in terms
+        ]
+        return tantivy.Query.boolean_query(parts)
 
 
 def _terms_of(folder: Path) -> str:

@@ -193,8 +193,7 @@ class Store:
         # The snapshot knows which are deleted: the marks in this table have no checksum of their own.
         database = self.database
         with database.access(), database.reading():
-            if database.number("compacted") > snapshot.generation:
-                raise StoreError(f"{self.folder} has been compacted since it was opened; open it again")
+            self._check_uncompacted(snapshot)
             self.documents.check_contents()
             rows = self.documents.matching(condition, snapshot.next_doc)
         try:
@@ -206,6 +205,16 @@ class Store:
         # Row ranges one after another: the first row of each, repeated, and the position within.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return docs, np.sort(np.repeat(firsts, counts) + within)
+
+    def values(self, key: str, snapshot: Snapshot) -> tuple[str, str, list[tuple[int, str]]]:
+        """What the documents of a commit, the deleted ones included, have under a key; see `Documents.values`."""
+        with self.database.access(), self.database.reading():
+            self._check_uncompacted(snapshot)
+            return self.documents.values(key, snapshot.next_doc)
+
+    def _check_uncompacted(self, snapshot: Snapshot) -> None:
+        if self.database.number("compacted") > snapshot.generation:
+            raise StoreError(f"{self.folder} has been compacted since it was opened; open it again")
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by part: the database ("index.db"), vectors ("segments") and the lexical index ("lexical")."""

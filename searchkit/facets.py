@@ -1,51 +1,108 @@
-"""Facets: how often each value of a metadata key occurs among the hits of a search."""
+"""Facets: how often each value of a metadata key occurs among the documents that a search matches."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import heapq
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from searchkit.indexer.keys import values_of
+import numpy as np
 
-FACET_DEPTH = 100
-"""Hits that facets are counted over. To vectors every document matches to some degree, so there must be a cut; hybrid
-search looks at as many candidates anyway."""
+from searchkit.indexer.keys import metadata_keys, values_of
+from searchkit.indexer.store import Snapshot, Store
 
 FACET_VALUES = 20
 """Values listed for a key, the most frequent first."""
 
 _LONGEST = 200
+"""Characters of a value that is counted without having been asked for."""
+_COLUMNS = 64
+"""Keys whose values are kept in memory."""
 
 
-def count_facets(
-    metadata: Iterable[Mapping[str, Any]], keys: Sequence[str] | None = None
-) -> dict[str, list[tuple[Any, int]]]:
-    """For each key, its values with the number of documents that have them, the most frequent first.
+class Facets(NamedTuple):
+    """Counts over the documents that a search matches.
 
     Args:
-        metadata: Of the documents.
-        keys: As filters write them ("author.name"); None for all there are, apart from long texts.
-
-    Returns:
-        {key: [(value, documents)]}; of a list, each element counts. Keys without a value among them are left out.
+        documents: How many documents those are.
+        counts: For each key, its values with the number of those documents that have them, the most frequent first, at
+            most `FACET_VALUES`. Keys without a value among them are left out. A document counts once for each value of
+            a list. Keys and values are normalised, as filters compare them.
     """
-    counts: dict[str, Counter[tuple[bool, Any]]] = {} if keys is None else {key: Counter() for key in keys}
-    for each in metadata:
-        # True equals 1 to Python but not to a filter; a document counts once for each of its values.
-        distinct = {
-            (name, isinstance(value, bool), value)
-            for name, value in values_of("", each)
-            if value is not None and not (isinstance(value, str) and len(value) > _LONGEST)
-        }
-        for name, boolean, value in distinct:
-            if keys is None or name in counts:
-                counts.setdefault(name, Counter())[boolean, value] += 1
-    return {
-        name: [
-            (value, count)
-            for (_, value), count in sorted(counter.items(), key=lambda item: (-item[1], str(item[0][1])))
-        ][:FACET_VALUES]
-        for name, counter in sorted(counts.items())
-        if counter
-    }
+
+    documents: int
+    counts: dict[str, list[tuple[Any, int]]]
+
+
+class _Column(NamedTuple):
+    """One key: its values, and which document has which of them, as two arrays of equal length."""
+
+    values: list[Any]
+    docs: np.ndarray
+    codes: np.ndarray
+
+
+class FacetColumns:
+    """The values of metadata keys in one commit, each key read when it is first asked for.
+
+    Args:
+        store: The index folder.
+        snapshot: The commit.
+    """
+
+    def __init__(self, store: Store, snapshot: Snapshot) -> None:
+        self._store, self._snapshot = store, snapshot
+        self._columns: dict[str, _Column] = {}
+        self._keys: list[str] | None = None
+
+    def count(self, matching: np.ndarray, keys: Sequence[str] | None) -> Facets:
+        """Count values over some documents.
+
+        Args:
+            matching: (documents,) bool by position.
+            keys: As filters write them ("author.name"); None for all there are, apart from long texts.
+        """
+        wanted = self._all_keys() if keys is None else keys
+        counts = {key: self._top(self._column(key), matching, brief=keys is None) for key in wanted}
+        return Facets(int(np.count_nonzero(matching)), {key: values for key, values in counts.items() if values})
+
+    def _all_keys(self) -> list[str]:
+        if self._keys is None:
+            self._keys = sorted(metadata_keys(self._store.documents))
+        return self._keys
+
+    def _column(self, key: str) -> _Column:
+        column = self._columns.get(key)
+        if column is None:
+            column = self._read(key)
+            for oldest in list(self._columns)[: 1 - _COLUMNS]:
+                self._columns.pop(oldest, None)  # another thread may have done so
+            self._columns[key] = column
+        return column
+
+    def _read(self, key: str) -> _Column:
+        docs: list[int] = []
+        codes: list[int] = []
+        known: dict[tuple[bool, Any], int] = {}  # True equals 1 to Python but not to a filter
+        seen: dict[str, list[int]] = {}
+        name, top, rows = self._store.values(key, self._snapshot)
+        for doc, text in rows:
+            own = seen.get(text)
+            if own is None:  # most documents share their JSON with many others
+                values = [value for found, value in values_of(top, json.loads(text)[0]) if found == name]
+                distinct = dict.fromkeys((isinstance(value, bool), value) for value in values if value is not None)
+                own = seen[text] = [known.setdefault(value, len(known)) for value in distinct]
+            for code in own:
+                docs.append(doc)
+                codes.append(code)
+        return _Column([value for _, value in known], np.array(docs, np.int64), np.array(codes, np.int64))
+
+    def _top(self, column: _Column, matching: np.ndarray, *, brief: bool) -> list[tuple[Any, int]]:
+        counts = np.bincount(column.codes[matching[column.docs]], minlength=len(column.values))
+        listed = [
+            (column.values[code], int(counts[code]))
+            for code in np.flatnonzero(counts)
+            if not (brief and isinstance(column.values[code], str) and len(column.values[code]) > _LONGEST)
+        ]
+        return heapq.nsmallest(FACET_VALUES, listed, key=lambda item: (-item[1], str(item[0])))

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from searchkit.errors import InputError
+from searchkit.facets import FacetColumns, Facets
 from searchkit.indexer import fusion
 from searchkit.indexer.filters import Condition, compile_filter
 from searchkit.indexer.lexical import LexicalIndex
@@ -112,8 +113,9 @@ class _Sides:
 
 @dataclass(frozen=True, slots=True)
 class _Allowed:
-    """Which rows may be returned: a mask (None: all), and how many documents and passages that are."""
+    """What may be returned: documents by position, rows (None: all), and how many documents and passages that are."""
 
+    docs: np.ndarray
     rows: np.ndarray | None
     documents: int
     passages: int
@@ -151,7 +153,10 @@ class Ranker:
             living = np.ones(snapshot.next_row, dtype=bool)
             living[snapshot.dead] = False
         self._filtered: dict[Condition, _Allowed] = {}
-        self._living = _Allowed(living, snapshot.documents, snapshot.passages)
+        docs = np.ones(snapshot.next_doc, dtype=bool)
+        docs[snapshot.dead_docs] = False
+        self._living = _Allowed(docs, living, snapshot.documents, snapshot.passages)
+        self._columns = FacetColumns(store, snapshot)
 
     @property
     def documents(self) -> int:
@@ -200,6 +205,24 @@ class Ranker:
             return self._dense(request.vectors, k, allowed, ties=request.ties)
         return [_fused(sides, k, options, ties=request.ties) for sides in self._sides(request, allowed)]
 
+    def facets(self, texts: Sequence[str], options: SearchOptions, keys: Sequence[str] | None) -> list[Facets]:
+        """Count metadata values over all documents that each query matches; see :meth:`Searcher.facets`."""
+        allowed = self._allowed(options).docs
+        if not allowed.any() or (options.mode != "lexical" and self._all_have_vectors):
+            return [self._columns.count(allowed, keys)] * len(texts)
+        near = np.zeros_like(allowed)
+        if options.mode != "lexical":
+            for segment in self.segments:
+                near[segment.docs] = True
+        counted = []
+        for text in texts:
+            matching = near.copy()
+            if options.mode != "dense":
+                rows = self._lexical_index().matching(text, self.snapshot.next_row)
+                matching[self._documents_of(rows)] = True
+            counted.append(self._columns.count(matching & allowed, keys))
+        return counted
+
     def explain(self, request: SearchRequest, rankings: Sequence[Sequence[Ranked]]) -> list[list[Explanation]]:
         """Why each document of some rankings, which `rank` returned for the request, stands where it does."""
         options = request.options
@@ -235,7 +258,9 @@ class Ranker:
             docs, rows = self.store.matching(condition, self.snapshot)
             mask = np.zeros(self.snapshot.next_row, dtype=bool)
             mask[rows] = True
-            allowed = _Allowed(mask, len(docs), len(rows))
+            passing = np.zeros(self.snapshot.next_doc, dtype=bool)
+            passing[docs] = True
+            allowed = _Allowed(passing, mask, len(docs), len(rows))
             for oldest in list(self._filtered)[: 1 - FILTERS]:
                 self._filtered.pop(oldest, None)  # another thread may have done so
             self._filtered[condition] = allowed
@@ -275,7 +300,7 @@ class Ranker:
         count = sum(segment.count for segment in self.segments)
         if allowed.rows is not None and count:
             count = int(np.count_nonzero(allowed.rows[segments.all_rows(self.segments)]))
-        return _Allowed(allowed.rows, count, count)  # each such document is one passage
+        return _Allowed(allowed.docs, allowed.rows, count, count)  # each such document is one passage
 
     def _nearest(self, vectors: np.ndarray, k: int, allowed: _Allowed) -> list[list[Ranked]]:
         wanted = min(k, allowed.documents)
@@ -315,14 +340,17 @@ class Ranker:
         depth = k if allowed.passages == allowed.documents else 4 * k
         while True:
             rows, scores = index.search(text, depth, self.snapshot.next_row, allowed.rows)
-            if self._all_have_vectors:
-                docs = segments.documents_of(self.segments, rows)
-            else:
-                docs = self.store.documents.docs_of(rows)
+            docs = self._documents_of(rows)
             ranking = _best_passages(docs.tolist(), scores.tolist(), rows.tolist())
             if len(rows) < depth or len(ranking) >= k:
                 return ranking[:k]
             depth *= 4
+
+    def _documents_of(self, rows: np.ndarray) -> np.ndarray:
+        """The positions of the documents of some passages, (n,) int64."""
+        if self._all_have_vectors:
+            return segments.documents_of(self.segments, rows)
+        return self.store.documents.docs_of(rows)
 
     # Both
 

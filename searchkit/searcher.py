@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 from threading import RLock
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
 from searchkit.binding import NO_MODEL, ModelChoice, check_model
 from searchkit.errors import InputError, StoreError
+from searchkit.facets import Facets
 from searchkit.indexer.documents import StoredPassage
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.keys import FilterFault, filter_faults
@@ -35,26 +36,30 @@ from searchkit.request import (
     unreadable,
 )
 from searchkit.reranking import RERANK_DEPTH, rerank_hits
-from searchkit.validation import check_text, checked_ids, checked_queries, described, whole_number
+from searchkit.validation import check_text, checked_ids, checked_queries, checked_texts, described, whole_number
+
+T = TypeVar("T")
 
 _RETRIES = 8
 _BATCH = 256  # documents whose vectors are read together
 
 
 class Results(NamedTuple):
-    """The hits of every query, and the number of the commit that they all come from."""
+    """The hits of every query, the number of the commit that they all come from, and facets if they were asked for."""
 
     commit: int
     hits: list[list[Hit]]
+    facets: list[Facets] = []  # noqa: RUF012  a tuple's default is not shared state
 
 
 class _Answer(NamedTuple):
-    """What one commit returns for a request: rankings, their passages by row, and why they are as they are."""
+    """What one commit returns for a request: rankings, their passages by row, why they are as they are, and facets."""
 
     commit: int
     rankings: list[list[Ranked]]
     passages: dict[int, StoredPassage]
     explanations: list[list[Explanation]]
+    facets: list[Facets]
 
 
 class Searcher:
@@ -278,6 +283,8 @@ class Searcher:
         if rerank is None:
             request = self._request(queries, instruction, k, options, vectors=vectors)
             return self.results(request, explain=explain).hits
+        if not isinstance(rerank, Reranker):
+            raise InputError(f"rerank is {described(rerank)}; expected a searchkit.Reranker")
         depth = max(k, whole_number("rerank_depth", rerank_depth, 1))
         if queries is None:
             raise InputError("a reranker compares texts: give queries besides their vectors")
@@ -286,14 +293,19 @@ class Searcher:
         pairs = zip(checked, found, strict=True)
         return [rerank_hits(rerank, query, hits, instruction, depth)[:k] for query, hits in pairs]
 
-    def results(self, request: SearchRequest, *, explain: bool = False) -> Results:
-        """The hits of a request that was prepared before: validated, and embedded where its mode needs vectors."""
+    def results(
+        self, request: SearchRequest, *, explain: bool = False, facets: bool | Sequence[str] = False
+    ) -> Results:
+        """The hits of a request that was prepared before: validated, and embedded where its mode needs vectors.
+
+        `facets` are metadata keys to count (see `facets`); True for all.
+        """
         self._check_open()
-        answer = self._answer(request, fetch=True, explain=explain)
-        if not explain:
-            return Results(answer.commit, [as_hits(ranking, answer.passages) for ranking in answer.rankings])
-        explained = zip(answer.rankings, answer.explanations, strict=True)
-        return Results(answer.commit, [as_hits(ranking, answer.passages, reasons) for ranking, reasons in explained])
+        answer = self._answer(request, fetch=True, explain=explain, facets=facets)
+        reasons: Sequence[Sequence[Explanation]] = answer.explanations or [()] * len(answer.rankings)
+        explained = zip(answer.rankings, reasons, strict=True)
+        hits = [as_hits(ranking, answer.passages, why) for ranking, why in explained]
+        return Results(answer.commit, hits, answer.facets)
 
     def rank(
         self,
@@ -324,8 +336,10 @@ class Searcher:
         """
         return self.similar_results(id, k=k, where=where).hits[0]
 
-    def similar_results(self, id: str, *, k: int = 10, where: Mapping[str, Any] | None = None) -> Results:
-        """Like `similar`, as a result with its commit."""
+    def similar_results(
+        self, id: str, *, k: int = 10, where: Mapping[str, Any] | None = None, facets: bool | Sequence[str] = False
+    ) -> Results:
+        """Like `similar`, as a result with its commit and facets."""
         check_text("id", id)
         k = whole_number("k", k, 1)
         options = chosen_options(None, "dense", where)
@@ -336,9 +350,38 @@ class Searcher:
                 raise InputError(f"document {described(id)} has no vector to compare with those of others")
             vectors = self._vectors_at(doc, range(first, first + len(stored.spans)))
             request = SearchRequest([stored.id] * len(vectors), vectors, k + 1, options)
-            answer = self._answer(request, fetch=True)
-            return Results(answer.commit, [as_hits(merged(answer.rankings, k, without=doc), answer.passages)])
+            answer = self._answer(request, fetch=True, facets=facets)
+            hits = as_hits(merged(answer.rankings, k, without=doc), answer.passages)
+            return Results(answer.commit, [hits], answer.facets[:1])
         raise InputError(f"the index holds no document {described(id)}; documents are looked up by their exact id")
+
+    def facets(
+        self,
+        keys: Sequence[str] | None,
+        query: str = "",
+        *,
+        mode: Mode | None = None,
+        where: Mapping[str, Any] | None = None,
+        options: SearchOptions | None = None,
+    ) -> Facets:
+        """Count metadata values over every document that a search matches, however many hits it returns.
+
+        Vectors tell nearer from farther but leave nothing out, so a dense or hybrid search matches every document that
+        passes its filter (and has a vector); a lexical one, those that also hold a word of the query.
+
+        Args:
+            keys: Metadata keys, as filters write them; None for all there are.
+            query: The text to search for; it matters in lexical mode.
+            mode, where, options: As `search` takes them.
+
+        Raises:
+            InputError: An argument cannot be used; FilterError, a kind of it, for a filter or a key.
+        """
+        options = chosen_options(options, mode, where)
+        keys = None if keys is None else checked_texts("keys", keys)
+        check_text("query", query)
+        self._check_open()
+        return self._in_one_commit(lambda ranker: ranker.facets([query], options, keys))[0]
 
     def embed(self, queries: Iterable[str | Query], instruction: str | None = None) -> np.ndarray:
         """Embed queries, each with its own instruction or else with the given one, as (n, dim) float32 unit rows.
@@ -401,17 +444,33 @@ class Searcher:
                 noise = unreadable(self.embedder, texts)
         return SearchRequest(texts, vectors, k, options, ties, neutral, noise)
 
-    def _answer(self, request: SearchRequest, *, fetch: bool = False, explain: bool = False) -> _Answer:
-        """Rank in the current commit, and fetch the passages; if a writer removed its files meanwhile, in the next."""
-        if request.vectors is None and request.options.mode != "lexical":  # the index was empty
-            return _Answer(self.snapshot.generation, [[] for _ in request.texts], {}, [[] for _ in request.texts])
+    def _answer(
+        self,
+        request: SearchRequest,
+        *,
+        fetch: bool = False,
+        explain: bool = False,
+        facets: bool | Sequence[str] = False,
+    ) -> _Answer:
+        """Rank in one commit, and fetch the passages."""
+        keys = None if isinstance(facets, bool) else checked_texts("facets", facets)
+        was_empty = request.vectors is None and request.options.mode != "lexical"
+
+        def answer(ranker: Ranker) -> _Answer:
+            rankings = [[] for _ in request.texts] if was_empty else ranker.rank(request)
+            explanations = ranker.explain(request, rankings) if explain else []
+            passages = self._fetch(rankings) if fetch else {}
+            counts = [] if facets is False else ranker.facets(request.texts, request.options, keys)
+            return _Answer(ranker.snapshot.generation, rankings, passages, explanations, counts)
+
+        return self._in_one_commit(answer)
+
+    def _in_one_commit(self, work: Callable[[Ranker], T]) -> T:
+        """Do something in the current commit; if a writer has removed its files meanwhile, in the next."""
         for attempt in range(_RETRIES):
             ranker = self._ranker
             try:
-                rankings = ranker.rank(request)
-                explanations = ranker.explain(request, rankings) if explain else []
-                passages = self._fetch(rankings) if fetch else {}
-                return _Answer(ranker.snapshot.generation, rankings, passages, explanations)
+                return work(ranker)
             except (StoreError, OSError, RuntimeError):  # a file may go while it is read; RuntimeError is FAISS's
                 newer = self._store.database.setting("generation") != ranker.snapshot.generation
                 if not newer or attempt == _RETRIES - 1:

@@ -122,11 +122,16 @@ def check_optional_text(name: str, value: object) -> None:
 
 def checked_ids(ids: object) -> list[str]:
     """Ids of documents, each once, in order; InputError where they are not a list of strings."""
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise InputError(f'ids is {described(ids)}; expected a list of ids, such as ["17"]')
-    checked = list(ids)
-    for id in checked:
-        check_text("id", id)
+    return checked_texts("ids", ids, 'of ids, such as ["17"]', each="id")
+
+
+def checked_texts(name: str, values: object, expected: str = "of strings", *, each: str = "") -> list[str]:
+    """Strings, each once, in order; InputError where they are not a list of strings that UTF-8 can store."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InputError(f"{name} is {described(values)}; expected a list {expected}")
+    checked = list(values)
+    for value in checked:
+        check_text(each or f"one of {name}", value)
     return list(dict.fromkeys(checked))
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from searchkit.errors import InputError
-from searchkit.facets import FACET_DEPTH, count_facets
+from searchkit.facets import Facets
+from searchkit.indexer.keys import absent_keys
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions, SearchRequest
 from searchkit.records import Hit, Query
@@ -59,7 +60,8 @@ class SearchParameters(BaseModel):
     where: dict[str, Any] | None = Field(default=None, description="A filter on metadata.", examples=[FILTER_EXAMPLE])
     explain: bool = Field(default=False, description="Say why each hit stands where it does.")
     facets: bool | list[str] = Field(
-        default=False, description="Count values of these metadata keys; true for all keys."
+        default=False,
+        description="Count values of these metadata keys over all documents that match; true for all keys.",
     )
 
     rerank: bool = Field(default=False, description="Put the first hits in the order of the service's reranker.")
@@ -73,15 +75,15 @@ class SearchAnswer(NamedTuple):
         commit: Number of the commit.
         queries: The queries; empty for a document's like.
         hits: The best documents of every query.
-        facets: For every query, {key: [(value, documents)]} over its first `FACET_DEPTH` hits; None unless requested.
-        warnings: What is wrong with a filter that matched nothing.
+        facets: Counts over all documents that each query matches; None unless requested.
+        warnings: What is wrong with a filter that matched nothing, or with a facet that no document has.
         seconds: Time by stage: "embed", "rank", "rerank".
     """
 
     commit: int
     queries: list[Query]
     hits: list[list[Hit]]
-    facets: list[dict[str, list[tuple[Any, int]]]] | None
+    facets: list[Facets] | None
     warnings: list[str]
     seconds: dict[str, float]
 
@@ -95,7 +97,7 @@ async def search(service: Service, index: ServedIndex, parameters: SearchParamet
     """
     queries = _queries(parameters)
     instruction = chosen_instruction(parameters.instruction, parameters.task)
-    depth = max(parameters.k, FACET_DEPTH) if parameters.facets is not False else parameters.k
+    depth = parameters.k
     if parameters.rerank:
         depth = max(depth, _rerank_depth(service, parameters, queries))
     with service.searches.admission.admitted(max(1, len(queries))):
@@ -111,12 +113,6 @@ async def search(service: Service, index: ServedIndex, parameters: SearchParamet
         results, warnings = await service.searches.run(lambda: _ranked(index, parameters, request, embedder))
         ranked = perf_counter()
     seconds = {"embed": embedded - began, "rank": ranked - embedded}
-    keys = parameters.facets if isinstance(parameters.facets, list) else None
-    facets = (
-        None
-        if parameters.facets is False
-        else [count_facets((hit.metadata for hit in hits), keys) for hits in results.hits]
-    )
     found = results.hits
     if parameters.rerank and service.reranker is not None:
         began = perf_counter()
@@ -125,6 +121,7 @@ async def search(service: Service, index: ServedIndex, parameters: SearchParamet
     for stage, duration in seconds.items():
         service.metrics.stages.labels(stage).observe(duration)
     hits = [hits[: parameters.k] for hits in found]
+    facets = None if parameters.facets is False else results.facets
     return SearchAnswer(results.commit, queries, hits, facets, warnings, seconds)
 
 
@@ -192,10 +189,15 @@ def _ranked(
     if embedder is not None:
         request = replace(request, unreadable=unreadable(embedder, request.texts))
     if parameters.similar_to is not None:
-        results = engine.similar_results(parameters.similar_to, k=request.k, where=parameters.where)
+        results = engine.similar_results(
+            parameters.similar_to, k=request.k, where=parameters.where, facets=parameters.facets
+        )
     else:
-        results = engine.results(request, explain=parameters.explain)
+        results = engine.results(request, explain=parameters.explain, facets=parameters.facets)
     warnings = []
     if parameters.where is not None and not any(results.hits):
         warnings = [fault.message for fault in engine.filter_faults(parameters.where)]
+    if isinstance(parameters.facets, list):
+        missing = [key for key in parameters.facets if not any(key in facets.counts for facets in results.facets)]
+        warnings += absent_keys(missing, engine.store.documents)
     return results, warnings

@@ -1,9 +1,10 @@
-"""Filters over many documents: seconds for metadata in ASCII, with accents, and in decomposed Unicode.
+"""Filters and facets over many documents: seconds for metadata in ASCII, with accents, and in decomposed Unicode.
 
     python tests/benchmarks/metadata.py [--documents 100000]
 
 "mixed" has accents, decomposed in one document of a hundred. Each filter is new to its index, so nothing is cached, but
-the checksums have been verified before.
+the checksums have been verified before. A facet is counted twice, over the documents that the last filter matched; a
+lexical search matches its documents by a word that all of them hold.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.facets import FacetColumns
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
+from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Store
 
 DIM = 8
@@ -53,7 +56,7 @@ def metadata(topics: list[str], n: int) -> dict[str, Any]:
 
 
 def measure(folder: Path, topics: list[str], decomposed: int, count: int) -> dict[str, float]:
-    """Seconds of every filter, each of which matches from a quarter to a half of the documents."""
+    """Seconds of every filter, each of which matches a quarter to a half of the documents, and of facets."""
     with Store.create(folder, {"model": {}, "language": "none", "chunk_tokens": 0, "overlap": 0}, dim=DIM) as store:
         for part in documents(topics, decomposed, count):
             store.commit(part, np.eye(DIM, dtype=np.float32)[np.arange(len(part)) % DIM])
@@ -72,6 +75,19 @@ def measure(folder: Path, topics: list[str], decomposed: int, count: int) -> dic
             docs, _ = store.matching(compile_filter(where), snapshot)
             found[name] = round(time.perf_counter() - began, 3)
             assert count / 5 < len(docs) < count / 2
+        matching = np.zeros(snapshot.next_doc, dtype=bool)
+        matching[docs] = True
+        columns = FacetColumns(store, snapshot)
+        for key in ("topic", "tags", "author.place", "source"):
+            for name in (f"facet {key}", f"facet {key}, again"):
+                began = time.perf_counter()
+                assert columns.count(matching, [key]).counts[key]
+                found[name] = round(time.perf_counter() - began, 3)
+    index = LexicalIndex(folder / "words", "english")
+    index.add((row, "a word that all of them hold") for row in range(count))
+    began = time.perf_counter()
+    assert len(index.matching("word", count)) == count
+    found["lexical match"] = round(time.perf_counter() - began, 3)
     return found
 
 

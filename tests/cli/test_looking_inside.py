@@ -90,6 +90,22 @@ def test_facets_count_the_values_of_all_hits_not_only_of_those_shown(index: Path
     assert f"tags: a ({sum('a' in tags for tags in wanted)}), b ({sum('b' in tags for tags in wanted)})" in lexical
 
 
+def test_facets_know_no_depth_and_name_what_is_not_there(tmp_path: Path, mistral: Path) -> None:
+    rows = [
+        {"id": f"{n}", "text": "tea", "kind": "\x1b[31mred" if n % 3 else "blue", "sold": n < 9} for n in range(150)
+    ]
+    file = write_lines(tmp_path / "many.jsonl", rows)
+    call("index", file, "--index", tmp_path / "x.index", "--model", mistral)
+    result = call(
+        "search", tmp_path / "x.index", "tea", "-k", 1, "--facet", "kind", "--facet", "sold", "--facet", "knd"
+    )
+    assert "kind: \\x1b[31mred (100), blue (50)" in result.stdout
+    assert "sold: false (141), true (9)" in result.stdout
+    assert 'no document has the key "knd" (did you mean "kind"?); keys are' in result.stderr
+    filtered = call("search", tmp_path / "x.index", "tea", "--where", '{"sold": true}', "--facet", "kind")
+    assert "red (6), blue (3)" in filtered.stdout
+
+
 def test_sync_reports_and_does_what_a_dry_run_announced(tmp_path: Path, mistral: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from searchkit.errors import InputError
-from searchkit.facets import FACET_DEPTH
 from searchkit.indexer.filters import parse_filter
 from searchkit.records import Hit
 from searchkit.reranking import RERANK_DEPTH
@@ -117,9 +116,9 @@ def _as_json(index: ServedIndex, parameters: SearchParameters, answer: SearchAns
         if answer.facets is not None:
             result["facets"] = {
                 key: [{"value": value, "count": count} for value, count in values]
-                for key, values in answer.facets[number].items()
+                for key, values in answer.facets[number].counts.items()
             }
-            result["facets_over"] = FACET_DEPTH
+            result["facets_over"] = answer.facets[number].documents
         results.append(result)
     shown = {"results": results} if parameters.queries is not None else results[0]
     return {

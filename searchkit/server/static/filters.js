@@ -50,7 +50,7 @@ const unfolded = new Map(); // key -> whether the user has it open
  *
  * @param {HTMLElement} parent
  * @param {object} keys {key: {types, examples}} of the index.
- * @param {object | undefined} facets {key: [{value, count}]} of the hits.
+ * @param {object | undefined} facets {key: [{value, count}]} of the matching documents.
  * @param {object | null} filter
  * @param {(key: string, value: unknown) => void} onToggle
  */

@@ -146,7 +146,7 @@ function showFilters() {
     const filter = toggled(parseFilter(state.where).value, key, value);
     change({ where: filter ? writeJson(filter) : "" });
   });
-  const counted = Object.keys(answer?.facets ?? {}).length ? `Counted over the best ${answer.facetsOver} hits.` : "";
+  const counted = Object.keys(answer?.facets ?? {}).length ? `Counted over ${answer.facetsOver} matching documents.` : "";
   say(byId("facets-note"), Object.keys(keys).length ? counted : "The documents have no metadata.");
 }
 

@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from searchkit.engine import SearchEngine
-from searchkit.facets import count_facets
 from searchkit.records import Document, Hit
 
 
@@ -72,10 +71,15 @@ def test_facets_count_the_values_of_all_hits(client) -> None:
     assert sum(each["count"] for each in answer["facets"]["even"]) == total
 
 
-def test_facets_tell_true_from_one() -> None:
-    counted = count_facets([{"a": True}, {"a": 1}, {"a": [1, 1]}, {"a": None}, {"b": {"c": "x"}}])
-    assert counted == {"a": [(1, 2), (True, 1)], "b.c": [("x", 1)]}
-    assert [type(value) for value, _ in counted["a"]] == [int, bool]
+def test_facets_are_over_every_match_and_a_wrong_key_is_named(client) -> None:
+    body = {"queries": ["bread", "the bridge over water"], "k": 1, "facets": ["n", "nn"], "mode": "lexical"}
+    answer = client.post("/indexes/notes/search", json=body).json()
+    every = [client.post("/indexes/notes/search", json={"query": query, "k": 1000, "mode": "lexical"}).json()["hits"]
+             for query in body["queries"]]  # fmt: skip
+    for result, hits in zip(answer["results"], every, strict=True):
+        assert result["facets_over"] == len(hits) > 1
+        assert sum(each["count"] for each in result["facets"]["n"]) == min(20, len(hits))
+    assert 'no document has the key "nn" (did you mean "n"?)' in answer["warnings"][0]
 
 
 def test_indexes_are_described(client) -> None:
