@@ -14,7 +14,7 @@ from searchkit.errors import ExtractionError, MissingExtraError
 from searchkit.readers import office
 from searchkit.readers.encoding import decode_file
 from searchkit.readers.html import html_text
-from searchkit.readers.markdown import adoc_title, front_matter, markdown_title, org_title, rst_title
+from searchkit.readers.markdown import FrontMatter, adoc_title, front_matter, markdown_title, org_title, rst_title
 
 _SPACE = re.compile(r"\s+")
 # What authoring tools write when nobody gave a title.
@@ -53,11 +53,13 @@ class Extracted(NamedTuple):
         title: Falls back to the file's stem.
         text: Without front matter.
         metadata: Front matter, and what a mail or a book says of itself.
+        flaw: Why the front matter cannot be read, "" if it can or there is none.
     """
 
     title: str
     text: str
     metadata: dict[str, Any]
+    flaw: str = ""
 
 
 def extract(path: Path, *, encoding: str = "utf-8") -> Extracted:
@@ -73,6 +75,7 @@ def extract(path: Path, *, encoding: str = "utf-8") -> Extracted:
     """
     suffix = path.suffix.lower()
     metadata: dict[str, Any] = {}
+    flaw = ""
     try:
         if suffix == ".pdf":
             title, text = _pdf(path)
@@ -82,21 +85,24 @@ def extract(path: Path, *, encoding: str = "utf-8") -> Extracted:
             title, text, metadata = _by_library(path, suffix)
         else:
             text = decode_file(path.read_bytes(), encoding).replace("\r\n", "\n")
-            title, text, metadata = _plain_text(text, suffix)
+            title, text, metadata, flaw = _plain_text(text, suffix)
     except OSError as error:
         raise ExtractionError(f"cannot be opened: {error.strerror or error}") from error
     if not text.strip() and not (title and metadata):
         scanned = "; scanned pages need character recognition (OCR) first" if suffix == ".pdf" else ""
         raise ExtractionError(f"empty text: no text in the file{scanned}")
-    return Extracted(title or path.stem, text, metadata)
+    return Extracted(title or path.stem, text, metadata, flaw)
 
 
-def _plain_text(text: str, suffix: str) -> tuple[str, str, dict[str, Any]]:
-    metadata: dict[str, Any] = {}
-    if _TEXT[suffix] is markdown_title:
-        metadata, text = front_matter(text)
-    own = metadata.pop("title", None)
-    return str(own).strip() if isinstance(own, str | int | float) else _TEXT[suffix](text), text, metadata
+def _plain_text(text: str, suffix: str) -> Extracted:
+    front = front_matter(text) if _TEXT[suffix] is markdown_title else FrontMatter({}, text)
+    own = front.values.get("title")
+    if own is None or (isinstance(own, str | int | float) and not isinstance(own, bool)):
+        front.values.pop("title", None)  # a list, say, is no title, and stays metadata
+        own = "" if own is None else str(own).strip()
+    else:
+        own = ""
+    return Extracted(own or _TEXT[suffix](front.text), front.text, front.values, front.fault)
 
 
 def _by_library(path: Path, suffix: str) -> office.Parts:
@@ -118,6 +124,9 @@ def _pdf(path: Path) -> tuple[str, str]:
     except ImportError as error:
         raise MissingExtraError("reading .pdf needs pypdf: pip install 'searchkit[files]'") from error
 
+    with path.open("rb") as stream:
+        if b"%PDF-" not in stream.read(1024):
+            raise ExtractionError("not a PDF: it does not begin with %PDF-")
     try:
         with _silenced("pypdf"), PdfReader(path) as reader:
             # Many files are encrypted only against editing and open with the empty password.

@@ -52,7 +52,7 @@ def read_files(
         readable += 1
         report.rows += 1
         try:
-            document = _document(path, root, encoding)
+            document = _document(path, root, encoding, report)
         except (RowError, ExtractionError) as error:
             report.unread.add(_id(path, root))
             rejects.refuse(str(path), str(error))
@@ -80,14 +80,17 @@ def count_files(root: Path, paths: list[Path]) -> int:
     return sum(path.suffix.lower() in READABLE for path in _walk(root, paths, ReadReport(), None))
 
 
-def _document(path: Path, root: Path, encoding: str) -> Document:
+def _document(path: Path, root: Path, encoding: str, report: ReadReport) -> Document:
     try:
         status = path.stat()
     except OSError as error:
         raise RowError(f"cannot be opened: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):  # a pipe would block
         raise RowError("not a regular file")
-    title, text, metadata = extract(path, encoding=encoding)
+    title, text, metadata, flaw = extract(path, encoding=encoding)
+    if flaw:
+        report.flawed += 1
+        report.first_flaw = report.first_flaw or f"{path}: {flaw}"
     day = datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC).date().isoformat()
     id = _id(path, root)
     try:

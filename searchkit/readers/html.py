@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import warnings
 
 from searchkit.errors import ExtractionError, MissingExtraError
+from searchkit.readers.encoding import marked_encoding
 
 _SPACE = re.compile(r"\s+")
 _DROPPED = frozenset(("script", "style", "noscript", "template", "nav", "title"))
@@ -13,6 +15,13 @@ _INLINE = frozenset(
     """a abbr acronym b bdi bdo big cite code data del dfn em font i img input ins kbd label mark q rp rt ruby s samp
     small span strike strong sub sup time tt u var wbr""".split()  # noqa: SIM905
 )
+
+
+# What browsers read under these names (Encoding Standard, WHATWG): the same characters and more.
+_WIDER = {
+    "iso8859-1": "cp1252", "ascii": "cp1252", "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932",
+    "euc_kr": "cp949", "iso8859-9": "cp1254",
+}  # fmt: skip
 
 
 def html_text(data: bytes, encoding: str) -> tuple[str, str]:
@@ -24,22 +33,16 @@ def html_text(data: bytes, encoding: str) -> tuple[str, str]:
     """
     try:
         from bs4 import BeautifulSoup
-        from bs4.dammit import EncodingDetector, UnicodeDammit
+        from bs4.dammit import EncodingDetector
         from bs4.element import NavigableString, PreformattedString, Tag
     except ImportError as error:
         raise MissingExtraError("reading .html needs beautifulsoup4: pip install 'searchkit[files]'") from error
 
-    # Left to itself UnicodeDammit tries chardet, where installed, before UTF-8.
-    declared = EncodingDetector.find_declared_encoding(data, is_html=True)
-    decoded = UnicodeDammit(data, user_encodings=[declared or encoding, "utf-8"], is_html=True)
-    if decoded.unicode_markup is None or decoded.contains_replacement_characters:
-        raise ExtractionError(
-            f"not {declared or encoding}, and no other encoding fits; declare one by <meta charset=...>"
-        )
+    page = _decoded(data, EncodingDetector.find_declared_encoding(data, is_html=True), encoding)
     with warnings.catch_warnings():
         # bs4 warns when a page looks like XML, a file name or an address; an .html file is HTML all the same.
         warnings.simplefilter("ignore")
-        soup = BeautifulSoup(decoded.unicode_markup, "html.parser")
+        soup = BeautifulSoup(page, "html.parser")
 
     pieces: list[str] = []
     # A stack, not recursion: pages nest deeper than Python allows. Plain strings on it are the edges of blocks.
@@ -62,5 +65,24 @@ def html_text(data: bytes, encoding: str) -> tuple[str, str]:
     text = "\n".join(filter(None, lines))
 
     own = (tag for tag in soup.find_all("title") if tag.find_parent("svg") is None)  # a drawing has titles too
-    titles = (" ".join(tag.get_text().split()) for tag in (*own, soup.h1) if tag)
+    titles = (" ".join(tag.get_text().split()) for tag in (*own, *soup.find_all("h1")))
     return next(filter(None, titles), ""), text
+
+
+def _decoded(data: bytes, declared: str | None, encoding: str) -> str:
+    """A page as text by its byte order mark, by what it declares, or else by `encoding`; nothing is guessed."""
+    named = marked_encoding(data) or declared or encoding
+    try:
+        codec = codecs.lookup(named).name
+    except LookupError:
+        codec = "utf-8"
+    tried = [_WIDER.get(codec, codec), codec, "utf-8"]
+    if tried[0] == "cp1252":  # it takes nearly any bytes, and is what templates declare; text is hardly UTF-8 by chance
+        tried.insert(0, "utf-8")
+    for name in tried:
+        try:
+            return data.decode(name).removeprefix("\ufeff")
+        except UnicodeDecodeError:
+            continue
+    how = "it is declared wrongly" if declared else "it declares no encoding; name it with --encoding"
+    raise ExtractionError(f"not {named}: {how}")

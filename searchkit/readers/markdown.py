@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import html
 import re
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
+_KEY = re.compile(r"^[A-Za-z_][\w -]*:(?=\s)", re.MULTILINE)
 _FENCE = re.compile(r" {0,3}(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)$")
 _ATX = re.compile(r" {0,3}#(?:[ \t]+(?P<title>.*?))?(?:[ \t]+#+)?[ \t]*$")
 _SETEXT = re.compile(r" {0,3}=+[ \t]*$")
@@ -21,36 +23,86 @@ _ORG_TITLE = re.compile(r"^#\+title:[ \t]*(.+)$", re.IGNORECASE | re.MULTILINE)
 _ADOC_TITLE = re.compile(r"^= +(.+)$", re.MULTILINE)
 
 
-def front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """Split YAML (between lines of ---) or TOML (+++) from the beginning of a text.
+class FrontMatter(NamedTuple):
+    """What stands before a text.
 
-    Returns:
-        (its keys as JSON has them, the text after it); ({}, the whole text) where there is none or it cannot be parsed.
+    Args:
+        values: Its keys as JSON has them, {} where there is none or it cannot be read.
+        text: What follows; the whole text where there are no values.
+        fault: Why it cannot be read, "" where it can or there is none.
     """
+
+    values: dict[str, Any]
+    text: str
+    fault: str = ""
+
+
+def front_matter(text: str) -> FrontMatter:
+    """Split YAML (between lines of ---) or TOML (+++) from the beginning of a text."""
     match = re.match(r"(---|\+\+\+)[ \t]*\n(.*?\n)??(?:\1|\.\.\.)[ \t]*(?:\n|\Z)", text, re.DOTALL)
     if not match:
-        return {}, text
+        first, _, rest = text.partition("\n")
+        return FrontMatter({}, text, "it is not closed" if first.rstrip() == "---" and _KEY.match(rest) else "")
+    block = match[2] or ""
     try:
-        parsed = (_yaml if match[1] == "---" else tomllib.loads)(match[2] or "")
-    except (yaml.YAMLError, ValueError, RecursionError):  # a line between rules, not front matter
-        return {}, text
+        parsed = yaml.load(block, _Loader) if match[1] == "---" else tomllib.loads(block)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # A line between rules is no front matter, and no fault.
+        return FrontMatter({}, text, _yaml_fault(error) if re.search(_KEY, block) else "")
     if not isinstance(parsed, dict):
-        return {}, text
-    return {str(key): _plain(value) for key, value in parsed.items()}, text[match.end() :].lstrip("\n")
+        return FrontMatter({}, text)
+    return FrontMatter({str(key): _plain(value) for key, value in parsed.items()}, text[match.end() :].lstrip("\n"))
 
 
-def _yaml(text: str) -> Any:
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-        raise ValueError("aliases may expand without end")
-    return yaml.safe_load(text)
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2, by which 0123, NO and 10:30 are strings; keys come once, and there are no aliases."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases may expand without end")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        values = super().construct_mapping(node, deep)
+        if len(values) < len(node.value):
+            raise yaml.MarkedYAMLError(problem="a key comes twice", problem_mark=node.start_mark)
+        return values
+
+    def construct_timestamp(self, node: yaml.ScalarNode) -> Any:
+        try:
+            return self.construct_yaml_timestamp(node)
+        except ValueError:  # the 31st of June
+            return node.value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_timestamp)
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"-?(?:0|[1-9][0-9]*)", list("-0123456789")),
+    ("float", r"-?(?:0|[1-9][0-9]*)?(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|-?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+     list("-.0123456789")),
+    ("timestamp", r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?"
+     r"(?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::?[0-9]{2})?))?)?", list("0123456789")),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _yaml_fault(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+    advice = "; put a value that holds a colon in quotes" if "mapping values" in problem else ""
+    return (f"line {mark.line + 2}: " if mark else "") + problem + advice
 
 
 def markdown_title(text: str) -> str:
     """The first level-one heading outside code and comments, or ""."""
     lines = list(_visible(text))
     position, title = _first_heading(lines)
-    html = _HTML_HEADING.search("\n".join(lines[:position]))
-    return (_inline(re.sub(r"<[^>]*>", "", html["title"])) if html else "") or title
+    tag = _HTML_HEADING.search("\n".join(lines[:position]))
+    return (_inline(re.sub(r"<[^>]*>", "", tag["title"])) if tag else "") or title
 
 
 def _first_heading(lines: list[str]) -> tuple[int, str]:
@@ -114,11 +166,13 @@ def adoc_title(text: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """A heading without the marks of links, images, emphasis and code."""
+    """A heading without the marks of links, images, emphasis, code, footnotes and anchors."""
+    text = re.sub(r"\[\^[^\]]*\]|[ \t]*\{#[^}]*\}[ \t]*$", "", text)
+    text = re.sub(r"!?\[\[(?:[^\]|]*\|)?([^\]]*)\]\]", r"\1", text)  # of wikis: [[page]], [[page|shown]]
     text = re.sub(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])", r"\1", text)
     text = re.sub(r"(\*\*|__|`+)(?=\S)(.+?)(?<=\S)\1", r"\2", text)
     text = re.sub(r"(?<![\w*])\*(?=[^\s*])([^*]+?)(?<=\S)\*(?![\w*])", r"\1", text)
-    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", " ".join(text.split()))
+    return html.unescape(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", " ".join(text.split())))
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ Parts = tuple[str, str, dict[str, Any]]
 """Title, text and metadata."""
 
 _DC = "{http://purl.org/dc/elements/1.1/}"
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _OPF = "{http://www.idpf.org/2007/opf}"
 
 
@@ -31,24 +32,74 @@ def _needs(suffix: str, library: str, error: ImportError) -> MissingExtraError:
 
 
 def docx(path: Path) -> Parts:
-    """Paragraphs and tables in order; the title is the document's own or its first heading."""
+    """Paragraphs, tables, text boxes and notes in order; the title is the document's own or its first heading.
+
+    Read from the XML: python-docx leaves out content controls, tracked insertions and text boxes.
+    """
     try:
         from docx import Document
-        from docx.table import Table
     except ImportError as error:
         raise _needs(".docx", "python-docx", error) from error
     document = Document(str(path))
-    lines: list[str] = []
-    heading = ""
-    for block in document.iter_inner_content():
-        if isinstance(block, Table):
-            lines += _rows([cell.text for cell in row.cells] for row in block.rows)
-        else:
-            style = (block.style and block.style.name) or ""
-            if not heading and style.lower() in ("title", "heading 1"):
-                heading = block.text.strip()
-            lines.append(block.text)
-    return document.core_properties.title or heading, _joined(lines), {}
+    heading = next(
+        (each.text.strip() for each in document.paragraphs if _style(each) in ("title", "heading 1") and each.text), ""
+    )
+    bodies = [document.element.body]
+    for part in (relation.target_part for relation in document.part.rels.values() if not relation.is_external):
+        if part.content_type.endswith((".footnotes+xml", ".endnotes+xml")):
+            bodies.append(ElementTree.fromstring(part.blob))
+    return document.core_properties.title or heading, _joined(line for body in bodies for line in _blocks(body)), {}
+
+
+def _style(paragraph: Any) -> str:
+    return ((paragraph.style and paragraph.style.name) or "").lower()
+
+
+def _blocks(element: Any) -> Iterator[str]:
+    """A line for every paragraph and every row of a table below an element of WordprocessingML."""
+    for child in element:
+        if child.tag == f"{_W}p":
+            yield _run_text(child)
+            for box in _boxes(child):
+                yield from _blocks(box)
+        elif child.tag == f"{_W}tbl":
+            for row in _inside(child, f"{_W}tr"):
+                yield from _rows([[" ".join(_blocks(cell)) for cell in _inside(row, f"{_W}tc")]])
+        elif child.tag not in (f"{_W}del", f"{_W}sectPr"):  # a content control, an insertion, a note
+            yield from _blocks(child)
+
+
+def _inside(element: Any, tag: str) -> Iterator[Any]:
+    """The rows of a table, or the cells of a row: children, some within content controls."""
+    for child in element:
+        if child.tag == tag:
+            yield child
+        elif child.tag in (f"{_W}sdt", f"{_W}sdtContent", f"{_W}ins"):
+            yield from _inside(child, tag)
+
+
+def _run_text(element: Any) -> str:
+    """The text of a paragraph, without what was deleted from it and without the boxes anchored in it."""
+    pieces: list[str] = []
+    for child in element:
+        name = child.tag.removeprefix(_W) if isinstance(child.tag, str) else ""
+        if name == "t":
+            pieces.append(child.text or "")
+        elif name in ("tab", "br", "cr"):
+            pieces.append("\t" if name == "tab" else "\n")
+        elif name == "noBreakHyphen":
+            pieces.append("-")
+        elif name not in ("del", "pPr", "rPr", "drawing", "pict") and not child.tag.endswith("}AlternateContent"):
+            pieces.append(_run_text(child))
+    return "".join(pieces)
+
+
+def _boxes(paragraph: Any) -> list[Any]:
+    """The text boxes anchored in a paragraph, each once: a drawing comes again in an older form, as a fallback."""
+    fallbacks = {
+        box for each in paragraph.iter() if str(each.tag).endswith("}Fallback") for box in each.iter(f"{_W}txbxContent")
+    }
+    return [box for box in paragraph.iter(f"{_W}txbxContent") if box not in fallbacks]
 
 
 def pptx(path: Path) -> Parts:
@@ -100,6 +151,8 @@ def xlsx(path: Path) -> Parts:
 def epub(path: Path) -> Parts:
     """The chapters in reading order; title, creator, language and date from the book's own description."""
     with zipfile.ZipFile(path) as book:
+        if "META-INF/container.xml" not in book.namelist():
+            raise ExtractionError("not an e-book: it has no META-INF/container.xml")
         container = ElementTree.fromstring(book.read("META-INF/container.xml"))
         package = next(each.attrib["full-path"] for each in container.iter() if each.tag.endswith("}rootfile"))
         description = ElementTree.fromstring(book.read(package))
@@ -110,39 +163,68 @@ def epub(path: Path) -> Parts:
                 name = posixpath.normpath(
                     posixpath.join(posixpath.dirname(package), unquote(files[item.attrib["idref"]]))
                 )
+                if name not in book.namelist():
+                    raise ExtractionError(f"damaged: its chapter {name} is missing")
                 texts.append(html_text(book.read(name), "utf-8")[1])
-        found = {name: description.findtext(f".//{_DC}{name}") for name in ("title", "creator", "language", "date")}
-        known = {name: value.strip() for name, value in found.items() if value and value.strip()}
+        known = {}
+        for name in ("title", "creator", "language", "date"):
+            if values := [text for each in description.iter(f"{_DC}{name}") if (text := (each.text or "").strip())]:
+                known[name] = ", ".join(values) if name == "creator" else values[0]
         return known.pop("title", ""), "\n\n".join(filter(None, texts)), known
 
 
 def eml(path: Path) -> Parts:
     """The plain body, or else the HTML one; the subject is the title."""
-    message = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
+    data = path.read_bytes()
+    message = email.message_from_bytes(data, policy=email.policy.default)
     body = message.get_body(("plain", "html")) if isinstance(message, EmailMessage) else None
     text = ""
     if body is not None:
-        content = body.get_content()
-        is_html = body.get_content_type() == "text/html"
-        text = html_text(content.encode(), "utf-8")[1] if is_html else content.replace("\r\n", "\n")
+        content = body.get_payload(decode=True)
+        assert isinstance(content, bytes)  # a part with parts of its own is no body
+        charset = body.get_content_charset()
+        if body.get_content_type() == "text/html":
+            text = html_text(content, charset or "utf-8")[1]
+        else:
+            text = _mail_text(content, charset).replace("\r\n", "\n")
     if not text.strip():
         raise ExtractionError("empty text: the mail has no body that can be read")
-    date = message["date"].datetime if message["date"] is not None else None
+    try:
+        # Headers in plain UTF-8, which RFC 6532 allows, come out as replacement characters if read as bytes.
+        headers = email.message_from_string(data.decode(), policy=email.policy.default)
+    except UnicodeDecodeError:
+        headers = message
+    date = headers["date"]
     metadata = {
-        "from": str(message["from"] or ""),
-        "to": str(message["to"] or ""),
-        "date": date.isoformat() if date else "",
+        "from": str(headers["from"] or ""),
+        "to": str(headers["to"] or ""),
+        "date": "" if date is None else date.datetime.isoformat() if date.datetime else str(date),
     }
-    return str(message["subject"] or ""), text, {name: value for name, value in metadata.items() if value}
+    return str(headers["subject"] or ""), text, {name: value for name, value in metadata.items() if value}
+
+
+def _mail_text(content: bytes, charset: str | None) -> str:
+    """A plain body; one that names no charset, or a wrong one, may still be UTF-8."""
+    for name in (charset or "utf-8", "utf-8"):
+        try:
+            return content.decode(name)
+        except (LookupError, UnicodeDecodeError):
+            continue
+    raise ExtractionError(f"its body is neither {charset or 'ascii'}, as it says, nor utf-8")
 
 
 def ipynb(path: Path) -> Parts:
     """The sources of Markdown and code cells, without their outputs."""
-    notebook = json.loads(path.read_bytes())
+    try:
+        notebook = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ExtractionError(f"not a notebook: {error}") from error
+    if not isinstance(notebook, dict):
+        raise ExtractionError("not a notebook: expected a JSON object with cells")
     cells = notebook.get("cells") or [cell for sheet in notebook.get("worksheets", ()) for cell in sheet["cells"]]
     texts = {"markdown": [""], "all": [""]}
     for cell in cells:
-        source = cell.get("source", cell.get("input", ""))
+        source = cell.get("source", cell.get("input")) or ""
         source = source if isinstance(source, str) else "".join(source)
         texts["all"].append(source)
         if cell.get("cell_type") == "markdown":

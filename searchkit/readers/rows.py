@@ -51,6 +51,8 @@ class ReadReport:
         numbered: The first id that was made of a row's number, "" if the rows have ids.
         columns: Types of the metadata columns of a CSV or TSV file.
         remarks: Sentences for the user.
+        flawed: Files whose front matter cannot be read.
+        first_flaw: The first of them, and why.
         unread: Ids of files that are there and were rejected; one that ends with "/" stands for a folder, "" for all.
         passed_over: Files in a folder that are of no kind that is read, and links, counted by kind.
         longest_cell: Location and lines of the longest quoted cell of a CSV file.
@@ -60,6 +62,8 @@ class ReadReport:
     numbered: str = ""
     columns: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    flawed: int = 0
+    first_flaw: str = ""
     unread: set[str] = field(default_factory=set)
     passed_over: Counter[str] = field(default_factory=Counter)
     longest_cell: tuple[str, int] = ("", 0)
@@ -83,6 +87,9 @@ class ReadReport:
         location, lines = self.longest_cell
         if lines >= LONG_CELL:
             notes.append(f"{location}: a quoted cell spans {lines} lines; if rows are missing, its quote is not closed")
+        if self.flawed:
+            files = "1 file" if self.flawed == 1 else f"{self.flawed:,} files"
+            notes.append(f"front matter of {files} cannot be read and stays text: {self.first_flaw}")
         if self.passed_over:
             counted = ", ".join(f"{count} {kind}" for kind, count in self.passed_over.most_common(8))
             more = len(self.passed_over) - 8

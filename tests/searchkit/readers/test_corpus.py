@@ -529,7 +529,7 @@ def written_pdf(password: str | None) -> bytes:
         ("a.pdf", lambda: written_pdf(None), "empty text: .* scanned pages need character recognition"),
         ("a.pdf", lambda: written_pdf(""), "empty text"),
         ("a.pdf", lambda: b"%PDF-1.4\nnonsense", "cannot be read as PDF"),
-        ("a.pdf", lambda: b"", "cannot be read as PDF"),
+        ("a.pdf", lambda: b"", "not a PDF: it does not begin with %PDF-"),
         ("a.txt", lambda: b"th\xe9", "not utf-8: unexpected end of data 0xe9 at byte 2 of the file; .* --encoding"),
         ("a.md", lambda: b" \n", "empty text"),
         ("a.html", lambda: b"<p></p>", "empty text"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from searchkit.errors import CorpusError
 from searchkit.readers.corpus import read_corpus
 
 
@@ -60,7 +61,12 @@ def test_html_is_read_block_by_block(tmp_path):
 
 @pytest.mark.parametrize(
     ("page", "title"),
-    [("<h1>Tea <i>time</i></h1>x", "Tea time"), ("<title> </title><h1>T</h1>", "T"), ("a.txt", "page")],
+    [
+        ("<h1>Tea <i>time</i></h1>x", "Tea time"),
+        ("<h1> </h1><h1>Tea</h1>", "Tea"),
+        ("<title> </title><h1>T</h1>", "T"),
+        ("a.txt", "page"),
+    ],
 )
 def test_html_without_a_title_takes_its_first_heading_or_its_name(tmp_path, page, title):
     pytest.importorskip("bs4")
@@ -75,11 +81,23 @@ def test_html_without_a_title_takes_its_first_heading_or_its_name(tmp_path, page
         ("<p>чай".encode("cp1251"), "cp1251"),
         ("<p>чай".encode("utf-16"), "utf-8"),
         ("<?xml version='1.0' encoding='utf-8'?><html><p>чай</p></html>".encode(), "utf-8"),
+        ("<meta charset=iso-8859-1><p>чай".encode(), "utf-8"),  # declared wrongly, as templates do
+        ("<meta charset=nonsense><p>чай".encode(), "utf-8"),
     ],
 )
 def test_html_is_decoded_as_it_declares(tmp_path, data, encoding):
     pytest.importorskip("bs4")
     assert next(read_corpus(write(tmp_path / "a.html", data), encoding=encoding)).text == "чай"
+
+
+def test_html_in_latin_1_is_read_as_browsers_do_and_never_guessed(tmp_path):
+    pytest.importorskip("bs4")
+    page = write(tmp_path / "a.html", b"<meta charset=iso-8859-1><p>\x93caf\xe9\x94 \x80 5")  # quotes of Windows
+    assert next(read_corpus(page)).text == "“café” € 5"
+    page = write(tmp_path / "b.html", b"<p>caf\xe9")
+    with pytest.raises(CorpusError, match="not utf-8: it declares no encoding; name it with --encoding"):
+        list(read_corpus(page))
+    assert next(read_corpus(page, encoding="latin-1")).text == "café"
 
 
 def test_html_may_nest_deeper_than_python(tmp_path):
