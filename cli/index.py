@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from searchkit.engine import SearchEngine
+    from searchkit.merging import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ _build_options = as_record(
     type=click.Choice(["cosine", "inner-product", "euclidean"]),
     help="How your own vectors are compared. [default: cosine]",
 )
+@click.option("--part", metavar="K/N", help="Index only share K of N of the corpus, to be merged: searchkit merge.")
 @corpus_options
 @text_or_json
 @model_options
@@ -96,6 +98,7 @@ def index(
     recipe: str | None,
     own: VectorOptions,
     similarity: str | None,
+    part: str | None,
     reading: CorpusOptions,
     output: str,
     model: ModelOptions,
@@ -111,8 +114,16 @@ def index(
         zcat dump.jsonl.gz | searchkit index - --index dump.index --text-field body
         searchkit index papers.jsonl --vector-field embedding --vectors-from my-model-v2
     """
+    from searchkit.merging import Part
     from searchkit.readers.corpus import kind_of
 
+    share = None if part is None else Part.parse(part)
+    if share is not None and folder is None:
+        raise click.UsageError("--part needs --index, a folder for each part")
+    if share is not None and own.vectors is not None:
+        raise click.UsageError(
+            "--part cannot be combined with --vectors FILE, whose rows are in the order of the corpus"
+        )
     folder = folder or _default_folder(corpus)
     created = not folder.exists()
     kind, rows = kind_of(corpus, reading.kind), own.rows(corpus, reading)
@@ -132,7 +143,7 @@ def index(
                 if created:
                     shutil.rmtree(folder)
                 raise
-        add_corpus(engine, corpus, reading, output, own=own, rows=rows, created=created)
+        add_corpus(engine, corpus, reading, output, own=own, rows=rows, created=created, part=share)
         if recipe:
             store_by(engine, recipe)
 
@@ -147,6 +158,7 @@ def add_corpus(
     rows: np.ndarray | None = None,
     update: bool = False,
     created: bool = False,
+    part: Part | None = None,
 ) -> None:
     """Add a corpus to an open index with a progress bar, and print a report.
 
@@ -159,6 +171,7 @@ def add_corpus(
         rows: The vectors themselves, where they are in a file of their own.
         update: Replace documents whose content has changed.
         created: The index is new; it is removed if nothing gets into it.
+        part: Add only this share of it.
     """
     from searchkit.readers.corpus import ReadReport, Rejects, estimate_documents, kind_of
 
@@ -172,11 +185,15 @@ def add_corpus(
     with Rejects(file if skip else None) as rejects:
         try:
             documents = reading.read(corpus, rejects, read, own.vector_field)
+            estimate = estimate_documents(corpus, reading.kind)
+            if part is not None:
+                documents = filter(part.holds, documents)
+                estimate = None if estimate is None else estimate // part.count
             vectors: Any = rows
             if own.vector_field is not None:
                 documents, again = tee(documents)
                 vectors = (document.vector for document in again)
-            with _Progress(estimate_documents(corpus, reading.kind)) as progress:
+            with _Progress(estimate) as progress:
                 report = engine.add(
                     documents,
                     vectors=vectors,

@@ -31,6 +31,7 @@ _COMMANDS = {
     "add": "Add documents to an index.",
     "update": "Replace documents in an index, and add new ones.",
     "sync": "Make an index hold what some folders hold.",
+    "merge": "Merge indexes of one model into a new one.",
     "delete": "Delete documents from an index.",
     "compact": "Free the space of deleted documents.",
     "check": "Verify an index, and repair it.",

@@ -187,6 +187,18 @@ class Documents:
                     if row >= first_row:
                         yield row, document.title, document.text[start:stop]
 
+    def by_id(self, after: str = "") -> Iterator[tuple[str, int, str]]:
+        """(id, position, checksum) of every living document whose id is above another, in the order of ids."""
+        query = "SELECT id, doc, checksum FROM documents WHERE deleted = 0 AND id > ? ORDER BY id"
+        with self._database.snapshot() as db:
+            yield from db.execute(query, (after,))
+
+    def last_id(self) -> str:
+        """The highest id of the living documents, or "" where there are none."""
+        with self._database.access():
+            (id,) = self._database.db.execute("SELECT max(id) FROM documents WHERE deleted = 0").fetchone()
+        return id or ""
+
     def metadata(self) -> Iterator[str]:
         """The metadata of every living document in order, as filters read them, without comparing checksums."""
         query = "SELECT metadata FROM documents WHERE deleted = 0 ORDER BY doc"

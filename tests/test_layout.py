@@ -23,6 +23,7 @@ LAYERS = (
         "binding",
         "ingest",
         "lexical_sync",
+        "merging",
         "own_vectors",
         "check",
         "repair",
