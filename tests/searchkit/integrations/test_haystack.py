@@ -1,0 +1,556 @@
+"""Haystack's own suites over our store, unchanged, and what they leave out."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # no test reaches for the network
+
+import gc
+import random
+import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from guides import GUIDES
+from rerankers import build_reranker
+
+pytest.importorskip("haystack", reason="needs haystack-ai: pip install 'searchkit[haystack]'; see .ci/frameworks")
+pytest.importorskip("pytest_asyncio", reason="Haystack's asynchronous suites need pytest-asyncio; see .ci/frameworks")
+
+from haystack import Document, Pipeline
+from haystack.components.embedders import MockTextEmbedder
+from haystack.components.writers import DocumentWriter
+from haystack.dataclasses import ByteStream, SparseEmbedding
+from haystack.document_stores.errors import DuplicateDocumentError
+from haystack.document_stores.types import DuplicatePolicy, FilterPolicy
+from haystack.errors import FilterError
+from haystack.testing import document_store as suite
+from haystack.testing import document_store_async as async_suite
+from haystack.utils.filters import document_matches_filter
+
+from searchkit.engine import SearchEngine
+from searchkit.errors import InputError, StoreError
+from searchkit.integrations.haystack import (
+    SearchkitBM25Retriever,
+    SearchkitDocumentEmbedder,
+    SearchkitDocumentStore,
+    SearchkitEmbeddingRetriever,
+    SearchkitHybridRetriever,
+    SearchkitRanker,
+    SearchkitTextEmbedder,
+)
+from searchkit.integrations.haystack.filters import Kinds, compiled
+from searchkit.models.embedder import Embedder
+from searchkit.models.reranker import Reranker
+from searchkit.records import Document as StoredDocument
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SearchkitDocumentStore:
+    return SearchkitDocumentStore(tmp_path / "store.index")
+
+
+class TestSuite(
+    suite.DocumentStoreBaseExtendedTests,
+    suite.CountDocumentsByFilterTest,
+    suite.CountUniqueMetadataByFilterTest,
+    suite.GetMetadataFieldsInfoTest,
+    suite.GetMetadataFieldMinMaxTest,
+    suite.GetMetadataFieldUniqueValuesTest,
+):
+    @pytest.fixture
+    def document_store(self, store: SearchkitDocumentStore) -> SearchkitDocumentStore:
+        return store
+
+    def test_write_documents(self, document_store: SearchkitDocumentStore) -> None:
+        """What happens without a policy is each store's own: the suite asks for this test to be written."""
+        document = Document(content="one")
+        assert document_store.write_documents([document]) == 1
+        with pytest.raises(DuplicateDocumentError):
+            document_store.write_documents([document, Document(content="two")])
+        assert document_store.filter_documents() == [document]
+
+
+class TestAsyncSuite(
+    async_suite.CountDocumentsAsyncTest,
+    async_suite.CountDocumentsByFilterAsyncTest,
+    async_suite.CountUniqueMetadataByFilterAsyncTest,
+    async_suite.DeleteAllAsyncTest,
+    async_suite.DeleteByFilterAsyncTest,
+    async_suite.DeleteDocumentsAsyncTest,
+    async_suite.FilterDocumentsAsyncTest,
+    async_suite.GetMetadataFieldMinMaxAsyncTest,
+    async_suite.GetMetadataFieldsInfoAsyncTest,
+    async_suite.GetMetadataFieldUniqueValuesAsyncTest,
+    async_suite.UpdateByFilterAsyncTest,
+    async_suite.WriteDocumentsAsyncTest,
+):
+    @pytest.fixture
+    def document_store(self, store: SearchkitDocumentStore) -> SearchkitDocumentStore:
+        return store
+
+    @pytest.mark.asyncio
+    async def test_write_documents_async(self, document_store: SearchkitDocumentStore) -> None:
+        """As above."""
+        document = Document(content="one")
+        assert await document_store.write_documents_async([document]) == 1
+        with pytest.raises(DuplicateDocumentError):
+            await document_store.write_documents_async([document], DuplicatePolicy.NONE)
+        assert await document_store.filter_documents_async() == [document]
+
+
+# Filters: Haystack's own function is the oracle
+
+VALUES: dict[str, list[Any]] = {
+    "meta.n": [0, 1, 2, 2.5, -3, 10**12, None],
+    "meta.mixed": [0, 1, 1.0, True, False, "1", None, "a", {"x": 1}],
+    "meta.flag": [True, False, None],
+    "meta.s": ["a", "b", "A", "", "1", "caf\u00e9", None],
+    "meta.accents": ["caf\u00e9", "cafe\u0301", "\u212b", "\u00c5", "a\0b", "a"],
+    "meta.day": ["2024-05-01", "2024-05-01T00:00", "2024-05-01T12:30:05.25", "1999-12-31", None],
+    "meta.time": ["2024-05-01T12:00:00Z", "2024-05-01T14:00:00+02:00", "2024-05-01T12:00:00", "2024-13-45", "May 2024"],
+    "meta.list": [["a"], ["a", "b"], "a", [], None, [1, [2]]],
+    "meta.big": [2**70, 1, float("inf")],
+    "meta.stamp": [datetime(2024, 5, 1, 12), datetime(2024, 5, 1, 12, tzinfo=UTC), "2024-05-01T12:00:00", None],
+    "meta.o.x": [1, 2, "a", None],
+    "meta.$odd.a b": [1, "a"],
+    "meta._id": ["x", "y"],
+    "n": [0, 1, 2],
+    "id": ["0", "1", "17", "2024-05-01"],
+    "content": ["text 1", "text 2"],
+    "meta.missing": [1, "a", None],
+}
+
+
+def random_document(number: int, draw: random.Random) -> Document:
+    meta: dict[str, Any] = {}
+    for name, values in VALUES.items():
+        first, *path = name.split(".")
+        if first == "meta" and name != "meta.missing" and draw.random() < 0.8:
+            target = meta
+            for part in path[:-1]:
+                target = target.setdefault(part, {})
+            target[path[-1]] = draw.choice(values)
+    if draw.random() < 0.2:
+        meta["o"] = draw.choice([5, [{"x": 1}, {"x": "a"}], None])
+    return Document(id=str(number), content=f"text {number % 3}", meta=meta)
+
+
+def random_filter(draw: random.Random, names: list[str], depth: int = 0) -> dict[str, Any]:
+    if depth < 3 and draw.random() < 0.4:
+        conditions = [random_filter(draw, names, depth + 1) for _ in range(draw.randrange(4))]
+        return {"operator": draw.choice(["AND", "OR", "NOT"]), "conditions": conditions}
+    name = draw.choice(names)
+    operator = draw.choice(["==", "!=", "in", "not in", ">", ">=", "<", "<="])
+    value = draw.choice(VALUES[name])
+    if operator.endswith("in"):
+        value = draw.sample(VALUES[name], draw.randrange(3))
+    return {"field": name, "operator": operator, "value": value}
+
+
+def outcome(matching: Any) -> Any:
+    try:
+        return matching()
+    except (FilterError, TypeError):  # Haystack itself raises TypeError for 1 < {}
+        return "refused"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_thousand_filters_match_what_haystack_says(store: SearchkitDocumentStore, seed: int) -> None:
+    draw = random.Random(seed)
+    documents = [random_document(number, draw) for number in range(40)]
+    store.write_documents(documents)
+    with SearchEngine.open(store._folder.path) as engine:
+        kinds = Kinds.of(engine.store.documents, engine.snapshot.generation)
+    sound = ["meta.n", "meta.flag", "meta.s", "meta.day", "meta.missing", "id", "n"]
+    certain = refused = some = 0
+    for number in range(250):
+        filters = random_filter(draw, sound if number % 2 else list(VALUES))
+        expected = outcome(lambda: [d.id for d in documents if document_matches_filter(filters, d)])  # noqa: B023
+        received = outcome(lambda: [d.id for d in store.filter_documents(filters)])  # noqa: B023
+        assert received == expected, filters
+        certain += compiled(filters, kinds) is not None
+        refused += expected == "refused"
+        some += expected != "refused" and 0 < len(expected) < len(documents)
+    assert certain > 100  # most of what is asked about keys with values of one kind
+    assert refused > 20
+    assert some > 60
+
+
+def test_filters_are_compiled_for_new_kinds_of_values(store: SearchkitDocumentStore) -> None:
+    """What is known about the stored values follows what this store, and another one, write."""
+    above = {"field": "meta.year", "operator": ">", "value": 2000}
+    store.write_documents([Document(id="1", content="a", meta={"year": 2020})])
+    assert [d.id for d in store.filter_documents(above)] == ["1"]
+    store.write_documents([Document(id="2", content="b", meta={"year": True}), Document(id="3", meta={"year": 3000})])
+    assert [d.id for d in store.filter_documents(above)] == ["1", "3"]
+    SearchkitDocumentStore(store._folder.path).write_documents([Document(id="4", content="c", meta={"year": "x"})])
+    with pytest.raises(FilterError):
+        store.filter_documents(above)
+    store.delete_documents(["4"])
+    store.update_by_filter({"field": "id", "operator": "==", "value": "2"}, {"year": [2020]})
+    with pytest.raises(FilterError, match="document '2'"):
+        store.filter_documents(above)
+
+
+@pytest.mark.parametrize(
+    "filters", [{"operator": "AND"}, {"name": "x"}, {"field": "meta.n", "operator": "~", "value": 1}]
+)
+def test_a_malformed_filter_is_refused_by_an_empty_store(
+    store: SearchkitDocumentStore, filters: dict[str, Any]
+) -> None:
+    with pytest.raises(FilterError):
+        store.filter_documents(filters)
+
+
+# Documents come back equal
+
+DOCUMENTS = [
+    Document(id="empty"),
+    Document(id="blank", content=" \n"),
+    Document(id="no text", content="", embedding=[1 / 3] * 8),
+    Document(id="NUL", content="a\0b \ud800"),
+    Document(id="blob", blob=ByteStream(b"\0\xff", meta={"n": (1, 2)}, mime_type="image/png")),
+    Document(id="sparse", content="x", sparse_embedding=SparseEmbedding([1, 7], [0.5, 0.1])),
+    Document(id="score", content="x", score=0.1),
+    Document(id="exact", content="x", embedding=[3.0, 0.1, -1e-9, 1e30, 0.0, 1.5, 2.0, 7.0]),
+    Document(id="single", content="x", embedding=[0.5, 0.25, 1.0, 0.0, 0.0, 1.5, 2.0, 7.0]),
+    Document(
+        id="meta",
+        content="x",
+        meta={
+            "tuple": {"range": (0, 23)}, "date": date(2024, 5, 1), "time": datetime(2024, 5, 1, 12, tzinfo=UTC),
+            "big": 2**80, "set": {1, 2}, "bytes": b"\xff", 5: "five", "_haystack": {"content": "mine"},
+            "a.b": [1, None], "infinite": float("inf"), "": "empty", "title": "a title", "\ud800": 1,
+            "plain": {"x": [1.5, True]},
+        },
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "inner-product", "euclidean"])
+def test_documents_come_back_equal(store: SearchkitDocumentStore, tmp_path: Path, similarity: Any) -> None:
+    store = SearchkitDocumentStore(tmp_path / "store.index", similarity=similarity)
+    assert store.write_documents(DOCUMENTS) == len(DOCUMENTS)
+    assert store.filter_documents() == DOCUMENTS
+    assert SearchkitDocumentStore(tmp_path / "store.index").filter_documents() == DOCUMENTS
+    found = SearchkitBM25Retriever(store, return_embedding=True).run("x")["documents"]
+    assert {document.id for document in found} >= {"sparse", "score", "exact", "single", "meta"}
+    assert next(document for document in found if document.id == "exact").embedding == DOCUMENTS[7].embedding
+
+
+def test_embeddings_need_not_be_kept_exactly(tmp_path: Path) -> None:
+    store = SearchkitDocumentStore(tmp_path / "store.index", exact_embeddings=False)
+    store.write_documents([Document(id="1", content="x", embedding=[3.0, 4.0])])
+    (document,) = store.filter_documents()
+    assert document.embedding == pytest.approx([0.6, 0.8], abs=1e-3)
+
+
+def test_metadata_that_cannot_be_kept_is_refused(store: SearchkitDocumentStore) -> None:
+    with pytest.raises(InputError, match=r"document '1' cannot be stored: its meta .* \(an object\); expected strings"):
+        store.write_documents([Document(id="1", content="x", meta={"thing": object()})])
+    assert store.count_documents() == 0
+
+
+def test_the_first_embedding_decides_the_width(store: SearchkitDocumentStore) -> None:
+    store.write_documents([Document(id="1", content="x"), Document(id="2", content="y", embedding=[1.0, 0.0])])
+    with pytest.raises(InputError, match=r"'3' has an embedding of 3 numbers, but .* for 2;"):
+        store.write_documents([Document(id="3", content="z", embedding=[1.0, 0.0, 0.0])])
+    assert store.count_documents() == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "written", "contents"),
+    [(DuplicatePolicy.SKIP, 1, ["old", "new 2"]), (DuplicatePolicy.OVERWRITE, 2, ["newer 1", "new 2"])],
+)
+def test_policies_for_ids_that_exist(
+    store: SearchkitDocumentStore, policy: DuplicatePolicy, written: int, contents: list[str]
+) -> None:
+    store.write_documents([Document(id="1", content="old")])
+    new = [Document(id="1", content="new 1"), Document(id="2", content="new 2"), Document(id="1", content="newer 1")]
+    with pytest.raises(DuplicateDocumentError, match="nothing was written"):
+        store.write_documents(new, DuplicatePolicy.FAIL)
+    with pytest.raises(DuplicateDocumentError, match="'1' exists"):
+        store.write_documents(new[:2], DuplicatePolicy.NONE)
+    assert store.write_documents(new, policy) == written
+    assert sorted(d.content for d in store.filter_documents()) == sorted(contents)
+
+
+# One folder, several stores
+
+
+def test_a_store_holds_the_lock_only_while_it_writes(store: SearchkitDocumentStore) -> None:
+    store.write_documents([Document(id="1", content="x")])
+    other = SearchkitDocumentStore(store._folder.path)
+    other.write_documents([Document(id="2", content="y")])
+    assert store.count_documents() == 2
+    with SearchEngine.open(store._folder.path, writable=True) as engine:
+        assert store.count_documents() == len(engine) == 2
+
+
+def test_files_are_closed_with_the_store_or_when_nobody_has_it(store: SearchkitDocumentStore, tmp_path: Path) -> None:
+    with store:
+        store.write_documents([Document(id="1", content="x")])
+        assert store.count_documents() == 1
+        engine = store._folder.reader()
+    assert engine is not None
+    with pytest.raises(StoreError, match="closed"):
+        engine.reload()
+    assert store.count_documents() == 1  # it opens them again
+    forgotten = SearchkitDocumentStore(tmp_path / "store.index")
+    engine = forgotten._folder.reader()
+    assert engine is not None
+    del forgotten
+    gc.collect()
+    with pytest.raises(StoreError, match="closed"):
+        engine.reload()
+
+
+def test_other_settings_than_those_of_the_index_are_refused(store: SearchkitDocumentStore) -> None:
+    path = store._folder.path
+    SearchkitDocumentStore(path, vectors_from="one").write_documents([Document(content="x", embedding=[1.0, 0.0])])
+    for settings in (
+        {"vectors_from": "two"},
+        {"embedding_dim": 3},
+        {"similarity": "euclidean"},
+        {"language": "german"},
+    ):
+        with pytest.raises(StoreError, match=r"was (made|built)"):
+            SearchkitDocumentStore(path, **settings).count_documents()
+
+
+def test_stores_that_write_at_the_same_time_wait_for_each_other(store: SearchkitDocumentStore) -> None:
+    def write(number: int) -> None:
+        other = SearchkitDocumentStore(store._folder.path)
+        for n in range(3):
+            other.write_documents([Document(id=f"{number}-{n}", content="x")])
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(write, range(3)))
+    assert {document.id for document in store.filter_documents()} == {f"{m}-{n}" for m in range(3) for n in range(3)}
+
+
+@pytest.mark.parametrize("change", ["delete_by_filter", "update_by_filter"])
+def test_an_empty_filter_changes_nothing(store: SearchkitDocumentStore, change: str) -> None:
+    store.write_documents([Document(id="1", content="x")])
+    with pytest.raises(InputError, match="the filter is empty"):
+        getattr(store, change)({}, *[{"a": 1}][: change == "update_by_filter"])
+    assert store.filter_documents() == [Document(id="1", content="x")]
+
+
+# Retrievers
+
+
+def embedded(count: int = 30, width: int = 8) -> list[Document]:
+    rows = np.random.default_rng(0).standard_normal((count, width))
+    words = ["tea", "bread", "rain"]
+    return [
+        Document(id=str(n), content=f"{words[n % 3]} number {n}", meta={"n": n, "tags": [n]}, embedding=row.tolist())
+        for n, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [None, {"field": "meta.n", "operator": ">=", "value": 10}, {"field": "meta.tags", "operator": "!=", "value": [3]}],
+    ids=["all", "compiled", "judged by Haystack"],
+)
+def test_dense_retrieval_equals_brute_force(store: SearchkitDocumentStore, filters: dict[str, Any] | None) -> None:
+    documents = embedded()
+    store.write_documents([*documents, Document(id="none", content="without an embedding", meta={"n": 99})])
+    query = np.random.default_rng(1).standard_normal(8)
+    allowed = [d for d in documents if filters is None or document_matches_filter(filters, d)]
+    scores = {d.id: float(query @ d.embedding / np.linalg.norm(query) / np.linalg.norm(d.embedding)) for d in allowed}
+    found = SearchkitEmbeddingRetriever(store, filters=filters).run(query.tolist(), top_k=5)["documents"]
+    assert [d.id for d in found] == sorted(scores, key=lambda id: -scores[id])[:5]
+    assert [d.score for d in found] == pytest.approx([scores[d.id] for d in found], abs=1e-3)
+    assert found[0].embedding is None
+
+
+def test_filters_of_a_call_replace_or_join_those_of_the_retriever(store: SearchkitDocumentStore) -> None:
+    store.write_documents(embedded())
+    few = {"field": "meta.n", "operator": "<", "value": 9}
+    some = {"field": "meta.n", "operator": ">", "value": 3}
+    every = {"operator": "AND", "conditions": [few]}
+    retriever = SearchkitBM25Retriever(store, filters=every, top_k=30)
+    assert {d.id for d in retriever.run("tea")["documents"]} == {"0", "3", "6"}
+    assert len(retriever.run("tea", some)["documents"]) == 8
+    merging = SearchkitBM25Retriever(store, filters=every, top_k=30, filter_policy=FilterPolicy.MERGE)
+    assert {d.id for d in merging.run("tea", {"operator": "AND", "conditions": [some]})["documents"]} == {"6"}
+    assert retriever.run("tea", top_k=0) == {"documents": []}
+
+
+def test_hybrid_retrieval_is_that_of_the_engine(store: SearchkitDocumentStore) -> None:
+    documents = embedded()
+    store.write_documents(documents)
+    query = documents[4].embedding
+    found = SearchkitHybridRetriever(store).run("tea number 3", query_embedding=query)["documents"]
+    with SearchEngine.open(store._folder.path) as engine:
+        hits = engine.search("tea number 3", vector=query)
+    assert [(d.id, d.score) for d in found] == [(hit.id, hit.score) for hit in hits]
+
+
+def test_an_instruction_of_a_call_reaches_the_text_embedder(store: SearchkitDocumentStore) -> None:
+    texts = ["The tea is hot", "Bread is baked", "It rains", "Where does tea grow?"]
+    store.write_documents(SearchkitDocumentEmbedder().run([Document(content=text) for text in texts])["documents"])
+    retriever = SearchkitEmbeddingRetriever(store, text_embedder=SearchkitTextEmbedder())
+    instruction = "Given a statement, find a question about the same thing"
+    plain = retriever.run(query="Tea grows in hills")["documents"]
+    instructed = retriever.run(query="Tea grows in hills", instruction=instruction)["documents"]
+    vector = Embedder().encode_queries(["Tea grows in hills"], instruction)[0]
+    by_hand = retriever.run(vector.tolist())["documents"]
+    assert [(d.id, d.score) for d in instructed] == [(d.id, pytest.approx(d.score)) for d in by_hand]
+    assert [d.score for d in instructed] != [d.score for d in plain]
+    with pytest.raises(InputError, match="both query_embedding and instruction"):
+        retriever.run(vector.tolist(), instruction=instruction)
+    with pytest.raises(InputError, match="needs the embedding of its query"):
+        SearchkitHybridRetriever(store).run("tea")
+    with pytest.raises(InputError, match="the query is empty"):
+        SearchkitHybridRetriever(store).run(" ")
+
+
+def test_an_index_of_passages_is_opened_as_it_is(tmp_path: Path) -> None:
+    long = " ".join(f"Sentence {n} is about bread." for n in range(40)) + " The last one is about tea in China."
+    with SearchEngine.create(tmp_path / "papers.index", chunk_tokens=32) as engine:
+        engine.add([StoredDocument("1", long, title="Bread", metadata={"tags": ["a"]}), StoredDocument("2", "Rain.")])
+    store = SearchkitDocumentStore(tmp_path / "papers.index")
+    whole = Document(id="1", content=long, meta={"title": "Bread", "tags": ["a"]})
+    assert store.filter_documents({"field": "meta.title", "operator": "==", "value": "Bread"}) == [whole]
+    (found,) = SearchkitHybridRetriever(store, top_k=1).run("tea in China", instruction="Find it")["documents"]
+    assert found.id == "1"
+    assert found.content is not None
+    assert "tea in China" in found.content
+    assert len(found.content) < 300
+    store.write_documents([Document(id="3", content="Coffee from Brazil")])
+    (found,) = SearchkitEmbeddingRetriever(store, top_k=1).run(query="Coffee from Brazil")["documents"]
+    assert found.id == "3"
+    with pytest.raises(InputError, match="embeds texts with its model"):
+        store.write_documents([Document(content="x", embedding=[0.0] * 384)])
+
+
+def test_a_store_with_a_model_embeds_by_itself(tmp_path: Path) -> None:
+    store = SearchkitDocumentStore(tmp_path / "store.index", model="builtin")
+    store.write_documents([Document(id="1", content="Tea from China"), Document(id="2", content="Rain")])
+    store.update_by_filter({"field": "id", "operator": "==", "value": "1"}, {"seen": True})
+    (found,) = SearchkitEmbeddingRetriever(store, top_k=1).run(query="tea in China")["documents"]
+    assert (found.id, found.meta) == ("1", {"seen": True})
+
+
+# Embedders and ranker
+
+
+def test_document_embedder_reads_metadata_and_leaves_documents_alone() -> None:
+    documents = [Document(content="It is hot.", meta={"title": "Tea", "n": 1}), Document(content=None)]
+    result = SearchkitDocumentEmbedder(meta_fields_to_embed=["title"]).run(documents)
+    (row,) = Embedder().encode_passages(["Tea\nIt is hot."])
+    np.testing.assert_allclose(result["documents"][0].embedding, row, atol=1e-6)
+    assert result["documents"][1] is documents[1]
+    assert documents[0].embedding is None
+    assert result["meta"] == {"model": "builtin", "truncated": 0}
+
+
+def test_components_share_one_model() -> None:
+    assert SearchkitTextEmbedder().embedder is SearchkitDocumentEmbedder().embedder
+
+
+@pytest.mark.parametrize("fault", [["text"], "text", None])
+def test_embedders_refuse_what_they_cannot_embed(fault: Any) -> None:
+    with pytest.raises(InputError, match="documents is"):
+        SearchkitDocumentEmbedder().run(fault)
+    with pytest.raises(InputError, match="text is"):
+        SearchkitTextEmbedder().run(" " if fault == "text" else fault)
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3-lm"])
+def test_ranker_orders_as_the_reranker_scores(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("transformers", reason="rerankers need the extra torch")
+    folder = str(build_reranker(tmp_path / "reranker", kind))
+    texts = ["tea grows in China", "bread is baked", "it rains in spring"]
+    documents = [Document(id=str(n), content=text, meta={"title": "T"}) for n, text in enumerate(texts)]
+    ranker = SearchkitRanker(folder, device="cpu", meta_fields_to_embed=["title"])
+    found = ranker.run("tea", [*documents, documents[0]], top_k=2, instruction="Find drinks")["documents"]
+    expected = Reranker(folder, device="cpu").rerank("tea", [f"T\n{text}" for text in texts], "Find drinks", 2)
+    assert [(d.id, d.score) for d in found] == [(str(n), pytest.approx(score, abs=1e-5)) for n, score in expected]
+    assert ranker.run("tea", []) == {"documents": []}
+
+
+def test_ranker_by_an_embedder_orders_by_inner_products() -> None:
+    texts = ["bread is baked", "tea grows in China"]
+    documents = [Document(id=str(n), content=text) for n, text in enumerate(texts)]
+    found = SearchkitRanker(embedder="builtin").run("a hot drink", documents)["documents"]
+    embedder = Embedder()
+    scores = embedder.encode_passages(texts) @ embedder.encode_queries(["a hot drink"])[0]
+    assert [(d.id, d.score) for d in found] == [("1", pytest.approx(scores[1])), ("0", pytest.approx(scores[0]))]
+
+
+# Pipelines
+
+
+def test_pipelines_run_after_they_were_saved(tmp_path: Path) -> None:
+    store = SearchkitDocumentStore(tmp_path / "store.index", vectors_from="builtin")
+    indexing = Pipeline()
+    indexing.add_component("embedder", SearchkitDocumentEmbedder(meta_fields_to_embed=["title"]))
+    indexing.add_component("writer", DocumentWriter(store, policy=DuplicatePolicy.OVERWRITE))
+    indexing.connect("embedder.documents", "writer.documents")
+    querying = Pipeline()
+    querying.add_component("embedder", SearchkitTextEmbedder(instruction="Find drinks"))
+    querying.add_component("dense", SearchkitEmbeddingRetriever(store, filter_policy=FilterPolicy.MERGE))
+    querying.add_component("ranker", SearchkitRanker(embedder="builtin", top_k=1))
+    querying.connect("embedder.embedding", "dense.query_embedding")
+    querying.connect("dense.documents", "ranker.documents")
+    other = Pipeline()
+    other.add_component("hybrid", SearchkitHybridRetriever(store, text_embedder=SearchkitTextEmbedder(), top_k=3))
+    other.add_component("lexical", SearchkitBM25Retriever(store))
+    indexing, querying, other = (
+        Pipeline.loads(pipeline.dumps(), allowed_modules=["searchkit.*"]) for pipeline in (indexing, querying, other)
+    )
+    documents = [Document(id="1", content="Tea grows in China"), Document(id="2", content="Bread is baked")]
+    assert indexing.run({"documents": documents})["writer"] == {"documents_written": 2}
+    assert store.count_documents() == 2
+    inputs = {"embedder": {"text": "hot drink", "instruction": "Find tea"}, "ranker": {"query": "hot drink"}}
+    (found,) = querying.run(inputs)["ranker"]["documents"]
+    assert found.id == "1"
+    answers = other.run({"hybrid": {"query": "tea"}, "lexical": {"query": "tea"}})
+    assert [d.id for d in answers["lexical"]["documents"]] == ["1"]
+    assert answers["hybrid"]["documents"][0].id == "1"
+
+
+@pytest.mark.asyncio
+async def test_components_run_asynchronously(store: SearchkitDocumentStore) -> None:
+    documents = (await SearchkitDocumentEmbedder().run_async([Document(id="1", content="Tea")]))["documents"]
+    await store.write_documents_async(documents)
+    query = (await SearchkitTextEmbedder().run_async("tea"))["embedding"]
+    ranker = SearchkitRanker(embedder="builtin")
+    for found in (
+        await SearchkitEmbeddingRetriever(store).run_async(query),
+        await SearchkitBM25Retriever(store).run_async("tea"),
+        await SearchkitHybridRetriever(store).run_async("tea", query_embedding=query),
+        await ranker.run_async("tea", documents),
+    ):
+        assert [d.id for d in found["documents"]] == ["1"]
+
+
+def test_embedders_of_others_serve_too(store: SearchkitDocumentStore) -> None:
+    store.write_documents(
+        [Document(id="1", content="tea", embedding=MockTextEmbedder(dimension=8).run("tea")["embedding"])]
+    )
+    retriever = SearchkitEmbeddingRetriever(store, text_embedder=MockTextEmbedder(dimension=8))
+    (found,) = retriever.run(query="tea")["documents"]
+    assert found.score == pytest.approx(1, abs=1e-3)
+
+
+def test_the_programs_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = re.findall(
+        r"^```python\n(.*?)^```", (GUIDES / "haystack.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for program in programs:
+        exec(compile(program, "haystack.md", "exec"), names)
+    assert [document.meta["year"] for document in names["found"]] == [2017, 2015]
+    assert names["answer"]["ranker"]["documents"][0].meta == {"year": 2015}
