@@ -86,7 +86,9 @@ def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
     present file as rounding does, and an upgrade must not cost anybody an index. A model on a server passes at any
     address if the vectors of the probe texts are the same.
     """
-    loaded = embedder.identity()
+    defaults = {field.name: field.default for field in fields(Conventions) if field.default is not None}
+    # Settings that earlier versions did not have are not in their indexes.
+    bound, loaded = defaults | bound, defaults | embedder.identity()
     named = {"model", "adapter"}  # a model may move; its files may not change
     if bound["model"] == loaded["model"] == DEFAULT_MODEL and bound.get("weights") in _EARLIER_EXPORTS:
         logger.warning(

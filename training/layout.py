@@ -36,10 +36,11 @@ def write_layout(
     _write_tokenizer(embedder, out)
     pooling = _POOLING_NAMES[conventions.pooling]
     (out / "1_Pooling").mkdir(exist_ok=True)
-    write_json(
-        out / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": embedder.dim, **{key: name == pooling for name, key in _OLD_POOLING_KEYS.items()}},
-    )
+    config = {"word_embedding_dimension": embedder.dim}
+    config |= {key: name == pooling for name, key in _OLD_POOLING_KEYS.items()}
+    if not conventions.pool_prompt:
+        config["include_prompt"] = False
+    write_json(out / "1_Pooling" / "config.json", config)
     (out / "2_Normalize").mkdir(exist_ok=True)
     write_json(out / "sentence_bert_config.json", {"max_seq_length": conventions.max_length, "do_lower_case": False})
     template = conventions.instructed.partition("{query}")[0]

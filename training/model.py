@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchkit.errors import InputError
-from searchkit.models.conventions import conventions_of, is_embedder
+from searchkit.models.conventions import conventions_of, dense_folders, is_embedder
 from searchkit.models.embedder import Embedder
 from searchkit.models.location import family_name, find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
@@ -67,6 +67,10 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
     folder, name = find_model(config.base)
     if (folder / MODEL_FILE).is_file():
         folder = work / "unpacked"
+    if dense_folders(folder):
+        raise InputError(
+            f"{name} has Dense modules after pooling, which training neither trains nor saves; train another base"
+        )
     family = family_name(name)  # the base's, not the copy's; another attention does not change the pooling
     with load_errors(name):
         decoder = is_decoder(AutoConfig.from_pretrained(folder))

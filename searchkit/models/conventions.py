@@ -30,6 +30,7 @@ class Conventions:
 
     Args:
         pooling: A key of :data:`searchkit.models.pooling.POOLINGS`.
+        pool_prompt: Pooling includes the tokens of instruction and prefix; sentence-transformers' include_prompt.
         instructed: Query template with ``{instruction}`` and ``{query}``.
         default_instruction: Used when a search gives none; with None such a query gets `query_prefix`.
         query_prefix: Goes before a query that has no instruction.
@@ -52,6 +53,7 @@ class Conventions:
     padding_side: str = "right"
     max_length: int = 512
     smallest_dim: int | None = None
+    pool_prompt: bool = True
 
     def prompt(self, query: str, instruction: str, repeats: int | None = None) -> str:
         """A query as the model reads it.
@@ -65,8 +67,14 @@ class Conventions:
         return format_query(self.instructed, query, instruction) if instruction else self.query_prefix + query
 
 
+_SEARCHING = "Represent this sentence for searching relevant passages: "
+
+_NOMIC = Conventions(
+    query_prefix="search_query: ", document_prefix="search_document: ", max_length=2048, smallest_dim=64
+)
+
 FAMILIES: dict[str, Conventions] = {
-    # pattern searched for in the lower-case model name -> conventions published with the model
+    # pattern searched for in the lower-case model name -> conventions published with the model; the first match counts
     r"e5-mistral": Conventions(
         pooling="last", default_instruction=WEB_SEARCH, append_eos=True, padding_side="right", max_length=4096
     ),
@@ -82,9 +90,25 @@ FAMILIES: dict[str, Conventions] = {
     r"gte-qwen2|sfr-embedding|linq-embed-mistral": Conventions(
         pooling="last", default_instruction=WEB_SEARCH, append_eos=True, max_length=4096
     ),
-    r"multilingual-e5-large-instruct": Conventions(default_instruction=WEB_SEARCH),
+    r"embeddinggemma": Conventions(
+        instructed="task: {instruction} | query: {query}",
+        query_prefix="task: search result | query: ",
+        document_prefix="title: none | text: ",
+        max_length=2048,
+        smallest_dim=128,
+    ),
+    r"multilingual-e5-.*instruct": Conventions(default_instruction=WEB_SEARCH),
     r"\be5-(small|base|large)|multilingual-e5": Conventions(query_prefix="query: ", document_prefix="passage: "),
-    r"bge-.*-en": Conventions(pooling="cls", query_prefix="Represent this sentence for searching relevant passages: "),
+    r"bge-m3": Conventions(pooling="cls", max_length=8192),
+    r"bge-.*-en": Conventions(pooling="cls", query_prefix=_SEARCHING),
+    r"nomic-embed-text-v1($|[^.])": replace(_NOMIC, smallest_dim=None),
+    r"nomic-embed-text-v2": replace(_NOMIC, max_length=512, smallest_dim=256),
+    r"nomic-embed-text": _NOMIC,  # version 1.5; Ollama's name has none
+    r"arctic-embed.*v2": Conventions(pooling="cls", query_prefix="query: ", max_length=8192, smallest_dim=256),
+    r"arctic-embed-m-v1\.5": Conventions(pooling="cls", query_prefix=_SEARCHING, smallest_dim=256),
+    r"arctic-embed|mxbai-embed": Conventions(pooling="cls", query_prefix=_SEARCHING),
+    r"text-embedding-3": Conventions(max_length=8191, smallest_dim=256),  # OpenAI's, over the wire
+    r"gte-.*-en-v1\.5|gte-multilingual": Conventions(pooling="cls", max_length=8192),
     r"minilm|mpnet|gte-(small|base|large)": Conventions(),
 }
 
@@ -129,22 +153,31 @@ _SENTENCE_TRANSFORMERS_POOLING = {
 
 
 def _from_sentence_transformers(folder: Path, conventions: Conventions) -> Conventions:
-    for module in _read_json(folder / MODULES) or []:
-        kind = module["type"].rsplit(".", 1)[-1]
-        if kind == "Pooling":
-            conventions = replace(conventions, pooling=_pooling(folder / module["path"] / "config.json"))
-        elif kind == "Transformer":
-            conventions = replace(
-                conventions, max_length=_max_length(folder / module["path"]) or conventions.max_length
-            )
-        elif kind != "Normalize":  # rows are always normalised here
+    modules = [(module["type"], module["path"]) for module in _read_json(folder / MODULES) or []]
+    for type_, _ in modules:
+        if not type_.startswith("sentence_transformers."):
             raise InputError(
-                f"{folder / MODULES} names a {kind} module; expected Transformer, Pooling and Normalize only. "
-                "Use a model without it, or fold it into the weights"
+                f"{folder / MODULES} names {type_}, code of the model's own that only sentence-transformers could run; "
+                "use a model without it"
             )
+    kinds = [type_.rsplit(".", 1)[-1] for type_, _ in modules]
+    if other := next((kind for kind in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize")), None):
+        raise InputError(
+            f"{folder / MODULES} names a {other} module; expected Transformer, Pooling, Dense and Normalize only. "
+            "Use a model without it, or fold it into the weights"
+        )
+    if kinds and not re.fullmatch("Transformer Pooling( Dense)*( Normalize)?", " ".join(kinds)):
+        raise InputError(
+            f"{folder / MODULES} lists {', '.join(kinds)}; expected Transformer, Pooling, any number of Dense, and at "
+            "most one Normalize at the end (rows are normalised in any case)"
+        )
+    if modules:
+        pooling, pool_prompt = _pooling(folder / modules[1][1] / "config.json")
+        length = _max_length(folder / modules[0][1]) or conventions.max_length
+        conventions = replace(conventions, pooling=pooling, pool_prompt=pool_prompt, max_length=length)
     settings = _read_json(folder / SETTINGS) or {}
     prompts = settings.get("prompts") or {}
-    conventions = _with_prompts(conventions, prompts)
+    conventions = _with_prompts(conventions, prompts, settings.get("default_prompt_name"))
     if settings.get("instructed"):
         conventions = replace(conventions, instructed=settings["instructed"])
     repeats = settings.get("query_repeats", 1)
@@ -167,13 +200,9 @@ def _max_length(folder: Path) -> int | None:
     return int(length) if length and length < 10**9 else None
 
 
-def _pooling(file: Path) -> str:
+def _pooling(file: Path) -> tuple[str, bool]:
+    """The kind of pooling, and whether the prompt takes part in it."""
     config = _read_json(file) or {}
-    if config.get("include_prompt") is False:
-        raise InputError(
-            f"{file} leaves the prompt out of pooling (include_prompt: false), which is not supported; "
-            "use another model"
-        )
     modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on]
     if config.get("pooling_mode"):
         named = config["pooling_mode"]
@@ -181,11 +210,27 @@ def _pooling(file: Path) -> str:
     if len(modes) != 1 or modes[0] not in _SENTENCE_TRANSFORMERS_POOLING:
         known = ", ".join(sorted(_SENTENCE_TRANSFORMERS_POOLING))
         raise InputError(f"{file} asks for pooling {modes or 'of no kind'}; expected exactly one of {known}")
-    return _SENTENCE_TRANSFORMERS_POOLING[modes[0]]
+    pooling, pool_prompt = _SENTENCE_TRANSFORMERS_POOLING[modes[0]], config.get("include_prompt") is not False
+    if pooling == "weighted-mean" and not pool_prompt:
+        raise InputError(f"{file} leaves the prompt out of a weighted mean, which is not supported; use another model")
+    return pooling, pool_prompt
 
 
-def _with_prompts(conventions: Conventions, prompts: dict[str, str]) -> Conventions:
-    query = prompts.get("query", "")
+def dense_folders(folder: Path) -> list[Path]:
+    """The folders of a model's Dense modules, in their order."""
+    modules = _read_json(folder / MODULES) or []
+    return [folder / module["path"] for module in modules if module["type"].rsplit(".", 1)[-1] == "Dense"]
+
+
+_QUERY_PROMPTS = ("query", "search_query", "retrieval.query", "Retrieval-query", "s2p_query")
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus", "search_document", "retrieval.passage", "Retrieval-document")
+"""Names that models give their prompts for searching; those of sentence-transformers first."""
+
+
+def _with_prompts(conventions: Conventions, prompts: dict[str, str], default: str | None) -> Conventions:
+    """Conventions with the prompts of a folder; `default` names the one that texts get for which none is named."""
+    fallback = prompts.get(default, "") if default else ""
+    query = next((prompts[name] for name in _QUERY_PROMPTS if prompts.get(name)), fallback)
     instructed = re.fullmatch(r"(?P<before>.*?Instruct: )(?P<instruction>.+?)(?P<after>\n.*)", query, re.DOTALL)
     if instructed:  # the prompt is a template with an instruction filled in
         conventions = replace(
@@ -195,10 +240,10 @@ def _with_prompts(conventions: Conventions, prompts: dict[str, str]) -> Conventi
         )
     elif query:
         conventions = replace(conventions, query_prefix=query, default_instruction=None)
-    for key in ("document", "passage"):
-        if prompts.get(key):
-            conventions = replace(conventions, document_prefix=prompts[key])
-    return conventions
+    if re.fullmatch(r"task: .+ \| query: ", query):  # EmbeddingGemma's
+        conventions = replace(conventions, instructed="task: {instruction} | query: {query}")
+    document = next((prompts[name] for name in _DOCUMENT_PROMPTS if name in prompts), fallback)
+    return replace(conventions, document_prefix=document) if document else conventions
 
 
 _SAMPLED_BYTES = 256 << 20
@@ -218,6 +263,16 @@ def fingerprint(folder: Path) -> str:
         else:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for dense in dense_folders(folder):
+        digest.update(f"{dense.name}\0{fingerprint(dense)}".encode())
+    return digest.hexdigest()
+
+
+def code_fingerprint(folder: Path) -> str:
+    """SHA-256, as hex, of the Python code that a model brings."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 

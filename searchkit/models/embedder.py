@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from searchkit.errors import InputError
-from searchkit.models.conventions import MODULES, Conventions, conventions_of, fingerprint, is_embedder
+from searchkit.models.conventions import (
+    MODULES,
+    Conventions,
+    code_fingerprint,
+    conventions_of,
+    fingerprint,
+    is_embedder,
+)  # fmt: skip
 from searchkit.models.location import family_name, find_adapter, find_model
 from searchkit.models.remote.address import RemoteModel, is_remote, parse_remote
 from searchkit.models.remote.runtime import RemoteRuntime, encode_probes
@@ -184,11 +191,14 @@ class Embedder:
             self._fingerprint = {"probes": encode_probes(self.runtime.probes)}
         elif self._fingerprint is None:
             self._fingerprint = {"weights": fingerprint(self.folder)}
+            if getattr(self.runtime, "own_code", False):
+                self._fingerprint["code"] = code_fingerprint(self.folder)
             if self._adapter_folder is not None:
                 self._fingerprint["adapter_weights"] = fingerprint(self._adapter_folder)
         conventions = asdict(self.conventions)
-        if conventions["query_repeats"] == 1:  # indexes made before this setting existed do not record it
-            del conventions["query_repeats"]
+        for name, default in (("query_repeats", 1), ("pool_prompt", True)):
+            if conventions[name] == default:  # indexes made before these settings existed do not record them
+                del conventions[name]
         return {
             "model": self.name,
             "adapter": self.adapter,
@@ -280,14 +290,35 @@ class Embedder:
         return [len(ids) + self.special_tokens for ids in self._ids(self._prefixed(passages))]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text as the model gets them: truncated to `max_length`, between special tokens."""
-        return [self._framed(ids) for ids in self._ids(texts)]
+        """Token ids of each text as the model gets them: truncated to `max_length`, between special tokens.
+
+        A token that pooling leaves out, of a document's prefix, is the negative ``~id``.
+        """
+        framed = [self._framed(ids) for ids in self._ids(texts)]
+        prefix = self.conventions.document_prefix
+        if prefix and not self.conventions.pool_prompt:
+            framed = [
+                self._left_out(ids, prefix) if text.startswith(prefix) else ids
+                for text, ids in zip(texts, framed, strict=True)
+            ]
+        return framed
 
     def tokenize_queries(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of each query as the model gets them, each with its own instruction; "" is none."""
         if isinstance(self.runtime, RemoteRuntime) and self.runtime.composes(self.conventions):
             return [self.runtime.query_ids(*pair) for pair in zip(queries, instructions, strict=True)]
-        return [self._framed(ids) for ids in self._query_ids(queries, instructions)]
+        framed = [self._framed(ids) for ids in self._query_ids(queries, instructions)]
+        if self.conventions.pool_prompt:
+            return framed
+        heads = [self.conventions.prompt("", instruction, 1) for instruction in instructions]
+        return [self._left_out(ids, head) for ids, head in zip(framed, heads, strict=True)]
+
+    def _left_out(self, ids: list[int], prompt: str) -> list[int]:
+        """Ids with those of a prompt, and of the special tokens before it, marked as not pooled."""
+        if not prompt:
+            return ids
+        count = min(len(self.frame[0]) + len(self._ids([prompt])[0]), len(ids) - 1)
+        return [~id for id in ids[:count]] + ids[count:]
 
     def unknown_shares(self, texts: Sequence[str]) -> list[float]:
         """For each text, the share of its tokens that are not in the model's vocabulary (see `EncodeStats`)."""

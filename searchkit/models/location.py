@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from searchkit.errors import InputError, MissingExtraError
+from searchkit.models.own_code import is_trusted
 from searchkit.models.remote.address import is_remote
 
 # Models that a Python package carries: name -> (module, folder in it, what to install).
@@ -68,6 +69,7 @@ def _download(name: str, kind: str) -> Path:
         ) from None
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"]
+        patterns += ["*.py"] if is_trusted(name) else []
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many types; each means that the files did not arrive
         raise InputError(

@@ -38,7 +38,6 @@ class OnnxRuntime:
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = _read(folder / "config.json")
         special = _read(folder / "tokenizer_config.json")
-        self.hidden_size = int(config["hidden_size"])
         self.eos_id = self._token(special.get("eos_token"))
         self.bos_id = self._token(special.get("bos_token")) if special.get("add_bos_token") else None
         self.token_budget = 512  # its activations stay in the CPU's caches
@@ -53,6 +52,9 @@ class OnnxRuntime:
         )
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.pooling, self.dtype = metadata["pooling"], metadata["dtype"]
+        # Exports before this was written have it in config.json, where architectures call it differently.
+        names = (name for name in ("hidden_size", "dim", "d_model", "n_embd") if config.get(name))
+        self.hidden_size = int(metadata.get("width") or config[next(names, "hidden_size")])
         self.decoder = metadata["decoder"] == "true"
         # Version 0.1 did not write it.
         longest = metadata.get("longest", config.get("max_position_embeddings"))

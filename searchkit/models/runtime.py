@@ -64,7 +64,8 @@ def load_runtime(
         threads: Likewise.
 
     Raises:
-        InputError: An exported model was asked to run as only the original can.
+        InputError: An exported model was asked to run as only the original can, or a model needs code of its own
+            that the user does not trust.
         MissingExtraError: The library that runs the model is not installed.
     """
     from searchkit.models.onnx_runtime import MODEL_FILE, OnnxRuntime
@@ -81,10 +82,12 @@ def load_runtime(
         with load_errors(name):
             return OnnxRuntime(folder, threads)
     try:
+        from searchkit.models.own_code import runs_own_code
         from searchkit.models.torch_runtime import TorchRuntime
 
         with load_errors(name):
-            return TorchRuntime(folder, adapter, device, dtype, threads)
+            own_code = runs_own_code(folder, name)
+            return TorchRuntime(folder, adapter, device, dtype, threads, own_code)
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"running {name} needs {error.name}: pip install 'searchkit[torch]'", name=error.name

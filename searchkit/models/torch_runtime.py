@@ -15,6 +15,7 @@ import numpy as np
 
 from searchkit.errors import InputError
 from searchkit.models.conventions import MODULES, Conventions
+from searchkit.models.dense import DenseLayers
 from searchkit.models.pooling import POOLINGS
 
 if TYPE_CHECKING:
@@ -36,17 +37,25 @@ class TorchRuntime:
         device: "cpu", "cuda", "cuda:1", "mps", or None for the best available.
         dtype: One of :data:`DTYPES`; "auto" picks bfloat16 where the hardware is fast at it.
         threads: CPU threads of torch, and so of every model in the process; None leaves them unchanged.
+        own_code: Run Python code that the folder brings.
 
     Raises:
         InputError: The folder, the adapter or the device cannot be used; the message says what to change.
     """
 
     def __init__(
-        self, folder: Path, adapter: Path | None, device: str | None, dtype: str, threads: int | None = None
+        self,
+        folder: Path,
+        adapter: Path | None,
+        device: str | None,
+        dtype: str,
+        threads: int | None = None,
+        own_code: bool = False,
     ) -> None:
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+        self.own_code = own_code
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = torch_device((device or best_device()).partition(",")[0])  # FAISS may use several
@@ -55,15 +64,16 @@ class TorchRuntime:
         self.workers = 1  # torch uses all cores within a forward pass
         # A GPU wants large batches; on a CPU they should stay in its caches.
         self.token_budget = {"cuda": 65536, "cpu": 1024}.get(self.device.type, 4096)
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
         if adapter is not None and (adapter / BASE_CONFIG).is_file():
             config.update(json.loads((adapter / BASE_CONFIG).read_text("utf-8")))
         self.decoder = is_decoder(config)
-        self.hidden_size = int(config.get_text_config().hidden_size)
         positions = getattr(config, "max_position_embeddings", None)
         self.longest = int(positions) if positions else None
         tokenizer_folder = adapter if adapter is not None and (adapter / MODULES).is_file() else folder
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, config=config)
+        self.dense = DenseLayers(tokenizer_folder, int(config.get_text_config().hidden_size), self.device)
+        self.hidden_size = self.dense.width
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, config=config, trust_remote_code=own_code)
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
                 f"{folder} has no tokenizer.json; save one with AutoTokenizer.from_pretrained(..., use_fast=True)"
@@ -78,7 +88,11 @@ class TorchRuntime:
         with quiet():
             self.model: Any
             self.model, loaded = AutoModel.from_pretrained(
-                folder, config=config, dtype=getattr(torch, self.dtype), output_loading_info=True
+                folder,
+                config=config,
+                dtype=getattr(torch, self.dtype),
+                output_loading_info=True,
+                trust_remote_code=own_code,
             )
         # The pooler is not used here, and sentence-transformers folders often lack it.
         missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler."))
@@ -107,7 +121,7 @@ class TorchRuntime:
             )
 
     def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
-        """Pooled states, (len(batch), hidden_size) float32, not normalised.
+        """Pooled states after Dense layers, (len(batch), hidden_size) float32, not normalised.
 
         Raises:
             MemoryError: The device ran out of memory; a smaller batch may fit.
@@ -126,7 +140,7 @@ class TorchRuntime:
 
     def pooled(self, batch: list[list[int]], conventions: Conventions) -> torch.Tensor:
         """Like `forward`, but a tensor on the device, with a graph if gradients are enabled."""
-        ids, mask = self._pad(batch, conventions.padding_side)
+        ids, mask, pooled = self._pad(batch, conventions.padding_side)
         inputs: dict[str, Any] = {"input_ids": ids}
         if not bool(mask.all()):
             inputs["attention_mask"] = mask
@@ -135,9 +149,10 @@ class TorchRuntime:
         if self._takes_cache:
             inputs["use_cache"] = False
         hidden = self.model(**inputs).last_hidden_state
-        return POOLINGS[conventions.pooling](hidden.float(), mask)
+        return self.dense(POOLINGS[conventions.pooling](hidden.float(), pooled))
 
-    def _pad(self, batch: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pad(self, batch: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids, masks of attention and of pooling, each (batch, tokens); the negative id ~n is token n, not pooled."""
         import torch
 
         longest = max(map(len, batch))
@@ -147,7 +162,10 @@ class TorchRuntime:
             columns = slice(0, len(tokens)) if side == "right" else slice(longest - len(tokens), longest)
             ids[row, columns] = tokens
             mask[row, columns] = 1
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+        pooled = mask * (ids >= 0)
+        ids = np.where(ids < 0, ~ids, ids)
+        masks = torch.from_numpy(mask).to(self.device)
+        return torch.from_numpy(ids).to(self.device), masks, torch.from_numpy(pooled).to(self.device)
 
 
 @contextmanager
@@ -211,7 +229,7 @@ def choose_dtype(device_type: str) -> str:
 
 def is_decoder(config: Any) -> bool:
     """Whether the model's attention is causal, by its transformers config."""
-    if getattr(config, "is_causal", None) is False:
+    if getattr(config, "is_causal", None) is False or getattr(config, "use_bidirectional_attention", None):
         return False
     names = config.architectures or []
     return bool(getattr(config, "is_decoder", False)) or any("CausalLM" in n for n in names) or _is_causal_type(config)

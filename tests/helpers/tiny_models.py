@@ -58,8 +58,23 @@ def build_model(folder: Path, kind: str = "mistral", *, seed: int = 0, bos: bool
         # It numbers positions from the padding token's id, and tells padding by it.
         shared |= {"pad_token_id": 0, "max_position_embeddings": 257}
         model = transformers.RobertaModel(transformers.RobertaConfig(**shared))
+    elif kind == "xlm-roberta":
+        shared |= {"pad_token_id": 0, "max_position_embeddings": 257}
+        model = transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**shared))
     elif kind == "mpnet":
         model = transformers.MPNetModel(transformers.MPNetConfig(**shared))
+    elif kind == "distilbert":
+        own = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96}
+        common = {name: shared[name] for name in ("vocab_size", "max_position_embeddings", "initializer_range")}
+        model = transformers.DistilBertModel(transformers.DistilBertConfig(**common, **own))
+    elif kind == "nomic":
+        model = transformers.NomicBertModel(transformers.NomicBertConfig(**shared))
+    elif kind == "gemma3":  # as EmbeddingGemma: every token sees all others
+        config = transformers.Gemma3TextConfig(
+            **shared, **decoder, use_bidirectional_attention=True, sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"],
+        )  # fmt: skip
+        model = transformers.Gemma3TextModel(config)
     else:
         model = BertModel(BertConfig(**shared, is_decoder=kind == "causal-bert"))
     model.save_pretrained(folder)

@@ -40,7 +40,8 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
         dtype: One of :data:`DTYPES`.
 
     Raises:
-        InputError: The dtype is unknown, `out` is not empty, or the model is an exported one or on a server.
+        InputError: The dtype is unknown, `out` is not empty, or the model is an exported one, on a server, or
+            does more after pooling than normalise.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -51,6 +52,9 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
 
     embedder = Embedder(model, device="cpu", dtype="float32")
     assert isinstance(embedder.runtime, TorchRuntime)  # exported models do not take a dtype
+    if len(embedder.runtime.dense) or not embedder.conventions.pool_prompt:
+        what = "Dense modules" if len(embedder.runtime.dense) else "pooling without the prompt (include_prompt: false)"
+        raise InputError(f"{model} has {what}, which an exported graph does not do; use the model as it is")
     torch_model = embedder.runtime.model
     graph = _write(torch_model, embedder, dtype) if can_write(torch_model.config) else None
     if graph is None:
@@ -59,6 +63,7 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
         logger.info("%s is traced: its graph will be slower than a written one", type(torch_model).__name__)
         graph = trace(torch_model, embedder.conventions.pooling, dtype)
     about = {"pooling": embedder.conventions.pooling, "dtype": dtype, "decoder": str(embedder.runtime.decoder).lower()}
+    about["width"] = str(embedder.runtime.hidden_size)
     if embedder.runtime.longest:
         about["longest"] = str(embedder.runtime.longest)
     for key, value in about.items():

@@ -77,15 +77,26 @@ def test_pooling_of_another_or_of_several_kinds_is_refused(tmp_path: Path, pooli
         read(saved(tmp_path, pooling))
 
 
-def test_pooling_without_the_prompt_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leaves the prompt out of pooling"):
-        read(saved(tmp_path, {"pooling_mode": "mean", "include_prompt": False}))
+def test_pooling_without_the_prompt_is_read(tmp_path: Path) -> None:
+    assert read(saved(tmp_path / "a", {"pooling_mode": "mean", "include_prompt": False})).pool_prompt is False
+    assert read(saved(tmp_path / "b", {"pooling_mode": "mean", "include_prompt": True})).pool_prompt
+    with pytest.raises(ValueError, match="leaves the prompt out of a weighted mean"):
+        read(saved(tmp_path / "c", {"pooling_mode": "weightedmean", "include_prompt": False}))
 
 
-def test_a_dense_module_is_refused_by_name(tmp_path: Path) -> None:
-    folder = saved(tmp_path, kinds=("Transformer", "Pooling", "Dense", "Normalize"))
-    with pytest.raises(ValueError, match=r"modules\.json names a Dense module; expected Transformer, Pooling"):
-        read(folder)
+@pytest.mark.parametrize("kinds", [("Transformer", "Pooling", "LayerNorm"), ("Transformer", "WeightedLayerPooling")])
+def test_other_modules_are_refused_by_name(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"modules\.json names a {kinds[-1]} module; expected Transformer, Pooling"):
+        read(saved(tmp_path, kinds=kinds))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [("Transformer", "Pooling", "Pooling"), ("Transformer", "Pooling", "Normalize", "Dense"), ("Transformer",)],
+)
+def test_modules_in_another_order_are_refused(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"modules\.json lists .*; expected Transformer, Pooling, any number of Dense"):
+        read(saved(tmp_path, kinds=kinds))
 
 
 def test_what_the_folder_says_comes_before_the_table(tmp_path: Path) -> None:
@@ -113,6 +124,28 @@ def test_a_prompt_that_holds_an_instruct_template_becomes_one(tmp_path: Path, co
     assert found.instructed == "Instruct: {instruction}\n" + colon + "{query}"
     assert found.default_instruction == "Find the duplicate question"
     assert (found.query_prefix, found.document_prefix) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "query", "document"),
+    [
+        ({"search_query": "q: ", "search_document": "d: ", "clustering": "c: "}, "q: ", "d: "),
+        ({"retrieval.query": "q: ", "retrieval.passage": "d: "}, "q: ", "d: "),
+        ({"Retrieval-query": "q: ", "Retrieval-document": "d: ", "STS": "s: "}, "q: ", "d: "),
+        ({"query": "q: ", "search_query": "other: ", "corpus": "d: "}, "q: ", "d: "),
+        ({"s2p_query": "q: ", "s2s_query": "s: "}, "q: ", ""),
+        ({"clustering": "c: "}, "", ""),
+    ],
+)
+def test_prompts_are_found_by_name(tmp_path: Path, prompts: dict[str, str], query: str, document: str) -> None:
+    found = read(saved(tmp_path, settings={"prompts": prompts}))
+    assert (found.query_prefix, found.document_prefix) == (query, document)
+
+
+def test_a_default_prompt_stands_in_for_the_one_that_is_not_named(tmp_path: Path) -> None:
+    settings = {"prompts": {"query": "q: ", "any": "a: "}, "default_prompt_name": "any"}
+    found = read(saved(tmp_path, settings=settings))
+    assert (found.query_prefix, found.document_prefix) == ("q: ", "a: ")
 
 
 @pytest.mark.parametrize("key", ["document", "passage"])
