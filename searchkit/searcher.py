@@ -293,6 +293,12 @@ class Searcher:
         pairs = zip(checked, found, strict=True)
         return [rerank_hits(rerank, query, hits, instruction, depth)[:k] for query, hits in pairs]
 
+    def request(
+        self, queries: Iterable[str | Query] | None, *, k: int, options: SearchOptions, vectors: Any = None
+    ) -> SearchRequest:
+        """A request for `results`: validated, and embedded where its mode needs vectors that did not come."""
+        return self._request(queries, None, k, options, vectors=vectors)
+
     def results(
         self, request: SearchRequest, *, explain: bool = False, facets: bool | Sequence[str] = False
     ) -> Results:

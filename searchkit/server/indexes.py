@@ -42,11 +42,11 @@ class ServedIndex:
         name: Its name in requests.
         folder: Where it is.
         engine: Open for reading.
-        model: Name of its model in the service.
+        model: Name of its model in the service; None where its users made its vectors.
         metrics: Where its commits are shown.
     """
 
-    def __init__(self, name: str, folder: Path, engine: SearchEngine, model: str, metrics: Metrics) -> None:
+    def __init__(self, name: str, folder: Path, engine: SearchEngine, model: str | None, metrics: Metrics) -> None:
         self.name, self.folder, self.model = name, folder, model
         self._engine, self._metrics = engine, metrics
         self._writing = Lock()
@@ -103,7 +103,8 @@ class ServedIndex:
         if not self._writing.acquire(timeout=_WAIT_FOR_WRITER):
             raise BusyError(f"other requests are writing to {self.name}; try again when they are done")
         try:
-            with SearchEngine.open(self.folder, model=self._engine.embedder, writable=True) as writer:
+            model = None if self.model is None else self._engine.embedder
+            with SearchEngine.open(self.folder, model=model, writable=True) as writer:
                 result = change(writer)
                 return writer.snapshot.generation, result
         finally:
@@ -131,7 +132,8 @@ class Indexes:
                         f"{folder} and {self._indexes[name].folder} are both called {name!r}; rename one of the folders"
                     )
                 model = self._model(folder, settings)
-                engine = SearchEngine.open(folder, model=self.models[model], device=settings.device)
+                embedder = None if model is None else self.models[model]
+                engine = SearchEngine.open(folder, model=embedder, device=settings.device)
                 self._indexes[name] = ServedIndex(name, folder, engine, model, metrics)
             undo.pop_all()
 
@@ -149,10 +151,12 @@ class Indexes:
         for index in self._indexes.values():
             index.close()
 
-    def _model(self, folder: Path, settings: Settings) -> str:
-        """The name of an index's model, loaded unless another index has the same one."""
+    def _model(self, folder: Path, settings: Settings) -> str | None:
+        """The name of an index's model, loaded unless another index has the same one; None where it has none."""
         with Store(folder) as store:
             identity = store.database.setting("model")
+        if identity is None:
+            return None
         # Vectors of probe texts differ in the last digits; opening the index compares them.
         apart = ("adapter", "probes" if "probes" in identity else "model")
         key = json.dumps({name: value for name, value in identity.items() if name not in apart})

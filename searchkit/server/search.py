@@ -35,12 +35,13 @@ FILTER_EXAMPLE = {"year": {"$gte": 2015}}
 
 
 class QueryItem(BaseModel):
-    """A query with an instruction of its own."""
+    """A query with an instruction or a vector of its own."""
 
     model_config = ConfigDict(extra="forbid")
 
-    text: str
+    text: str = ""
     instruction: str | None = None
+    vector: list[float] | None = None
 
 
 class SearchParameters(BaseModel):
@@ -49,6 +50,9 @@ class SearchParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     query: str | None = Field(default=None, description="What to search for.")
+    vector: list[float] | None = Field(
+        default=None, description="The query's vector, alone or with query, for an index whose vectors its users made."
+    )
     queries: list[str | QueryItem] | None = Field(default=None, description="Several queries instead of one.")
     similar_to: str | None = Field(
         default=None, validation_alias=SIMILAR_TO, description="Id of a document, instead of a query."
@@ -73,6 +77,7 @@ class SearchAnswer(NamedTuple):
 
     Args:
         commit: Number of the commit.
+        mode: How it was ranked: hybrid is dense or lexical where there is only a vector, or no vector.
         queries: The queries; empty for a document's like.
         hits: The best documents of every query.
         facets: Counts over all documents that each query matches; None unless requested.
@@ -81,6 +86,7 @@ class SearchAnswer(NamedTuple):
     """
 
     commit: int
+    mode: str
     queries: list[Query]
     hits: list[list[Hit]]
     facets: list[Facets] | None
@@ -105,11 +111,14 @@ async def search(service: Service, index: ServedIndex, parameters: SearchParamet
         options = await service.searches.run(lambda: chosen_options(None, parameters.mode, parameters.where))
         began = perf_counter()
         vectors = neutral = embedder = None
-        if queries and options.mode != "lexical":
+        own = index.model is None or any(query.vector is not None for query in queries)
+        if queries and options.mode != "lexical" and not own:
             vectors, neutral = await _vectors(service, index, queries, instruction, options)
             embedder = service.model_of(index).embedder
         embedded = perf_counter()
         request = SearchRequest([query.text for query in queries], vectors, depth, options, neutral=neutral)
+        if queries and own:
+            request = await service.searches.run(lambda: index.current().request(queries, k=depth, options=options))
         results, warnings = await service.searches.run(lambda: _ranked(index, parameters, request, embedder))
         ranked = perf_counter()
     seconds = {"embed": embedded - began, "rank": ranked - embedded}
@@ -122,7 +131,7 @@ async def search(service: Service, index: ServedIndex, parameters: SearchParamet
         service.metrics.stages.labels(stage).observe(duration)
     hits = [hits[: parameters.k] for hits in found]
     facets = None if parameters.facets is False else results.facets
-    return SearchAnswer(results.commit, queries, hits, facets, warnings, seconds)
+    return SearchAnswer(results.commit, request.options.mode, queries, hits, facets, warnings, seconds)
 
 
 def _rerank_depth(service: Service, parameters: SearchParameters, queries: list[Query]) -> int:
@@ -139,19 +148,26 @@ def _rerank_depth(service: Service, parameters: SearchParameters, queries: list[
 
 def _queries(parameters: SearchParameters) -> list[Query]:
     given = [name for name in ("query", "queries", "similar_to") if getattr(parameters, name) is not None]
-    if len(given) != 1:
+    if parameters.vector is not None:
+        if given not in ([], ["query"]):
+            raise InputError(f"vector and {given[0]} came; vector goes with query, or alone")
+    elif len(given) != 1:
         came = " and ".join(given) or "none"
         raise InputError(f"{came} of query, queries and similar_to came; give exactly one")
     if parameters.similar_to is not None:
         if parameters.instruction or parameters.task or parameters.explain:
             raise InputError("similar_to compares documents, so it takes no instruction, task or explain; omit them")
         return []
-    items = [parameters.query] if parameters.query is not None else parameters.queries or []
+    items: list[str | QueryItem] = list(parameters.queries or [])
+    if parameters.queries is None:
+        items = [parameters.query or ""]
+        if parameters.vector is not None:
+            items = [QueryItem(text=parameters.query or "", vector=parameters.vector)]
     if not 1 <= len(items) <= MOST_QUERIES:
         raise InputError(f"{len(items)} queries came; expected 1 to {MOST_QUERIES}")
     queries = checked_queries(
         [
-            item if isinstance(item, str) else Query("", item.text, item.instruction)
+            item if isinstance(item, str) else Query("", item.text, item.instruction, item.vector)
             for item in items
             if item is not None
         ]

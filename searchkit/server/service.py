@@ -9,6 +9,8 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
+from searchkit.binding import NO_MODEL
+from searchkit.errors import InputError
 from searchkit.models.reranker import Reranker
 from searchkit.server.admission import Admission
 from searchkit.server.embedding import EmbeddingQueue
@@ -74,7 +76,9 @@ class Service:
         self.indexes.close()
 
     def model_of(self, index: ServedIndex) -> EmbeddingQueue:
-        """The model of an index."""
+        """The model of an index; InputError where it has none."""
+        if index.model is None:
+            raise InputError(NO_MODEL.format(index.name))
         return self.models[index.model]
 
     def model_named(self, name: str | None) -> tuple[EmbeddingQueue, bool]:
@@ -88,7 +92,9 @@ class Service:
         for known, model in self.models.items():
             if name in (known, f"{known}-query"):
                 return model, name != known
-        names = ", ".join(f"{known}, {known}-query" for known in self.models)
+        names = (
+            ", ".join(f"{known}, {known}-query" for known in self.models) or "none: users made the vectors it searches"
+        )
         raise not_found("model_not_found", f"no such model; this service has {names}")
 
     async def read(self, call: Callable[[], T]) -> T:

@@ -41,6 +41,10 @@ class DocumentBody(BaseModel):
     text: str = ""
     title: str = ""
     metadata: dict[str, Any] = Field(default_factory=dict)
+    vector: list[float] | None = Field(
+        default=None,
+        description="Its vector, for an index whose vectors its users made; without one, it is found lexically.",
+    )
 
 
 class DocumentItem(DocumentBody):
@@ -72,14 +76,14 @@ async def add_documents(name: str, body: Documents, service: Current) -> Respons
     """Add documents. One that cannot be added is refused with a reason, and the others are added."""
     if not 1 <= len(body.documents) <= MOST_DOCUMENTS:
         raise InputError(f"{len(body.documents)} documents came; expected 1 to {MOST_DOCUMENTS}")
-    documents = [Document(each.id, each.text, each.title, each.metadata) for each in body.documents]
+    documents = [Document(each.id, each.text, each.title, each.metadata, vector=each.vector) for each in body.documents]
     return json_response(await _added(service, service.indexes[name], documents, update=body.update))
 
 
 @router.put("/indexes/{name}/documents/{id:path}")
 async def put_document(name: str, id: str, body: DocumentBody, service: Current) -> Response:
     """Add a document, or replace the one of that id."""
-    document = Document(id, body.text, body.title, body.metadata)
+    document = Document(id, body.text, body.title, body.metadata, vector=body.vector)
     return json_response(await _added(service, service.indexes[name], [document], update=True))
 
 
@@ -113,6 +117,7 @@ async def _added(service: Service, index: ServedIndex, documents: list[Document]
     def change(writer: SearchEngine) -> AddReport:
         return writer.add(
             documents,
+            vectors=None if writer.has_model else [document.vector for document in documents],
             update=update,
             on_refused=lambda document, why: refused.append({"id": document.id, "message": why}),
         )

@@ -125,7 +125,7 @@ def _as_json(index: ServedIndex, parameters: SearchParameters, answer: SearchAns
         "index": index.name,
         "commit": answer.commit,
         "model": index.model,
-        "mode": "dense" if parameters.similar_to is not None else parameters.mode,
+        "mode": "dense" if parameters.similar_to is not None else answer.mode,
         **shown,
         **({"warnings": answer.warnings} if answer.warnings else {}),
         "timings": {f"{stage}_ms": round(1000 * seconds, 2) for stage, seconds in answer.seconds.items()},
@@ -163,7 +163,7 @@ def summary(index: ServedIndex) -> dict[str, Any]:
         "documents": snapshot.documents,
         "passages": snapshot.passages,
         "model": index.model,
-        "dim": snapshot.storage.plan.dim,
+        "dim": snapshot.storage.similarity.dim,
         "recipe": snapshot.storage.plan.spelling,
     }
 

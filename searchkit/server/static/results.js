@@ -167,7 +167,7 @@ export function showIntroduction(parent, index) {
   const facts = [
     ["documents", index.documents.toLocaleString("en")],
     ["passages", index.passages.toLocaleString("en")],
-    ["model", `${index.model}, ${count(index.dim, "dimension")}`],
+    ["model", `${index.model ?? "none, own vectors"}, ${count(index.dim, "dimension")}`],
     ["recipe", index.recipe],
     ["commit", String(index.commit)],
   ];
