@@ -57,9 +57,9 @@ def jsonl_rows(path: Path, encoding: str, fields: Fields, report: ReadReport) ->
                 missing -= {*values, *(inner if isinstance(inner := values.get("metadata"), dict) else ())}
                 yield Row(location, values, lines.raw, fault)
             location = lines.begin()
-    for option, key in (("id", fields.id), ("text", fields.text), ("vector", fields.vector)):
+    for option, wanted in (("id", fields.id), ("text", fields.text), ("vector", fields.vector)):
         if number and not has[option]:
-            raise CorpusError(f'{name_of(path)}: no row has "{key}"; name the key to use with --{option}-field')
+            raise CorpusError(f'{name_of(path)}: no row has "{wanted}"; name the key to use with --{option}-field')
     if number and missing:
         report.remarks.append(
             f"{name_of(path)}: no row has {quoted(sorted(missing))} to keep as metadata (--metadata-field)"
