@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from searchkit.records import Explanation, Hit, Query
 
 _BATCH = 64
-_PASSAGE, _VALUE = 320, 60  # terminal columns
+_PASSAGE, _VALUE, _ID = 320, 60, 120  # terminal columns
 
 
 @click.command()
@@ -246,7 +246,7 @@ def print_hits(query: str, hits: list[Hit]) -> None:
         parts = [*([title] if hit.title else []), passage]
         if hit.explanation:
             parts.append(Text(_why(hit.explanation), "dim"))
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(clean(hit.id)), Group(*parts))
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(shorten(hit.id, _ID)), Group(*parts))
     console.print(table)
 
 

@@ -305,7 +305,7 @@ def _by_kind(what: str, values: Sequence[object]) -> dict[str, list[Any]]:
             by_kind.setdefault(json.dumps(value), []).append(value)
         elif isinstance(value, str):
             if re.search("[\x00\ud800-\udfff]", value):
-                raise FilterError(f"{what} has {_shown(value)}, with a NUL or half a surrogate pair; remove it")
+                raise FilterError(f"{what} has {_shown(value)}, with a NUL or what is not UTF-8; remove it")
             by_kind.setdefault("text", []).append(value)
         elif isinstance(value, int | float):
             if not (-(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)):

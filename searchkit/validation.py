@@ -88,8 +88,13 @@ def check_text(name: str, value: object) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        code = f"\\u{ord(value[error.start]):04x}"
-        raise InputError(f"{name} holds the lone surrogate {code}, which UTF-8 cannot store; remove it") from None
+        code = ord(value[error.start])
+        if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that is not UTF-8
+            byte = f"\\x{code - 0xDC00:02x}"
+            raise InputError(f"{name} holds the byte {byte}, which is not UTF-8; check the encoding") from None
+        raise InputError(
+            f"{name} holds the lone surrogate \\u{code:04x}, which UTF-8 cannot store; remove it"
+        ) from None
 
 
 def checked_queries(queries: object) -> list[Query]:

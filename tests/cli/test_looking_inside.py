@@ -90,6 +90,29 @@ def test_facets_count_the_values_of_all_hits_not_only_of_those_shown(index: Path
     assert f"tags: a ({sum('a' in tags for tags in wanted)}), b ({sum('b' in tags for tags in wanted)})" in lexical
 
 
+def test_nothing_that_is_stored_or_typed_reaches_a_terminal_raw(tmp_path: Path, mistral: Path) -> None:
+    bad = "\x1b[31mred\x07\x9b1m\u202eback\u2066"
+    rows = [{"id": f"id{bad}", "title": bad, "text": f"tea {bad}", "kind": bad, "in": {bad: bad}},
+            {"id": "i" * 500, "title": "W" * 3000, "text": "tea " + "x" * 3000, "kind": "k" * 3000}]  # fmt: skip
+    file, index = write_lines(tmp_path / "odd.jsonl", rows), tmp_path / "x.index"
+    index_it = ("index", file, "--index", index, "--model", mistral)
+    commands: list[tuple[object, ...]] = [
+        index_it, ("check", index), ("info", index), ("info", index, "--format", "json"), ("dump", index),
+        ("search", index, "tea", "--explain", "--facet", "kind", "--facet", "no\u202e", "--mode", "lexical"),
+        ("search", index, f"tea {bad}", "--format", "json", "--facet", "kind", "--mode", "lexical"),
+        ("search", index, "tea", "--mode", "lexical", "--where", json.dumps({"kinds": bad})),
+        ("similar", index, f"id{bad}"), ("get", index, f"id{bad}"), ("get", index, f"id{bad}", "--format", "json"),
+        ("delete", index, f"id{bad}", "--dry-run"), ("search", index, "--mode", "lexical", "--", "-5 degrees"),
+    ]  # fmt: skip
+    for command in commands:
+        result = call(*command)
+        printed = result.stdout + result.stderr
+        assert not set(printed) & set("\x1b\x07\x9b\u202e\u2066"), command
+        if command[0] in ("search", "similar") and "json" not in command:
+            assert max(map(len, printed.splitlines())) < 2000  # metadata alone are as long
+            assert printed.count("iiiiiiiiiiiiiiiiiiii") < 10
+
+
 def test_facets_know_no_depth_and_name_what_is_not_there(tmp_path: Path, mistral: Path) -> None:
     rows = [
         {"id": f"{n}", "text": "tea", "kind": "\x1b[31mred" if n % 3 else "blue", "sold": n < 9} for n in range(150)

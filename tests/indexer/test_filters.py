@@ -502,7 +502,7 @@ def test_what_users_write_is_never_in_the_sql(found: Found, text: str) -> None:
         ({"a": 2**63}, [str(2**63), "64 bits"]),
         ({"a": {"$in": [-(2**63) - 1]}}, ["64 bits"]),
         ({"a": "x\0y"}, ['$eq of "a"', "NUL"]),
-        ({"a": "\ud800"}, ['$eq of "a"', "surrogate"]),
+        ({"a": "\ud800"}, ['$eq of "a"', "not UTF-8"]),
         ({"a": datetime(2024, 5, 1)}, ["2024", "$date"]),
         ({"a": {"$date": "May 2024"}}, ["May 2024", "ISO 8601"]),
         ({"a": {"$gt": {"$date": "2024-02-30"}}}, ['$gt of "a"', "2024-02-30", "ISO 8601"]),

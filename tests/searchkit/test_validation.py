@@ -124,6 +124,7 @@ def test_the_deepest_metadata_is_json_to_sqlite() -> None:
         ([Query("1", " ")], "a query is empty"),
         ([Query("1", "tea", 5)], "instruction is 5; expected a string"),  # type: ignore[arg-type]
         (["\ud800"], "lone surrogate"),
+        (["te\udcffa"], r"the text of a query holds the byte \xff, which is not UTF-8"),
     ],
 )
 def test_what_are_no_queries_is_refused(queries: Any, said: str) -> None:
