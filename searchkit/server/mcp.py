@@ -35,7 +35,7 @@ from searchkit.server.mcp_answers import (
     document_part,
     search_answer,
 )
-from searchkit.server.weak import weak_matches
+from searchkit.server.weak import RelatedLevels, weak_matches
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -137,7 +137,7 @@ class Tools:
         self._indexes = {index.name: index for index in indexes}
         if len(self._indexes) < len(indexes):
             raise InputError("two indexes have the same name; rename one of the folders")
-        self._tokens = answer_tokens
+        self._tokens, self._levels = answer_tokens, RelatedLevels()
 
     def search(
         self,
@@ -153,7 +153,7 @@ class Tools:
         notes = [fault.message for fault in engine.filter_faults(where)] if where else []
         sentence = instruction or None
         hits = engine.search(query, instruction=sentence, k=k, where=where or None, mode=mode, explain=True)
-        weak = weak_matches(engine, query, sentence, hits)
+        weak = weak_matches(query, hits, engine.settings["language"], lambda: self._levels.of(engine.embedder))
         if weak and all(weak):
             notes.append("All matches are weak: this index probably has no answer to the query.")
         if not hits:

@@ -28,7 +28,8 @@ class Match(BaseModel):
     stop: int
     score: float = Field(description="Comparable only within this answer.")
     strength: Literal["match", "weak match"] = Field(
-        description='"weak match": it shares few words with the query and is no more similar than chance; '
+        description='"weak match": it shares few words with the query and is less similar to it than nearly all '
+        "texts that belong together; "
         "probably not relevant."
     )
     metadata: dict[str, Any]

@@ -2,55 +2,104 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from threading import Lock, Thread
 
 import numpy as np
 
 from searchkit.indexer.analysis import Analyzer
+from searchkit.models.embedder import Embedder
+from searchkit.readers.corpus import corpus_folder
 from searchkit.records import Hit
-from searchkit.searcher import Searcher
 
+logger = logging.getLogger(__name__)
+
+PAIRS = 64
+UNLIKE = 0.02
+"""Share of the related pairs that are less similar than the level; the level is fitted to no index."""
 SHARED_TERMS = 0.5
 """A passage that holds at least this share of the query's terms is never called weak."""
 
-SAMPLE = 256
-"""Passages drawn at random to see how similar unrelated passages are to the query."""
+_PATIENCE = 10.0
 
 
-def weak_matches(engine: Searcher, query: str, instruction: str | None, hits: Sequence[Hit]) -> list[bool]:
-    """Whether each hit is weak: few of the query's terms occur in it, and its similarity could be chance.
+def weak_matches(query: str, hits: Sequence[Hit], language: str, level: Callable[[], float | None]) -> list[bool]:
+    """Whether each hit is weak: few of the query's terms occur in it, and it is less similar than related texts are.
 
-    Chance is the similarity that the best of all passages would reach if they were as unrelated to the query as a
-    random sample is: mean + standard deviation * sqrt(2 ln passages). Without a similarity, in a lexical ranking, the
-    terms decide alone.
+    A hit without a similarity, in a lexical ranking, is never weak: it holds terms of the query.
 
     Args:
-        engine: The index that the hits are of.
         query: The query.
-        instruction: Its instruction; None for the model's default.
         hits: Searched with `explain=True`.
+        language: The index's.
+        level: Gives the similarity that nearly all related texts reach, or None if it is not known (yet).
     """
-    analyzer = Analyzer(engine.settings["language"])
+    analyzer = Analyzer(language)
     terms = set(analyzer.analyze(query))
+    needed = SHARED_TERMS * max(1, len(terms))
     doubtful = [
-        len(terms & set(analyzer.analyze(f"{hit.title} {hit.text}"))) < SHARED_TERMS * max(1, len(terms))
+        _similarity(hit) is not None and len(terms & set(analyzer.analyze(f"{hit.title} {hit.text}"))) < needed
         for hit in hits
     ]
-    if not any(doubtful):
-        return doubtful
-    scores = [None if hit.explanation is None else hit.explanation.dense_score for hit in hits]
-    if all(score is None for score in scores):
-        return doubtful
-    level = chance_similarity(engine, query, instruction)
-    return [doubt and (score is None or score < level) for doubt, score in zip(doubtful, scores, strict=True)]
+    threshold = level() if any(doubtful) else None
+    if threshold is None:
+        return [False] * len(hits)
+    return [doubt and (_similarity(hit) or 0.0) < threshold for doubt, hit in zip(doubtful, hits, strict=True)]
 
 
-def chance_similarity(engine: Searcher, query: str, instruction: str | None) -> float:
-    """The similarity to a query that the best of an index's passages would reach if none were related to it."""
-    sample = engine.sample(SAMPLE)
-    if len(sample) < 2:
-        return -1.0  # no sample, no doubt
-    similarities = sample @ engine.embed([query], instruction)[0]
-    spread = math.sqrt(2 * math.log(max(2, engine.passages)))
-    return float(np.mean(similarities) + spread * np.std(similarities))
+def _similarity(hit: Hit) -> float | None:
+    """Its similarity, unless the model cannot read the query, in which case it has no weight and means nothing."""
+    why = hit.explanation
+    return None if why is None or why.dense_weight == 0 else why.dense_score
+
+
+def related_similarity(embedder: Embedder) -> float:
+    """The similarity that all but `UNLIKE` of related texts reach: questions and their answers of `corpora/kinds`.
+
+    Models differ in what numbers they give to related and to unrelated texts, indexes hardly do.
+    """
+    questions, answers = zip(*[(topic["question"], topic["answer"]) for topic in topics()[:PAIRS]], strict=True)
+    similarities = np.sum(embedder.encode_queries(questions) * embedder.encode_passages(answers), axis=1)
+    return float(np.quantile(similarities, UNLIKE))
+
+
+@cache
+def topics() -> list[dict[str, str]]:
+    """The topics of `corpora/kinds`, each with a question and its answer."""
+    return [json.loads(line) for line in (corpus_folder("kinds") / "topics.jsonl").read_text("utf-8").splitlines()]
+
+
+class RelatedLevels:
+    """The level of each model, measured in a thread when it is first needed: with a large model it takes minutes."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._levels: dict[int, _Level] = {}
+
+    def of(self, embedder: Embedder) -> float | None:
+        """The level, or None while a slow model still measures it or where it failed."""
+        with self._lock:
+            level = self._levels.get(id(embedder))
+            if level is None:
+                level = self._levels[id(embedder)] = _Level(embedder)
+                level.start()
+        level.join(_PATIENCE)
+        return level.value
+
+
+class _Level(Thread):
+    """Measures one model; a daemon, so that a process that ends does not wait for it."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__(name="related-similarity", daemon=True)
+        self._embedder = embedder
+        self.value: float | None = None
+
+    def run(self) -> None:
+        try:
+            self.value = related_similarity(self._embedder)
+        except Exception:
+            logger.exception("no match is called weak: the similarity of related texts could not be measured")

@@ -31,7 +31,7 @@ from searchkit.server.mcp import OpenIndex, Tools, http_routes, mcp_server
 from searchkit.server.mcp_answers import CHARACTERS_PER_TOKEN, Match, size
 from searchkit.server.process import Server
 from searchkit.server.settings import Keys
-from searchkit.server.weak import chance_similarity, weak_matches
+from searchkit.server.weak import RelatedLevels, related_similarity, weak_matches
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG = "".join(f"Sentence {n} of a long report about tea. " for n in range(2000))
@@ -147,14 +147,31 @@ def test_an_unknown_document_is_an_error(index: OpenIndex) -> None:
     assert "holds no document '../n1'" in answer.content[0].text
 
 
-def test_a_hit_is_weak_when_it_shares_few_words_and_its_similarity_could_be_chance(index: OpenIndex) -> None:
-    engine = index.current()
-    level = chance_similarity(engine, "zebra finch", None)
-    hits = engine.search("zebra finch", k=9, explain=True)
-    weak = weak_matches(engine, "zebra finch", None, hits)
-    assert weak == [hit.explanation is not None and (hit.explanation.dense_score or 0) < level for hit in hits]
-    by_words = engine.search("tea water", k=1, explain=True, mode="lexical")
-    assert weak_matches(engine, "tea water", None, by_words) == [False]
+def test_a_hit_is_weak_when_it_shares_few_words_and_is_less_similar_than_related_texts(notes: Path) -> None:
+    with SearchEngine.open(notes) as engine:
+        level = related_similarity(engine.embedder)
+        words = "zebra finch"  # which no document has
+        hits = engine.search(words, k=40, explain=True)
+        weak = weak_matches(words, hits, "english", lambda: level)
+        assert weak == [(hit.explanation.dense_score or 0) < level for hit in hits if hit.explanation]
+        assert any(weak)
+        own = engine.search(hits[0].text, k=1, explain=True)
+        assert weak_matches(hits[0].text, own, "english", lambda: 2.0) == [False]  # all of its terms are there
+        assert not any(weak_matches(words, hits, "english", lambda: None))  # the level is not known yet
+        by_words = engine.search("zebra finch river", k=1, explain=True, mode="lexical")
+        assert weak_matches("zebra finch river", by_words, "english", lambda: 2.0) == [False]
+
+
+def test_the_level_of_related_texts_lies_between_related_and_unrelated_ones() -> None:
+    embedder = Embedder("builtin")
+    level = RelatedLevels().of(embedder)
+    assert level == related_similarity(embedder)
+    questions = embedder.encode_queries(["is tea good for the heart", "how do I sharpen a chisel"])
+    answers = embedder.encode_passages(
+        ["Regular tea drinkers have fewer heart attacks.", "Hold the chisel flat on the stone to sharpen it."]
+    )
+    similar = questions @ answers.T
+    assert similar.diagonal().min() > level > similar[::-1].diagonal().max()
 
 
 def test_what_another_process_commits_is_found(folder: Path, index: OpenIndex) -> None:
