@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from functools import lru_cache
 from itertools import count
 from threading import Condition, Lock, Thread
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -179,12 +178,8 @@ class EmbeddingQueue:
 
     def _work(self) -> None:
         while jobs := self._next_jobs():
-            began = perf_counter()
             texts = [text for job in jobs for text in job.texts]
             results = self._results(texts)
-            self.admission.note_rate(
-                self._workers * sum(job.tokens for job in jobs) / max(perf_counter() - began, 1e-6)
-            )
             for job in jobs:
                 mine, results = results[: len(job.texts)], results[len(job.texts) :]
                 failed = next(((n, one) for n, one in enumerate(mine) if isinstance(one, Exception)), None)

@@ -31,7 +31,7 @@ class RerankQueue:
     async def scores(self, query: str, documents: Sequence[str], instruction: str | None) -> np.ndarray:
         """The score of each document, (n,) float32 from 0 to 1."""
         with self._pool.admission.admitted(len(documents)):
-            return await self._pool.run(lambda: self.reranker.scores(query, documents, instruction), len(documents))
+            return await self._pool.run(lambda: self.reranker.scores(query, documents, instruction))
 
     async def hits(
         self, queries: Sequence[Query], found: Sequence[Sequence[Hit]], instruction: str | None, depth: int
@@ -43,8 +43,7 @@ class RerankQueue:
                 lambda: [
                     rerank_hits(self.reranker, query, hits, instruction, depth)
                     for query, hits in zip(queries, found, strict=True)
-                ],
-                max(1, read),
+                ]
             )
 
     def close(self) -> None:

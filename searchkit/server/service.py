@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+LONGEST_WAIT = 1.0
+"""Seconds for which a search may have to wait for those before it. More wait only where few callers do."""
+
 
 class Service:
     """Open indexes and loaded models, for as long as the process runs.
@@ -42,13 +45,21 @@ class Service:
         self.checked: tuple[float, dict[str, str]] | None = None
         """When `/readyz` last tried everything, and what failed."""
         self.indexes = Indexes(settings, self.metrics)
-        longest_wait = settings.deadline / 2
+        patience = settings.deadline / 2
+        longest_wait = min(LONGEST_WAIT, patience)
         self.models = {
             name: EmbeddingQueue(
                 name,
                 embedder,
                 settings.threads,
-                Admission("tokens", settings.queue_tokens, longest_wait, self.metrics.queued_tokens.labels(name).set),
+                Admission(
+                    "tokens",
+                    settings.queue_tokens,
+                    longest_wait,
+                    self.metrics.queued_tokens.labels(name).set,
+                    turn=embedder.token_budget,
+                    longest_patience=patience,
+                ),
                 self.metrics,
                 settings.cache_queries,
             )
@@ -56,14 +67,20 @@ class Service:
         }
         self.searches = WorkPool(
             settings.search_threads,
-            Admission("searches", settings.queue_searches, longest_wait, self.metrics.queued_searches.set),
+            Admission(
+                "searches",
+                settings.queue_searches,
+                longest_wait,
+                self.metrics.queued_searches.set,
+                longest_patience=patience,
+            ),
         )
         self.reranker: RerankQueue | None = None
         if settings.rerank is not None:
             device = None if settings.device is None else settings.device.partition(",")[0]
-            self.reranker = RerankQueue(Reranker(settings.rerank, device=device), settings.queue_pairs, longest_wait)
+            self.reranker = RerankQueue(Reranker(settings.rerank, device=device), settings.queue_pairs, patience)
         # Writing is slow and waits for a lock: it has a thread of its own, so that searches never wait for it.
-        self.writes = WorkPool(1, Admission("writes", 32, longest_wait, _ignore))
+        self.writes = WorkPool(1, Admission("writes", 32, patience, _ignore))
 
     def close(self) -> None:
         """Stop the threads and close the indexes."""

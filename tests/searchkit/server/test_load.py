@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -55,23 +56,65 @@ def test_under_overload_a_client_that_retries_is_served(serve) -> None:
         assert client.get("/readyz").status_code == 200  # busy is not broken
 
 
+def admission(pace: float = 0.0, **options) -> Admission:
+    """One for tokens that has seen answers, each of so many seconds a token."""
+    made = Admission("tokens", 100, 10.0, lambda _: None, **options)
+    for _ in range(8 if pace else 0):
+        made._note(pace, 1)
+    return made
+
+
+def is_admitted(to: Admission, amount: int) -> bool:
+    try:
+        with to.admitted(amount):
+            return True
+    except ServerError:
+        return False
+
+
 def test_admission_takes_a_large_request_and_tells_the_wait() -> None:
-    admission = Admission("tokens", 100, 10.0, lambda _: None)
-    admission.note_rate(50.0)
-    with admission.admitted(450):  # larger than the limit, but nothing else waits
-        with pytest.raises(ServerError) as refused, admission.admitted(1):
+    tokens = admission(0.02)
+    with tokens.admitted(450):  # larger than the limit, but nothing else waits
+        with pytest.raises(ServerError) as refused, tokens.admitted(1):
             pass
-        assert refused.value.status_code == 429
-        assert refused.value.headers == {"Retry-After": "8", "retry-after-ms": "8000"}
-    with admission.admitted(1):
-        assert admission.waiting == 1
+        assert refused.value.headers == {"Retry-After": "8", "retry-after-ms": "8000"}  # 400 of 450 tokens
+    assert is_admitted(tokens, 1)
+    assert tokens.waiting == 0
 
 
 def test_admission_is_by_time_where_the_model_is_slow() -> None:
-    admission = Admission("tokens", 10**9, 10.0, lambda _: None)
-    admission.note_rate(5.0)
-    with admission.admitted(51), pytest.raises(ServerError), admission.admitted(1):
-        pass
+    for ahead, room in ((19, True), (20, False)):  # 20 tokens take the ten seconds that are allowed
+        tokens = admission(0.5)
+        with tokens.admitted(ahead):
+            assert is_admitted(tokens, 1) == room
+
+
+def test_a_slow_model_serves_a_few_callers() -> None:
+    for requests, amount, room in ((7, 2, True), (8, 1, True), (8, 2, False), (5, 3, False)):  # at a second a token
+        tokens = admission(1.0, longest_patience=15.0)
+        with ExitStack() as stack:
+            for _ in range(requests):
+                stack.enter_context(tokens.admitted(amount))
+            assert is_admitted(tokens, 1) == room
+
+
+def test_admission_learns_from_the_answers() -> None:
+    tokens = admission()
+    for _ in range(8):
+        with tokens.admitted(2):
+            time.sleep(0.02)
+    assert 0.01 <= tokens._pace < 0.05
+    with pytest.raises(ZeroDivisionError), tokens.admitted(1):
+        1 / 0  # noqa: B018
+    assert (tokens._measured, tokens.waiting) == (8, 0)  # a failure says nothing of the pace
+
+
+def test_a_small_request_is_admitted_beside_a_large_one_of_which_only_a_turn_is_ahead() -> None:
+    # At half a second a token: a small one waits for 10 tokens, a large one for as many as it has itself.
+    for ahead, amount, room in ((99, 5, True), (99, 25, True), (99, 40, False), (25, 40, True)):
+        tokens = admission(0.5, turn=10, longest_patience=15.0)
+        with tokens.admitted(ahead):
+            assert is_admitted(tokens, amount) == room
 
 
 def test_a_small_request_does_not_wait_for_all_of_a_large_one() -> None:
@@ -145,7 +188,18 @@ def test_readiness_fails_when_the_model_does(serve, monkeypatch) -> None:
         assert client.get("/livez").status_code == 200
 
 
-def test_every_answer_is_of_one_commit_while_another_process_writes(serve, tmp_path: Path) -> None:
+WRITER = """
+import sys
+from searchkit.engine import SearchEngine
+from searchkit.records import Document
+with SearchEngine.open(sys.argv[1], writable=True) as writer:
+    for number in range(1, 101):
+        writer.add([Document(str(number), f"Quince tree {number}.")])
+        print(writer.snapshot.generation, flush=True)
+"""
+
+
+def test_every_answer_is_of_one_commit_while_another_process_commits_100_times(serve, tmp_path: Path) -> None:
     folder = tmp_path / "live.index"
     with SearchEngine.create(folder, model="builtin") as engine:
         engine.add([Document("0", "A quince tree.")])
@@ -158,21 +212,26 @@ def test_every_answer_is_of_one_commit_while_another_process_writes(serve, tmp_p
         with httpx.Client(base_url=address, timeout=30) as client:
             while not stopped.is_set():
                 mode = "lexical" if len(answers) % 2 else "hybrid"
-                answer = client.get(f"/indexes/live/search?query=quince&k=100&mode={mode}").json()
+                answer = client.get(f"/indexes/live/search?query=quince&k=200&mode={mode}").json()
                 answers.append((answer["commit"], len(answer["hits"])))
 
-    with ThreadPoolExecutor(3) as pool:
-        readers = [pool.submit(read) for _ in range(3)]
-        with SearchEngine.open(folder, writable=True) as writer:
-            for number in range(1, 25):
-                writer.add([Document(str(number), f"Quince tree {number}.")])
-                commits.append(writer.snapshot.generation)
-                newest = httpx.get(f"{address}/indexes/live/search?query=quince&k=100").json()
-                assert len(newest["hits"]) == number + 1  # at once
-        stopped.set()
+    command = [sys.executable, "-c", WRITER, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=address, timeout=30) as client:
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as writer:
+                assert writer.stdout is not None
+                for line in writer.stdout:
+                    commits.append(int(line))
+                    newest = client.get("/indexes/live/search?query=quince&k=200").json()
+                    assert len(newest["hits"]) >= len(commits)  # at once
+        finally:
+            stopped.set()
         for reader in readers:
             reader.result()
-    assert len({commit for commit, _ in answers}) > 5
+    assert len(commits) == 101
+    assert len({commit for commit, _ in answers}) > 10
     for commit, hits in answers:
         assert hits == next(n for n, last in enumerate(commits, start=1) if commit <= last)
 
