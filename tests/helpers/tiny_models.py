@@ -78,5 +78,6 @@ def build_model(folder: Path, kind: str = "mistral", *, seed: int = 0, bos: bool
     else:
         model = BertModel(BertConfig(**shared, is_decoder=kind == "causal-bert"))
     model.save_pretrained(folder)
-    build_tokenizer(folder, bos=bos, eos=eos)
+    # MPNet takes token 1 for padding, which is "<s>" here.
+    build_tokenizer(folder, bos=bos and kind != "mpnet", eos=eos)
     return folder

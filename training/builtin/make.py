@@ -43,8 +43,8 @@ SETTINGS_OF_RUN: dict[str, Any] = {
     "batch_size": 16, "chunk": 64, "learning_rate": 1.2e-4, "weight_decay": 0.01, "warmup_steps": 30, "epochs": 2,
     "max_length": 160, "query_repeats": 2, "checkpoint_every": 50,
 }  # fmt: skip
-MAX_STEPS = 640
-"""Less than two epochs."""
+MAX_STEPS = 480
+"""Less than one and a half epochs."""
 MAX_LENGTH = 256
 """Tokens that the model reads; it was trained on shorter texts in this run."""
 QUERY_REPEATS = 3

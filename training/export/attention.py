@@ -74,6 +74,11 @@ class Attention:
         seen = graph.op("Concat", *blocks, axis=0)  # (length, batch, heads, width)
         return graph.op("Reshape", seen, graph.integers(-1, self.heads * self.width))
 
+    def add_bias(self, values: str) -> None:
+        """Add (heads, queries, keys) to the scores of all layers; of bidirectional attention."""
+        ((start, stop, mask),) = self._blocks
+        self._blocks = [(start, stop, self.graph.op("Add", mask, self.graph.op("Unsqueeze", values, start)))]
+
     def _repeat(self, x: str) -> str:
         """(length, batch, key heads, width) to (length, batch, heads, width)."""
         if self.key_heads == self.heads:

@@ -1,4 +1,4 @@
-"""The models that are written operator by operator: encoders built like BERT, decoders built like Llama."""
+"""The models that are written operator by operator: encoders built like BERT or MPNet, decoders built like Llama."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from searchkit.training.export.attention import Attention, Rotation
 from searchkit.training.export.graph import Graph
 
 _BERT = ("bert", "roberta", "xlm-roberta", "camembert")
+_MPNET_REACH = 128  # the distance from which on its attention does not tell positions apart
 _LLAMA = ("llama", "mistral", "qwen2", "qwen3")
+_BERT_ATTENTION = ("self.query", "self.key", "self.value", "output.dense", "output.LayerNorm")
+_MPNET_ATTENTION = ("attn.q", "attn.k", "attn.v", "attn.o", "LayerNorm")
 _GELU = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu"}
 _LEAST_GELU = -0.17
 # How far outlying dimensions are evened out (see LinearInput). The least cosine to float32 over texts of corpora/kinds
@@ -24,6 +27,8 @@ def can_write(config: Any) -> bool:
     if config.model_type in _BERT:
         positions = getattr(config, "position_embedding_type", None) or "absolute"
         return config.hidden_act in _GELU and positions == "absolute"
+    if config.model_type == "mpnet":
+        return config.hidden_act in _GELU
     if config.model_type in _LLAMA:
         window = getattr(config, "sliding_window", None)
         rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
@@ -70,6 +75,9 @@ def write_states(graph: Graph, model: Any, *, causal: bool) -> tuple[Attention, 
     ids = graph.op("Reshape", graph.op("Transpose", attention.ids, perm=[1, 0]), graph.integers(-1))  # (tokens,)
     if config.model_type in _BERT:
         return attention, _bert(graph, config, attention, ids)
+    if config.model_type == "mpnet":
+        attention.add_bias(_relative_bias(graph, model, attention))
+        return attention, _bert(graph, config, attention, ids)
     frequencies = model.rotary_emb.inv_freq.float().numpy()
     return attention, _llama(
         graph, config, attention, ids, Rotation(attention, frequencies, model.rotary_emb.attention_scaling)
@@ -78,27 +86,45 @@ def write_states(graph: Graph, model: Any, *, causal: bool) -> tuple[Attention, 
 
 def _bert(graph: Graph, config: Any, attention: Attention, ids: str) -> str:
     width, epsilon = config.hidden_size, config.layer_norm_eps
-    # RoBERTa and its kin count positions from the one after the padding token's.
-    first = 0 if config.model_type == "bert" else config.pad_token_id + 1
+    # RoBERTa and its kin, MPNet too, count positions from the one after the padding token's.
+    first = {"bert": 0, "mpnet": 2}.get(config.model_type, (config.pad_token_id or 0) + 1)
     rows = graph.op("Add", attention.positions, graph.constant(first, np.int64))
     places = graph.op("Gather", graph.parameter("embeddings.position_embeddings.weight"), rows)  # (length, width)
     words = graph.op("Reshape", graph.embedding("embeddings.word_embeddings.weight", ids), attention.shape(width))
     x = graph.op("Add", words, graph.op("Unsqueeze", places, graph.integers(1)))  # (length, batch, width)
     x = graph.op("Reshape", x, graph.integers(-1, width))  # (tokens, width), as all x from here on
     x = graph.layer_norm(x, "embeddings.LayerNorm", epsilon)
+    names = _MPNET_ATTENTION if config.model_type == "mpnet" else _BERT_ATTENTION
     for number in range(config.num_hidden_layers):
         layer = f"encoder.layer.{number}"
-        own, output = f"{layer}.attention.self", f"{layer}.attention.output"
-        parts = graph.linear(x, f"{own}.query", f"{own}.key", f"{own}.value", smoothing=_SMOOTH_ATTENTION)
+        *inputs, dense, norm = (f"{layer}.attention.{name}" for name in names)
+        parts = graph.linear(x, *inputs, smoothing=_SMOOTH_ATTENTION)
         seen = attention.attend(*(attention.split(part, attention.heads) for part in parts))
-        (seen,) = graph.linear(seen, f"{output}.dense")
-        x = graph.layer_norm(graph.op("Add", seen, x), f"{output}.LayerNorm", epsilon)
+        (seen,) = graph.linear(seen, dense)
+        x = graph.layer_norm(graph.op("Add", seen, x), norm, epsilon)
         (wide,) = graph.linear(x, f"{layer}.intermediate.dense", bias=False, smoothing=_SMOOTH_MLP)
         bias = graph.parameter(f"{layer}.intermediate.dense.bias")
         wide = graph.microsoft(_GELU[config.hidden_act], wide, bias)
         (back,) = graph.linear(wide, f"{layer}.output.dense", least=_LEAST_GELU)
         x = graph.layer_norm(graph.op("Add", back, x), f"{layer}.output.LayerNorm", epsilon)
     return x
+
+
+def _relative_bias(graph: Graph, model: Any, attention: Attention) -> str:
+    """What MPNet adds to the scores of each head by how far the key is from the query, (heads, queries, keys)."""
+    import torch
+
+    distances = torch.arange(-_MPNET_REACH, _MPNET_REACH + 1)[None]
+    buckets = model.encoder.relative_position_bucket(
+        distances, num_buckets=model.config.relative_attention_num_buckets, max_distance=_MPNET_REACH
+    )[0]
+    table = graph.parameter("encoder.relative_attention_bias.weight")
+    by_distance = graph.op("Gather", table, graph.integers(*buckets.tolist()))  # (distances, heads)
+    keys, queries = (graph.op("Unsqueeze", attention.positions, graph.integers(axis)) for axis in (0, 1))
+    away = graph.op("Sub", keys, queries)  # (queries, keys)
+    limits = (graph.constant(limit, np.int64) for limit in (-_MPNET_REACH, _MPNET_REACH))
+    rows = graph.op("Add", graph.op("Clip", away, *limits), graph.constant(_MPNET_REACH, np.int64))
+    return graph.op("Transpose", graph.op("Gather", by_distance, rows), perm=[2, 0, 1])
 
 
 def _llama(graph: Graph, config: Any, attention: Attention, ids: str, rotation: Rotation) -> str:
