@@ -89,6 +89,8 @@ def _errors_as_messages() -> Iterator[None]:
         message = clean(error.message)
         if isinstance(error, click.NoSuchOption) and not error.possibilities and _takes_text(error.ctx):
             message += f'\nPut text that begins with a dash after "--", as in: -- "{clean(error.option_name)} ..."'
+        if "unexpected extra argument" in message:
+            message += "\nPut a pattern, or a text of several words, in quotes."
         error.message = message  # type: ignore[misc,unused-ignore]
         raise
     except (click.Abort, click.exceptions.Exit, BrokenPipeError):
@@ -134,8 +136,10 @@ def _message(error: Exception) -> str | None:
         return (
             f"a working file cannot be used ({error}); check the space and permissions in {gettempdir()} and the output"
         )
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.filename is not None:
+            return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        return f"the output, or another file, cannot be used: {error.strerror}"  # a full disk names no file
     return None
 
 

@@ -41,6 +41,7 @@ def write_vectors(engine: SearchEngine, file: Path) -> int:
             ("vector", pyarrow.list_(pyarrow.float32(), engine.dim)),
         ]
     )
+    file.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with parquet.ParquetWriter(file, schema) as writer:
         for passages, vectors, present in _passages(engine):

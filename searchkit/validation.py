@@ -119,6 +119,16 @@ def checked_queries(queries: object) -> list[Query]:
     return checked
 
 
+def checked_batch(name: str, texts: object) -> list[str]:
+    """Texts for a model, as a list; InputError where they are not strings that UTF-8 can store."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise InputError(f"{name} is {described(texts)}; expected a list of strings")
+    checked = list(texts)
+    for number, text in enumerate(checked):
+        check_text(f"{name}[{number}]", text)
+    return checked
+
+
 def check_optional_text(name: str, value: object) -> None:
     """Raise InputError unless a value is None or a string that UTF-8 can store."""
     if value is not None:
@@ -164,6 +174,8 @@ def checked_path(name: str, value: object) -> Path:
     """Return a path; InputError where it is neither a string nor a path."""
     if not isinstance(value, str | PathLike):
         raise InputError(f"{name} is {described(value)}; expected a path")
+    if "\0" in str(value):
+        raise InputError(f"{name} holds a NUL byte; expected a path")
     return Path(value)
 
 
@@ -175,5 +187,7 @@ def described(value: object) -> str:
         except ValueError:  # more digits than Python writes
             text = "a very large integer"
         return text if len(text) <= 60 else f"{text[:60]}..."
-    name = type(value).__name__
+    kind = type(value)
+    package = kind.__module__.partition(".")[0]
+    name = f"numpy.{kind.__name__}" if package == "numpy" else kind.__name__  # numpy has a "bool" of its own
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

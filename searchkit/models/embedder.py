@@ -30,6 +30,7 @@ from searchkit.models.remote.address import RemoteModel, is_remote, parse_remote
 from searchkit.models.remote.runtime import RemoteRuntime, encode_probes
 from searchkit.models.runtime import Runtime, load_errors, load_runtime
 from searchkit.models.vocabulary import unknown_ids
+from searchkit.validation import check_optional_text, checked_batch
 
 logger = logging.getLogger(__name__)
 
@@ -237,8 +238,11 @@ class Embedder:
             (len(queries), dim) float32 rows of unit length.
 
         Raises:
-            InputError: The instruction leaves no room for a query, or the model returned a vector that is not finite.
+            InputError: `queries` are not strings, the instruction leaves no room for a query, or the model returned a
+                vector that is not finite.
         """
+        queries = checked_batch("queries", queries)
+        check_optional_text("instruction", instruction)
         instruction = self.resolved_instruction(instruction)
         return self._encode(self.tokenize_queries(queries, [instruction] * len(queries)))
 
@@ -251,7 +255,11 @@ class Embedder:
 
         Returns:
             (len(passages), dim) float32 rows of unit length.
+
+        Raises:
+            InputError: `passages` are not strings, or the model returned a vector that is not finite.
         """
+        passages = checked_batch("passages", passages)
         tokens = self.tokenize(self._prefixed(passages))
         for passage, ids in zip(passages, tokens, strict=True):
             if not passage.isascii():

@@ -40,14 +40,11 @@ def jsonl_rows(path: Path, encoding: str, fields: Fields, report: ReadReport) ->
                     if numbered is None:
                         numbered = has_no_ids(values, fields)
                     if numbered and not has_no_ids(values, fields):
-                        key = id_key(values, fields)
-                        values, fault = (
-                            {},
-                            (
-                                f'has an "{key}", but the first row has none, so that rows are numbered; '
-                                "give all rows one, or none"
-                            ),
+                        fault = (
+                            f'has an "{id_key(values, fields)}", but the first row has none, so that rows are '
+                            "numbered; give all rows one, or none"
                         )
+                        values = {}
                     elif numbered:
                         values = {"id": numbered_id(name, number), **values}
                         report.numbered = report.numbered or values["id"]

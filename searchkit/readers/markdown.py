@@ -54,7 +54,7 @@ def front_matter(text: str) -> FrontMatter:
     return FrontMatter({str(key): _plain(value) for key, value in parsed.items()}, text[match.end() :].lstrip("\n"))
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """YAML 1.2, by which 0123, NO and 10:30 are strings; keys come once, and there are no aliases."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        values = super().construct_mapping(node, deep)
+        values: dict[Any, Any] = super().construct_mapping(node, deep)
         if len(values) < len(node.value):
             raise yaml.MarkedYAMLError(problem="a key comes twice", problem_mark=node.start_mark)
         return values

@@ -40,6 +40,7 @@ class Rejects:
         """Count a row that the user cannot repair, and write it to the file if there is one; never raises."""
         if self.path is not None:
             if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 # Line by line, so that a killed run leaves whole lines; lone surrogates come out as JSON escapes.
                 self._file = open(  # noqa: SIM115  close() closes it
                     self.path, "a" if self.count else "w", encoding="utf-8", errors="backslashreplace", buffering=1

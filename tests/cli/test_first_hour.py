@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,22 @@ def test_a_query_that_is_not_utf8_says_how_to_convert_it(folder: Path) -> None:
     assert "iconv" in result.stderr  # a search has no --encoding
     assert "--encoding" not in result.stderr
     assert json.loads(result.stdout)["hits"][0]["id"] == "a"
+
+
+def test_a_pattern_without_quotes_says_that_it_needs_them(folder: Path) -> None:
+    for name in ("a.md", "b.md"):
+        (folder / name).write_text("tea")
+    assert "Put a pattern" in call("index", "a.md", "b.md", "--index", "x", code=2).stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("command", [["dump"], ["search", "tea"]])
+def test_a_full_disk_is_no_bug(folder: Path, command: list[str]) -> None:
+    (folder / "d.jsonl").write_text('{"id": "a", "text": "green tea"}\n')
+    call("index", "d.jsonl", "--index", "d")
+    arguments = [sys.executable, "-m", "searchkit.cli.main", command[0], "d", *command[1:]]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "bug" not in done.stderr

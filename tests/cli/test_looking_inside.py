@@ -50,8 +50,8 @@ def test_a_dump_indexed_again_is_the_same_collection(index: Path, tmp_path: Path
 def test_dumped_vectors_are_those_of_the_passages(index: Path, tmp_path: Path) -> None:
     from pyarrow import parquet
 
-    call("dump", index, "--vectors", tmp_path / "x.parquet")
-    table = parquet.read_table(tmp_path / "x.parquet")
+    call("dump", index, "--vectors", tmp_path / "new" / "x.parquet")
+    table = parquet.read_table(tmp_path / "new" / "x.parquet")
     vectors = np.stack(table["vector"].to_numpy())
     with SearchEngine.open(index, dtype="float32") as engine:
         passages = [

@@ -15,6 +15,7 @@ from texts import TEXTS
 from tiny_models import build_model
 
 from searchkit.cli.main import main
+from searchkit.errors import InputError
 from searchkit.models import embedder as module
 from searchkit.models.conventions import conventions_of
 from searchkit.models.embedder import Embedder, unit_rows
@@ -93,6 +94,25 @@ def test_rows_are_unit_float32_in_the_order_of_the_texts(embedder: Embedder) -> 
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     one_by_one = np.concatenate([embedder.encode_passages([text]) for text in TEXTS])
     np.testing.assert_allclose(rows, one_by_one, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ("tea", "is 'tea'; expected a list of strings"),  # otherwise three rows, one a letter
+        (None, "is None; expected a list of strings"),
+        (["tea", 5], "[1] is 5; expected a string"),
+        ([b"tea"], "[0] is a bytes; expected a string"),
+        (["te\ud800"], "[0] holds the lone surrogate"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(embedder: Embedder, texts: Any, said: str) -> None:
+    for encode in (embedder.encode_passages, embedder.encode_queries):
+        with pytest.raises(InputError) as error:
+            encode(texts)
+        assert said in str(error.value)
+    with pytest.raises(InputError, match="instruction is 5; expected a string"):
+        embedder.encode_queries(["tea"], 5)  # type: ignore[arg-type]  # that is what it checks
 
 
 def test_no_texts_give_no_rows(embedder: Embedder) -> None:
