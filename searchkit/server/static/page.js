@@ -146,7 +146,7 @@ function showFilters() {
     const filter = toggled(parseFilter(state.where).value, key, value);
     change({ where: filter ? writeJson(filter) : "" });
   });
-  const counted = Object.keys(answer?.facets ?? {}).length ? `Counted over ${answer.facetsOver} matching documents.` : "";
+  const counted = Object.keys(answer?.facets ?? {}).length ? `Counted over ${count(answer.facetsOver, "matching document")}.` : "";
   say(byId("facets-note"), Object.keys(keys).length ? counted : "The documents have no metadata.");
 }
 

@@ -93,7 +93,6 @@ function row(hit, move, { find, link, onLike }) {
         move === undefined ? "h2" : "h3", // below the headings A and B
         { dir: "auto" },
         make("a", { href: link(hit.id), class: "open", "data-focus": `open ${hit.id}` }, ...marked(title, find)),
-        hit.weak === true && make("span", { class: "weak", title: "Unrelated documents are about as similar." }, "weak match"),
       ),
       make("p", { class: "text", dir: "auto" }, ...marked(excerpt(hit.text, find), find)),
       make(
