@@ -37,6 +37,9 @@ def to_stored(document: Document, *, exact: bool) -> StoredDocument:
     Raises:
         InputError: Its metadata cannot be kept.
     """
+    for name, value, kind in (("meta", document.meta, dict), ("embedding", document.embedding, list | None)):
+        if not isinstance(value, kind):
+            raise InputError(f"document {document.id!r} cannot be stored: its {name} is {described(value)}")
     content = document.content or ""
     text = content.replace("\0", " ").encode(errors="replace").decode()
     text = text if text.strip() else _NO_TEXT

@@ -24,6 +24,7 @@ from searchkit.indexer.documents import Documents
 from searchkit.indexer.filters import compile_filter, written_part
 from searchkit.indexer.unicode import is_normalised, normalised_key
 from searchkit.integrations.haystack.documents import KEPT, split
+from searchkit.validation import described
 
 Path = tuple[str, ...]
 Where = dict[str, Any]
@@ -112,12 +113,17 @@ def _kind(value: Any) -> str:
     return "odd" if value[4:5] == value[7:8] == "-" and len(value) >= 10 else "text"  # maybe a date to Haystack
 
 
-def matches(filters: Mapping[str, Any], document: Document) -> bool:
+def matches(filters: object, document: Document) -> bool:
     """Whether Haystack's own filter matches.
 
     Raises:
         haystack.errors.FilterError: It is malformed, or compares what has no order.
     """
+    if not isinstance(filters, Mapping):
+        raise FilterError(
+            f"filters is {described(filters)}; expected a dict with field, operator and value, or with operator and "
+            "conditions"
+        )
     try:
         return bool(document_matches_filter(dict(filters), document))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:  # 3 > {}, conditions that are no dicts

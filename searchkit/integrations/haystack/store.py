@@ -238,6 +238,8 @@ class SearchkitDocumentStore:
         """Documents as they are stored, by id."""
         if isinstance(documents, str | Document) or not isinstance(documents, Iterable):
             raise InputError(f"documents is {described(documents)}; expected a list of haystack.Document")
+        if not isinstance(policy, DuplicatePolicy):
+            raise InputError(f"policy is {described(policy)}; expected one of DuplicatePolicy, such as SKIP")
         stored: dict[str, StoredDocument] = {}
         for document in documents:
             if not isinstance(document, Document):

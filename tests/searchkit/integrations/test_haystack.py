@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from guides import GUIDES
 from rerankers import build_reranker
+from texts import TEXTS
 
 pytest.importorskip("haystack", reason="needs haystack-ai: pip install 'searchkit[haystack]'; see .ci/frameworks")
 pytest.importorskip("pytest_asyncio", reason="Haystack's asynchronous suites need pytest-asyncio; see .ci/frameworks")
@@ -199,7 +200,7 @@ def test_filters_are_compiled_for_new_kinds_of_values(store: SearchkitDocumentSt
 
 
 @pytest.mark.parametrize(
-    "filters", [{"operator": "AND"}, {"name": "x"}, {"field": "meta.n", "operator": "~", "value": 1}]
+    "filters", [{"operator": "AND"}, {"name": "x"}, ["x"], {"field": "meta.n", "operator": "~", "value": 1}]
 )
 def test_a_malformed_filter_is_refused_by_an_empty_store(
     store: SearchkitDocumentStore, filters: dict[str, Any]
@@ -254,6 +255,25 @@ def test_embeddings_need_not_be_kept_exactly(tmp_path: Path) -> None:
 def test_metadata_that_cannot_be_kept_is_refused(store: SearchkitDocumentStore) -> None:
     with pytest.raises(InputError, match=r"document '1' cannot be stored: its meta .* \(an object\); expected strings"):
         store.write_documents([Document(id="1", content="x", meta={"thing": object()})])
+    assert store.count_documents() == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"meta": None}, "its meta is None"),
+        ({"embedding": 5}, "its embedding is 5"),
+        ({"embedding": ["a"]}, "vector has the dtype <U1"),
+        ({"embedding": [0.0]}, "vector is all zeros"),
+        ({"id": " "}, "the id is empty"),
+    ],
+)
+def test_a_document_that_cannot_be_stored_is_named(
+    store: SearchkitDocumentStore, fault: dict[str, Any], message: str
+) -> None:
+    document = Document(**{"id": "1", "content": "x", **fault})
+    with pytest.raises(InputError, match=f"document '{document.id}'.*: {message}"):
+        store.write_documents([Document(id="0", content="x"), document])
     assert store.count_documents() == 0
 
 
@@ -439,6 +459,21 @@ def test_a_store_with_a_model_embeds_by_itself(tmp_path: Path) -> None:
     store.update_by_filter({"field": "id", "operator": "==", "value": "1"}, {"seen": True})
     (found,) = SearchkitEmbeddingRetriever(store, top_k=1).run(query="tea in China")["documents"]
     assert (found.id, found.meta) == ("1", {"seen": True})
+
+
+def test_embeddings_from_a_component_and_of_the_store_rank_alike(store: SearchkitDocumentStore, tmp_path: Path) -> None:
+    documents = [Document(id=str(n), content=text) for n, text in enumerate(TEXTS)]
+    store.write_documents(SearchkitDocumentEmbedder().run(documents)["documents"])
+    own = SearchkitEmbeddingRetriever(store, text_embedder=SearchkitTextEmbedder(), top_k=30)
+    inside = SearchkitDocumentStore(tmp_path / "inside.index", model="builtin")
+    inside.write_documents(documents)
+    for query in (TEXTS[0][:30], "a hot drink"):
+        one, other = (
+            retriever.run(query=query, instruction="Find facts")["documents"]
+            for retriever in (own, SearchkitEmbeddingRetriever(inside, top_k=30))
+        )
+        assert [d.id for d in one] == [d.id for d in other]
+        assert [d.score for d in one] == pytest.approx([d.score for d in other], abs=1e-4)
 
 
 # Embedders and ranker
