@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from typing import Any
 
 from searchkit.errors import InputError
 from searchkit.tasks import E5_TEMPLATE, WEB_SEARCH, format_query
+
+logger = logging.getLogger(__name__)
 
 MODULES = "modules.json"
 """The file that marks a folder as one in the sentence-transformers layout."""
@@ -176,6 +179,14 @@ def _from_sentence_transformers(folder: Path, conventions: Conventions) -> Conve
         length = _max_length(folder / modules[0][1]) or conventions.max_length
         conventions = replace(conventions, pooling=pooling, pool_prompt=pool_prompt, max_length=length)
     settings = _read_json(folder / SETTINGS) or {}
+    similarity = settings.get("similarity_fn_name") or "cosine"
+    # With rows of unit length, inner product and Euclidean distance rank as the cosine does.
+    if similarity == "manhattan" or (similarity != "cosine" and kinds and "Normalize" not in kinds):
+        logger.warning(
+            "%s was trained for the similarity %r of vectors as they come; here rows have unit length and are compared "
+            "by their cosine, so rankings differ somewhat. Measure it: searchkit evaluate",
+            folder, similarity,
+        )  # fmt: skip
     prompts = settings.get("prompts") or {}
     conventions = _with_prompts(conventions, prompts, settings.get("default_prompt_name"))
     if settings.get("instructed"):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from searchkit.errors import InputError
+from searchkit.errors import InputError, RemoteError
 from searchkit.models.embedder import Embedder
 from searchkit.server.admission import Admission
 from searchkit.server.metrics import Metrics
@@ -213,6 +213,8 @@ class EmbeddingQueue:
         """A row for each text; if the batch fails, each is tried alone, and only those that fail get an exception."""
         try:
             return list(self._rows(texts))
+        except RemoteError as error:  # it was tried often enough
+            return [error] * len(texts)
         except Exception as error:
             if len(texts) == 1:
                 return [error]

@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from searchkit.errors import BusyError, FilterError, InputError, SearchkitError, StoreError
+from searchkit.errors import BusyError, FilterError, InputError, RemoteError, SearchkitError, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,10 @@ def as_server_error(error: Exception) -> ServerError:
         case StoreError():
             logger.error("the index cannot be used: %s", error)
             return ServerError(503, "index_unavailable", str(error))
+        case RemoteError():
+            logger.error("the model's server failed: %s", error)  # its address is not for everybody
+            message = "the server of the model does not answer, or not as it should; the service's log says more"
+            return ServerError(503, "model_unavailable", message, headers=retry_headers(5.0))
         case SearchkitError():
             return ServerError(400, "invalid_request", str(error))
         case TimeoutError():

@@ -168,6 +168,22 @@ def test_empty_prompts_leave_the_family_s(tmp_path: Path, settings: dict[str, An
     assert (found.query_prefix, found.document_prefix) == ("query: ", "passage: ")
 
 
+# Similarity
+
+
+@pytest.mark.parametrize(
+    ("similarity", "kinds", "warned"),
+    [(None, 2, False), ("cosine", 2, False), ("dot", 2, True), ("euclidean", 2, True), ("manhattan", 2, True),
+     ("dot", 3, False), ("euclidean", 3, False), ("manhattan", 3, True)],
+)  # fmt: skip
+def test_a_similarity_that_ranks_otherwise_than_the_cosine_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, similarity: str | None, kinds: int, warned: bool
+) -> None:
+    modules = ("Transformer", "Pooling", "Normalize")[:kinds]
+    read(saved(tmp_path, kinds=modules, settings={"similarity_fn_name": similarity}))
+    assert ("compared by their cosine" in caplog.text) == warned
+
+
 # Lengths
 
 

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 from commands import call, write_lines
-from embedding_server import serving
+from embedding_server import refusal, serving
 from serving import KEYS, running
 from texts import TEXTS
 from tiny_models import build_model
@@ -231,6 +231,18 @@ def test_commands_take_a_model_over_the_wire(server: Server, corpus: Path, tmp_p
         found = httpx.get(f"{chained.address}/indexes/notes/search", params={"query": "bread", "k": 2}, timeout=30)
         assert len(found.json()["hits"]) == 2
         assert httpx.get(f"{chained.address}/v1/models").json()["data"][0]["id"] == "builtin"
+
+
+def test_a_service_says_that_its_model_is_away_and_not_where_it_was(tmp_path: Path) -> None:
+    with serving() as server:
+        small_index(tmp_path / "x.index", Embedder(f"openai:tiny@{server.url}"))
+        with running(Settings((tmp_path / "x.index",), port=0)) as service:
+            body = {"input": ["tea", "bread"]}
+            assert httpx.post(f"{service.address}/v1/embeddings", json=body).status_code == 200
+            server.always = refusal(403, "go away")
+            answer = httpx.post(f"{service.address}/v1/embeddings", json=body, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
+    assert str(server.server_address[1]) not in answer.text
 
 
 def test_commands_that_need_the_weights_refuse_it(server: Server, corpus: Path, tmp_path: Path) -> None:
