@@ -44,7 +44,14 @@ def check(index: Path, do_repair: bool, output: str, model: ModelOptions) -> Non
     if output == "json":
         parts = [{**asdict(finding), "ok": finding.ok} for finding in report.findings]
         print_json(
-            {"index": str(index), "sound": sound, "parts": parts, "repaired": report.done, "lost": report.lost},
+            {
+                "index": str(index),
+                "sound": sound,
+                "parts": parts,
+                "repaired": report.done,
+                "lost": report.lost,
+                "without_vectors": report.vectorless,
+            },
             indent=None,
         )
     else:

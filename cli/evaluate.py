@@ -91,6 +91,8 @@ def evaluate(
     from searchkit.evaluation.evaluate import write_report, write_run
 
     with model.open(index) as engine:
+        if diagnosis_folder:
+            engine.require_model()  # to count tokens
         judgements = judged.read(engine, wording)
         reranker = again.load(model)
         if runs:

@@ -85,6 +85,8 @@ def checked_rows(vectors: Any, dim: int) -> Iterable[Any]:
         raise InputError(f"vectors is {described(vectors)}; expected an array of (n, {dim}), or a list of rows")
     if isinstance(vectors, np.ma.MaskedArray):
         raise InputError("vectors is a masked array; put None in place of the rows that are missing")
+    if hasattr(vectors, "__array__") and not isinstance(vectors, np.ndarray):  # a frame iterates over its columns
+        vectors = np.asarray(vectors)
     if isinstance(vectors, np.ndarray) and vectors.dtype != object and vectors.shape[1:] != (dim,):
         raise InputError(f"vectors are {vectors.shape}; expected (n, {dim}), a row a document")
     return vectors

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.ingest import AddReport, new_documents
+from searchkit.own_vectors import OwnVectors
 from searchkit.records import Document
 
 _DELETED_AT_ONCE = 1000
@@ -76,7 +77,9 @@ def sync(
         noted = _noted(documents, engine, seen)
         if dry_run:
             added = AddReport()
-            stored = {document.id for document, _ in new_documents(noted, engine.store, added, on_refused, update=True)}
+            own = None if engine.has_model else OwnVectors(engine.storage.similarity, optional=False)
+            new = new_documents(noted, engine.store, added, on_refused, update=True, own=own)
+            stored = {document.id for document, _ in new}
         else:
             added = engine.add(noted, update=True, on_refused=on_refused, on_progress=on_progress)
         report.unchanged, report.refused = added.unchanged, added.refused

@@ -206,3 +206,25 @@ def test_evaluate_and_compress(index: Path, tmp_path: Path) -> None:
     table = call("compress", index, *judged, "--query-vector-field", "e", "--recipes", "fp16,int8").stdout
     assert "fp16" in table
     assert "the vectors of 3 held-out passages" in call("compress", index, "--recipes", "fp16").stderr
+    assert "dense" in call("compare", index, *judged, "--query-vector-field", "e", "--modes", "dense,lexical").stdout
+    refused = call("compare", index, *judged, "--query-vector-field", "e", "--dims", "4,8", code=1).stderr
+    assert "compares vectors otherwise than by the cosine" in refused
+    refused = call("evaluate", index, *judged, "--query-vector-field", "e", "--diagnose", tmp_path / "d", code=1).stderr
+    assert "has no model" in refused
+
+
+def test_an_index_is_stored_by_a_recipe_at_once(tmp_path: Path) -> None:
+    file, made = write_lines(tmp_path / "a.jsonl", rows()), tmp_path / "a.index"
+    call("index", file, "--index", made, "--vector-field", "v", "--recipe", "int8", "--similarity", "inner-product")
+    assert json.loads(call("info", made, "--format", "json").stdout)["recipe"].startswith("int8")
+    call(
+        "add",
+        made,
+        write_lines(tmp_path / "b.jsonl", [{"id": "x", "text": "x", "v": [9] * DIM}]),
+        "--vector-field",
+        "v",
+    )
+    assert found(made, "--vector", str([1] * DIM), "-k", 1) == ["x"]
+    call("delete", made, "n1", "n4")
+    call("compact", made)
+    assert all(part["ok"] for part in json.loads(call("check", made, "--format", "json").stdout)["parts"])

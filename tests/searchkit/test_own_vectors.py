@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from searchkit.indexer.vectors.recipes import RECIPES
 from searchkit.indexer.vectors.similarity import SIMILARITIES, Similarity
 from searchkit.records import Judgements
 from searchkit.repair import repair
+from searchkit.sync import sync
 
 DIM = 16
 
@@ -215,6 +217,17 @@ def test_what_numpy_reads_is_taken(tmp_path: Path, dtype: str) -> None:
         engine.add(documents(5), vectors=vectors.tolist() if dtype == "f8" else vectors)
         (best, *_) = engine.search(vector=vectors[2].astype(float))
         assert best.score == pytest.approx(max(vectors.astype(float) @ vectors[2].astype(float)), rel=1e-6)
+
+
+def test_documents_may_carry_their_vectors(tmp_path: Path) -> None:
+    carrying = [Document(str(n), f"note {n}", vector=row) for n, row in enumerate(drawn(4))]
+    with made(tmp_path) as engine:
+        assert engine.add(carrying).documents == 4
+        report = sync(engine, [*carrying[1:], Document("new", "x", vector=drawn(1)[0])], dry_run=True)
+        assert (report.new, report.vanished, report.unchanged) == (["new"], ["0"], 3)
+        report = sync(engine, [*carrying[1:3], replace(carrying[3], vector=drawn(1)[0])])
+        assert (report.changed, report.vanished, len(engine)) == (["3"], ["0"], 3)
+        assert ids(engine.search(vector=drawn(1)[0], k=1)) == ["3"]
 
 
 def test_what_needs_a_model_says_what_to_do(tmp_path: Path, documents: list[Document]) -> None:
