@@ -89,7 +89,8 @@ def checked_rows(vectors: Any, dim: int) -> Iterable[Any]:
         vectors = np.asarray(vectors)
     if isinstance(vectors, np.ndarray) and vectors.dtype != object and vectors.shape[1:] != (dim,):
         raise InputError(f"vectors are {vectors.shape}; expected (n, {dim}), a row a document")
-    return vectors
+    rows: Iterable[Any] = vectors
+    return rows
 
 
 def as_vector(value: Any, similarity: Similarity) -> np.ndarray:
