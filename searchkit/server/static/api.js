@@ -4,27 +4,28 @@ import { readJson } from "./json.js";
 
 const STORED = "searchkit-key";
 
+let key = ""; // also kept here: storage may be switched off
+try {
+  key = sessionStorage.getItem(STORED) ?? "";
+} catch {
+  // the user is asked
+}
+
 /** The key of this tab, or "". */
 export function storedKey() {
-  try {
-    return sessionStorage.getItem(STORED) ?? "";
-  } catch {
-    return ""; // storage is switched off
-  }
+  return key;
 }
 
 /** Keeps a key until the tab is closed; "" forgets it. */
-export function storeKey(key) {
+export function storeKey(another) {
+  key = another;
   try {
     if (key) sessionStorage.setItem(STORED, key);
     else sessionStorage.removeItem(STORED);
   } catch {
     // without storage the user is asked again after a reload
   }
-  memory = key;
 }
-
-let memory = storedKey();
 
 /** An answer that is an error, or no answer at all (status 0). */
 export class ServiceError extends Error {
@@ -59,7 +60,7 @@ export function documentPath(index, id) {
  */
 export async function ask(path, { body, signal } = {}) {
   const headers = {};
-  if (memory) headers.Authorization = `Bearer ${memory}`;
+  if (key) headers.Authorization = `Bearer ${key}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {

@@ -264,8 +264,10 @@ async function start() {
 }
 
 async function describe() {
-  described = null;
-  described = await ask(`indexes/${encodeURIComponent(state.index)}`);
+  const index = state.index;
+  const found = await ask(`indexes/${encodeURIComponent(index)}`);
+  if (index !== state.index) return; // another one was chosen meanwhile
+  described = found;
   say(byId("about"), `${count(described.documents, "document")} · commit ${described.commit}`);
   showFilters();
 }
@@ -274,6 +276,7 @@ async function describe() {
 function changeIndex() {
   forgetSearch();
   answer = null;
+  described = null; // nothing is searched until its keys are known
   describe().then(search, showError);
 }
 
