@@ -3,9 +3,14 @@ from __future__ import annotations
 import json
 import socket
 import time
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+import httpx
 import pytest
+from serving import KEYS
+
+from searchkit.engine import SearchEngine
+from searchkit.records import Document
 
 JSON = {"Content-Type": "application/json"}
 BODIES = {
@@ -102,6 +107,61 @@ def test_half_requests_do_not_keep_others_waiting(server, client) -> None:
     assert time.monotonic() - began < 5
     for half in halves:
         half.close()
+
+
+def test_slow_readers_do_not_keep_others_waiting(server, client) -> None:
+    readers = []
+    for _ in range(200):
+        reader = socket.socket()
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)  # so that an answer does not fit
+        reader.connect(address(server))
+        reader.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        readers.append(reader)
+    time.sleep(0.5)
+    began = time.monotonic()
+    assert client.get("/indexes/notes/search?query=tea").status_code == 200
+    assert time.monotonic() - began < 5
+    assert readers[0].recv(12) == b"HTTP/1.1 200"
+    for reader in readers:
+        reader.close()
+
+
+def test_a_body_that_does_not_arrive_gets_408(serve) -> None:
+    server = serve(deadline=0.3)
+    answer = raw(server, POST + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"the body did not arrive in time" in answer
+
+
+def test_ten_megabytes_are_told_the_limit_and_the_next_request_is_served(client) -> None:
+    for path in PATHS[:4]:
+        response = client.post(path, content=b'{"query": "' + b"x" * 10_000_000 + b'"}', headers=JSON)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+        assert str(8 << 20) in response.json()["error"]["message"]
+    assert client.get("/indexes/notes/search?query=tea").status_code == 200
+
+
+WRITE = {**JSON, "Authorization": f"Bearer {KEYS.write[0]}"}
+
+
+def test_no_document_makes_the_writer_fail(serve, tmp_path) -> None:
+    folder = tmp_path / "live.index"
+    with SearchEngine.create(folder, model="builtin") as engine:
+        engine.add([Document("1", "Old tea.")])
+    with httpx.Client(base_url=serve(folder, keys=KEYS).address, timeout=30) as client:
+        for name, body in BODIES.items():
+            for method, path in (("PUT", "documents/x"), ("POST", "documents"), ("POST", "delete")):
+                response = client.request(method, f"/indexes/live/{path}", content=body, headers=WRITE)
+                assert response.status_code < 500, (name, path, response.text)
+        for bad in ("\0", "a" * 10_000, "%ff", "..%2f..%2fetc"):
+            path = f"/indexes/live/documents/{quote(bad, safe='%')}"
+            assert client.put(path, json={"text": "tea"}, headers=WRITE).status_code < 500
+        nested = b'{"text": "tea", "metadata": {"a": ' + b"[" * 5_000 + b"]" * 5_000 + b"}}"
+        assert client.put("/indexes/live/documents/y", content=nested, headers=WRITE).status_code < 500
+        assert client.get("/indexes/live/documents/1").status_code == 401
+        read = {"Authorization": WRITE["Authorization"]}
+        assert client.get("/indexes/live/documents/1", headers=read).json()["text"] == "Old tea."
+        assert client.get("/indexes/live/search?query=tea", headers=read).status_code == 200
 
 
 def test_endless_headers_are_cut_off(server) -> None:
