@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -19,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 _FIELD = re.compile(r"[\w-]+")  # of a path such as "documents.3.text", not a type that pydantic names
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+LONGEST_PAUSE = 1.0
+"""Seconds for which a refusal is held back, if the client is told to wait that long anyway."""
 
 
 class ServerError(HTTPException):
@@ -140,4 +145,7 @@ def encoded(content: Any) -> bytes:
 
 async def handle(request: Request, error: Exception) -> Response:
     """FastAPI's handler for every exception."""
-    return error_response(as_server_error(error), request.url.path, request.scope.get("request_id", ""))
+    failure = as_server_error(error)
+    if failure.status_code == 429:  # a client that ignores Retry-After would keep the service busy with refusals
+        await asyncio.sleep(min(float((failure.headers or {}).get("retry-after-ms", 0)) / 1000, LONGEST_PAUSE))
+    return error_response(failure, request.url.path, request.scope.get("request_id", ""))

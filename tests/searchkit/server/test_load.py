@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from fastapi import Request
 from texts import TEXTS
 
 from searchkit.engine import SearchEngine
@@ -23,7 +24,7 @@ from searchkit.models.embedder import Embedder
 from searchkit.records import Document
 from searchkit.server.admission import Admission
 from searchkit.server.embedding import EmbeddingQueue, Text
-from searchkit.server.errors import ServerError
+from searchkit.server.errors import LONGEST_PAUSE, ServerError, handle, overloaded
 from searchkit.server.metrics import Metrics
 
 SEARCH = "/indexes/notes/search?query=tea"
@@ -54,6 +55,17 @@ def test_under_overload_a_client_that_retries_is_served(serve) -> None:
         assert counter(client, "searchkit_refused_total") >= len(refused)
         assert counter(client, "searchkit_queued_tokens") == 0
         assert client.get("/readyz").status_code == 200  # busy is not broken
+
+
+def test_a_refusal_is_held_back_so_that_refusals_do_not_fill_the_time() -> None:
+    request = Request(
+        {"type": "http", "method": "GET", "path": "/indexes/a/search", "headers": [], "query_string": b""}
+    )
+    for wait, held in ((0.2, 0.2), (60.0, LONGEST_PAUSE)):
+        began = time.monotonic()
+        response = asyncio.run(handle(request, overloaded(wait, "too much waits")))
+        assert held <= time.monotonic() - began < held + 5
+        assert response.status_code == 429
 
 
 def admission(pace: float = 0.0, **options) -> Admission:
