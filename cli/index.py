@@ -238,6 +238,8 @@ def add_corpus(
             f"{report.truncated} of {count(report.passages, 'passage')} exceed the model's "
             f"{engine.embedder.max_length} tokens: only lexical and hybrid search see what was cut off"
         )
+    if not (report.documents or report.unchanged or report.refused):
+        note(f"{corpus} holds no documents")
     if report.unreadable:
         note(
             f"{report.unreadable} of {count(report.passages, 'passage')} are in scripts that {engine.embedder.name} "

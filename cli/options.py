@@ -384,7 +384,12 @@ corpus_options = as_record(
     ),
     click.option("--delimiter", help="Separator of CSV or TSV cells, such as ; or tab. [default: comma, or tab]"),
     click.option("--no-header", is_flag=True, help="The first line of the CSV or TSV file is a row, not a header."),
-    click.option("--encoding", default="utf-8", show_default=True, help="Encoding of text, CSV and JSON lines."),
+    click.option(
+        "--encoding",
+        default="utf-8",
+        show_default=True,
+        help="Encoding of text, CSV, JSON lines and HTML that declares none.",
+    ),
     click.option(
         "--on-error",
         type=click.Choice(["raise", "skip"]),

@@ -48,7 +48,7 @@ _PASSAGE, _VALUE, _ID = 320, 60, 120  # terminal columns
 @fusion_options
 @rerank_options
 @click.option("--where", help="Search only documents whose metadata match this JSON filter.")
-@click.option("--queries", "file", type=FILE, help="Read queries from a JSONL or TSV file.")
+@click.option("--queries", "file", type=FILE, help="Read queries from a JSONL, TSV or CSV file.")
 @click.option(
     "--vector",
     type=NON_EMPTY,

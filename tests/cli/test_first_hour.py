@@ -127,3 +127,8 @@ def test_a_full_disk_is_no_bug(folder: Path, command: list[str]) -> None:
     assert done.returncode == 1
     assert "No space left on device" in done.stderr
     assert "bug" not in done.stderr
+
+
+def test_a_corpus_without_documents_is_told_of(folder: Path) -> None:
+    (folder / "a.csv").write_text("id,text\n")
+    assert "a.csv holds no documents" in call("index", "a.csv", "--index", "x").stderr
