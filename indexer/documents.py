@@ -30,14 +30,22 @@ NO_VECTOR = ":none"
 _JSON = json.JSONEncoder(ensure_ascii=False, default=repr)
 
 
-# The table of documents as filters compare it. Not every text is handed to Python: one of as many bytes as characters
-# is ASCII. The limit keeps SQLite from normalising again at every mention of a column.
-_NORMALISED = (
-    "SELECT doc, id, first_row, passages, deleted, "
-    "CASE WHEN length(title) = length(CAST(title AS BLOB)) THEN title ELSE normalised(title) END AS title, "
-    "CASE WHEN length(metadata) = length(CAST(metadata AS BLOB)) AND json_valid(metadata) THEN metadata "
-    "ELSE filterable(metadata) END AS metadata FROM documents ORDER BY doc LIMIT -1"
-)
+# Documents that filters cannot compare as they are stored, normalised once per connection; -1 notes up to where.
+_TO_NORMALISE = """
+    CREATE TEMP TABLE IF NOT EXISTS normalised (doc INTEGER PRIMARY KEY, title TEXT, metadata TEXT)
+"""
+_NORMALISE = """
+    INSERT INTO temp.normalised SELECT doc, normalised(title), filterable(metadata) FROM documents
+    WHERE doc >= ? AND (length(title) <> length(CAST(title AS BLOB)) OR NOT json_valid(metadata)
+                        OR length(metadata) <> length(CAST(metadata AS BLOB)))
+    AND (normalised(title) <> title OR filterable(metadata) <> metadata)
+"""
+# The limit keeps SQLite from joining again for every mention of a column.
+_NORMALISED = """
+    SELECT d.doc, d.id, d.first_row, d.passages, d.deleted, coalesce(n.title, d.title) AS title,
+    coalesce(n.metadata, d.metadata) AS metadata
+    FROM main.documents AS d LEFT JOIN temp.normalised AS n ON n.doc = d.doc ORDER BY d.doc LIMIT -1
+"""
 
 
 class NewDocument(NamedTuple):
@@ -247,7 +255,23 @@ class Documents:
                 if db.execute("SELECT 1 FROM documents WHERE NOT json_valid(metadata) LIMIT 1").fetchone():
                     folder = self._database.folder
                     logger.warning("%s: filters read NaN and Infinity in metadata as null; %s", folder, REPAIR)
+            self._normalise()
             return db.execute(f"{select} FROM ({_NORMALISED}) WHERE {where}", parameters).fetchall()
+
+    def _normalise(self) -> None:
+        """Bring the table of normalised documents up to date; a rolled back transaction takes its note back, too."""
+        db, number = self._database.db, self._database.number
+        db.execute(_TO_NORMALISE)
+        compacted, next_doc = number("compacted"), number("next_doc")
+        noted = db.execute("SELECT title, metadata FROM temp.normalised WHERE doc = -1").fetchone()
+        since, below = map(int, noted or (-1, 0))
+        if (since, below) == (compacted, next_doc):
+            return
+        if since != compacted:
+            below = 0
+            db.execute("DELETE FROM temp.normalised")
+        db.execute("INSERT OR REPLACE INTO temp.normalised VALUES (-1, ?, ?)", (compacted, next_doc))
+        db.execute(_NORMALISE, (below,))
 
     def living(self) -> Iterator[tuple[str, str, str, str]]:
         """(id, title, text, metadata as JSON) of every living document in order, each compared with its checksum."""
