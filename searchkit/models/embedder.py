@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from searchkit.models.conventions import (
     fingerprint,
     is_embedder,
 )  # fmt: skip
+from searchkit.models.framing import frame_of
 from searchkit.models.location import family_name, find_adapter, find_model
 from searchkit.models.remote.address import RemoteModel, is_remote, parse_remote
 from searchkit.models.remote.runtime import RemoteRuntime, encode_probes
@@ -146,7 +146,7 @@ class Embedder:
             _warn_untrained(self.name)
         with load_errors(self.name):
             self.conventions = conventions or conventions_of(self.settings_folder, family, decoder=decoder)
-        self.frame = _frame(self.runtime, self.conventions, self.name)
+        self.frame = frame_of(self.runtime, self.conventions, self.name)
 
     # What the model is
 
@@ -485,31 +485,3 @@ def _warn_untrained(name: str) -> None:
         "Train it first: searchkit train PAIRS --base %s --out OUT",
         name, name,
     )  # fmt: skip
-
-
-def _frame(runtime: Runtime, conventions: Conventions, name: str) -> tuple[list[int], list[int]]:
-    """The special tokens before and after every text, with BOS and EOS added where the model needs them."""
-    tokenizer: Any = runtime.tokenizer
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    probe = "a b"
-    encoding = tokenizer.encode(probe, add_special_tokens=False)
-    bare = encoding.ids
-    if any(start < before for (before, _), (start, _) in pairwise(encoding.offsets)):
-        raise InputError(
-            f"the tokenizer of {name} repeats every text; remove the repetition from the template in its "
-            "tokenizer.json (also for models trained with --twice), or train again with --query-repeats 2"
-        )
-    framed = tokenizer.encode(probe, add_special_tokens=True).ids
-    start = next((i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare), None)
-    if start is None:
-        raise InputError(f"the tokenizer of {name} gives no tokens for {probe!r}, or loses them; use another")
-    before, after = framed[:start], framed[start + len(bare) :]
-    if conventions.append_eos:
-        if runtime.eos_id is None:
-            raise InputError(f"{name} pools at EOS but its tokenizer names no eos_token; use its own tokenizer")
-        if after[-1:] != [runtime.eos_id]:
-            after.append(runtime.eos_id)
-    if runtime.bos_id is not None and before[:1] != [runtime.bos_id]:
-        before.insert(0, runtime.bos_id)
-    return before, after
