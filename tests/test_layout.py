@@ -17,6 +17,7 @@ LAYERS = (
     {
         "engine",
         "searcher",
+        "open_index",
         "request",
         "reranking",
         "ranking",

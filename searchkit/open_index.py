@@ -1,0 +1,244 @@
+"""An index folder that is open: the model that belongs to it, its documents, its vectors, and the current commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from threading import RLock
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from searchkit.binding import NO_MODEL, ModelChoice, check_model
+from searchkit.errors import InputError, StoreError
+from searchkit.indexer.filters import compile_filter
+from searchkit.indexer.keys import FilterFault, filter_faults
+from searchkit.indexer.store import Snapshot, Store
+from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.storage import Storage
+from searchkit.lexical_sync import LexicalSync
+from searchkit.models.embedder import Embedder
+from searchkit.ranking import Ranked, Ranker
+from searchkit.records import Document
+from searchkit.validation import check_text, checked_ids, whole_number
+
+T = TypeVar("T")
+
+_RETRIES = 8
+_BATCH = 256  # documents whose vectors are read together
+
+
+class OpenIndex:
+    """An open index folder with the model that belongs to it: its documents, its vectors and the commit it is at.
+
+    Threads may share one.
+
+    Args:
+        store: The index folder.
+        model: The model, or what is needed to load it.
+    """
+
+    def __init__(self, store: Store, model: Embedder | ModelChoice) -> None:
+        self._store = store
+        snapshot = store.snapshot()  # first: it compares the settings with their checksum
+        self.settings = store.database.settings()
+        self._model = model
+        if self.settings["model"] is None:
+            if isinstance(model, Embedder) or model.named:
+                raise InputError(f"{store.folder} holds vectors that its users made, and takes no model; omit it")
+        elif isinstance(model, Embedder):
+            check_model(self.settings["model"], model)
+        self._closed = False
+        self._reloading, self._loading = RLock(), RLock()
+        self._lexical = LexicalSync(store, self.settings["language"])
+        self._ranker = Ranker(store, snapshot, self._lexical)
+
+    def close(self) -> None:
+        """Close the files; the engine cannot be used afterwards."""
+        self._closed = True
+        self._ranker.snapshot.segments.clear()
+        self._lexical.close()
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def store(self) -> Store:
+        """The folder behind the engine, for reading what is in it."""
+        return self._store
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The commit that is searched."""
+        return self._ranker.snapshot
+
+    @property
+    def storage(self) -> Storage:
+        """How the vectors are stored."""
+        return self._ranker.snapshot.storage
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors, as they come in and go out."""
+        return self.storage.similarity.dim
+
+    @property
+    def width(self) -> int:
+        """Width of the vectors as they are stored; more than `dim` for the Euclidean distance."""
+        return self.storage.plan.dim
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model embeds passages and queries; if not, vectors come with them."""
+        return self.settings["model"] is not None
+
+    @property
+    def passages(self) -> int:
+        """Passages in the index."""
+        return self._ranker.passages
+
+    @property
+    def embedder(self) -> Embedder:
+        """The model, loaded when it is first needed: a lexical search never loads it.
+
+        Raises:
+            InputError: The index holds vectors that its users made, and has no model.
+        """
+        self.require_model()
+        with self._loading:
+            if isinstance(self._model, ModelChoice):
+                self._model = self._model.load(self.settings["model"])
+            return self._model
+
+    # Documents
+
+    def __len__(self) -> int:
+        """Documents in the index."""
+        return self._ranker.documents
+
+    def __contains__(self, id: object) -> bool:
+        """Whether the index holds a document of that id."""
+        self._check_open()
+        return isinstance(id, str) and bool(self._store.documents.known_ids([id]))
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.documents()
+
+    def documents(self, *, vectors: bool = False) -> Iterator[Document]:
+        """Every document, as it was added, in the order they came.
+
+        Args:
+            vectors: Also read the vectors, as exact as they are kept, where no model made them.
+        """
+        self._check_open()
+        stored = self._store.documents.living()
+        documents = (Document(id, text, title=title, metadata=json.loads(data)) for id, title, text, data in stored)
+        if self.has_model or not vectors:
+            yield from documents
+            return
+        while batch := list(islice(documents, _BATCH)):
+            rows = self.vectors_by_id([document.id for document in batch])
+            for document in batch:
+                yield replace(document, vector=rows[document.id][0]) if document.id in rows else document
+
+    def get(self, id: str) -> Document | None:
+        """The document of that id, as it was added; None when the index does not hold it.
+
+        With its vector, as exact as it is kept, where no model made it.
+        """
+        check_text("id", id)
+        self._check_open()
+        for doc in self._store.documents.positions_of([id]):
+            first, stored = self._store.documents.document(doc)
+            document = Document(stored.id, stored.text, stored.title, json.loads(stored.metadata))
+            if self.has_model or not stored.has_vectors:
+                return document
+            return replace(document, vector=self._vectors_at(doc, [first])[0])
+        return None
+
+    def vectors_by_id(self, ids: Iterable[str]) -> dict[str, np.ndarray]:
+        """The vectors of documents, (passages, dim) float32 each, as exact as they are kept; by id, in any order.
+
+        Ids that the index does not hold, and documents without a vector, are left out.
+        """
+        self._check_open()
+        vectors = {}
+        for doc in self._store.documents.positions_of(checked_ids(ids)):
+            first, stored = self._store.documents.document(doc)
+            if stored.has_vectors:
+                vectors[stored.id] = self._vectors_at(doc, range(first, first + len(stored.spans)))
+        return vectors
+
+    def _vectors_at(self, doc: int, rows: Sequence[int]) -> np.ndarray:
+        """The vectors of some passages of a document, which may have been added since the index was opened."""
+        if doc >= self._ranker.snapshot.next_doc:
+            self.reload()
+        return self._ranker.vectors_of(np.array(rows, dtype=np.int64))
+
+    def require_model(self) -> None:
+        """Raise InputError, and say what to do instead, where the index holds vectors that its users made."""
+        if not self.has_model:
+            raise InputError(NO_MODEL.format(self._store.folder))
+
+    def _in_one_commit(self, work: Callable[[Ranker], T]) -> T:
+        """Do something in the current commit; if a writer has removed its files meanwhile, in the next."""
+        for attempt in range(_RETRIES):
+            ranker = self._ranker
+            try:
+                return work(ranker)
+            except (StoreError, OSError, RuntimeError):  # a file may go while it is read; RuntimeError is FAISS's
+                newer = self._store.database.setting("generation") != ranker.snapshot.generation
+                if not newer or attempt == _RETRIES - 1:
+                    raise
+                self.reload()
+        raise AssertionError("unreachable")
+
+    def similarities(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """How similar one query (dim,) is to the passages of some rows that have a vector (n,), as (n,) float32."""
+        return self._ranker.similarities(vector, rows)
+
+    def filter_faults(self, where: Mapping[str, Any]) -> list[FilterFault]:
+        """Conditions of a filter that can match no document: an unknown key, or a value of another type."""
+        compile_filter(where)
+        self._check_open()
+        return filter_faults(where, self._store.documents) if self.passages else []
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of some passages that have one, (n, dim) float32, as exact as the index keeps them."""
+        return self._ranker.vectors_of(rows)
+
+    def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
+        """The ids of all documents in some rankings, by their positions."""
+        return self._store.documents.ids_of({item.doc for ranking in rankings for item in ranking})
+
+    def sample(self, count: int, *, seed: int = 0) -> np.ndarray:
+        """Vectors of passages drawn at random, as they are stored, (at most count, width) float32."""
+        count, seed = whole_number("count", count, 0), whole_number("seed", seed, 0)
+        snapshot = self._ranker.snapshot
+        total = sum(segment.count for segment in snapshot.segments)
+        drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count])
+        if not len(drawn):
+            return np.empty((0, self.storage.plan.dim), np.float32)
+        return segments.vectors_at(snapshot.segments, drawn)
+
+    # State
+
+    def reload(self) -> None:
+        """See what has been committed since the index was opened or last reloaded."""
+        self._check_open()
+        with self._reloading:
+            snapshot = self._store.snapshot()
+            if snapshot.generation == self._ranker.snapshot.generation:
+                return
+            self._lexical.follow(snapshot)
+            self._ranker = Ranker(self._store, snapshot, self._lexical)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self._store.folder} has been closed; open it again")
