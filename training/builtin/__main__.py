@@ -1,4 +1,4 @@
-"""`python -m searchkit.training.builtin PAIRS/ OUT/`: the command that makes the built-in model."""
+"""`python -m searchkit.training.builtin PAIRS/ OUT/`: trains the built-in model further."""
 
 from searchkit.training.builtin.make import main
 

@@ -1,12 +1,12 @@
-"""The built-in model as one command, from the weights of an earlier version, plain pairs and teachers.
+"""The built-in model trained further by one command, from plain pairs and teachers.
 
     python -m searchkit.training.builtin PAIRS/ OUT/ --teacher MODEL [--teacher MODEL ...] [--base FOLDER]
 
 PAIRS holds .jsonl.gz files of query and positive, named as in :data:`searchkit.training.builtin.data.PLAIN`; missing
-files are skipped. The student starts from the weights of the built-in model as they were before this run
-(:data:`BASE`), learns from all teachers at once, and is averaged with what it started from; in int8, that is
-OUT/builtin. Interrupted, the same command resumes; the teachers' vectors are kept in OUT/vectors.
-docs/built-in-model.md says what each step is for.
+files are skipped. The student starts from the weights that ship (:data:`BASE`), learns from all teachers at once, and
+is averaged with what it started from; in int8, that is OUT/builtin. Interrupted, the same command resumes; the
+teachers' vectors are kept in OUT/vectors. What its one whole run made was not better and does not ship;
+docs/built-in-model.md has the figures.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from searchkit.training.stages import Stages
 from searchkit.training.train import train
 
 BASE = "04c0b7d940fb9f7c0403b0f8d249001405c8bf4d13fcc7e36475164a45ac2340"
-"""Fingerprint of the weights that the student starts from, as version 0.1 shipped them."""
+"""Fingerprint of the weights that the student starts from."""
 
 FILES = ("kinds", "sections", "conditions", "questions", "openings", "plain")
 SETTINGS_OF_RUN: dict[str, Any] = {
