@@ -29,7 +29,7 @@ from searchkit.models.conventions import conventions_of
 from searchkit.models.embedder import Embedder
 from searchkit.models.remote import runtime as module
 from searchkit.models.remote.client import Patience
-from searchkit.records import Document
+from searchkit.records import Document, join_title
 from searchkit.server.process import Server
 from searchkit.server.settings import Settings
 
@@ -105,6 +105,31 @@ def test_an_index_ranks_as_one_built_in_this_process(server: Server, tmp_path: P
                 )
                 found.append([[(hit.id, round(hit.score, 5)) for hit in one] for one in hits])
     assert found[:2] == found[2:]
+
+
+def test_the_same_index_three_ways(server: Server, tmp_path: Path) -> None:
+    """By the model in this process, by the model over the wire, and by vectors that were made before."""
+    embedder, told = Embedder(), "Find what contradicts it"
+    made, queries = documents(70), [*TEXTS[:5], "bees"]
+    vectors = embedder.encode_passages([join_title(document.title, document.text) for document in made])
+    asked = embedder.encode_queries(queries, told)
+    rankings: dict[str, list[list[str]]] = {}
+    scores: list[list[list[float]]] = []
+    for way, settings in (
+        ("process", {"model": "builtin"}),
+        ("wire", {"model": remote(server)}),
+        ("own", {"dim": 384}),
+    ):
+        with SearchEngine.create(tmp_path / f"{way}.index", **settings) as engine:  # type: ignore[arg-type]
+            engine.add(made, vectors=vectors if way == "own" else None)
+            hits = engine.search_many(
+                queries, instruction=None if way == "own" else told, vectors=asked if way == "own" else None,
+                mode="dense", k=70,
+            )  # fmt: skip
+            rankings[way] = [[hit.id for hit in found] for found in hits]
+            scores.append([[hit.score for hit in found] for found in hits])
+    assert rankings["process"] == rankings["wire"] == rankings["own"]
+    np.testing.assert_allclose(scores[1:], [scores[0]] * 2, atol=1e-6)
 
 
 def test_the_model_may_move_and_may_not_change(tmp_path: Path) -> None:
