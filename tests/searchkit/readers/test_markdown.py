@@ -6,6 +6,9 @@ import datetime
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from searchkit.readers.corpus import ReadReport, read_corpus
 from searchkit.readers.markdown import front_matter, markdown_title
@@ -20,10 +23,14 @@ from searchkit.readers.markdown import front_matter, markdown_title
         ("yes", "yes"),
         ("1_000", "1_000"),
         ("+5", "+5"),
+        (".", "."),
+        ("-.e5", "-.e5"),
+        (".5", 0.5),
         ("true", True),
         ("-7", -7),
         ("4.5", 4.5),
-        ("1e3", 1000.0),
+        ("1e3", "1e3"),
+        ("1.5e+3", 1500.0),
         ("~", None),
         ("2024-05-01", "2024-05-01"),
         ("2024-05-01 10:00:00", "2024-05-01T10:00:00"),
@@ -84,3 +91,23 @@ def test_toml_has_dates_too():
 )
 def test_a_title_is_without_marks(heading, title):
     assert markdown_title(f"# {heading}\n\nbody") == title
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufeff\u2028\u2029"), max_size=12)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.dates().map(str)
+    | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(st.dictionaries(WORDS, VALUES, min_size=1, max_size=5), WORDS)
+def test_what_is_written_as_front_matter_comes_back(values, body):
+    written = yaml.safe_dump(values, allow_unicode=True, default_flow_style=False, width=10_000)
+    assert front_matter(f"---\n{written}---\n# {body}") == (values, f"# {body}", "")
