@@ -164,7 +164,7 @@ CASES: list[tuple[tuple[str, ...], int, tuple[str, ...]]] = [
     (("evaluate", "notes.index", *JUDGED, "--report", "empty/r"), 2, ("empty is a file",)),
     (("evaluate", "notes.index", *JUDGED, "--runs", "empty"), 2, ("'--runs'", "is a file")),
     (("evaluate", "notes.index", "--queries", "queries.jsonl", "--qrels", "empty"), 1, ("no judgements in it",)),
-    (("evaluate", "notes.index", "--queries", "queries.jsonl", "--qrels", "bad.json"), 1, ("bad.json:1", "columns")),
+    (("evaluate", "notes.index", "--queries", "queries.jsonl", "--qrels", "bad.json"), 1, ("bad.json:1", "a table")),
     (("latency", "notes.index", "--seconds", "nan"), 2, ("nan is not a finite number",)),
     (("latency", "notes.index", "--concurrency", "99999"), 2, ("1<=x<=1024",)),
     (("passkey", "--lengths", "9" * 30), 2, ("from 1 to 1,000,000",)),
