@@ -55,7 +55,7 @@ def test_broken_utf16_names_the_line(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"id,text"), "it is gzipped; name it .gz"),
+        (gzip.compress(b"id,text", mtime=0), "it is gzipped; name it .gz"),
         (b"PK\x03\x04rest", "an Office document"),
         (b"PAR1rest", "it is a Parquet file; name it .parquet"),
         (b"%PDF-1.7\n", "it is a PDF"),
