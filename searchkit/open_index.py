@@ -120,6 +120,7 @@ class OpenIndex:
 
     def __len__(self) -> int:
         """Documents in the index."""
+        self._check_open()
         return self._ranker.documents
 
     def __contains__(self, id: object) -> bool:

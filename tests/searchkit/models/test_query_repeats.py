@@ -179,7 +179,7 @@ def test_an_index_from_before_there_were_repeats_is_of_the_same_model(embedder: 
     before = {key: value for key, value in identity.items() if key != "query_repeats"}
     assert identity == before
     check_model(before, embedder)
-    with pytest.raises(StoreError, match="query_repeats: index 2, model None"):
+    with pytest.raises(StoreError, match="query_repeats: index 2, model 1"):
         check_model({**identity, "query_repeats": 2}, embedder)
 
 
