@@ -11,10 +11,13 @@ FUSIONS = ("adaptive", "weighted", "rrf")
 
 # Fitted on SciFact's train split, the dev splits of NFCorpus and corpora/intents, and queries written for Cranfield
 # (docs/benchmarks.md has the table and its command).
-WEAK, SOLID = 0.2, 0.3
+WEAK, SOLID = 0.15, 0.25
 """Lexical evidence up to which the lexical side is ignored, and from which it has its full weight."""
-DIVERGENT, EQUAL = 0.98, 0.99
-"""Agreement with the neutral instruction up to which the lexical side is ignored, and from which it is not."""
+DOUBT = 0.1
+"""How much more evidence it takes where the instruction changes what is similar."""
+DIVERGENT, EQUAL, SAME = 0.98, 0.99, 0.995
+"""Agreement with the neutral instruction up to which the lexical side is ignored, from which it is not, and from which
+it is not doubted either."""
 FEW_TERMS = 6
 """Query terms below which agreement counts for less: an instruction changes a vector of two words for no reason."""
 
@@ -30,7 +33,8 @@ def lexical_share(evidence: float, agreement: float, terms: int) -> float:
         agreement: Correlation of the candidates' similarities under the instruction with those under a neutral one.
         terms: Distinct terms of the query.
     """
-    matched = _ramp(evidence, WEAK, SOLID)
+    doubt = DOUBT * (1 - _ramp(agreement, EQUAL, SAME))
+    matched = _ramp(evidence, WEAK + doubt, SOLID + doubt)
     neutral = _ramp(agreement, DIVERGENT, EQUAL)
     return matched * (1 - (1 - neutral) * min(1.0, terms / FEW_TERMS))
 
