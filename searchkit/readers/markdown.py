@@ -65,6 +65,9 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"  # as it is written: 1.50 is no 1.5, and -.0 no -0.0
         values: dict[Any, Any] = super().construct_mapping(node, deep)
         if len(values) < len(node.value):
             raise yaml.MarkedYAMLError(problem="a key comes twice", problem_mark=node.start_mark)

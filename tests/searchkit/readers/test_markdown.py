@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from searchkit.readers import markdown
 from searchkit.readers.corpus import ReadReport, read_corpus
 from searchkit.readers.markdown import front_matter, markdown_title
 
@@ -106,8 +107,15 @@ VALUES = st.recursive(
 )
 
 
+class Writer(yaml.SafeDumper):
+    """Quotes what YAML 1.2 would read as something else than a string, and not what 1.1 would."""
+
+    yaml_implicit_resolvers = markdown._Loader.yaml_implicit_resolvers
+
+
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@example({"-.0": None, "1.50": "-.0", "~": "1e3"}, "")
 @given(st.dictionaries(WORDS, VALUES, min_size=1, max_size=5), WORDS)
 def test_what_is_written_as_front_matter_comes_back(values, body):
-    written = yaml.safe_dump(values, allow_unicode=True, default_flow_style=False, width=10_000)
+    written = yaml.dump(values, Dumper=Writer, allow_unicode=True, default_flow_style=False, width=10_000)
     assert front_matter(f"---\n{written}---\n# {body}") == (values, f"# {body}", "")
