@@ -424,8 +424,7 @@ class RerankOptions:
             return None
         from searchkit.models.reranker import Reranker
 
-        device = None if model.device is None else model.device.partition(",")[0]
-        return Reranker(self.rerank, device=device, dtype=model.dtype)
+        return Reranker(self.rerank, device=model.device, dtype=model.dtype)
 
 
 rerank_options = as_record(

@@ -71,17 +71,17 @@ class Reranker:
     @property
     def follows_instructions(self) -> bool:
         """Whether an instruction is part of what it reads; cross-encoders have no place for one."""
-        return isinstance(self._pairs, _YesOrNo) or self._pairs.template
+        return self._pairs.template
 
     @property
     def max_length(self) -> int:
         """Most tokens of a pair."""
         return self._pairs.max_length
 
-    def shortened(self, text: str, tokens: int) -> str:
-        """The first tokens of a text."""
-        offsets = self._pairs.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]] or text[:1]
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of every token in a text, without special tokens."""
+        encoded = self._pairs.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [(start, stop) for start, stop in encoded["offset_mapping"]]
 
     def rerank(
         self, query: str, documents: Sequence[str], instruction: str | None = None, top_n: int | None = None
@@ -150,7 +150,7 @@ class _Model:
 
         from searchkit.models.torch_runtime import best_device, choose_dtype, quiet, torch_device
 
-        self.device = torch_device(device or best_device())
+        self.device = torch_device((device or best_device()).partition(",")[0])
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         if self.tokenizer.pad_token is None:

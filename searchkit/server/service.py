@@ -77,8 +77,8 @@ class Service:
         )
         self.reranker: RerankQueue | None = None
         if settings.rerank is not None:
-            device = None if settings.device is None else settings.device.partition(",")[0]
-            self.reranker = RerankQueue(Reranker(settings.rerank, device=device), settings.queue_pairs, patience)
+            reranker = Reranker(settings.rerank, device=settings.device)
+            self.reranker = RerankQueue(reranker, settings.queue_pairs, patience)
         # Writing is slow and waits for a lock: it has a thread of its own, so that searches never wait for it.
         self.writes = WorkPool(1, Admission("writes", 32, patience, _ignore))
 

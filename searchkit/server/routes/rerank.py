@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from searchkit.errors import InputError
-from searchkit.server.embedding import EmbeddingQueue, Text
+from searchkit.server.embedding import Text
 from searchkit.server.errors import json_response
 from searchkit.server.logs import note
 from searchkit.server.routes.embeddings import check_input, instructions_of
@@ -64,14 +65,14 @@ async def rerank(body: RerankRequest, request: Request, service: Current) -> Res
         name, scored_by = reranker.name, "cross-encoder"
         if body.max_tokens_per_doc is not None:
             most = body.max_tokens_per_doc
-            texts = await service.read(lambda: [reranker.reranker.shortened(text, most) for text in texts])
+            texts = await service.read(lambda: [_shortened(reranker.reranker.offsets, text, most) for text in texts])
         scores = await reranker.scores(body.query, texts, instruction)
     else:
         model, _ = service.model_named(body.model)
         name, scored_by = model.name, "bi-encoder"
         if body.max_tokens_per_doc is not None:
             most = body.max_tokens_per_doc
-            texts = await service.read(lambda: [_shortened(model, text, most) for text in texts])
+            texts = await service.read(lambda: [_shortened(model.embedder.offsets, text, most) for text in texts])
         embedded = await model.embed([Text(body.query, model.resolved(instruction)), *map(Text, texts)])
         cosines = embedded.rows[1:] @ embedded.rows[0]
         scores = np.clip((1 + cosines) / 2, 0, 1)
@@ -108,9 +109,7 @@ def _text(document: str | RerankDocument) -> str:
     return document if isinstance(document, str) else document.text
 
 
-def _shortened(model: EmbeddingQueue, text: str, tokens: int) -> str:
-    """The first tokens of a text."""
-    if len(text) <= tokens:
-        return text
-    offsets = model.embedder.offsets(text)
+def _shortened(offsets_of: Callable[[str], list[tuple[int, int]]], text: str, tokens: int) -> str:
+    """The first tokens of a text; `offsets_of` gives the start and end of each."""
+    offsets = offsets_of(text)
     return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]] or text[:1]
