@@ -186,9 +186,8 @@ class Documents:
             "SELECT doc, id, title, text, metadata, checksum, first_row, passages, seal FROM documents "
             f"WHERE doc >= ? {'AND deleted = 0' if living else ''} ORDER BY doc"
         )
-        start_at = "SELECT row, doc FROM passages ORDER BY row LIMIT 1 OFFSET ?"
         with self._database.snapshot() as db:
-            first_row, first_doc = db.execute(start_at, (skip,)).fetchone() or (0, 1 << 62)
+            first_row, first_doc = _passage_at(db, skip)
             for doc, *parts, first, count, checksum in db.execute(query, (first_doc,)):
                 document = self._verified_document(checksum, doc, first, count, parts, db)
                 for row, (start, stop) in enumerate(document.spans, start=first):
@@ -326,8 +325,7 @@ class Documents:
     def stored_passages(self) -> int:
         """Passages in the database, those of deleted documents included."""
         with self._database.access():
-            (count,) = self._database.db.execute("SELECT count(*) FROM passages").fetchone()
-        return int(count)
+            return _stored_passages(self._database.db)
 
     # Changing, as part of a transaction
 
@@ -440,6 +438,27 @@ class Documents:
             "is damaged: its documents differ from their checksum",
             "see what is intact with: searchkit check INDEX",
         )
+
+
+def _stored_passages(db: sqlite3.Connection) -> int:
+    """The living passages, which a setting counts, and those of deleted documents: counting rows would read all."""
+    living = "SELECT CAST(value AS INTEGER) FROM settings WHERE key = 'passages'"
+    query = f"SELECT ({living}) + coalesce(sum(passages), 0) FROM documents WHERE deleted > 0"
+    (count,) = db.execute(query).fetchone()
+    return int(count)
+
+
+def _passage_at(db: sqlite3.Connection, place: int) -> tuple[int, int]:
+    """The row and the document of a passage by its place among all; above all of them where there is none.
+
+    SQLite walks to it, so from the nearer end: that is where the passages of the last commit are.
+    """
+    count = _stored_passages(db)
+    if place >= count:
+        return 0, 1 << 62
+    order, offset = ("ASC", place) if place < count // 2 else ("DESC", count - 1 - place)
+    found = db.execute(f"SELECT row, doc FROM passages ORDER BY row {order} LIMIT 1 OFFSET ?", (offset,)).fetchone()
+    return found or (0, 1 << 62)
 
 
 def spans(db: sqlite3.Connection, doc: int, first: int, count: int) -> list[tuple[int, int]]:
