@@ -29,6 +29,7 @@ from searchkit.ingest import (
     new_documents,
 )
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
+from searchkit.open_index import OpenIndex
 from searchkit.own_vectors import MAKE, OwnVectors, attached, check_source, chosen_similarity
 from searchkit.records import Document
 from searchkit.searcher import Searcher
@@ -37,7 +38,7 @@ from searchkit.validation import check_optional_text, check_text, checked_ids, c
 __all__ = ["COMMIT_EVERY", "AddReport", "SearchEngine"]
 
 
-class SearchEngine(Searcher):
+class SearchEngine(Searcher, OpenIndex):
     """An index folder with the model that belongs to it. Make one with `create` or `open`.
 
     Threads may share an engine: they search at the same time and write in turn.

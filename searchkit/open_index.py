@@ -7,20 +7,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from threading import RLock
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from searchkit.binding import NO_MODEL, ModelChoice, check_model
-from searchkit.errors import InputError, StoreError
+from searchkit.binding import ModelChoice
+from searchkit.errors import StoreError
+from searchkit.folder_ranker import FolderRanker
+from searchkit.indexer.documents import StoredPassage
 from searchkit.indexer.filters import compile_filter
-from searchkit.indexer.keys import FilterFault, filter_faults
+from searchkit.indexer.keys import FilterFault, absent_keys, filter_faults
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.indexer.vectors import segments
+from searchkit.indexer.vectors.similarity import Similarity
 from searchkit.indexer.vectors.storage import Storage
 from searchkit.lexical_sync import LexicalSync
 from searchkit.models.embedder import Embedder
-from searchkit.ranking import Ranked, Ranker
+from searchkit.place import Place
+from searchkit.ranking import Ranked
 from searchkit.records import Document
 from searchkit.validation import check_text, checked_ids, whole_number
 
@@ -30,7 +34,7 @@ _RETRIES = 8
 _BATCH = 256  # documents whose vectors are read together
 
 
-class OpenIndex:
+class OpenIndex(Place):
     """An open index folder with the model that belongs to it: its documents, its vectors and the commit it is at.
 
     Threads may share one.
@@ -43,17 +47,11 @@ class OpenIndex:
     def __init__(self, store: Store, model: Embedder | ModelChoice) -> None:
         self._store = store
         snapshot = store.snapshot()  # first: it compares the settings with their checksum
-        self.settings = store.database.settings()
-        self._model = model
-        if self.settings["model"] is None:
-            if isinstance(model, Embedder) or model.named:
-                raise InputError(f"{store.folder} holds vectors that its users made, and takes no model; omit it")
-        elif isinstance(model, Embedder):
-            check_model(self.settings["model"], model)
+        super().__init__(str(store.folder), store.database.settings(), model)
         self._closed = False
-        self._reloading, self._loading = RLock(), RLock()
+        self._reloading = RLock()
         self._lexical = LexicalSync(store, self.settings["language"])
-        self._ranker = Ranker(store, snapshot, self._lexical)
+        self._ranker: FolderRanker = FolderRanker(store, snapshot, self._lexical)
 
     def close(self) -> None:
         """Close the files; the engine cannot be used afterwards."""
@@ -61,12 +59,6 @@ class OpenIndex:
         self._ranker.snapshot.segments.clear()
         self._lexical.close()
         self._store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def store(self) -> Store:
@@ -84,52 +76,16 @@ class OpenIndex:
         return self._ranker.snapshot.storage
 
     @property
-    def dim(self) -> int:
-        """Width of the vectors, as they come in and go out."""
-        return self.storage.similarity.dim
+    def similarity(self) -> Similarity:
+        """How vectors are compared."""
+        return self.storage.similarity
 
     @property
     def width(self) -> int:
         """Width of the vectors as they are stored; more than `dim` for the Euclidean distance."""
         return self.storage.plan.dim
 
-    @property
-    def has_model(self) -> bool:
-        """Whether a model embeds passages and queries; if not, vectors come with them."""
-        return self.settings["model"] is not None
-
-    @property
-    def passages(self) -> int:
-        """Passages in the index."""
-        return self._ranker.passages
-
-    @property
-    def embedder(self) -> Embedder:
-        """The model, loaded when it is first needed: a lexical search never loads it.
-
-        Raises:
-            InputError: The index holds vectors that its users made, and has no model.
-        """
-        self.require_model()
-        with self._loading:
-            if isinstance(self._model, ModelChoice):
-                self._model = self._model.load(self.settings["model"])
-            return self._model
-
     # Documents
-
-    def __len__(self) -> int:
-        """Documents in the index."""
-        self._check_open()
-        return self._ranker.documents
-
-    def __contains__(self, id: object) -> bool:
-        """Whether the index holds a document of that id."""
-        self._check_open()
-        return isinstance(id, str) and bool(self._store.documents.known_ids([id]))
-
-    def __iter__(self) -> Iterator[Document]:
-        return self.documents()
 
     def documents(self, *, vectors: bool = False) -> Iterator[Document]:
         """Every document, as it was added, in the order they came.
@@ -182,12 +138,7 @@ class OpenIndex:
             self.reload()
         return self._ranker.vectors_of(np.array(rows, dtype=np.int64))
 
-    def require_model(self) -> None:
-        """Raise InputError, and say what to do instead, where the index holds vectors that its users made."""
-        if not self.has_model:
-            raise InputError(NO_MODEL.format(self._store.folder))
-
-    def _in_one_commit(self, work: Callable[[Ranker], T]) -> T:
+    def _in_one_commit(self, work: Callable[[FolderRanker], T]) -> T:
         """Do something in the current commit; if a writer has removed its files meanwhile, in the next."""
         for attempt in range(_RETRIES):
             ranker = self._ranker
@@ -200,19 +151,41 @@ class OpenIndex:
                 self.reload()
         raise AssertionError("unreachable")
 
-    def similarities(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """How similar one query (dim,) is to the passages of some rows that have a vector (n,), as (n,) float32."""
-        return self._ranker.similarities(vector, rows)
-
     def filter_faults(self, where: Mapping[str, Any]) -> list[FilterFault]:
         """Conditions of a filter that can match no document: an unknown key, or a value of another type."""
         compile_filter(where)
         self._check_open()
         return filter_faults(where, self._store.documents) if self.passages else []
 
-    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors of some passages that have one, (n, dim) float32, as exact as the index keeps them."""
-        return self._ranker.vectors_of(rows)
+    def absent_keys(self, keys: Iterable[str]) -> list[str]:
+        """For each metadata key that no document has, a sentence that says so and names what there is."""
+        return absent_keys(keys, self._store.documents)
+
+    def known_ids(self, ids: Sequence[str]) -> set[str]:
+        """Which of these ids the index holds."""
+        self._check_open()
+        return self._store.documents.known_ids(ids)
+
+    def passages_of(self, rows: Sequence[int]) -> dict[int, StoredPassage]:
+        """Passages by row."""
+        passages = self._store.documents.passages(rows)
+        if missing := set(rows) - passages.keys():
+            raise self._store.database.damaged(f"{len(missing)} passages are missing")
+        return passages
+
+    def vectors_by_doc(self, id: str) -> tuple[int, np.ndarray] | None:
+        """The position of a document and the vectors of its passages, (n, dim) float32; None where there is none."""
+        self._check_open()
+        for doc in self._store.documents.positions_of([id]):
+            first, stored = self._store.documents.document(doc)
+            rows = range(first, first + len(stored.spans)) if stored.has_vectors else range(0)
+            return doc, self._vectors_at(doc, rows)
+        return None
+
+    def bytes_by_part(self) -> dict[str, int]:
+        """Bytes that dense search ("dense") and lexical search ("lexical") need."""
+        sizes = self._store.sizes()
+        return {"dense": sizes["segments"], "lexical": sizes["lexical"]}
 
     def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
         """The ids of all documents in some rankings, by their positions."""
@@ -230,6 +203,10 @@ class OpenIndex:
 
     # State
 
+    def is_current(self) -> bool:
+        """Whether nothing has been committed since it was opened or last reloaded; one look-up in the database."""
+        return self._store.database.number("generation") == self._ranker.commit
+
     def reload(self) -> None:
         """See what has been committed since the index was opened or last reloaded."""
         self._check_open()
@@ -238,7 +215,7 @@ class OpenIndex:
             if snapshot.generation == self._ranker.snapshot.generation:
                 return
             self._lexical.follow(snapshot)
-            self._ranker = Ranker(self._store, snapshot, self._lexical)
+            self._ranker = FolderRanker(self._store, snapshot, self._lexical)
 
     def _check_open(self) -> None:
         if self._closed:

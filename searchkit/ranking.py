@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from searchkit.errors import InputError
-from searchkit.facets import FacetColumns, Facets
+from searchkit.facets import Facets
 from searchkit.indexer import fusion
-from searchkit.indexer.filters import Condition, compile_filter
-from searchkit.indexer.lexical import LexicalIndex
-from searchkit.indexer.store import Snapshot, Store
-from searchkit.indexer.vectors import segments
-from searchkit.indexer.vectors.recipes import RECIPES
-from searchkit.indexer.vectors.search import search
-from searchkit.lexical_sync import LexicalSync
 from searchkit.records import Explanation
 from searchkit.validation import check_share, described, whole_number
 
 Mode = Literal["dense", "lexical", "hybrid"]
 MODES: tuple[Mode, ...] = ("dense", "lexical", "hybrid")
-
-FILTERS = 8
-"""Filters whose matches are cached a commit: SQLite reads all metadata for each of them."""
 
 
 def as_mode(name: str) -> Mode:
@@ -111,16 +102,6 @@ class _Sides:
     dense_weight: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Allowed:
-    """What may be returned: documents by position, rows (None: all), and how many documents and passages that are."""
-
-    docs: np.ndarray
-    rows: np.ndarray | None
-    documents: int
-    passages: int
-
-
 class Ranked(NamedTuple):  # made for every hit, and a frozen dataclass takes three times as long to make
     """One document in a ranking: its position in the store, its score and the row of its best passage."""
 
@@ -129,63 +110,69 @@ class Ranked(NamedTuple):  # made for every hit, and a frozen dataclass takes th
     row: int
 
 
-_ranked: Callable[[tuple[int, float, int]], Ranked] = partial(tuple.__new__, Ranked)  # its own __new__ is Python code
+as_ranked: Callable[[tuple[int, float, int]], Ranked] = partial(tuple.__new__, Ranked)  # its own __new__ is Python code
 
 
-class Ranker:
-    """One commit of an index, ready to rank.
+Allowed = TypeVar("Allowed")
+"""What may be returned under a filter, in whatever form a place keeps that."""
 
-    Args:
-        store: Looks up what a filter matches.
-        snapshot: The commit.
-        lexical: Opens the lexical index of the commit when it is first needed; None where only vectors are ranked.
-    """
 
-    def __init__(self, store: Store, snapshot: Snapshot, lexical: LexicalSync | None = None) -> None:
-        self.store, self.snapshot, self.lexical = store, snapshot, lexical
-        self.segments = snapshot.segments
-        self.plan, self.tuning = snapshot.storage.plan, snapshot.storage.tuning
-        self.similarity = snapshot.storage.similarity
-        stored = snapshot.passages + len(snapshot.dead)
-        self._all_have_vectors = sum(segment.count for segment in snapshot.segments) == stored
-        living: np.ndarray | None = None
-        if len(snapshot.dead):
-            living = np.ones(snapshot.next_row, dtype=bool)
-            living[snapshot.dead] = False
-        self._filtered: dict[Condition, _Allowed] = {}
-        docs = np.ones(snapshot.next_doc, dtype=bool)
-        docs[snapshot.dead_docs] = False
-        self._living = _Allowed(docs, living, snapshot.documents, snapshot.passages)
-        self._columns = FacetColumns(store, snapshot)
+class Ranker(ABC, Generic[Allowed]):
+    """One commit of a place that can be searched, ready to rank: either side is the place's, how they meet is not."""
 
     @property
+    @abstractmethod
+    def commit(self) -> int:
+        """Number of the commit."""
+
+    @property
+    @abstractmethod
     def documents(self) -> int:
         """Documents in the commit, without the deleted."""
-        return self.snapshot.documents
 
     @property
+    @abstractmethod
     def passages(self) -> int:
         """Passages in the commit, without those of deleted documents."""
-        return self.snapshot.passages
 
-    def have_vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Whether each of some passages has a vector, (n,) bool."""
-        return np.ones(len(rows), dtype=bool) if self._all_have_vectors else segments.held(self.segments, rows)
-
+    @abstractmethod
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of some passages that have one, (n, dim) float32, as exact as they are kept."""
-        owners = segments.owners(self.segments, rows)
-        vectors = np.empty((len(rows), self.plan.dim), np.float32)
-        for number in np.unique(owners):
-            segment, mine = self.segments[number], owners == number
-            vectors[mine] = segment.vectors(segment.positions(rows[mine]))
-        return self.similarity.vectors(vectors)
 
+    @abstractmethod
     def similarities(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """How similar a query (dim,) is to some passages that have a vector (n,), as (n,) float32."""
-        if self.similarity.euclidean:  # from the difference: what the inner product leaves of it is mostly rounding
-            return np.asarray(-np.linalg.norm(self.vectors_of(rows) - vector, axis=1))
-        return segments.score(self.segments, vector, rows)
+
+    @abstractmethod
+    def facets(self, texts: Sequence[str], options: SearchOptions, keys: Sequence[str] | None) -> list[Facets]:
+        """Count metadata values over all documents that each query matches; see :meth:`Searcher.facets`."""
+
+    @abstractmethod
+    def allowed(self, where: Mapping[str, Any] | None) -> Allowed | None:
+        """What passes a filter; None where nothing does.
+
+        Raises:
+            FilterError: The filter cannot be understood.
+        """
+
+    @abstractmethod
+    def dense(self, vectors: np.ndarray, k: int, allowed: Allowed, *, ties: bool = False) -> list[list[Ranked]]:
+        """The k best documents of every query by the similarity of their best passage."""
+
+    @abstractmethod
+    def lexical(self, texts: Sequence[str], k: int, allowed: Allowed, *, ties: bool = False) -> list[list[Ranked]]:
+        """The k best documents of every query by the BM25 score of their best passage."""
+
+    @abstractmethod
+    def ceiling(self, text: str) -> tuple[float, int]:
+        """The highest BM25 score that a passage of usual length could have for a query, and its distinct terms."""
+
+    @abstractmethod
+    def have_vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Whether each of some passages has a vector, (n,) bool."""
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Take note that the similarities of some passages will be asked for, query by query."""
 
     def rank(self, request: SearchRequest) -> list[list[Ranked]]:
         """The k best documents of every query.
@@ -193,35 +180,16 @@ class Ranker:
         Raises:
             FilterError: The filter in the options cannot be understood.
         """
-        options, allowed = request.options, self._allowed(request.options)
-        if allowed.passages == 0:
+        options, allowed = request.options, self.allowed(request.options.where)
+        if allowed is None:
             return [[] for _ in request.texts]
-        k = min(request.k, self.snapshot.next_row)  # there are no more
         if options.mode == "lexical":
-            return [self._lexical(text, k, allowed, ties=request.ties) for text in request.texts]
+            return self.lexical(request.texts, request.k, allowed, ties=request.ties)
         if request.vectors is None:
             raise InputError(f"a {options.mode} ranking needs the vectors of its queries")
         if options.mode == "dense":
-            return self._dense(request.vectors, k, allowed, ties=request.ties)
-        return [_fused(sides, k, options, ties=request.ties) for sides in self._sides(request, allowed)]
-
-    def facets(self, texts: Sequence[str], options: SearchOptions, keys: Sequence[str] | None) -> list[Facets]:
-        """Count metadata values over all documents that each query matches; see :meth:`Searcher.facets`."""
-        allowed = self._allowed(options).docs
-        if not allowed.any() or (options.mode != "lexical" and self._all_have_vectors):
-            return [self._columns.count(allowed, keys)] * len(texts)
-        near = np.zeros_like(allowed)
-        if options.mode != "lexical":
-            for segment in self.segments:
-                near[segment.docs] = True
-        counted = []
-        for text in texts:
-            matching = near.copy()
-            if options.mode != "dense":
-                rows = self._lexical_index().matching(text, self.snapshot.next_row)
-                matching[self._documents_of(rows)] = True
-            counted.append(self._columns.count(matching & allowed, keys))
-        return counted
+            return self.dense(request.vectors, request.k, allowed, ties=request.ties)
+        return [_fused(sides, request.k, options, ties=request.ties) for sides in self._sides(request, allowed)]
 
     def explain(self, request: SearchRequest, rankings: Sequence[Sequence[Ranked]]) -> list[list[Explanation]]:
         """Why each document of some rankings, which `rank` returned for the request, stands where it does."""
@@ -232,8 +200,10 @@ class Ranker:
             return [[Explanation(item.score, n, None, None, 1.0) for n, item in enumerate(r, 1)] for r in rankings]
         if options.mode == "lexical":
             return [[Explanation(None, None, item.score, n, 0.0) for n, item in enumerate(r, 1)] for r in rankings]
+        allowed = self.allowed(options.where)
+        assert allowed is not None, "what passed the filter is in the rankings"
         explained = []
-        for ranking, sides in zip(rankings, self._sides(request, self._allowed(options)), strict=True):
+        for ranking, sides in zip(rankings, self._sides(request, allowed), strict=True):
             dense_place, lexical_place = _place_of(sides.similarity), _place_of(sides.bm25)
             explained.append(
                 [
@@ -249,121 +219,18 @@ class Ranker:
             )
         return explained
 
-    def _allowed(self, options: SearchOptions) -> _Allowed:
-        if options.where is None:
-            return self._living
-        condition = compile_filter(options.where)
-        allowed = self._filtered.get(condition)
-        if allowed is None:
-            docs, rows = self.store.matching(condition, self.snapshot)
-            mask = np.zeros(self.snapshot.next_row, dtype=bool)
-            mask[rows] = True
-            passing = np.zeros(self.snapshot.next_doc, dtype=bool)
-            passing[docs] = True
-            allowed = _Allowed(passing, mask, len(docs), len(rows))
-            for oldest in list(self._filtered)[: 1 - FILTERS]:
-                self._filtered.pop(oldest, None)  # another thread may have done so
-            self._filtered[condition] = allowed
-        return allowed
-
-    # The dense side
-
-    def _dense(self, vectors: np.ndarray, k: int, allowed: _Allowed, *, ties: bool = False) -> list[list[Ranked]]:
-        """The k best documents of every query by the similarity of their best passage."""
-        allowed = self._with_vectors(allowed)
-        if allowed.passages == 0:
-            return [[] for _ in vectors]
-        queries = self.similarity.queries(vectors)
-        if ties and RECIPES[self.plan.recipe].exact:
-            rankings = self._nearest(queries, k + 1, allowed)  # all at once: few have a tie at the cut
-            for n, query in enumerate(queries):
-                depth = k + 1
-                while _tied_to_the_end(rankings[n], k, depth):
-                    depth *= 8
-                    rankings[n] = self._nearest(query[None], depth, allowed)[0]
-            rankings = [ranking[: _end(ranking, k)] for ranking in rankings]
-        else:
-            rankings = self._nearest(queries, k, allowed)
-        if self.similarity.euclidean:
-            return [self._by_distance(vector, ranking) for vector, ranking in zip(vectors, rankings, strict=True)]
-        return rankings
-
-    def _by_distance(self, vector: np.ndarray, ranking: list[Ranked]) -> list[Ranked]:
-        scores = self._similarities(vector, [item.row for item in ranking])
-        scored = (_ranked((item.doc, score, item.row)) for item, score in zip(ranking, scores.tolist(), strict=True))
-        return sorted(scored, key=lambda item: (-item.score, item.doc))
-
-    def _with_vectors(self, allowed: _Allowed) -> _Allowed:
-        """The same rows, counted without those that have no vector."""
-        if self._all_have_vectors:
-            return allowed
-        count = sum(segment.count for segment in self.segments)
-        if allowed.rows is not None and count:
-            count = int(np.count_nonzero(allowed.rows[segments.all_rows(self.segments)]))
-        return _Allowed(allowed.docs, allowed.rows, count, count)  # each such document is one passage
-
-    def _nearest(self, vectors: np.ndarray, k: int, allowed: _Allowed) -> list[list[Ranked]]:
-        wanted = min(k, allowed.documents)
-        depth = k if allowed.passages == allowed.documents else 4 * k
-        tuning = self.tuning
-        while True:
-            rows, scores = search(self.segments, vectors, depth, tuning=tuning, allowed=allowed.rows)
-            docs = segments.documents_of(self.segments, rows)
-            rankings = list(map(_best_passages, docs.tolist(), scores.tolist(), rows.tolist()))
-            if all(len(ranking) >= wanted for ranking in rankings):
-                return [ranking[:k] for ranking in rankings]
-            if depth >= allowed.passages:
-                if tuning.probes >= self.plan.lists:
-                    return [ranking[:k] for ranking in rankings]
-                tuning = replace(tuning, probes=4 * tuning.probes)  # the visited lists held too few that are allowed
-            depth = min(4 * depth, max(depth, allowed.passages))
-
-    # The lexical side
-
-    def _lexical(self, text: str, k: int, allowed: _Allowed, *, ties: bool = False) -> list[Ranked]:
-        """The k best documents of one query by the BM25 score of their best passage."""
-        if not ties:
-            return self._best_matches(text, k, allowed)
-        depth = k + 1
-        ranking = self._best_matches(text, depth, allowed)
-        while _tied_to_the_end(ranking, k, depth):
-            depth *= 8
-            ranking = self._best_matches(text, depth, allowed)
-        return ranking[: _end(ranking, k)]
-
-    def _lexical_index(self) -> LexicalIndex:
-        assert self.lexical is not None, "this ranker was made for vectors alone"
-        return self.lexical.index_of(self.snapshot)
-
-    def _best_matches(self, text: str, k: int, allowed: _Allowed) -> list[Ranked]:
-        index = self._lexical_index()
-        depth = k if allowed.passages == allowed.documents else 4 * k
-        while True:
-            rows, scores = index.search(text, depth, self.snapshot.next_row, allowed.rows)
-            docs = self._documents_of(rows)
-            ranking = _best_passages(docs.tolist(), scores.tolist(), rows.tolist())
-            if len(rows) < depth or len(ranking) >= k:
-                return ranking[:k]
-            depth *= 4
-
-    def _documents_of(self, rows: np.ndarray) -> np.ndarray:
-        """The positions of the documents of some passages, (n,) int64."""
-        if self._all_have_vectors:
-            return segments.documents_of(self.segments, rows)
-        return self.store.documents.docs_of(rows)
-
-    # Both
-
-    def _sides(self, request: SearchRequest, allowed: _Allowed) -> list[_Sides]:
+    def _sides(self, request: SearchRequest, allowed: Allowed) -> list[_Sides]:
         """The candidates of every query, with what fusion needs to know about them."""
         assert request.vectors is not None, "hybrid search embeds its queries"
         options = request.options
-        depth = min(max(request.k, options.depth), self.snapshot.next_row)
+        depth = max(request.k, options.depth)
         neutral = request.vectors if request.neutral is None else request.neutral
-        nearest = self._dense(request.vectors, depth, allowed)
+        nearest = self.dense(request.vectors, depth, allowed)
+        matching = self.lexical(request.texts, depth, allowed)
+        self.expect([item.row for ranking in (*nearest, *matching) for item in ranking])
         sides = [
-            self._side_by_side(text, vector, plain, similar, self._lexical(text, depth, allowed), options)
-            for text, vector, plain, similar in zip(request.texts, request.vectors, neutral, nearest, strict=True)
+            self._side_by_side(*query, options)
+            for query in zip(request.texts, request.vectors, neutral, nearest, matching, strict=True)
         ]
         if options.fusion == "adaptive" and request.unreadable is not None:
             return [
@@ -392,7 +259,7 @@ class Ranker:
         similarity |= dict(zip(unscored, scores.tolist(), strict=True))
         weight = options.dense_weight
         if options.fusion == "adaptive" and bm25:
-            ceiling, terms = self._lexical_index().ceiling(text)
+            ceiling, terms = self.ceiling(text)
             agreement = self._agreement(vector, neutral, [row for doc, row in rows.items() if doc in similarity])
             evidence = max(bm25.values()) / ceiling if ceiling > 0 else 0.0
             weight = 1 - (1 - weight) * fusion.lexical_share(evidence, agreement, terms)
@@ -412,8 +279,6 @@ class Ranker:
 
     def _comparable(self, docs: list[int], rows: Mapping[int, int]) -> list[int]:
         """Those documents whose passages have a vector."""
-        if self._all_have_vectors:
-            return docs
         held = self.have_vectors(np.array([rows[doc] for doc in docs], dtype=np.int64))
         return [doc for doc, has in zip(docs, held.tolist(), strict=True) if has]
 
@@ -425,8 +290,8 @@ def _fused(sides: _Sides, k: int, options: SearchOptions, *, ties: bool) -> list
     else:
         fused = fusion.weighted(sides.similarity, sides.bm25, sides.dense_weight)
     order = sorted(fused, key=lambda doc: (-fused[doc], doc))
-    ranking = [_ranked((doc, fused[doc], sides.rows[doc])) for doc in (order if ties else order[:k])]
-    return ranking[: _end(ranking, k)] if ties else ranking
+    ranking = [as_ranked((doc, fused[doc], sides.rows[doc])) for doc in (order if ties else order[:k])]
+    return ranking[: end_of_ties(ranking, k)] if ties else ranking
 
 
 def _place_of(scores: Mapping[int, float]) -> dict[int, int]:
@@ -435,7 +300,7 @@ def _place_of(scores: Mapping[int, float]) -> dict[int, int]:
     return {doc: place for place, doc in enumerate(order, start=1)}
 
 
-def _end(ranking: Sequence[Ranked], k: int) -> int:
+def end_of_ties(ranking: Sequence[Ranked], k: int) -> int:
     """Where the k best end, counting those that tie with the last of them; `ranking` is best first."""
     end = min(k, len(ranking))
     while 0 < end < len(ranking) and np.float32(ranking[end].score) == np.float32(ranking[k - 1].score):
@@ -443,15 +308,15 @@ def _end(ranking: Sequence[Ranked], k: int) -> int:
     return end
 
 
-def _tied_to_the_end(ranking: Sequence[Ranked], k: int, depth: int) -> bool:
+def tied_to_the_end(ranking: Sequence[Ranked], k: int, depth: int) -> bool:
     """Whether a ranking cut at `depth` may have lost documents that tie with the k-th."""
-    return len(ranking) >= depth and _end(ranking, k) == len(ranking)
+    return len(ranking) >= depth and end_of_ties(ranking, k) == len(ranking)
 
 
-def _best_passages(docs: list[int], scores: list[float], rows: list[int]) -> list[Ranked]:
+def best_passages(docs: list[int], scores: list[float], rows: list[int]) -> list[Ranked]:
     """Rank documents by their first and so best passage; row -1, at the end, stands for no passage."""
     count = rows.index(-1) if rows and rows[-1] < 0 else len(rows)
-    ranking = list(map(_ranked, zip(docs[:count], scores, rows, strict=False)))
+    ranking = list(map(as_ranked, zip(docs[:count], scores, rows, strict=False)))
     if len(set(docs)) == len(docs):
         return ranking
     best: dict[int, Ranked] = {}

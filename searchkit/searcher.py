@@ -12,8 +12,8 @@ from searchkit.errors import InputError
 from searchkit.facets import Facets
 from searchkit.indexer.documents import StoredPassage
 from searchkit.models.reranker import Reranker
-from searchkit.open_index import OpenIndex
 from searchkit.own_vectors import as_queries, brought, checked_rows
+from searchkit.place import Place
 from searchkit.ranking import Mode, Ranked, Ranker, SearchOptions, SearchRequest
 from searchkit.records import Explanation, Hit, Query
 from searchkit.request import (
@@ -47,8 +47,8 @@ class _Answer(NamedTuple):
     facets: list[Facets]
 
 
-class Searcher(OpenIndex):
-    """Searches an open index; `SearchEngine` adds what writes.
+class Searcher(Place):
+    """Searches a place; what it is, an index folder or a collection on a server, its class says besides.
 
     Threads may share one.
     """
@@ -190,16 +190,16 @@ class Searcher(OpenIndex):
         k = whole_number("k", k, 1)
         options = chosen_options(None, "dense", where)
         self._check_open()
-        for doc in self._store.documents.positions_of([id]):
-            first, stored = self._store.documents.document(doc)
-            if not stored.has_vectors:
-                raise InputError(f"document {described(id)} has no vector to compare with those of others")
-            vectors = self._vectors_at(doc, range(first, first + len(stored.spans)))
-            request = SearchRequest([stored.id] * len(vectors), vectors, k + 1, options)
-            answer = self._answer(request, fetch=True, facets=facets)
-            hits = as_hits(merged(answer.rankings, k, without=doc), answer.passages)
-            return Results(answer.commit, [hits], answer.facets[:1])
-        raise InputError(f"the index holds no document {described(id)}; documents are looked up by their exact id")
+        found = self.vectors_by_doc(id)
+        if found is None:
+            raise InputError(f"the index holds no document {described(id)}; documents are looked up by their exact id")
+        doc, vectors = found
+        if not len(vectors):
+            raise InputError(f"document {described(id)} has no vector to compare with those of others")
+        request = SearchRequest([id] * len(vectors), vectors, k + 1, options)
+        answer = self._answer(request, fetch=True, facets=facets)
+        hits = as_hits(merged(answer.rankings, k, without=doc), answer.passages)
+        return Results(answer.commit, [hits], answer.facets[:1])
 
     def facets(
         self,
@@ -236,7 +236,7 @@ class Searcher(OpenIndex):
         """
         checked = checked_queries(queries)
         if not self.has_model and (vectors := brought(checked)) is not None:
-            return as_queries(vectors, len(checked), self.storage.similarity)
+            return as_queries(vectors, len(checked), self.similarity)
         return embed(self.embedder, checked, chosen_instruction(instruction, None))
 
     def warm_up(self) -> None:
@@ -269,7 +269,7 @@ class Searcher(OpenIndex):
             if self.has_model:
                 vectors = checked_vectors(vectors, count, self.dim)
             else:
-                vectors = as_queries(vectors, count, self.storage.similarity)
+                vectors = as_queries(vectors, count, self.similarity)
         elif options.mode == "dense":
             self.require_model()
         if vectors is not None or not self.has_model:
@@ -297,21 +297,14 @@ class Searcher(OpenIndex):
         keys = None if isinstance(facets, bool) else checked_texts("facets", facets)
         was_empty = request.vectors is None and request.options.mode != "lexical"
 
-        def answer(ranker: Ranker) -> _Answer:
+        def answer(ranker: Ranker[Any]) -> _Answer:
             rankings = [[] for _ in request.texts] if was_empty else ranker.rank(request)
             explanations = ranker.explain(request, rankings) if explain else []
-            passages = self._fetch(rankings) if fetch else {}
+            passages = self.passages_of([item.row for r in rankings for item in r]) if fetch else {}
             counts = [] if facets is False else ranker.facets(request.texts, request.options, keys)
-            return _Answer(ranker.snapshot.generation, rankings, passages, explanations, counts)
+            return _Answer(ranker.commit, rankings, passages, explanations, counts)
 
         return self._in_one_commit(answer)
-
-    def _fetch(self, rankings: list[list[Ranked]]) -> dict[int, StoredPassage]:
-        rows = [item.row for ranking in rankings for item in ranking]
-        passages = self._store.documents.passages(rows)
-        if missing := set(rows) - passages.keys():
-            raise self._store.database.damaged(f"{len(missing)} passages are missing")
-        return passages
 
 
 def merged(rankings: Iterable[Iterable[Ranked]], k: int, *, without: int) -> list[Ranked]:

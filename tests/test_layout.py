@@ -21,6 +21,8 @@ LAYERS = (
         "request",
         "reranking",
         "ranking",
+        "folder_ranker",
+        "place",
         "binding",
         "ingest",
         "lexical_sync",

@@ -13,11 +13,12 @@ from searchkit.compression.sample import QUERIES, InMemory, Sample, draw, held_o
 from searchkit.compression.tuning import search, tuned
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
+from searchkit.folder_ranker import FolderRanker
 from searchkit.indexer.vectors.backend import VectorBackend
 from searchkit.indexer.vectors.recipes import RECIPES, Plan, Tuning, default_tuning, nearest, plan
 from searchkit.indexer.vectors.storage import Storage
 from searchkit.metrics import drop_own, score
-from searchkit.ranking import Ranker, SearchOptions, SearchRequest
+from searchkit.ranking import SearchOptions, SearchRequest
 from searchkit.records import Judgements
 
 SAMPLE = 100_000
@@ -368,7 +369,7 @@ def _ndcg(engine: SearchEngine, chosen: Plan, tuning: Tuning, segment: InMemory,
         dead=np.empty(0, np.int64),
         storage=Storage(chosen, tuning),
     )
-    ranker = Ranker(engine.store, snapshot)
+    ranker = FolderRanker(engine.store, snapshot)
     texts = [query.text for query in judged.queries]
     rankings = ranker.rank(SearchRequest(texts, sample.queries, 10 + judged.drop_self, _DENSE))
     ids = engine.ids_of(rankings)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.indexer.analysis import Analyzer
 from searchkit.metrics import DEPTH, drop_own, means, score_queries, top
@@ -20,6 +19,7 @@ from searchkit.models.reranker import Reranker
 from searchkit.ranking import SearchOptions, as_mode
 from searchkit.records import Judgements, Query, Run, join_title
 from searchkit.reranking import RERANK_DEPTH, rerank_hits
+from searchkit.searcher import Searcher
 from searchkit.validation import whole_number
 
 EVALUATION_MODES = ("dense", "lexical", "hybrid", "rank-bm25")
@@ -56,7 +56,7 @@ class Evaluation:
 
 
 def evaluate(
-    engine: SearchEngine,
+    engine: Searcher,
     judgements: Judgements,
     *,
     modes: Sequence[str] = ("dense", "lexical", "hybrid"),
@@ -112,7 +112,7 @@ def check_modes(modes: Sequence[str]) -> None:
         raise InputError(f"modes are {', '.join(unknown) or 'none'}; expected some of {', '.join(EVALUATION_MODES)}")
 
 
-def judged_queries(engine: SearchEngine, judgements: Judgements) -> list[Query]:
+def judged_queries(engine: Searcher, judgements: Judgements) -> list[Query]:
     """The queries that have judgements.
 
     Raises:
@@ -120,7 +120,7 @@ def judged_queries(engine: SearchEngine, judgements: Judgements) -> list[Query]:
     """
     qrels = judgements.qrels
     documents = {document for gains in qrels.values() for document in gains}
-    if not engine.store.documents.known_ids(sorted(documents)):
+    if not engine.known_ids(sorted(documents)):
         raise InputError(
             f"none of the {len(documents)} judged documents is in the index; "
             "judgements and index are of different corpora"
@@ -132,7 +132,7 @@ def judged_queries(engine: SearchEngine, judgements: Judgements) -> list[Query]:
 
 
 def make_ranker(
-    engine: SearchEngine, mode: str, judgements: Judgements, options: SearchOptions | None
+    engine: Searcher, mode: str, judgements: Judgements, options: SearchOptions | None
 ) -> EngineRanker | Bm25Ranker:
     """The ranker of a mode of :data:`EVALUATION_MODES`, warmed up so that its first run can be timed."""
     if mode == "rank-bm25":
@@ -143,7 +143,7 @@ def make_ranker(
 class EngineRanker:
     """Ranks queries as the index itself does."""
 
-    def __init__(self, engine: SearchEngine, judgements: Judgements, options: SearchOptions) -> None:
+    def __init__(self, engine: Searcher, judgements: Judgements, options: SearchOptions) -> None:
         self._engine, self._options = engine, options
         self._instruction, self._drop_self = judgements.instruction, judgements.drop_self
         if options.mode != "lexical":
@@ -167,7 +167,7 @@ class RerankedRanker:
     """Ranks queries as the index does, and then the first hits as a reranker does; the others follow in their order."""
 
     def __init__(
-        self, engine: SearchEngine, judgements: Judgements, options: SearchOptions, reranker: Reranker, depth: int
+        self, engine: Searcher, judgements: Judgements, options: SearchOptions, reranker: Reranker, depth: int
     ) -> None:
         self._engine, self._options, self._reranker = engine, options, reranker
         self._depth = whole_number("rerank_depth", depth, 1)
@@ -192,16 +192,16 @@ class RerankedRanker:
 class Bm25Ranker:
     """The classical baseline: rank-bm25 over the words of the lexical index, scoring every document for every query."""
 
-    def __init__(self, engine: SearchEngine, judgements: Judgements) -> None:
+    def __init__(self, engine: Searcher, judgements: Judgements) -> None:
         from rank_bm25 import BM25Okapi
 
         self._analyzer = Analyzer(engine.settings["language"])
         self._drop_self = judgements.drop_self
         self._ids: list[str] = []
         words: list[list[str]] = []
-        for document_id, title, text, _ in engine.store.documents.living():
-            self._ids.append(document_id)
-            words.append(self._analyzer.analyze(join_title(title, text)))
+        for document in engine.documents():
+            self._ids.append(document.id)
+            words.append(self._analyzer.analyze(join_title(document.title, document.text)))
         self._scorer = BM25Okapi(words) if any(words) else None  # rank-bm25 divides by the number of words
 
     def run(self, queries: Sequence[Query], k: int) -> Run:
@@ -217,12 +217,10 @@ class Bm25Ranker:
         return drop_own(run) if self._drop_self else run
 
 
-def mode_bytes(engine: SearchEngine) -> dict[str, float]:
-    """Bytes a document that dense, lexical and hybrid search need on disk."""
-    sizes = engine.store.sizes()
-    documents = max(1, len(engine))
-    dense, lexical = sizes["segments"] / documents, sizes["lexical"] / documents
-    return {"dense": dense, "lexical": lexical, "hybrid": dense + lexical}
+def mode_bytes(engine: Searcher) -> dict[str, float]:
+    """Bytes a document that dense, lexical and hybrid search need; empty where that is not known."""
+    sizes = {part: size / max(1, len(engine)) for part, size in engine.bytes_by_part().items()}
+    return sizes and {**sizes, "hybrid": sizes["dense"] + sizes["lexical"]}
 
 
 def write_run(file: Path, evaluation: Evaluation) -> None:

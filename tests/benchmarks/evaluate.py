@@ -22,9 +22,9 @@ from search import batches, texts
 
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import evaluate
+from searchkit.folder_ranker import FolderRanker
 from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.models.embedder import Embedder
-from searchkit.ranking import Ranker
 from searchkit.records import Document, Judgements, Query
 
 WORDS = 6
@@ -67,18 +67,18 @@ def measure(folder: Path, passages: int, queries: int, modes: list[str]) -> Iter
         query.id: {f"doc-{n}": 1, **{f"doc-{other}": 1 for other in rng.integers(0, passages, 2)}}
         for n, query in enumerate(searched)
     }
-    rank = Ranker.rank
+    rank = FolderRanker.rank
     for mode in modes:
         spent = {"embedding": 0.0, "search": 0.0}
         with SearchEngine.open(folder, model=model) as engine:
             evaluate(engine, Judgements("", searched[:1], qrels), modes=[mode])  # reads and checks the files
             encode = model.encode_queries
             model.encode_queries = timed(encode, spent, "embedding")  # type: ignore[method-assign]
-            Ranker.rank = timed(rank, spent, "search")  # type: ignore[method-assign]
+            FolderRanker.rank = timed(rank, spent, "search")  # type: ignore[method-assign]
             began = time.process_time()
             evaluate(engine, Judgements("", searched, qrels), modes=[mode])
             whole = time.process_time() - began
-            model.encode_queries, Ranker.rank = encode, rank  # type: ignore[method-assign]
+            model.encode_queries, FolderRanker.rank = encode, rank  # type: ignore[method-assign]
         rest = whole - sum(spent.values())
         seconds = {name: round(value, 2) for name, value in {**spent, "rest": rest, "whole": whole}.items()}
         yield {"mode": mode, **seconds, "share of the rest": round(rest / whole, 3)}

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.engine import COMMIT_EVERY, SearchEngine
+from searchkit.folder_ranker import FolderRanker
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Store
@@ -34,7 +35,7 @@ from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import RECIPES, Tuning, plan
 from searchkit.indexer.vectors.search import search as search_segments
 from searchkit.lexical_sync import LexicalSync
-from searchkit.ranking import Ranker, SearchOptions, SearchRequest
+from searchkit.ranking import SearchOptions, SearchRequest
 
 WORDS = 50_000
 STOPPED = 100
@@ -170,7 +171,7 @@ def open_once(folder: Path) -> dict[str, Any]:
     with found[0] as engine:
         added = resident_mib() - before
         store = engine.store
-        ranker = Ranker(store, store.snapshot())
+        ranker = FolderRanker(store, store.snapshot())
         vector = queries(ranker.passages, ranker.plan.dim, 1)
         first, second = (
             timed(lambda: ranker.rank(SearchRequest([""], vector, 10, SearchOptions(mode="dense")))) for _ in range(2)
@@ -189,7 +190,7 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
     import faiss
 
     with Store(folder) as store:
-        ranker = Ranker(store, store.snapshot())
+        ranker = FolderRanker(store, store.snapshot())
         chosen, parts = ranker.plan, ranker.segments
         if len(parts) == 1:
             bare = faiss_index.read(parts[0].folder / "dense.faiss", chosen)
@@ -227,7 +228,7 @@ def search(folder: Path, rounds: int, k: int) -> dict[str, Any]:
         return found
 
 
-def _refined(bare: Any, ranker: Ranker, params: Any, rerank: int, k: int) -> Callable[[np.ndarray], Any]:
+def _refined(bare: Any, ranker: FolderRanker, params: Any, rerank: int, k: int) -> Callable[[np.ndarray], Any]:
     """FAISS's own re-ranking by half-precision vectors."""
     import faiss
 
@@ -269,7 +270,7 @@ FILTERS = {"": None, ", a third allowed": {"year": {"$gte": 2010}}, ", a thirtie
 def hybrid(folder: Path, rounds: int, k: int) -> dict[str, Any]:
     """One query at a time in every mode, without embedding; the first query of a filter reads all metadata."""
     with Store(folder) as store:
-        ranker = Ranker(store, store.snapshot(), LexicalSync(store, "none"))
+        ranker = FolderRanker(store, store.snapshot(), LexicalSync(store, "none"))
         vectors = queries(ranker.passages, ranker.plan.dim, min(16 * rounds, COMMIT_EVERY))
         asked = texts(len(vectors), (5, 5), 99)
         found: dict[str, Any] = {"recipe": ranker.plan.spelling, "passages": ranker.passages}

@@ -15,7 +15,6 @@ from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.facets import FACET_VALUES
 from searchkit.records import Document
-from searchkit.searcher import Searcher
 
 
 def random_metadata(rng: random.Random) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def test_facets_follow_the_commits(engine: SearchEngine, documents: list[Documen
     engine.delete(["new", documents[0].id])
     assert "fresh" not in dict(engine.facets(["rare"]).counts["rare"])
     assert engine.facets(["rare"]).documents == before - 1
-    with Searcher(type(engine.store)(engine.store.folder), Words()) as reader:
+    with SearchEngine(type(engine.store)(engine.store.folder), Words()) as reader:
         engine.compact()
         assert reader.facets(["plain"]) == engine.facets(["plain"])
 

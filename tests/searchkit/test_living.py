@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from texts import TEXTS
 
 from searchkit.engine import SearchEngine
+from searchkit.folder_ranker import FolderRanker
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.lexical import LexicalIndex
@@ -27,7 +28,7 @@ from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import search, segments
 from searchkit.indexer.vectors.recipes import Tuning
 from searchkit.models.embedder import Embedder
-from searchkit.ranking import MODES, Ranker, SearchOptions, SearchRequest
+from searchkit.ranking import MODES, SearchOptions, SearchRequest
 from searchkit.records import Document
 
 __all__ = ["one_thread"]  # a fixture
@@ -118,7 +119,7 @@ class Pair:
         self.store = Store(self.folder, writable=True)
 
     def answers(self, where: dict[str, Any] | None = None) -> list[list[tuple[int, float]]]:
-        ranker = Ranker(self.store, self.store.snapshot())
+        ranker = FolderRanker(self.store, self.store.snapshot())
         options = SearchOptions(mode="dense", where=where)
         found = ranker.rank(SearchRequest([""] * 8, data()[1][:8], 10, options))
         return [[(item.doc, round(item.score, 5)) for item in ranking] for ranking in found]
@@ -246,7 +247,7 @@ def test_what_a_filter_leaves_in_few_of_many_ivf_lists_is_found() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(search, "FEW", 0)
             patch.setattr(search, "EXACT_BELOW", 0)
-            ranker = Ranker(store, store.snapshot())
+            ranker = FolderRanker(store, store.snapshot())
             options = SearchOptions(mode="dense", where={"few": True})
             for query, ranking in zip(
                 queries, ranker.rank(SearchRequest([""] * 30, queries, 10, options)), strict=True
