@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from searchkit.cli.options import (
+    INDEX,
     MULTILINGUAL,
     NEW_FOLDER,
     NON_EMPTY,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from searchkit.engine import SearchEngine
-    from searchkit.merging import Part
+    from searchkit.ingest import AddReport
+    from searchkit.merging import Part, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class BuildOptions:
     language: str | None
 
 
-_build_options = as_record(
+build_options = as_record(
     "build",
     BuildOptions,
     click.option(
@@ -71,22 +73,31 @@ _build_options = as_record(
     ),
 )
 
+similarity_option = click.option(
+    "--similarity",
+    type=click.Choice(["cosine", "inner-product", "euclidean"]),
+    help="How your own vectors are compared. [default: cosine]",
+)
+
 
 @click.command()
 @click.argument("corpus", type=NON_EMPTY)
 @click.option("--index", "folder", type=NEW_FOLDER, help="Folder for the index. [default: CORPUS.index]")
-@_build_options
+@build_options
 @click.option(
     "--recipe",
     help="How to store the vectors once all are in: a recipe such as pq:48+rerank (see searchkit compress), or auto: "
     "the smallest that keeps 95 % of exact search's hits.",
 )
-@vector_options
 @click.option(
-    "--similarity",
-    type=click.Choice(["cosine", "inner-product", "euclidean"]),
-    help="How your own vectors are compared. [default: cosine]",
+    "--recipe-from",
+    "recipe_from",
+    type=INDEX,
+    metavar="INDEX",
+    help="Store the vectors by the codebook of another index: one of searchkit train-recipe, or another part.",
 )
+@vector_options
+@similarity_option
 @click.option("--part", metavar="K/N", help="Index only share K of N of the corpus, to be merged: searchkit merge.")
 @corpus_options
 @text_or_json
@@ -96,6 +107,7 @@ def index(
     folder: Path | None,
     build: BuildOptions,
     recipe: str | None,
+    recipe_from: Path | None,
     own: VectorOptions,
     similarity: str | None,
     part: str | None,
@@ -115,7 +127,6 @@ def index(
         searchkit index papers.jsonl --vector-field embedding --vectors-from my-model-v2
     """
     from searchkit.merging import Part
-    from searchkit.readers.corpus import kind_of
 
     share = None if part is None else Part.parse(part)
     if share is not None and folder is None:
@@ -124,28 +135,28 @@ def index(
         raise click.UsageError(
             "--part cannot be combined with --vectors FILE, whose rows are in the order of the corpus"
         )
+    if recipe and recipe_from:
+        raise click.UsageError("--recipe cannot be combined with --recipe-from")
     folder = folder or _default_folder(corpus)
     created = not folder.exists()
-    kind, rows = kind_of(corpus, reading.kind), own.rows(corpus, reading)
-    if own.given:
-        made = _open_or_create_own(folder, build, model, own, similarity, build.dim or own.width(corpus, reading, rows))
-    elif similarity:
-        raise click.UsageError("--similarity is for your own vectors: give --vectors FILE or --vector-field NAME")
-    else:
-        made = _open_or_create(folder, kind, build, model)
-    with made as engine:
-        if recipe:
-            from searchkit.cli.compress import check_recipe, store_by
+    rows = own.rows(corpus, reading)
+    with open_or_create(folder, corpus, reading, build, model, own, similarity, rows=rows) as engine:
+        try:
+            if recipe:
+                from searchkit.cli.compress import check_recipe, store_by
 
-            try:
                 check_recipe(engine, recipe)
-            except SearchkitError:
-                if created:
-                    shutil.rmtree(folder)
-                raise
-        add_corpus(engine, corpus, reading, output, own=own, rows=rows, created=created, part=share)
+            if recipe_from:
+                engine.store_like(recipe_from)
+        except SearchkitError:
+            if created:
+                shutil.rmtree(folder)
+            raise
+        report = add_corpus(engine, corpus, reading, output, own=own, rows=rows, created=created, part=share)
         if recipe:
             store_by(engine, recipe)
+        elif recipe_from and share is None and report.documents:
+            engine.consolidate()
 
 
 def add_corpus(
@@ -158,15 +169,15 @@ def add_corpus(
     rows: np.ndarray | None = None,
     update: bool = False,
     created: bool = False,
-    part: Part | None = None,
-) -> None:
+    part: Part | Sample | None = None,
+) -> AddReport:
     """Add a corpus to an open index with a progress bar, and print a report.
 
     Args:
         engine: The index.
         corpus: As on the command line.
         reading: How to read it.
-        output: "text" or "json".
+        output: "text" or "json"; "none" prints only what went wrong.
         own: Where vectors are, if no model makes them.
         rows: The vectors themselves, where they are in a file of their own.
         update: Replace documents whose content has changed.
@@ -188,7 +199,7 @@ def add_corpus(
             estimate = estimate_documents(corpus, reading.kind)
             if part is not None:
                 documents = filter(part.holds, documents)
-                estimate = None if estimate is None else estimate // part.count
+                estimate = None if estimate is None else int(estimate * part.share)
             vectors: Any = rows
             if own.vector_field is not None:
                 documents, again = tee(documents)
@@ -221,13 +232,14 @@ def add_corpus(
     total = len(engine)
     if output == "json":
         print_json({"index": str(folder), "total": total, **asdict(report)}, indent=None)
-        return
+        return report
     rate = f", {report.passages / report.seconds:.0f} passages/s" if report.passages else ""
     new = f"{report.documents - report.updated} new" + (f" and {report.updated} replaced" if update else "")
-    say(
-        f"{folder}: {count(total, 'document')} ({new} in {count(report.passages, 'passage')}, "
-        f"{report.unchanged} unchanged) in {report.seconds:.1f} s{rate}"
-    )
+    if output == "text":
+        say(
+            f"{folder}: {count(total, 'document')} ({new} in {count(report.passages, 'passage')}, "
+            f"{report.unchanged} unchanged) in {report.seconds:.1f} s{rate}"
+        )
     if report.without_vector:
         note(
             f"{report.without_vector} of {count(report.documents, 'document')} have no vector: only lexical search "
@@ -254,6 +266,7 @@ def add_corpus(
             else " (rows without any text in a BEIR folder, and empty rows of a table, never stop a run)"
         )
         note(f"rejected: {rejects.summary(read.rows)}{detail}")
+    return report
 
 
 def _default_folder(corpus: str) -> Path:
@@ -266,8 +279,31 @@ def _default_folder(corpus: str) -> Path:
     return Path(f"{name}.index")
 
 
+def open_or_create(
+    folder: Path,
+    corpus: str,
+    reading: CorpusOptions,
+    build: BuildOptions,
+    model: ModelOptions,
+    own: VectorOptions,
+    similarity: str | None,
+    *,
+    rows: np.ndarray | None = None,
+) -> SearchEngine:
+    """The index to write a corpus to: the existing one, or a new one."""
+    from searchkit.readers.corpus import kind_of
+
+    kind = kind_of(corpus, reading.kind)
+    if own.given:
+        width = build.dim or own.width(corpus, reading, rows)
+        return _open_or_create_own(folder, build, model, own, similarity, width)
+    if similarity:
+        raise click.UsageError("--similarity is for your own vectors: give --vectors FILE or --vector-field NAME")
+    return _open_or_create(folder, kind, build, model)
+
+
 def _open_or_create(folder: Path, kind: str, build: BuildOptions, model: ModelOptions) -> SearchEngine:
-    """The index to write to: the existing one, or a new one."""
+    """The index whose vectors a model makes."""
     from searchkit.binding import bound_name
     from searchkit.engine import SearchEngine
     from searchkit.indexer.store import Store

@@ -32,6 +32,7 @@ _COMMANDS = {
     "update": "Replace documents in an index, and add new ones.",
     "sync": "Make an index hold what some folders hold.",
     "merge": "Merge indexes of one model into a new one.",
+    "train-recipe": "Train one codebook for parts that are to be merged.",
     "delete": "Delete documents from an index.",
     "compact": "Free the space of deleted documents.",
     "check": "Verify an index, and repair it.",
@@ -64,7 +65,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"searchkit.cli.{_MODULES.get(name, name)}"), name)
+        attribute = name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"searchkit.cli.{_MODULES.get(name, attribute)}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -29,7 +29,7 @@ from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.backend import VectorBackend, VectorIndex
 from searchkit.indexer.vectors.devices import make_backend
 from searchkit.indexer.vectors.recipes import Plan, Tuning
-from searchkit.indexer.vectors.segments import DiskSegment, Entry
+from searchkit.indexer.vectors.segments import DiskSegment, Entry, Gathered
 from searchkit.indexer.vectors.similarity import Similarity
 from searchkit.indexer.vectors.storage import Codebook, Storage
 
@@ -227,7 +227,7 @@ class Store:
     def commit(
         self,
         documents: Sequence[NewDocument],
-        vectors: np.ndarray,
+        vectors: np.ndarray | Gathered,
         *,
         delete: Sequence[str] = (),
         similarity: Similarity | None = None,
@@ -236,7 +236,8 @@ class Store:
 
         Args:
             documents: In order; their spans, one after another, are the passages.
-            vectors: (number of spans, dim) float32, without those of documents that have no vectors.
+            vectors: (number of spans, dim) float32, without those of documents that have no vectors; or where segments
+                of the same training hold them, which are copied as they are.
             delete: Ids to delete first; unknown ones are left as they are.
             similarity: How vectors are compared from now on; None leaves it.
         """
@@ -250,7 +251,11 @@ class Store:
         entry = None
         if total:
             docs = np.repeat(np.arange(doc, doc + len(documents)), counts)[present]
-            entry = self._write_segment([vectors], docs, row + np.flatnonzero(present))
+            rows = row + np.flatnonzero(present)
+            if isinstance(vectors, Gathered):
+                entry = segments.gather_segment(self.folder / "segments", self.template(), vectors, docs, rows)
+            else:
+                entry = self._write_segment([vectors], docs, rows)
         with database.transaction() as generation:
             self.documents.mark_deleted(self.documents.positions_of(delete), generation)
             self.documents.insert(documents, doc, row)
@@ -281,12 +286,20 @@ class Store:
                 self.list_segment(entry)
             self.sweep()
 
+    def consolidate(self) -> None:
+        """Join segments as `rewrite` does: what compressed ones find depends on how they are cut."""
+        storage, parts = self.storage, self.snapshot().segments
+        count = sum(part.count for part in parts)
+        if any(len(group) > 1 for group, _ in _groups(parts, np.ones(count, bool), storage.plan.dim)):
+            self.rewrite(self.template(), keep_vectors=storage.keep_vectors)
+
     def rewrite(
         self,
         template: VectorIndex,
         *,
         keep_vectors: bool = True,
         tuning: Tuning | None = None,
+        similarity: Similarity | None = None,
         purge: bool = False,
         make_lexical: Callable[[Path], None] | None = None,
     ) -> None:
@@ -296,6 +309,7 @@ class Store:
             template: The trained, empty index of the recipe from now on.
             keep_vectors: Keep half-precision vectors beside compressed ones.
             tuning: How hard to search from now on; None leaves it.
+            similarity: How vectors are compared from now on; None leaves it.
             purge: Leave out what is deleted, here and in the database.
             make_lexical: Builds the lexical index of the living passages in a folder; with `purge` only.
         """
@@ -330,7 +344,8 @@ class Store:
             self.database.db.execute("DELETE FROM segments")
             for entry in entries:
                 self.list_segment(entry)
-            storage = Storage(template.plan, tuning or old.tuning, keep_vectors, codebook, old.chosen)
+            chosen = similarity or old.chosen
+            storage = Storage(template.plan, tuning or old.tuning, keep_vectors, codebook, chosen)
             self.database.put(storage=storage.to_json())
             if purge:
                 self.documents.purge_deleted(generation)

@@ -11,6 +11,7 @@ from threading import RLock
 from typing import Any
 
 from searchkit.binding import ModelChoice
+from searchkit.codebook import take_over
 from searchkit.errors import FilterError, InputError, StoreError
 from searchkit.indexer.analysis import Analyzer
 from searchkit.indexer.database import OWN_VECTORS
@@ -324,6 +325,24 @@ class SearchEngine(Searcher, OpenIndex):
             tuning = tuning or default_tuning(chosen, keep_vectors=keep_vectors)
             self._store.rewrite(template, keep_vectors=bool(keep_vectors), tuning=tuning)
         return chosen
+
+    def store_like(self, other: str | Path) -> Plan:
+        """Store all vectors as another index does, by its codebook, in one commit; nothing where they are already.
+
+        Args:
+            other: An index of the same model, such as `searchkit train-recipe` makes, or another part of the corpus.
+
+        Raises:
+            InputError: It has another model, or the vectors were dropped before.
+        """
+        with Store(checked_path("other", other)) as source, self._changing():
+            take_over(self._store, source)
+        return self.storage.plan
+
+    def consolidate(self) -> None:
+        """Join small segments, in one commit: compressed ones are searched as if all had been added at once."""
+        with self._changing():
+            self._store.consolidate()
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -14,25 +14,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from searchkit.codebook import SETTINGS, check_settings, check_similarity, is_one, take_over
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, StoreError
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.files import sync_folder
 from searchkit.indexer.store import Store
-from searchkit.ingest import AddReport, Commits
+from searchkit.indexer.vectors.segments import Gathered
+from searchkit.indexer.vectors.segments import owners as owning
 from searchkit.lexical_sync import LexicalSync
 from searchkit.records import Document
 
 ON_CLASH = ("refuse", "newest")
 
-_BATCH = 1024  # documents that are copied at a time
-_SETTINGS = ("format", "model", "vectors_from", "chunk_tokens", "overlap", "language")
+_COMMIT = 8192  # passages
 _SHOWN = 5  # ids in a message
 
 
@@ -56,10 +57,35 @@ class Part:
             raise InputError(f"the part is {text!r}; expected a number of how many, such as 3/8")
         return cls(int(match[1]), int(match[2]))
 
+    @property
+    def share(self) -> float:
+        """Its share of the corpus."""
+        return 1 / self.count
+
     def holds(self, document: Document) -> bool:
         """Whether a document belongs to it: by its title and text, so that it does not depend on files or order."""
-        content = json.dumps([document.title, document.text]).encode()
-        return int.from_bytes(blake2b(content, digest_size=8).digest()) % self.count == self.number - 1
+        return _content_number(document) % self.count == self.number - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A random but fixed sample of a corpus, which no part has more of than others.
+
+    Args:
+        share: Of the documents, from 0 to 1.
+    """
+
+    share: float
+
+    def holds(self, document: Document) -> bool:
+        """Whether a document belongs to it: by what it says, like parts."""
+        return _content_number(document) >> 32 < self.share * (1 << 32)
+
+
+def _content_number(document: Document) -> int:
+    """A number of 64 bits that looks random, the same for equal titles and texts."""
+    content = json.dumps([document.title, document.text]).encode()
+    return int.from_bytes(blake2b(content, digest_size=8).digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +116,19 @@ class _Found(NamedTuple):
     checksum: str
 
 
+class _Copied(NamedTuple):
+    """A document with the part that it comes from, and its first row there."""
+
+    part: int
+    row: int
+    document: NewDocument
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors it has."""
+        return len(self.document.spans) if self.document.has_vectors else 0
+
+
 def merge(
     parts: Sequence[str | Path],
     target: str | Path,
@@ -107,7 +146,7 @@ def merge(
         on_progress: Called now and then with the documents done so far, and those of all parts.
 
     Raises:
-        InputError: The parts differ in their model or settings, an id clashes, or vectors are stored in a lossy form.
+        InputError: The parts differ in their model, settings or codebook, or an id clashes.
         StoreError: The target exists, or a part is no index, or damaged.
     """
     if on_clash not in ON_CLASH:
@@ -144,40 +183,19 @@ def _distinct(parts: Iterable[str | Path]) -> list[Path]:
 
 
 def _check_alike(folders: Sequence[Path], engines: Sequence[SearchEngine]) -> None:
-    """Raise InputError unless all parts belong to one model, are split alike, and keep whole vectors."""
+    """Raise InputError unless all parts belong to one model, are split alike, and store vectors by one codebook."""
     first = engines[0]
     for folder, engine in zip(folders, engines, strict=True):
-        if engine.storage.plan.recipe != "flat":
+        check_settings(folder, engine.settings, folders[0], first.settings)
+        check_similarity(folder, engine.storage, folders[0], first.storage)
+        if not is_one(engine.storage, first.storage):
+            mine, other = engine.storage.plan.spelling, first.storage.plan.spelling
+            how = f"as {mine} and as {other}" if mine != other else f"as {mine}, but by codebooks of their own"
+            kept = folder if other == "flat" else folders[0]
             raise InputError(
-                f"{folder} stores its vectors as {engine.storage.plan.spelling}, which is not what was embedded; merge "
-                "parts as they were indexed, and compress the whole: searchkit compress INDEX --recipe "
-                f"{engine.storage.plan.spelling} --apply"
+                f"{folder} and {folders[0]} store their vectors {how}, so that their codes do not mean the same; bring "
+                f"every part to one codebook: run its command again, with --recipe-from {kept}"
             )
-        for key in _SETTINGS:
-            if (mine := _bound(engine, key)) != (other := _bound(first, key)):
-                raise InputError(
-                    f"{folder} and {folders[0]} differ in {key}: {_shown(mine)} and {_shown(other)}; index parts with "
-                    "the same model and options"
-                )
-        mine, other = engine.storage.similarity, first.storage.similarity
-        if (mine.name, mine.dim) != (other.name, other.dim):
-            raise InputError(
-                f"{folder} holds vectors of {mine.dim} numbers compared by {mine.name}, {folders[0]} of {other.dim} by "
-                f"{other.name}; they have no common order"
-            )
-
-
-def _bound(engine: SearchEngine, key: str) -> Any:
-    """A setting, without where its model lies: what makes vectors is the same wherever it is installed."""
-    value = engine.settings.get(key)
-    if key == "model" and isinstance(value, dict):
-        return {name: each for name, each in value.items() if name not in ("model", "adapter")}
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 class _Plan:
@@ -238,7 +256,7 @@ def _copy(
             store.close()
             raise StoreError(f"{staging} is the beginning of a merge of other parts; delete it, or merge those parts")
     else:
-        settings = {key: first.settings[key] for key in _SETTINGS if key in first.settings}
+        settings = {key: first.settings[key] for key in SETTINGS if key in first.settings}
         similarity = first.storage.chosen
         store = Store.create(
             staging,
@@ -247,36 +265,78 @@ def _copy(
             similarity=None if similarity is None else replace(similarity, offset=0.0, scale=0.0),
         )
     with store:
+        take_over(store, first.store)
+        store.merge_small_segments()  # where an earlier call was stopped before it: segments are cut as in one call
         lexical = LexicalSync(store, first.settings["language"])
-        report = AddReport()
-        done, _ = store.documents.counts()
-        commits = Commits(store, lexical, store.snapshot(), report, every=8 * _BATCH, on_progress=None)
-        chosen = plan.chosen(store.documents.last_id())
-        while batch := list(islice(chosen, _BATCH)):
-            commits.add(*_fetched(engines, batch))
+        snapshot = store.snapshot()
+        sources = _Sources(engines)
+        done = snapshot.documents
+        for batch in _batches(engines, plan.chosen(store.documents.last_id())):
+            sources.commit(store, batch)
+            lexical.catch_up(lexical.index_of(snapshot), store)
+            store.merge_small_segments()
+            done += len(batch)
             if on_progress:
-                on_progress(done + report.documents + plan.repeated + plan.replaced, total)
-        commits.commit()
+                on_progress(done + plan.repeated + plan.replaced, total)
         lexical.close()
+        if store.storage.plan.recipe != "flat":
+            store.consolidate()
         documents, passages = store.documents.counts()
-        return MergeReport(documents, passages, report.documents, plan.repeated, plan.replaced)
+        return MergeReport(documents, passages, documents - snapshot.documents, plan.repeated, plan.replaced)
 
 
-def _fetched(engines: Sequence[SearchEngine], batch: Sequence[_Found]) -> tuple[list[NewDocument], np.ndarray]:
-    """Documents with their vectors, in the order of the batch, each read from its part."""
-    documents: list[NewDocument] = []
-    rows: dict[int, list[int]] = {}
-    places: dict[int, list[int]] = {}
-    total = 0
-    for found in batch:
-        start, document = engines[found.part].store.documents.document(found.doc)
-        documents.append(document)
-        if document.has_vectors:
-            count = len(document.spans)
-            rows.setdefault(found.part, []).extend(range(start, start + count))
-            places.setdefault(found.part, []).extend(range(total, total + count))
-            total += count
-    vectors = np.empty((total, engines[0].dim), np.float32)
-    for part, wanted in rows.items():
-        vectors[places[part]] = engines[part].vectors_of(np.array(wanted, dtype=np.int64))
-    return documents, vectors
+def _batches(engines: Sequence[SearchEngine], chosen: Iterable[_Found]) -> Iterator[list[_Copied]]:
+    """What one commit takes, never cut by time: a merge makes the same files however fast it is."""
+    batch: list[_Copied] = []
+    passages = 0
+    for found in chosen:
+        row, document = engines[found.part].store.documents.document(found.doc)
+        batch.append(_Copied(found.part, row, document))
+        passages += len(document.spans)
+        if passages >= _COMMIT:
+            yield batch
+            batch, passages = [], 0
+    if batch:
+        yield batch
+
+
+class _Sources:
+    """The vectors of all parts, as they are stored.
+
+    Args:
+        engines: The parts.
+    """
+
+    def __init__(self, engines: Sequence[SearchEngine]) -> None:
+        self._engines = engines
+        self._exact = engines[0].storage.plan.recipe == "flat"
+        self._segments = [engine.snapshot.segments for engine in engines]
+        self._all = [part for parts in self._segments for part in parts]
+        self._firsts = np.cumsum([0, *map(len, self._segments)])
+
+    def commit(self, store: Store, batch: Sequence[_Copied]) -> None:
+        """Commit documents with their vectors, in the order of the batch."""
+        documents = [copied.document for copied in batch]
+        owners = np.concatenate([[each.part] * each.vectors for each in batch]).astype(np.int64)
+        rows = np.concatenate([np.arange(each.row, each.row + each.vectors) for each in batch]).astype(np.int64)
+        if not self._exact:
+            store.commit(documents, self._gathered(owners, rows))
+            return
+        # Rows as wide as their users made them: for distances, each part was fitted to its own first documents.
+        vectors = np.empty((len(rows), self._engines[0].dim), np.float32)
+        for part in np.unique(owners).tolist():
+            vectors[owners == part] = self._engines[part].vectors_of(rows[owners == part])
+        before = store.storage.similarity
+        fitted = before.fitted(vectors)
+        store.commit(documents, fitted.rows(vectors), similarity=None if fitted is before else fitted)
+
+    def _gathered(self, owners: np.ndarray, rows: np.ndarray) -> Gathered:
+        segments = np.empty(len(rows), np.int64)
+        positions = np.empty(len(rows), np.int64)
+        for part in np.unique(owners).tolist():
+            mine = np.flatnonzero(owners == part)
+            segments[mine] = self._firsts[part] + owning(self._segments[part], rows[mine])
+        for segment in np.unique(segments).tolist():
+            mine = np.flatnonzero(segments == segment)
+            positions[mine] = self._all[segment].positions(rows[mine])
+        return Gathered(self._all, segments, positions)

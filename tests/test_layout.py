@@ -24,6 +24,7 @@ LAYERS = (
         "folder_ranker",
         "place",
         "binding",
+        "codebook",
         "ingest",
         "lexical_sync",
         "merging",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -28,6 +28,22 @@ def runs(kept: np.ndarray) -> Iterator[slice | np.ndarray]:
     for start in range(0, len(kept), CHUNK):
         part = kept[start : start + CHUNK]
         yield slice(start, start + len(part)) if part.all() else start + np.flatnonzero(part)
+
+
+def rebatched(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same rows, CHUNK at a time: how graphs are linked depends on how vectors come."""
+    held: list[np.ndarray] = []
+    count = 0
+    for batch in batches:
+        for start in range(0, len(batch), CHUNK):
+            held.append(batch[start : start + CHUNK])
+            count += len(held[-1])
+            if count >= CHUNK:
+                whole = np.concatenate(held)
+                yield whole[:CHUNK]
+                held, count = [whole[CHUNK:]], count - CHUNK
+    if count:
+        yield np.concatenate(held)
 
 
 def best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -104,6 +104,24 @@ class VectorBackend(Protocol):
             file: To write.
         """
 
+    def gather(
+        self,
+        template: VectorIndex,
+        sources: Sequence[VectorIndex],
+        owners: np.ndarray,
+        positions: np.ndarray,
+        file: Path,
+    ) -> Stamp:
+        """Write one index with some vectors of several, in any order, codes as they are; graphs are linked again.
+
+        Args:
+            template: The trained, empty index that all of them began as copies of.
+            sources: Open indexes.
+            owners: (n,) int64, which of them each vector comes from.
+            positions: (n,) int64, its position there.
+            file: To write.
+        """
+
     def accelerates(self, plan: Plan) -> bool:
         """Whether a GPU searches vectors stored by this plan."""
 

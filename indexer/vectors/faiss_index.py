@@ -16,6 +16,7 @@ from searchkit.indexer.files import NewFile, Stamp
 from searchkit.indexer.vectors import faiss_filtered as filtered
 from searchkit.indexer.vectors.arrays import CHUNK, runs
 from searchkit.indexer.vectors.backend import VectorBackend, VectorIndex
+from searchkit.indexer.vectors.faiss_codes import Places, add_codes, by_value, copy_lists, flat_codes, inverted_file
 from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import RECIPES, Plan, Tuning
 
@@ -78,6 +79,7 @@ class FaissIndex(VectorIndex):
 
     def __init__(self, plan: Plan, raw: Any) -> None:
         self._plan, self.raw = plan, raw
+        self._places: Places | None = None
 
     @property
     def plan(self) -> Plan:
@@ -156,6 +158,30 @@ class FaissIndex(VectorIndex):
                 faiss.write_index(self.raw, writer)
         return new.stamp
 
+    def codes(self, positions: np.ndarray, scratch: Path) -> tuple[np.ndarray, np.ndarray]:
+        """The IVF lists (n,), zeros where there are none, and the codes (n, bytes) of some vectors; not of a graph.
+
+        Args:
+            positions: (n,) int64.
+            scratch: A folder for a file that grows with the index, and has no name in it.
+        """
+        if self._inverted is None:
+            codes = self.raw.codes if isinstance(self.raw, SignIndex) else flat_codes(self.raw)
+            return np.zeros(len(positions), np.int32), codes[positions]
+        if self._places is None:
+            self._places = Places(self._inverted, scratch)
+        return self._places.codes(positions)
+
+    def add_codes(self, lists: np.ndarray, codes: np.ndarray) -> None:
+        """Add what `codes` returned of indexes of the same training."""
+        if isinstance(self.raw, SignIndex):
+            self.raw.binary.add(codes)
+        elif self._inverted is None:
+            self.raw.add_sa_codes(codes)
+        else:
+            add_codes(self._inverted, lists, codes)
+            self.raw.ntotal = self._inverted.ntotal
+
     @cached_property
     def _inverted(self) -> Any:
         return None if isinstance(self.raw, SignIndex) else inverted_file(self.raw)
@@ -211,12 +237,38 @@ class FaissBackend(VectorBackend):
                 whole.binary.add(np.ascontiguousarray(raw.codes[mask]))
             elif (source := inverted_file(raw)) is not None:
                 target = inverted_file(whole)
-                _copy_lists(source, mask, target)
+                copy_lists(source, mask, target)
                 whole.ntotal = target.ntotal
             else:
                 raw.remove_ids(selector_of(~mask))
                 whole.merge_from(raw, 0)
         return FaissIndex(plan, whole).save(file)
+
+    def gather(
+        self,
+        template: VectorIndex,
+        sources: Sequence[VectorIndex],
+        owners: np.ndarray,
+        positions: np.ndarray,
+        file: Path,
+    ) -> Stamp:
+        """Write one index with some vectors of several, in any order."""
+        plan, parts = template.plan, by_value(owners)
+        order = np.argsort(np.concatenate([chosen for _, chosen in parts]))
+        if RECIPES[plan.recipe].exact or RECIPES[plan.recipe].graph:
+            vectors = np.concatenate([sources[number].vectors(positions[chosen]) for number, chosen in parts])
+            return self.write(template, [vectors[order]], len(vectors), file)
+        whole = template.empty()
+        assert isinstance(whole, FaissIndex)
+        lists, codes = [], []
+        for number, chosen in parts:
+            source = sources[number]
+            assert isinstance(source, FaissIndex)
+            found = source.codes(positions[chosen], file.parent)
+            lists.append(found[0])
+            codes.append(found[1])
+        whole.add_codes(np.concatenate(lists)[order], np.concatenate(codes)[order])
+        return whole.save(file)
 
     def accelerates(self, plan: Plan) -> bool:
         """Never: no GPU is used."""
@@ -312,30 +364,6 @@ def flat_view(raw: Any) -> np.ndarray:
     vectors = np.asarray(faiss_module().rev_swig_ptr(raw.get_xb(), raw.ntotal * raw.d)).reshape(-1, raw.d)
     vectors.flags.writeable = False  # they may be a mapped file
     return vectors
-
-
-def inverted_file(raw: Any) -> Any:
-    """The inverted file inside an index of FAISS's, or None."""
-    faiss = faiss_module()
-    inner = faiss.try_extract_index_ivf(raw)
-    return None if inner is None else faiss.downcast_index(inner)
-
-
-def _copy_lists(source: Any, kept: np.ndarray, target: Any) -> None:
-    """Add some codes of an inverted file to another; FAISS's own methods leave the numbers of removed ones unused."""
-    faiss = faiss_module()
-    numbers = target.ntotal + np.cumsum(kept, dtype=np.int64) - 1
-    lists = source.invlists
-    for number in range(source.nlist):
-        if not (size := lists.list_size(number)):
-            continue
-        positions = faiss.rev_swig_ptr(lists.get_ids(number), size)
-        codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size).reshape(size, -1)
-        mask = kept[positions]
-        added = np.ascontiguousarray(numbers[positions[mask]]), np.ascontiguousarray(codes[mask])
-        if len(added[0]):
-            target.invlists.add_entries(number, len(added[0]), *map(faiss.swig_ptr, added))
-    target.ntotal += int(np.count_nonzero(kept))
 
 
 def parameters(plan: Plan, tuning: Tuning, selector: Any = None) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from searchkit.indexer.errors import DamagedError
 from searchkit.indexer.files import NewFile, Stamp, next_number, stamp, sync_folder, verify
-from searchkit.indexer.vectors.arrays import runs, widened
+from searchkit.indexer.vectors.arrays import rebatched, runs, widened
 from searchkit.indexer.vectors.backend import VectorBackend, VectorIndex
 from searchkit.indexer.vectors.recipes import RECIPES, Plan
 
@@ -116,6 +116,16 @@ class DiskSegment:
         for run in runs(kept):
             yield self._raw[run]
 
+    @property
+    def has_halves(self) -> bool:
+        """Whether the vectors are kept in half precision beside their codes."""
+        return VECTORS in self.entry.files
+
+    def halves_at(self, positions: np.ndarray) -> np.ndarray:
+        """(n, dim) float16, where they are kept in it."""
+        assert self._raw is not None
+        return self._raw.take(positions, axis=0)
+
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """The positions of some of its rows."""
         return rows - self.first_row if self.rows is None else np.searchsorted(self.rows, rows)
@@ -198,12 +208,56 @@ def write_segment(
         keep_vectors: Keep them in half precision beside an index that does not.
     """
     staging, files = _staging(folder), {}
+    if RECIPES[template.plan.recipe].graph:
+        vectors = rebatched(vectors)
     if keep_vectors and not RECIPES[template.plan.recipe].faithful:
         with NewFile(staging / VECTORS) as raw:
             files[INDEX] = backend.write(template, _written(vectors, raw), len(rows), staging / INDEX)
         files[VECTORS] = raw.stamp
     else:
         files[INDEX] = backend.write(template, vectors, len(rows), staging / INDEX)
+    return _commit_folder(staging, folder, docs, rows, files)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Vectors that segments of one training hold, in any order.
+
+    Args:
+        parts: Those segments, possibly of several indexes.
+        owners: (n,) int64, which of them holds each vector.
+        positions: (n,) int64, its position there.
+    """
+
+    parts: Sequence[DiskSegment]
+    owners: np.ndarray
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def halves(self) -> np.ndarray | None:
+        """(n, dim) float16, as they are kept; None where they are not."""
+        if any(not part.has_halves for part in self.parts):
+            return None
+        halves = np.empty((len(self), self.parts[0].plan.dim), "<f2")
+        for number in np.unique(self.owners).tolist():
+            mine = self.owners == number
+            halves[mine] = self.parts[number].halves_at(self.positions[mine])
+        return halves
+
+
+def gather_segment(
+    folder: Path, template: VectorIndex, gathered: Gathered, docs: np.ndarray, rows: np.ndarray
+) -> Entry:
+    """Write a segment with the vectors and codes of others as they are; arguments as `write_segment` takes them."""
+    staging, backend = _staging(folder), gathered.parts[0].backend
+    sources = [part.index for part in gathered.parts]
+    files = {INDEX: backend.gather(template, sources, gathered.owners, gathered.positions, staging / INDEX)}
+    if (halves := gathered.halves()) is not None:
+        with NewFile(staging / VECTORS) as raw:
+            raw.write(halves.data)
+        files[VECTORS] = raw.stamp
     return _commit_folder(staging, folder, docs, rows, files)
 
 

@@ -212,6 +212,11 @@ def parse(name: str, dim: int, count: int) -> tuple[Plan, bool]:
     return chosen, rerank
 
 
+def named_tuning(chosen: Plan, rerank: bool) -> Tuning:
+    """How hard a recipe is searched that was chosen by its name, without measuring."""
+    return replace(default_tuning(chosen, keep_vectors=True), rerank=10 if rerank else 0)
+
+
 def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool = False, seed: int = 0) -> Plan:
     """Store the index's vectors by a recipe, in one commit, without embedding anything again.
 
@@ -232,7 +237,7 @@ def apply(engine: SearchEngine, choice: Candidate | str, *, drop_vectors: bool =
             f"take {chosen.spelling} without re-ranking, or keep the vectors"
         )
     if isinstance(choice, str):
-        tuning = replace(default_tuning(chosen, keep_vectors=True), rerank=10 if rerank else 0)
+        tuning = named_tuning(chosen, rerank)
     else:
         # A larger index has more IVF lists than the sample had: the same share of them is visited.
         lists = plan(choice.recipe, engine.width, choice.sample).lists

@@ -82,6 +82,17 @@ class NumpyBackend(VectorBackend):
         rows = [self.open(part, plan).vectors(mask.nonzero()[0]) for part, mask in zip(files, kept, strict=True)]
         return NumpyIndex(plan, np.concatenate(rows)).save(file)
 
+    def gather(
+        self,
+        template: VectorIndex,
+        sources: Sequence[VectorIndex],
+        owners: np.ndarray,
+        positions: np.ndarray,
+        file: Path,
+    ) -> Stamp:
+        rows = [sources[n].vectors(position[None]) for n, position in zip(owners, positions, strict=True)]
+        return NumpyIndex(template.plan, np.concatenate(rows)).save(file)
+
     def accelerates(self, plan: Plan) -> bool:
         return False
 

@@ -122,7 +122,7 @@ STOPPED = """
 import json, os, sys
 from searchkit import merging
 
-merging._BATCH = 4
+merging._COMMIT = 32
 parts, target, limit = json.loads(sys.argv[1])
 steps = []
 
@@ -137,7 +137,7 @@ merging.merge(parts, target, on_progress=stop)
 
 def test_a_killed_merge_resumes(parts: list[Path], whole: Path, embedder: Embedder, tmp_path: Path) -> None:
     target, names = tmp_path / "merged.index", [str(part) for part in parts]
-    for limit in (11, 2, 9):  # 32 passages a commit
+    for limit in (3, 1, 2):  # 32 passages a commit
         arguments = [sys.executable, "-c", STOPPED, json.dumps([names, str(target), limit])]
         assert subprocess.run(arguments, timeout=120).returncode == 9
         assert not target.exists()
@@ -194,7 +194,7 @@ def test_parts_that_differ_are_refused(tmp_path: Path, embedder: Embedder, parts
     for other, message in (
         ("french.index", 'differ in language: "french" and "english"'),
         ("own.index", "differ in"),
-        ("packed.index", "packed.index stores its vectors as fp16, which is not what was embedded"),
+        ("packed.index", "store their vectors as fp16 and as flat"),
         ("nothing.index", "is not an index"),
     ):
         with pytest.raises((InputError, StoreError), match=message):
