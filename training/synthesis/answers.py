@@ -157,9 +157,18 @@ _JSON = json.JSONDecoder(parse_constant=_no_constant)
 
 
 @cache
-def schema_of(name: str) -> dict[str, Any]:
-    """The JSON schema of an answer, as servers accept it."""
-    return ANSWERS[name].model_json_schema()
+def schema_of(name: str, kinds: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The JSON schema of an answer, as servers accept it.
+
+    Args:
+        name: Which answer.
+        kinds: The kinds that were asked for, where the answer names one: servers that obey schemas then write no other.
+    """
+    schema = ANSWERS[name].model_json_schema()
+    for part in schema.get("$defs", {}).values() if kinds else ():
+        if "kind" in part["properties"]:
+            part["properties"]["kind"]["enum"] = list(kinds)
+    return schema
 
 
 def read_answer(name: str, text: str) -> Answer:

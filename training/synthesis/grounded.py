@@ -55,6 +55,7 @@ class Grounded:
         self._kinds = [known[name] for name in config.kinds or known]
         if not self._kinds:
             raise InputError(f"prompt {self._prompt.name} has no [kinds]; see the shipped prompt")
+        self._kind_names = tuple(kind.name for kind in self._kinds)
         self._per_passage = min(config.queries_per_passage, len(self._kinds))
         self._instruction, self._min_words = config.instruction, config.min_words
         self._instructions: dict[str, list[str]] = {}
@@ -87,7 +88,7 @@ class Grounded:
             )
         if self._instruction is not None:
             return
-        name = f"instructions of {self._brainstorm.label} for {', '.join(kind.name for kind in self._kinds)}"
+        name = f"instructions of {self._brainstorm.label} for {', '.join(self._kind_names)}"
         name = f"{name}, seed {self._seed}"
         if again and (kept := asker.settled(name)) is not None:
             self._instructions = kept
@@ -101,10 +102,10 @@ class Grounded:
         }
         messages = self._brainstorm.messages(values)
         for draw in range(self._tries):
-            request = Request(self._brainstorm.label, self._brainstorm.answer, messages, draw)
+            request = Request(self._brainstorm.label, self._brainstorm.answer, messages, draw, self._kind_names)
             for answer in await asker.ask([request]):
                 for task in getattr(answer, "tasks", ()):
-                    if task.kind in {kind.name for kind in self._kinds}:
+                    if task.kind in self._kind_names:
                         self._instructions.setdefault(task.kind, []).append(task.instruction)
             if self._instructions:
                 break
@@ -186,7 +187,8 @@ class Grounded:
             else "",
         }
         about = (passage, code if code in self._names else "", kinds)
-        return Request(self._prompt.label, self._prompt.answer, self._prompt.messages(values), draw, about)
+        names = tuple(kind.name for kind, _ in kinds)
+        return Request(self._prompt.label, self._prompt.answer, self._prompt.messages(values), draw, names, about)
 
     def _instruction_for(self, kind: Kind, rng: random.Random) -> str:
         if self._instruction is not None:

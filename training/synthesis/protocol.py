@@ -17,7 +17,8 @@ from searchkit.training.synthesis.answers import Answer, read_answer, schema_of
 from searchkit.training.synthesis.journal import Reply
 from searchkit.training.synthesis.prompting import Message
 
-_FORMATS = ("json_schema", "json_object", "text")  # ways to request JSON, the strictest first
+# Ways to request JSON, the strictest first. llama-cpp-python and llama.cpp take the schema inside json_object.
+_FORMATS = ("json_schema", "json_object with schema", "json_object", "text")
 # Errors about the content of a request, which fail again however often it is sent.
 _CONTENT = re.compile(r"content.?filter|content.management.policy|content policy|context.?(?:length|window|size)")
 # Parameters that a server may not accept, and how a server says so. llama-cpp-python, for one, answers an unknown
@@ -66,6 +67,7 @@ class Request:
         answer: Name of the answer's schema.
         messages: The chat messages.
         draw: Distinguishes requests with the same messages.
+        kinds: The kinds of query that the messages ask for, if any; not part of the key either.
         about: What the caller needs when the answer is in; neither sent nor part of the key.
     """
 
@@ -73,7 +75,13 @@ class Request:
     answer: str
     messages: tuple[Message, ...]
     draw: int = 0
+    kinds: tuple[str, ...] = ()
     about: Any = None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What the answer has to be."""
+        return schema_of(self.answer, self.kinds)
 
     def key(self, endpoint: Endpoint) -> bytes:
         """Identifies the request, the model and its sampling settings."""
@@ -84,7 +92,7 @@ class Request:
     def max_tokens(self) -> int:
         """An upper bound of its tokens: none is shorter than a byte, and every message adds a few of its own."""
         texts = sum(len(message["content"].encode()) + 16 for message in self.messages)
-        return texts + len(json.dumps(schema_of(self.answer)))
+        return texts + len(json.dumps(self.schema))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +116,10 @@ class RequestForm:
         if self.sampling:
             body |= {"temperature": endpoint.temperature, "top_p": endpoint.top_p}
         if self.format == "json_schema":
-            schema = {"name": request.answer.replace("-", "_"), "strict": True, "schema": schema_of(request.answer)}
+            schema = {"name": request.answer.replace("-", "_"), "strict": True, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif self.format == "json_object with schema":
+            body["response_format"] = {"type": "json_object", "schema": request.schema}
         elif self.format == "json_object":
             body["response_format"] = {"type": "json_object"}
         return body

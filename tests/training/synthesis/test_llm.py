@@ -110,10 +110,14 @@ def test_a_model_that_never_gives_a_usable_answer_ends_the_run(tmp_path: Path) -
     assert sum(server.asked.values()) < 30
 
 
-@pytest.mark.parametrize("takes", ["json_schema", "json_object", "nothing"])
-def test_formats_that_a_server_does_not_accept_are_dropped(tmp_path: Path, takes: str) -> None:
+@pytest.mark.parametrize(
+    "takes",
+    [{"type", "json_schema"}, {"type", "schema"}, {"type"}, set()],
+    ids=["json_schema", "schema", "json", "text"],
+)
+def test_formats_that_a_server_does_not_accept_are_dropped(tmp_path: Path, takes: set[str]) -> None:
     def picky(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
-        if asked.get("response_format", {}).get("type", "nothing") != takes:
+        if asked.get("response_format", {}).keys() != takes:
             return Reply("response_format is not supported", status=400)
         return Reply(f"<think>Let me see {{}}</think>```json\n{json.dumps(ANSWER)}\n```")
 
@@ -145,6 +149,7 @@ def test_a_parameter_rejected_with_status_500_is_dropped_and_not_retried(tmp_pat
     assert (client.stopped, client.failed) == ("", {})
     assert [reply.status for reply in found.values() if reply] == ["ok"] * 5
     assert sum(server.asked.values()) == 6  # one in vain, whatever the number of requests
+    assert server.bodies[-1]["response_format"]["schema"] == schema_of("triple")  # which that server obeys
 
 
 def test_status_500_without_such_a_message_is_a_failure_to_retry(tmp_path: Path) -> None:
@@ -160,7 +165,7 @@ def test_status_500_without_such_a_message_is_a_failure_to_retry(tmp_path: Path)
 def test_what_the_server_said_is_shown(tmp_path: Path) -> None:
     with FakeLLM(always(failing(INVALID))) as server:
         client, _ = ask(server, tmp_path, [request(0)], retries=6)
-        assert sum(server.asked.values()) == 3  # each way to request JSON once
+        assert sum(server.asked.values()) == 4  # each way to request JSON once
     assert client.stopped.startswith("the server answered 500: [{'type': 'literal_error', 'loc': ('body', 'response_f")
     with FakeLLM(always(failing("out of memory"))) as server:
         client, _ = ask(server, tmp_path, [request(n) for n in range(3)], retries=1, concurrency=3)

@@ -190,6 +190,14 @@ def test_own_queries_set_the_tone_and_may_not_be_repeated(tmp_path: Path, engine
     assert not {one["query"] for one in first} & {one["query"] for one in rows(tmp_path / "pairs.jsonl")}
 
 
+def test_the_schema_allows_the_kinds_that_were_asked_for(tmp_path: Path, engine: SearchEngine) -> None:
+    with FakeLLM(echoing) as server:
+        synthesize(config(server, tmp_path, kinds=("claim", "title"), count=4), engine)
+    for body in server.bodies:
+        (part,) = body["response_format"]["json_schema"]["schema"]["$defs"].values()
+        assert part["properties"]["kind"]["enum"] == ["claim", "title"]
+
+
 def test_an_index_with_nothing_to_ask_about_says_so(tmp_path: Path, embedder: Embedder) -> None:
     with (
         FakeLLM() as server,
