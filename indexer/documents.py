@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from searchkit.indexer.checksums import row_checksum
+from searchkit.indexer.columns.cache import Columns
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import REPAIR, DamagedError
-from searchkit.indexer.filters import Condition, top_key
+from searchkit.indexer.filters import Condition, first_part, top_key
 from searchkit.indexer.unicode import filterable, is_filterable, is_normalised, normalised
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,24 @@ class StoredPassage(NamedTuple):
     metadata: dict[str, Any]
 
 
+class KeyValues(NamedTuple):
+    """What documents have under the first part of a metadata key.
+
+    Args:
+        name: The key as normalised metadata have it.
+        top: Its first part likewise.
+        docs: (n,) int64, positions of documents.
+        numbers: (n,) int64, for each of them which of the values it has.
+        values: Different JSON values.
+    """
+
+    name: str
+    top: str
+    docs: np.ndarray
+    numbers: np.ndarray
+    values: list[Any]
+
+
 class Documents:
     """The documents of an index.
 
@@ -90,6 +110,7 @@ class Documents:
         """The last purge, the position below which all documents have been read since, and their checksum."""
         self._normalised = True
         """Whether all of those have titles and metadata that filters compare as they are."""
+        self.columns = Columns(database)
         self._has_functions = False  # whether SQLite has been given those that normalise
 
     # By id and by position
@@ -215,29 +236,66 @@ class Documents:
 
     def any_matches(self, condition: Condition) -> bool:
         """Whether a living document passes a filter."""
+        with self._database.access(), self._database.reading():
+            if condition.where is not None:
+                found = self.columns.matching(condition.where, 1 << 62)
+                if found is not None:
+                    return not np.isin(found[0], self._deleted()).all()
         return bool(self._filtered("SELECT 1", f"deleted = 0 AND ({condition.sql}) LIMIT 1", condition.parameters))
 
-    def matching(self, condition: Condition, below: int) -> list[Any]:
-        """(doc, first row, passages) of every document below a position that passes a filter, deleted ones included."""
-        where = f"doc < ? AND ({condition.sql}) ORDER BY doc"
-        return self._filtered("SELECT doc, first_row, passages", where, (below, *condition.parameters))
+    def matching(self, condition: Condition, below: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(docs, first rows, passages), each int64, of every document below a position that passes a filter.
 
-    def values(self, key: str, below: int) -> tuple[str, str, list[tuple[int, str]]]:
+        Deleted ones are included.
+        """
+        with self._database.access(), self._database.reading():
+            if condition.where is not None and (found := self.columns.matching(condition.where, below)) is not None:
+                return found
+            where = f"doc < ? AND ({condition.sql}) ORDER BY doc"
+            rows = self._filtered("SELECT doc, first_row, passages", where, (below, *condition.parameters))
+        try:
+            docs, first_rows, passages = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+        except (TypeError, ValueError, OverflowError) as error:
+            raise self._database.damaged(f"its documents have rows that are no numbers ({error})") from error
+        return docs, first_rows, passages
+
+    def values(self, key: str, below: int) -> KeyValues:
         """What documents below a position have under the first part of a metadata key, deleted ones included.
 
         Args:
             key: As filters write it.
-
-        Returns:
-            (key as normalised metadata have it, its first part likewise, [(doc, a JSON array with the value first)]).
+            below: The position.
 
         Raises:
             FilterError: No filter could name the key.
         """
         name, top, path = top_key(key)
-        # Of two paths, SQLite makes an array, in which true is not 1; the second one leads nowhere.
-        select = "SELECT doc, json_extract(metadata, ?, '$[0]')"
-        return name, top, self._filtered(select, "doc < ?", (path, below))
+        first = first_part(key)
+        with self._database.access(), self._database.reading():
+            if (found := self.columns.values(first, below)) is not None:
+                docs, numbers, texts = found
+                return KeyValues(name, top, docs, numbers, [json.loads(text)[first] for text in texts])
+            # Of two paths, SQLite makes an array, in which true is not 1; the second one leads nowhere.
+            select = "SELECT doc, json_extract(metadata, ?, '$[0]')"
+            rows = self._filtered(select, "doc < ?", (path, below))
+        known: dict[str, int] = {}  # most documents share their JSON with many others
+        each = [known.setdefault(text, len(known)) for _, text in rows]
+        docs = np.array([doc for doc, _ in rows], np.int64)
+        return KeyValues(name, top, docs, np.array(each, np.int64), [json.loads(text)[0] for text in known])
+
+    def counted_values(self, *, all_keys: bool) -> list[tuple[str, int]] | None:
+        """JSON objects with one metadata key and a value each, and how many living documents have them.
+
+        None where this takes as long as reading all metadata. Without `all_keys`, keys with very many values are left
+        out.
+        """
+        with self._database.access(), self._database.reading():
+            return self.columns.counted(self._deleted(), all_keys=all_keys)
+
+    def _deleted(self) -> np.ndarray:
+        """Positions of deleted documents, int64."""
+        rows = self._database.db.execute("SELECT doc FROM documents WHERE deleted > 0").fetchall()
+        return np.array(rows, dtype=np.int64).reshape(-1)
 
     def _filtered(self, select: str, where: str, parameters: tuple[str | int | float, ...]) -> list[Any]:
         """The rows of a query with a filter in it."""
@@ -285,7 +343,7 @@ class Documents:
             for doc, first, count, checksum, deleted, *parts, named, held in db.execute(query):
                 expected = [named, held]
                 document = self._verified_document(checksum, doc, first, count, parts, db)
-                contents ^= _row_checksum((doc, first, count, document.id, document.title, document.metadata))
+                contents ^= row_checksum((doc, first, count, document.id, document.title, document.metadata))
                 if deleted:
                     deletions = tombstones(deletions, [(doc, first, count)])
                 else:
@@ -338,7 +396,7 @@ class Documents:
         for document in documents:
             count = len(document.spans)
             whole.append((doc, *document[:5], row, count, document_checksum(doc, row, document)))
-            contents ^= _row_checksum((doc, row, count, document.id, document.title, document.metadata))
+            contents ^= row_checksum((doc, row, count, document.id, document.title, document.metadata))
             parts += [(row + n, doc, start, stop) for n, (start, stop) in enumerate(document.spans)]
             doc, row = doc + 1, row + count
         database.db.executemany(
@@ -406,7 +464,7 @@ class Documents:
         query = f"SELECT doc, first_row, passages, id, title, metadata FROM documents WHERE {condition}"
         checksum, plain = 0, True
         for row in self._database.db.execute(query, parameters):
-            checksum ^= _row_checksum(row)
+            checksum ^= row_checksum(row)
             *_, title, metadata = row
             if plain:  # str: damage may have made bytes of a text
                 plain = is_normalised(str(title)) and is_filterable(str(metadata))
@@ -480,9 +538,3 @@ def tombstones(before: int, ranges: Iterable[tuple[int, int, int]]) -> int:
         content = json.dumps(list(row), default=repr)
         before ^= int.from_bytes(blake2b(content.encode(), digest_size=6).digest(), "big")
     return before
-
-
-def _row_checksum(row: tuple[Any, ...]) -> int:
-    """The checksum of some values of one document."""
-    content = "\0".join(map(str, row)).encode(errors="replace")
-    return int.from_bytes(blake2b(content, digest_size=6).digest(), "big")

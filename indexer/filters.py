@@ -34,7 +34,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
@@ -60,10 +60,12 @@ class Condition:
     Args:
         sql: The expression, with a "?" for each parameter; columns are named without their table.
         parameters: In the order of the question marks.
+        where: The filter that it was compiled from.
     """
 
     sql: str
     parameters: tuple[str | int | float, ...] = ()
+    where: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 Test = Callable[[Condition], Condition]
@@ -81,7 +83,7 @@ def compile_filter(where: Mapping[str, Any]) -> Condition:
     """
     condition = _all_of(where, 0)
     _check_size(condition)
-    return Condition(condition.sql, condition.parameters)
+    return Condition(condition.sql, condition.parameters, where)
 
 
 def parse_filter(text: str) -> dict[str, Any]:
@@ -239,6 +241,11 @@ def written_part(part: str, *, first: bool) -> str:
     return f"\\{written}" if first and written in COLUMNS else written
 
 
+def first_part(key: str) -> str:
+    """The first part of a key, as normalised metadata have it."""
+    return _parts(key)[0]
+
+
 def normalised_name(key: str) -> str:
     """What a filter's key is called among the keys of normalised metadata."""
     return key if key in COLUMNS else top_key(key)[0]
@@ -375,7 +382,9 @@ def _joined(word: str, parts: list[Condition]) -> Condition:
         return Condition("1")
     # Conditions joined by the same word need no parentheses, of which SQLite's parser has room for few.
     inner = [part.sql[1:-1] if isinstance(part, _Joined) and part.word == word else part.sql for part in parts]
-    return _Joined(f"({f' {word} '.join(inner)})", tuple(chain.from_iterable(part.parameters for part in parts)), word)
+    return _Joined(
+        f"({f' {word} '.join(inner)})", tuple(chain.from_iterable(part.parameters for part in parts)), word=word
+    )
 
 
 def _not(condition: Condition) -> Condition:

@@ -60,10 +60,13 @@ def metadata_keys(documents: Documents, limit: int | None = None) -> dict[str, M
     Keys and values are normalised as filters compare them.
     """
     keys: dict[str, MetadataKey] = {}
-    for metadata in islice(documents.metadata(), limit):
+    counted: Iterable[tuple[str, int]] | None = documents.counted_values(all_keys=True) if limit is None else None
+    if counted is None:
+        counted = ((metadata, 1) for metadata in islice(documents.metadata(), limit))
+    for metadata, count in counted:
         for name, value in values_of("", json.loads(metadata)):
             key = keys.setdefault(name, MetadataKey())
-            key.types[_type(value)] += 1
+            key.types[_type(value)] += count
             if len(key.examples) < _EXAMPLES and value is not None:
                 example = json.dumps(value, ensure_ascii=False)
                 example = example if len(example) <= 40 else f'{example[:36]}..."'

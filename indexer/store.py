@@ -19,8 +19,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from searchkit.indexer.columns.cache import FOLDER as COLUMNS
 from searchkit.indexer.database import NAME, Database, make_database
-from searchkit.indexer.documents import Documents, NewDocument, tombstones
+from searchkit.indexer.documents import Documents, KeyValues, NewDocument, tombstones
 from searchkit.indexer.errors import DamagedError, InputError, StoreError
 from searchkit.indexer.files import Stamp, folder_size, next_number, verify
 from searchkit.indexer.filters import Condition
@@ -194,19 +195,17 @@ class Store:
         database = self.database
         with database.access(), database.reading():
             self._check_uncompacted(snapshot)
-            self.documents.check_contents()
-            rows = self.documents.matching(condition, snapshot.next_doc)
-        try:
-            table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise database.damaged(f"its documents have rows that are no numbers ({error})") from error
-        table = table[~np.isin(table[:, 0], snapshot.dead_docs)]
-        docs, firsts, counts = table.T
+            docs, firsts, counts = self.documents.matching(condition, snapshot.next_doc)
+        if len(snapshot.dead_docs):
+            living = ~np.isin(docs, snapshot.dead_docs)
+            docs, firsts, counts = docs[living], firsts[living], counts[living]
+        if (counts == 1).all():
+            return docs, np.sort(firsts)
         # Row ranges one after another: the first row of each, repeated, and the position within.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return docs, np.sort(np.repeat(firsts, counts) + within)
 
-    def values(self, key: str, snapshot: Snapshot) -> tuple[str, str, list[tuple[int, str]]]:
+    def values(self, key: str, snapshot: Snapshot) -> KeyValues:
         """What the documents of a commit, the deleted ones included, have under a key; see `Documents.values`."""
         with self.database.access(), self.database.reading():
             self._check_uncompacted(snapshot)
@@ -217,10 +216,11 @@ class Store:
             raise StoreError(f"{self.folder} has been compacted since it was opened; open it again")
 
     def sizes(self) -> dict[str, int]:
-        """Bytes on disk by part: the database ("index.db"), vectors ("segments") and the lexical index ("lexical")."""
+        """Bytes on disk by part: the database ("index.db"), "columns", vectors ("segments") and the "lexical" index."""
         database = sum(file.stat().st_size for file in self.folder.glob(f"{NAME}*"))
         vectors = folder_size(self.folder / "segments") + folder_size(self.folder / "codebooks")
-        return {NAME: database, "segments": vectors, "lexical": folder_size(self.folder / "lexical")}
+        columns, lexical = folder_size(self.folder / COLUMNS), folder_size(self.folder / "lexical")
+        return {NAME: database, COLUMNS: columns, "segments": vectors, "lexical": lexical}
 
     # Writing
 
@@ -271,8 +271,9 @@ class Store:
             return self.documents.mark_deleted(docs, generation)
 
     def merge_small_segments(self) -> None:
-        """Merge neighbouring segments where many are of similar size; rows do not change."""
+        """Merge neighbouring segments, and columns, where many are of similar size; rows do not change."""
         self.database.check_writable()
+        self.documents.columns.follow()
         while group := segments.to_merge(self.entries()):
             storage = self.storage
             parts = [self._segment(entry, storage.plan) for entry in group]
@@ -352,6 +353,7 @@ class Store:
                 self.database.put(lexical=lexical, lexical_files=stamps(self.folder / "lexical" / lexical))
         self.forget_template()
         self.sweep()
+        self.documents.columns.follow()
         if purge:
             with self.database.access():  # execute() would free a single page
                 self.database.db.executescript("PRAGMA incremental_vacuum")

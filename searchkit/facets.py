@@ -61,7 +61,8 @@ class FacetColumns:
 
         Args:
             matching: (documents,) bool by position.
-            keys: As filters write them ("author.name"); None for all there are, apart from long texts.
+            keys: As filters write them ("author.name"); None for all there are, apart from long texts and from keys
+                that have a different value in nearly every one of very many documents.
         """
         wanted = self._all_keys() if keys is None else keys
         counts = {key: self._top(self._column(key), matching, brief=keys is None) for key in wanted}
@@ -69,7 +70,11 @@ class FacetColumns:
 
     def _all_keys(self) -> list[str]:
         if self._keys is None:
-            self._keys = sorted(metadata_keys(self._store.documents))
+            counted = self._store.documents.counted_values(all_keys=False)
+            if counted is None:
+                self._keys = sorted(metadata_keys(self._store.documents))
+            else:
+                self._keys = sorted({name for text, _ in counted for name, _ in values_of("", json.loads(text))})
         return self._keys
 
     def _column(self, key: str) -> _Column:
@@ -82,21 +87,21 @@ class FacetColumns:
         return column
 
     def _read(self, key: str) -> _Column:
-        docs: list[int] = []
-        codes: list[int] = []
         known: dict[tuple[bool, Any], int] = {}  # True equals 1 to Python but not to a filter
-        seen: dict[str, list[int]] = {}
-        name, top, rows = self._store.values(key, self._snapshot)
-        for doc, text in rows:
-            own = seen.get(text)
-            if own is None:  # most documents share their JSON with many others
-                values = [value for found, value in values_of(top, json.loads(text)[0]) if found == name]
-                distinct = dict.fromkeys((isinstance(value, bool), value) for value in values if value is not None)
-                own = seen[text] = [known.setdefault(value, len(known)) for value in distinct]
-            for code in own:
-                docs.append(doc)
-                codes.append(code)
-        return _Column([value for _, value in known], np.array(docs, np.int64), np.array(codes, np.int64))
+        found = self._store.values(key, self._snapshot)
+        codes: list[int] = []
+        lengths: list[int] = []
+        for outer in found.values:
+            values = [value for name, value in values_of(found.top, outer) if name == found.name]
+            distinct = dict.fromkeys((isinstance(value, bool), value) for value in values if value is not None)
+            codes += [known.setdefault(value, len(known)) for value in distinct]
+            lengths.append(len(distinct))
+        # A document has the codes of its value, which follow each other.
+        sizes = np.array(lengths, np.int64)
+        firsts, counts = np.cumsum(sizes) - sizes, sizes[found.numbers]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        every = np.array(codes, np.int64)[np.repeat(firsts[found.numbers], counts) + within]
+        return _Column([value for _, value in known], np.repeat(found.docs, counts), every)
 
     def _top(self, column: _Column, matching: np.ndarray, *, brief: bool) -> list[tuple[Any, int]]:
         counts = np.bincount(column.codes[matching[column.docs]], minlength=len(column.values))

@@ -327,8 +327,8 @@ def _looked_up(engine: SearchEngine, condition: MetadataFilter) -> list[str]:
 
 def _matching(engine: SearchEngine, filters: MetadataFilters) -> set[str]:
     documents = engine.store.documents
-    found = documents.matching(compile_filter(as_where(engine, filters)), engine.snapshot.next_doc)
-    return set(documents.ids_of(doc for doc, *_ in found).values())
+    found, _, _ = documents.matching(compile_filter(as_where(engine, filters)), engine.snapshot.next_doc)
+    return set(documents.ids_of(found.tolist()).values())
 
 
 def _as_document(node: BaseNode) -> Document:

@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchkit.errors import FilterError
+from searchkit.indexer.columns.build import merged, part_of
+from searchkit.indexer.columns.cache import passing
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import LOGICAL, MAX_DEPTH, OPERATORS, compile_filter, parse_filter
 from searchkit.indexer.store import Store
+from searchkit.indexer.unicode import normalised_metadata
 
 Found = Callable[..., list[bool]]
 DAY = {"$date": "2024-05-01"}
@@ -234,6 +237,19 @@ checked = settings(deadline=None, derandomize=True, database=None)
 @given(filters, documents)
 def test_filters_are_true_where_the_evaluator_says_so(where: dict[str, Any], metadata: list[dict[str, Any]]) -> None:
     assert select(DB, where, *metadata) == [holds(where, one) for one in metadata]
+
+
+@settings(checked, max_examples=300)
+@given(filters, documents, st.integers(0, 5))
+def test_columns_decide_as_the_evaluator_does(
+    where: dict[str, Any], metadata: list[dict[str, Any]], split: int
+) -> None:
+    metadata = [normalised_metadata(one) for one in metadata]
+    rows = [(n, n, 1, str(n), "", json.dumps(one, ensure_ascii=False)) for n, one in enumerate(metadata)]
+    split = min(split, len(rows))
+    parts = [part_of(rows[:split], 0, split, 0), part_of(rows[split:], split, len(rows), 0)]
+    expected = [holds(where, one) for one in metadata]
+    assert passing(where, parts).tolist() == passing(where, [merged(parts)]).tolist() == expected
 
 
 @settings(checked, max_examples=200)

@@ -1,0 +1,155 @@
+"""Columns made of documents, and of other columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from searchkit.indexer.checksums import row_checksum
+from searchkit.indexer.columns.part import Part
+from searchkit.indexer.unicode import filterable
+
+MOST = 1 << 18
+"""Different values of a key up to which each gets a number: beyond, deciding a filter for each is no gain any more."""
+
+_SCALARS = (int, float, bool, type(None))
+
+
+class _Column:
+    """One key while documents are read."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.known: dict[Any, int] = {}
+        self.texts: list[str] = []
+        self.places: list[int] = []
+        self.codes: list[int] = []
+
+    def add(self, place: int, value: Any) -> None:
+        kind = value.__class__
+        # 1, 1.0 and true are equal to Python.
+        token = value if kind is str else (kind, value if kind in _SCALARS else _json(value))
+        code = self.known.get(token)
+        if code is None:
+            code = self.known[token] = 1 + len(self.texts)
+            self.texts.append(_json({self.key: value}))
+        self.places.append(place)
+        self.codes.append(code)
+
+    def block(self, count: int) -> np.ndarray:
+        codes = np.zeros(count, np.int64)
+        codes[self.places] = self.codes
+        return codes
+
+
+def part_of(rows: Iterable[Sequence[Any]], start: int, stop: int, compacted: int) -> Part:
+    """The columns of documents as the database has them.
+
+    Args:
+        rows: (doc, first row, passages, id, title, metadata) in order.
+        start: Their positions are from here on,
+        stop: and below here.
+        compacted: The commit that last removed documents.
+
+    Raises:
+        ValueError: Metadata is not JSON, or not an object; RecursionError: it is too deep.
+    """
+    columns: dict[str, _Column] = {}
+    numbers: list[tuple[int, int, int]] = []
+    contents = 0
+    for place, row in enumerate(rows):
+        contents ^= row_checksum(row)
+        doc, first, passages, _, _, metadata = row
+        numbers.append((doc, first, passages))
+        values = json.loads(filterable(metadata))
+        if not isinstance(values, dict):
+            raise ValueError(f"the metadata of document {doc} is no object")
+        for key, value in values.items():
+            column = columns.get(key)
+            if column is None:
+                column = columns[key] = _Column(key)
+            column.add(place, value)
+    table = np.array(numbers, dtype=np.int64).reshape(-1, 3)
+    merged = [(key, column.block(len(table)), column.texts) for key, column in columns.items()]
+    return _made(table, merged, start, stop, compacted, contents)
+
+
+def merged(parts: Sequence[Part]) -> Part:
+    """One part out of several that follow each other."""
+    every = [np.arange(part.count) for part in parts]
+    table = np.stack(
+        [
+            np.concatenate([part.docs(all) for part, all in zip(parts, every, strict=True)]),
+            np.concatenate([part.first_rows(all) for part, all in zip(parts, every, strict=True)]),
+            np.concatenate([part.passages(all) for part, all in zip(parts, every, strict=True)]),
+        ],
+        axis=1,
+    )
+    columns = []
+    for key in dict.fromkeys(key for part in parts for key in part.keys):
+        known: dict[str, int] | None = {}
+        blocks = []
+        for part in parts:
+            if key not in part.keys:
+                blocks.append(np.zeros(part.count, np.int64))
+                continue
+            if part.keys[key]["kind"] != "codes":
+                known = None
+                break
+            codes = [known.setdefault(text, 1 + len(known)) for text in part.texts(key)]
+            if len(known) > MOST:
+                known = None
+                break
+            blocks.append(np.array([0, *codes], np.int64)[part.codes(key)])
+        columns.append((key, None, []) if known is None else (key, np.concatenate(blocks), list(known)))
+    contents = 0
+    for part in parts:
+        contents ^= int(part.header["contents"])
+    return _made(table, columns, parts[0].start, parts[-1].stop, parts[0].header["compacted"], contents)
+
+
+def _made(
+    table: np.ndarray,
+    columns: Sequence[tuple[str, np.ndarray | None, list[str]]],
+    start: int,
+    stop: int,
+    compacted: int,
+    contents: int,
+) -> Part:
+    blocks: dict[str, Any] = {}
+    docs, first_rows, passages = table.T
+    count = len(table)
+    first_row = int(first_rows[0]) if count else 0
+    if count != stop - start:
+        blocks["docs"] = np.ascontiguousarray(docs, "<i8")
+    if not np.array_equal(first_rows, first_row + np.arange(count)):
+        blocks["first_rows"] = np.ascontiguousarray(first_rows, "<i8")
+    if not (passages == 1).all():
+        blocks["passages"] = np.ascontiguousarray(passages, "<i4")
+    keys: dict[str, Any] = {}
+    for number, (key, codes, texts) in enumerate(columns):
+        if codes is None or len(texts) > MOST:
+            keys[key] = {"number": number, "kind": "many"}
+            continue
+        dtype = np.min_scalar_type(len(texts)).newbyteorder("<")
+        keys[key] = {"number": number, "kind": "codes", "dtype": dtype.str, "distinct": len(texts)}
+        blocks[f"{number}.codes"] = np.ascontiguousarray(codes, dtype)
+        blocks[f"{number}.values"] = "\n".join(texts).encode()
+    header = {
+        "compacted": compacted,
+        "start": start,
+        "stop": stop,
+        "count": count,
+        "contents": contents,
+        "first_row": first_row,
+        "keys": keys,
+        "blocks": list(blocks),
+    }
+    return Part(header, blocks.__getitem__)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,349 @@
+"""The columns of an index, which filters and facets read instead of all documents.
+
+They are derived from the documents and named by no commit: files in the folder `columns`, each with the checksum of the
+metadata that it was made of. These checksums and that of the documents that no file holds yet have to add up to the one
+that the last commit left for all documents; where they do not, or a file is missing or damaged, the documents are read.
+A writer makes a file of every `PART` documents that are new, and merges files as segments are merged.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from searchkit.indexer.columns.build import merged, part_of
+from searchkit.indexer.columns.part import Part, UnusableError
+from searchkit.indexer.database import Database
+from searchkit.indexer.filters import COLUMNS, Condition, compile_filter, first_part
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "columns"
+PART = 1 << 14
+"""New documents of which a writer makes a file; a reader makes columns of fewer in memory."""
+LEVEL = 8
+"""Files of similar size that are merged."""
+_LAGGING = 4 * PART
+"""Documents without a file from which reading all of them is left to SQLite, as in an index of an earlier version."""
+_TAIL = 32
+"""Columns in memory, one for each commit, that are kept apart."""
+_RETRIES = 4
+
+_ROWS = "SELECT doc, first_row, passages, id, title, metadata FROM documents WHERE doc >= ? AND doc < ? ORDER BY doc"
+
+
+class Columns:
+    """The columns of one index folder.
+
+    Args:
+        database: Where its documents are.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._folder = database.folder / FOLDER
+        self._state: tuple[int, int, int] | None = None
+        self._parts: list[Part] | None = []
+        self._opened: dict[str, Part] = {}
+        self._tail: list[Part] = []
+        self._trusted = False  # whether the files that were there have been compared with the documents
+
+    # Reading, inside `Database.access`
+
+    def matching(self, where: Mapping[str, Any], below: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """(docs, first rows, passages) of every document below a position that passes a filter, deleted ones included.
+
+        None where columns cannot tell.
+        """
+        parts = self._current()
+        if parts is None:
+            return None
+        try:
+            chosen = _split(passing(where, parts), parts)
+            docs = _joined([part.docs(some) for part, some in zip(parts, chosen, strict=True)])
+            first_rows = _joined([part.first_rows(some) for part, some in zip(parts, chosen, strict=True)])
+            passages = _joined([part.passages(some) for part, some in zip(parts, chosen, strict=True)])
+        except UnusableError as error:
+            logger.debug("%s; the documents are read instead", error)
+            return None
+        early = int(np.searchsorted(docs, below))
+        return docs[:early], first_rows[:early], passages[:early]
+
+    def values(self, key: str, below: int) -> tuple[np.ndarray, np.ndarray, list[str]] | None:
+        """What documents below a position have under the first part of a key, deleted ones included.
+
+        Returns:
+            (docs, numbers, values): int64 positions in order, of documents that have the key alone; the number of the
+            value of each; and JSON objects with the key and a value. None where columns cannot tell.
+        """
+        parts = self._current()
+        if parts is None:
+            return None
+        docs, numbers, known = [], [], dict[str, int]()
+        try:
+            for part in parts:
+                if key in part.keys:
+                    codes = part.codes(key)
+                    some = np.flatnonzero(codes)
+                    mine = np.array([known.setdefault(text, len(known)) for text in part.texts(key)], np.int64)
+                    docs.append(part.docs(some))
+                    numbers.append(mine[codes[some].astype(np.int64) - 1])
+        except UnusableError as error:
+            logger.debug("%s; the documents are read instead", error)
+            return None
+        every = _joined(docs)
+        early = int(np.searchsorted(every, below))
+        return every[:early], _joined(numbers)[:early], list(known)
+
+    def counted(self, dead: np.ndarray, *, all_keys: bool) -> list[tuple[str, int]] | None:
+        """JSON objects with one key and a value each, and how many documents have them; None where columns cannot tell.
+
+        Args:
+            dead: (n,) int64, positions of documents that do not count.
+            all_keys: Whether all keys are needed, those with very many values too.
+
+        Returns:
+            Keys are in the order in which documents have them first, and so are the values of each.
+        """
+        parts = self._current() or []
+        many = {key for part in parts for key in part.keys if part.has_many(key)}
+        if self._parts is None or (all_keys and many):
+            return None
+        try:
+            return [pair for part in parts for pair in _counted(part, dead, many)]
+        except UnusableError as error:
+            logger.debug("%s; the documents are read instead", error)
+            return None
+
+    def _current(self) -> list[Part] | None:
+        """The columns of all documents of the last commit, one after another; None where documents must be read."""
+        number = self._database.number
+        state = number("compacted"), number("next_doc"), number("contents")
+        if state != self._state:
+            self._parts = self._found(*state)
+            self._state = state
+        return self._parts
+
+    def _found(self, compacted: int, next_doc: int, contents: int) -> list[Part] | None:
+        parts = self._files(compacted, next_doc)
+        start = parts[-1].stop if parts else 0
+        if next_doc - start > _LAGGING:
+            return None
+        try:
+            tail = self._tail if self._tail and self._fits(self._tail, compacted, start, next_doc) else []
+            if len(tail) >= _TAIL:
+                tail = []
+            if (first := tail[-1].stop if tail else start) < next_doc:
+                tail = [*tail, self._derived(first, next_doc, compacted)]
+            self._tail = tail
+        except (ValueError, TypeError, RecursionError):  # damage, which whoever reads the documents reports
+            return None
+        left = contents
+        for part in [*parts, *tail]:
+            left ^= int(part.header["contents"])
+        if left:
+            logger.debug("%s: columns are not those of the documents", self._folder)
+            return None
+        return [*parts, *tail]
+
+    @staticmethod
+    def _fits(tail: Sequence[Part], compacted: int, start: int, next_doc: int) -> bool:
+        return tail[0].header["compacted"] == compacted and tail[0].start == start and tail[-1].stop <= next_doc
+
+    def _files(self, compacted: int, next_doc: int) -> list[Part]:
+        """Opened files that follow each other from the first document on."""
+        for _ in range(_RETRIES):
+            named = _named(self._folder)
+            parts: list[Part] = []
+            names: set[str] = set()
+            start = 0
+            try:
+                while found := [stop for made, first, stop in named if (made, first) == (compacted, start)]:
+                    stop = max((stop for stop in found if stop <= next_doc), default=0)
+                    if not stop:
+                        break
+                    name = _name(compacted, start, stop)
+                    if name not in self._opened:
+                        self._opened[name] = Part.open(self._folder / name)
+                    part = self._opened[name]
+                    if (part.header["compacted"], part.start, part.stop) != (compacted, start, stop):
+                        raise UnusableError(f"{name} holds other documents")
+                    parts.append(part)
+                    names.add(name)
+                    start = stop
+            except UnusableError as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    continue  # a writer has just merged it
+                logger.debug("%s", error)
+            self._opened = {name: part for name, part in self._opened.items() if name in names}
+            return parts
+        return []
+
+    def _derived(self, start: int, stop: int, compacted: int) -> Part:
+        return part_of(self._database.db.execute(_ROWS, (start, stop)), start, stop, compacted)
+
+    # Writing
+
+    def follow(self) -> None:
+        """Make files of documents that have none, and merge files; for the writer, after its commits."""
+        with self._database.access(), self._database.reading():
+            try:
+                if self._database.number("next_doc") - self._covered() >= PART and not self._trusted:
+                    self._trusted = True
+                    if self._current() is None:
+                        self._discard()
+                self._extend()
+            except UnusableError as error:
+                logger.debug("%s; making all columns again", error)
+                self._discard()
+            except (OSError, ValueError, TypeError, RecursionError) as error:  # a full disk, or damage
+                logger.debug("%s: %s", self._folder, error)
+
+    def _covered(self) -> int:
+        number = self._database.number
+        parts = self._files(number("compacted"), number("next_doc"))
+        return parts[-1].stop if parts else 0
+
+    def _discard(self) -> None:
+        self._opened = {}
+        for entry in self._folder.glob("*"):
+            with suppress(OSError):
+                entry.unlink()
+
+    def _extend(self) -> None:
+        compacted, next_doc = self._database.number("compacted"), self._database.number("next_doc")
+        named = _named(self._folder)
+        parts = self._files(compacted, next_doc)
+        start = parts[-1].stop if parts else 0
+        if next_doc - start < PART and all(made == compacted for made, _, _ in named):
+            return
+        self._folder.mkdir(exist_ok=True)
+        self._state = None
+        while next_doc - start >= PART:
+            stop = start + min(LEVEL, (next_doc - start) // PART) * PART
+            part = self._derived(start, stop, compacted)
+            parts = [*parts, self._kept(part)]
+            while group := _to_merge(parts):
+                parts = [*parts[: -len(group)], self._kept(merged(group))]
+            start = stop
+        names = {_name(compacted, part.start, part.stop) for part in parts}
+        for entry in self._folder.iterdir():
+            if entry.name not in names:
+                with suppress(OSError):
+                    entry.unlink()
+
+    def _kept(self, part: Part) -> Part:
+        """The same part, read from its file."""
+        file = self._folder / _name(part.header["compacted"], part.start, part.stop)
+        part.write(file)
+        return Part.open(file)
+
+
+def _counted(part: Part, dead: np.ndarray, without: set[str]) -> list[tuple[str, int]]:
+    living = ~np.isin(part.docs(np.arange(part.count)), dead) if len(dead) else slice(None)
+    pairs: dict[tuple[int, str], list[tuple[str, int]]] = {}
+    for key in part.keys.keys() - without:
+        codes = part.codes(key)[living]
+        counts = np.bincount(codes, minlength=1 + part.keys[key]["distinct"])
+        first = np.full(len(counts), len(codes))
+        first[codes[::-1]] = np.arange(len(codes))[::-1]
+        held, texts = 1 + np.flatnonzero(counts[1:]), part.texts(key)
+        if len(held):
+            order = held[np.argsort(first[held])].tolist()
+            pairs[int(first[order[0]]), key] = [(texts[code - 1], int(counts[code])) for code in order]
+    return [pair for place in sorted(pairs) for pair in pairs[place]]
+
+
+def _name(compacted: int, start: int, stop: int) -> str:
+    return f"{compacted}-{start}-{stop}"
+
+
+def _named(folder: Path) -> list[tuple[int, int, int]]:
+    """(compacted, start, stop) of all files."""
+    found = []
+    for file in folder.glob("*-*-*"):
+        with suppress(ValueError):
+            compacted, start, stop = map(int, file.name.split("-"))
+            found.append((compacted, start, stop))
+    return found
+
+
+def _to_merge(parts: Sequence[Part]) -> list[Part]:
+    """The last parts that are due to be merged: LEVEL or more of one level, and smaller ones among them."""
+    levels = [_level(part.stop - part.start) for part in parts]
+    for level in range(1 + max(levels, default=-1)):
+        tail = list(takewhile(level.__ge__, reversed(levels)))
+        if tail.count(level) >= LEVEL:
+            return list(parts[-len(tail) :])
+    return []
+
+
+def _level(size: int) -> int:
+    level = 0
+    while size >= PART * LEVEL ** (level + 1):
+        level += 1
+    return level
+
+
+# Filters
+
+
+def passing(where: Mapping[str, Any], parts: Sequence[Part]) -> np.ndarray:
+    """(documents,) bool, which documents of some parts, one after another, pass a filter that can be compiled.
+
+    Raises:
+        UnusableError: It names an id, a title, or a key with too many values, or a file is damaged.
+    """
+    return _passing(where, sum(part.count for part in parts), lambda key, value: _leaf(parts, key, value))
+
+
+def _passing(where: Mapping[str, Any], count: int, leaf: Callable[[str, Any], np.ndarray]) -> np.ndarray:
+    """(count,) bool, what passes a filter that can be compiled."""
+    mask = np.ones(count, dtype=bool)
+    for key, value in where.items():
+        if key == "$not":
+            mask &= ~_passing(value, count, leaf)
+        elif key.startswith("$"):
+            parts: Iterator[np.ndarray] = (_passing(part, count, leaf) for part in value)
+            combine = np.logical_and if key == "$and" else np.logical_or
+            joined = next(parts)
+            for part in parts:
+                combine(joined, part, out=joined)
+            mask &= ~joined if key == "$nor" else joined
+        else:
+            mask &= leaf(key, value)
+    return mask
+
+
+def _leaf(parts: Sequence[Part], key: str, value: Any) -> np.ndarray:
+    """Which documents pass the conditions on one key."""
+    if key in COLUMNS:
+        raise UnusableError(f"{key} has no column")
+    condition = compile_filter({key: value})
+    first, absent = first_part(key), _holds_without(condition)
+    masks = [part.passing(first, condition, absent) for part in parts]
+    return np.concatenate(masks) if masks else np.empty(0, bool)
+
+
+def _holds_without(condition: Condition) -> bool:
+    """Whether a condition holds for documents that do not have its key."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        query = f"SELECT {condition.sql} FROM (SELECT '{{}}' AS metadata)"
+        return bool(db.execute(query, condition.parameters).fetchone()[0])
+
+
+def _split(mask: np.ndarray, parts: Sequence[Part]) -> list[np.ndarray]:
+    """Where a mask over all parts is true, for each of them."""
+    edges = np.cumsum([part.count for part in parts])[:-1]
+    return [np.flatnonzero(part) for part in np.split(mask, edges)] if parts else []
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)
