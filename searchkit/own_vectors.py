@@ -123,7 +123,12 @@ def as_queries(vectors: Any, count: int, similarity: Similarity) -> np.ndarray:
     Raises:
         InputError: They are not as many rows as there are queries, or one of them cannot be used.
     """
-    rows = list(checked_rows(vectors, similarity.dim))
+    given = checked_rows(vectors, similarity.dim)
+    if isinstance(given, np.ndarray) and given.shape == (count, similarity.dim) and given.dtype == np.float32:
+        sound = np.isfinite(given).all() and (similarity.name != "cosine" or given.any(axis=1).all())
+        if sound:  # all at once, which takes a tenth of the time
+            return np.array(similarity.normalized(given), np.float32)
+    rows = list(given)
     if len(rows) != count:
         raise InputError(f"{len(rows)} vectors came for {count} queries; expected one each")
     queries = np.empty((len(rows), similarity.dim), np.float32)

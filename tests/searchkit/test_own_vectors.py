@@ -21,6 +21,7 @@ from searchkit.errors import InputError, StoreError
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.indexer.vectors.recipes import RECIPES
 from searchkit.indexer.vectors.similarity import SIMILARITIES, Similarity
+from searchkit.own_vectors import as_queries, as_vector
 from searchkit.records import Judgements
 from searchkit.repair import repair
 from searchkit.sync import sync
@@ -324,6 +325,19 @@ def test_the_reduction_of_the_distance_is_exact() -> None:
         exact = np.square(vectors.astype(float) - query).sum(axis=1)
         np.testing.assert_allclose(squares, exact, atol=2e-6 * max(exact.max(), similarity.offset))
         np.testing.assert_array_equal(similarity.vectors(similarity.rows(vectors)), vectors)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_query_vectors_are_the_same_together_and_alone(name: str) -> None:
+    similarity, rows = Similarity(name, DIM), drawn(300)
+    together = as_queries(rows, len(rows), similarity)
+    np.testing.assert_array_equal(together, [as_vector(row, similarity) for row in rows])
+    assert together.base is not rows
+    assert together is not rows
+    for wrong, message in ((np.nan, "query 7: vector holds nan"), (np.inf, "query 7: vector holds inf")):
+        rows[7, 3] = wrong
+        with pytest.raises(InputError, match=message):
+            as_queries(rows, len(rows), similarity)
 
 
 def test_normalizing_twice_changes_nothing() -> None:
