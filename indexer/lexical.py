@@ -145,6 +145,11 @@ class LexicalIndex:
         return tantivy.Query.boolean_query(parts)
 
 
+def has_current_terms(folder: Path) -> bool:
+    """Whether the index in a folder, if there is one, takes terms as a new one would."""
+    return _terms_of(folder) == _TERMS
+
+
 def _terms_of(folder: Path) -> str:
     """The tokenizer that an index was built with, by its schema; the current one where there is no index yet."""
     try:

@@ -325,7 +325,7 @@ class Store:
         same = template is self.template() and keep_vectors == old.keep_vectors
         codebook = old.codebook if same else self.write_codebook(template)
         folder, entries = self.folder / "segments", []
-        for group, kept in _groups(snapshot.segments, ~dead if purge else np.ones_like(dead), template.plan.dim):
+        for group, kept in _groups(snapshot.segments, ~dead if purge else np.ones_like(dead), template.plan):
             if not kept.any():
                 continue
             if same:
@@ -450,9 +450,16 @@ class Store:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def _groups(parts: Sequence[DiskSegment], kept: np.ndarray, dim: int) -> Iterator[tuple[list[DiskSegment], Any]]:
-    """Neighbouring segments, about a gigabyte of float32 together, each group with its part of a mask over all rows."""
-    most = max(1, (1 << 30) // (4 * dim))
+_HELD = 1 << 30
+"""Bytes in memory, about, of what is written to one segment."""
+
+_BOOKKEEPING = 32
+"""Bytes of a row in memory besides its vector: rows and documents, all and those kept."""
+
+
+def _groups(parts: Sequence[DiskSegment], kept: np.ndarray, plan: Plan) -> Iterator[tuple[list[DiskSegment], Any]]:
+    """Neighbouring segments, about a gigabyte in memory together, each group with its part of a mask over all rows."""
+    most = max(1, _HELD // (_BOOKKEEPING + plan.held))
     group: list[DiskSegment] = []
     start = 0
     for part in [*parts, None]:

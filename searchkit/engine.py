@@ -287,15 +287,23 @@ class SearchEngine(Searcher, OpenIndex):
         return sorted(docs)
 
     def compact(self) -> int:
-        """Free the space of deleted documents, in one commit; returns how many passages were removed."""
+        """Free the space of deleted documents and merge segments, in one commit.
+
+        Where nothing has been deleted, segments are all that is written.
+
+        Returns:
+            How many passages were removed.
+        """
         with self._changing():
             snapshot = self._store.snapshot()
-            self._store.rewrite(
-                self._store.template(),
-                keep_vectors=snapshot.storage.keep_vectors,
-                purge=True,
-                make_lexical=self._lexical.build,
-            )
+            purge = bool(len(snapshot.dead_docs)) or not self._lexical.current(snapshot)
+            if purge or len(snapshot.segments) > 1:
+                self._store.rewrite(
+                    self._store.template(),
+                    keep_vectors=snapshot.storage.keep_vectors,
+                    purge=purge,
+                    make_lexical=self._lexical.build if purge else None,
+                )
         return len(snapshot.dead)
 
     def store_as(self, recipe: str, *, keep_vectors: bool = True, tuning: Tuning | None = None, seed: int = 0) -> Plan:

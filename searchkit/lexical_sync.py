@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import RLock
 
 from searchkit.errors import BusyError, DamagedError, StoreError
-from searchkit.indexer.lexical import LexicalIndex
+from searchkit.indexer.lexical import LexicalIndex, has_current_terms
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.records import join_title
 
@@ -72,6 +72,10 @@ class LexicalSync:
             store.lexical.keep()
             index.add((row, join_title(title, text)) for row, title, text in store.documents.texts(indexed))
         store.lexical.commit()
+
+    def current(self, snapshot: Snapshot) -> bool:
+        """Whether a lexical index built now would have the same terms."""
+        return has_current_terms(self._store.folder / "lexical" / snapshot.lexical)
 
     def build(self, folder: Path) -> None:
         """Build an index of the living passages alone, in a folder of its own."""

@@ -113,6 +113,25 @@ class Plan:
         return bool(self.width) or self.recipe == "opq"
 
     @property
+    def held(self) -> int:
+        """Bytes of a vector that are in memory while an index is written or merged: of its code, its number and links.
+
+        Exact vectors are streamed.
+        """
+        numbers = 8 if "IVF" in self.factory else 0
+        coded = {
+            "flat": 0,
+            "fp16": 2 * self.dim,
+            "int8": self.dim,
+            "ivf-int8": self.width or self.dim,
+            "rabitq": self.dim // 8 + 8,
+            "binary": self.dim // 8,
+            "hnsw": 2 * self.dim + 320,  # 64 links at the lowest level, some above
+            "cagra": 4 * self.dim + 512,
+        }
+        return numbers + coded.get(self.recipe, self.code)
+
+    @property
     def wanted(self) -> int:
         """Training vectors that the recipe wants; 0 for none."""
         per_centroid = RECIPES[self.recipe].per_centroid

@@ -20,6 +20,7 @@ from stored import flat
 
 from searchkit.errors import DamagedError, StoreError
 from searchkit.indexer import repair as mending
+from searchkit.indexer import store as store_module
 from searchkit.indexer.database import LAST, settings_checksum
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
@@ -342,6 +343,22 @@ def test_compaction_removes_deleted_documents_only(folder: Path, vectors: np.nda
         assert set(opened.documents.passages([12])) == {12}
     assert [place.name for place in made] == ["000002"]
     assert [place.name for place in (folder / "lexical").iterdir()] == ["000002"]
+
+
+def test_segments_are_rewritten_together_as_far_as_memory_allows(
+    folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(folder, writable=True) as opened:
+        compact(opened)
+        assert len(opened.entries()) == 1  # exact vectors are streamed
+        opened.commit([document("6")], vectors[12:14])
+        opened.commit([document("7")], vectors[14:16])
+        monkeypatch.setattr(store_module, "_HELD", 14 * (store_module._BOOKKEEPING + 2 * 16))
+        opened.rewrite(train(Plan("fp16", 16), vectors))
+        assert [entry.count for entry in opened.entries()] == [14, 2]
+        assert Plan("ivf-pq", 384, 48, 1000).held == 56
+        assert Plan("pq", 384, 48).held == 56
+        assert Plan("ivf-int8", 384, 0, 1000).held == 392
 
 
 def test_everything_can_be_deleted_and_compacted(folder: Path, vectors: np.ndarray) -> None:

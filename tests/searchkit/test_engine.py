@@ -465,6 +465,20 @@ def test_a_reader_stays_in_its_commit_until_a_compaction_moves_it_to_a_newer_one
             assert len(late.search("note", k=100, options=SearchOptions(mode=as_mode(mode)))) == 28
 
 
+def test_compacting_where_nothing_was_deleted_merges_segments_alone(notes: SearchEngine) -> None:
+    notes.add([Document("late", "A late note")])
+    lexical, segments = notes.snapshot.lexical, notes.snapshot.segments
+    before = ids(notes.search("note", k=100))
+    assert (len(segments), notes.compact()) == (2, 0)
+    assert (len(notes.snapshot.segments), notes.snapshot.lexical) == (1, lexical)
+    assert ids(notes.search("note", k=100)) == before
+    commit = notes.snapshot.generation
+    assert (notes.compact(), notes.snapshot.generation) == (0, commit)
+    notes.delete(["late"])
+    notes.compact()
+    assert notes.snapshot.lexical != lexical
+
+
 def test_an_index_can_be_emptied_compacted_and_filled_again(notes: SearchEngine) -> None:
     notes.delete(where={})
     assert (len(notes), notes.search("note")) == (0, [])
