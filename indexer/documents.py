@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 NO_VECTOR = ":none"
 """How the checksum of a document without a vector ends, in an index whose vectors their user made."""
 
+_FEW = 100
+_SHARE = 10
+"""Documents, and one part in so many of all, up to which each is read whole instead of a little of all of them."""
+
 # Made once, which takes as long as using it. repr: damage may have made bytes of a text.
 _JSON = json.JSONEncoder(ensure_ascii=False, default=repr)
 
@@ -123,12 +127,15 @@ class Documents:
         return None if row is None else str(row[0])
 
     def ids_of(self, docs: Iterable[int]) -> dict[int, str]:
-        """The ids of documents by their positions, deleted ones included."""
+        """The ids of documents by their positions, deleted ones included; their checksums are compared."""
         query = "SELECT doc, id FROM documents WHERE doc IN (SELECT value FROM json_each(?))"
-        wanted = json.dumps([int(doc) for doc in docs])
+        wanted = sorted({int(doc) for doc in docs})
         with self._database.access():
+            if len(wanted) <= max(_FEW, self._database.number("next_doc") // _SHARE):
+                found = self._database.db.execute(query, (json.dumps(wanted),)).fetchall()
+                return {doc: self.document(doc)[1].id for doc, _ in found}
             self.check_contents()
-            return dict(self._database.db.execute(query, (wanted,)))
+            return dict(self._database.db.execute(query, (json.dumps(wanted),)))
 
     def known_ids(self, ids: Sequence[str]) -> set[str]:
         """Which of these document ids the index holds."""
@@ -136,12 +143,25 @@ class Documents:
         db = self._database.db
         with self._database.access():
             known = {id for (id,) in db.execute(query.format(""), (json.dumps(list(ids)),))}
-            if missing := [id for id in ids if id not in known]:
-                # An id is unknown only if neither the search tree of ids nor the ids themselves are damaged.
+            # An id is unknown only if neither the search tree of ids nor the ids themselves are damaged.
+            if (missing := [id for id in ids if id not in known]) and not self._lacks(missing):
                 self.check_contents()
                 if db.execute(query.format("NOT INDEXED"), (json.dumps(missing),)).fetchone():
                     raise self._database.damaged("the search tree of the ids differs from the documents")
             return known
+
+    def _lacks(self, ids: Sequence[str]) -> bool:
+        """Whether columns show that no living document has one of some ids; no document but a deleted one is read."""
+        with self._database.reading():
+            found = self.columns.may_have(ids)
+            if found is None or len(found) > _FEW:
+                return False
+            deleted = "SELECT deleted > 0 FROM documents WHERE doc = ?"
+            for doc in found:
+                row = self._database.db.execute(deleted, (doc,)).fetchone()
+                if row is None or not row[0] or self.document(doc)[1].id not in ids:
+                    return False
+        return True
 
     def positions_of(self, ids: Iterable[str]) -> list[int]:
         """The positions of living documents by their ids; unknown ids are left out."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.indexer.checksums import row_checksum
-from searchkit.indexer.columns.part import Part
+from searchkit.indexer.columns.part import Part, id_number
 from searchkit.indexer.unicode import filterable
 
 MOST = 1 << 18
@@ -59,10 +59,12 @@ def part_of(rows: Iterable[Sequence[Any]], start: int, stop: int, compacted: int
     """
     columns: dict[str, _Column] = {}
     numbers: list[tuple[int, int, int]] = []
+    ids: list[int] = []
     contents = 0
     for place, row in enumerate(rows):
         contents ^= row_checksum(row)
-        doc, first, passages, _, _, metadata = row
+        doc, first, passages, id, _, metadata = row
+        ids.append(id_number(id))
         numbers.append((doc, first, passages))
         values = json.loads(filterable(metadata))
         if not isinstance(values, dict):
@@ -74,7 +76,7 @@ def part_of(rows: Iterable[Sequence[Any]], start: int, stop: int, compacted: int
             column.add(place, value)
     table = np.array(numbers, dtype=np.int64).reshape(-1, 3)
     merged = [(key, column.block(len(table)), column.texts) for key, column in columns.items()]
-    return _made(table, merged, start, stop, compacted, contents)
+    return _made(table, np.array(ids, "<u8"), merged, start, stop, compacted, contents)
 
 
 def merged(parts: Sequence[Part]) -> Part:
@@ -108,18 +110,20 @@ def merged(parts: Sequence[Part]) -> Part:
     contents = 0
     for part in parts:
         contents ^= int(part.header["contents"])
-    return _made(table, columns, parts[0].start, parts[-1].stop, parts[0].header["compacted"], contents)
+    ids = np.concatenate([part.ids() for part in parts])
+    return _made(table, ids, columns, parts[0].start, parts[-1].stop, parts[0].header["compacted"], contents)
 
 
 def _made(
     table: np.ndarray,
+    ids: np.ndarray,
     columns: Sequence[tuple[str, np.ndarray | None, list[str]]],
     start: int,
     stop: int,
     compacted: int,
     contents: int,
 ) -> Part:
-    blocks: dict[str, Any] = {}
+    blocks: dict[str, Any] = {"ids": np.ascontiguousarray(ids, "<u8")}
     docs, first_rows, passages = table.T
     count = len(table)
     first_row = int(first_rows[0]) if count else 0

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.indexer.columns.build import merged, part_of
-from searchkit.indexer.columns.part import Part, UnusableError
+from searchkit.indexer.columns.part import Part, UnusableError, id_number
 from searchkit.indexer.database import Database
 from searchkit.indexer.filters import COLUMNS, Condition, compile_filter, first_part
 
@@ -118,6 +118,21 @@ class Columns:
             return None
         try:
             return [pair for part in parts for pair in _counted(part, dead, many)]
+        except UnusableError as error:
+            logger.debug("%s; the documents are read instead", error)
+            return None
+
+    def may_have(self, ids: Sequence[str]) -> list[int] | None:
+        """Positions of documents, deleted ones included, that may have one of some ids: all that have, and hardly more.
+
+        None where columns cannot tell.
+        """
+        parts = self._current()
+        if parts is None:
+            return None
+        numbers = np.array([id_number(id) for id in ids], np.uint64)
+        try:
+            return [doc for part in parts for doc in part.docs(np.flatnonzero(np.isin(part.ids(), numbers))).tolist()]
         except UnusableError as error:
             logger.debug("%s; the documents are read instead", error)
             return None

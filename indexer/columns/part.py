@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from xxhash import xxh3_128
+from xxhash import xxh3_64_intdigest, xxh3_128
 
 from searchkit.indexer.filters import Condition
 
@@ -24,6 +24,11 @@ _FOOT = 8 + 16  # the header's length and its checksum
 
 class UnusableError(ValueError):
     """A file of columns is damaged, of another version, or does not hold what is asked for: read the documents."""
+
+
+def id_number(id: object) -> int:
+    """A number of 64 bits for an id; two ids rarely have the same."""
+    return int(xxh3_64_intdigest(str(id).encode(errors="replace")))  # str: damage may have made bytes of it
 
 
 class Part:
@@ -102,6 +107,10 @@ class Part:
         """JSON objects with the key and its value alone, for the numbers from 1 on, in order of first appearance."""
         block = bytes(self.read(f"{self.keys[key]['number']}.values"))
         return block.decode().split("\n") if block else []
+
+    def ids(self) -> np.ndarray:
+        """(count,) uint64, what `id_number` returns for the id of every document."""
+        return np.frombuffer(self.read("ids"), "<u8")
 
     def docs(self, chosen: np.ndarray) -> np.ndarray:
         """The positions of some of its documents, int64."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from searchkit.indexer import database
+from searchkit.indexer.columns import cache
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.store import Store
 
@@ -77,3 +78,22 @@ def test_passages_are_found_by_their_place_where_rows_are_missing(store: Store) 
     assert store.documents.stored_passages() == len(left)
     for skip in (0, 1, 4, 5, len(left) // 2, len(left) - 1, len(left)):
         assert [row for row, *_ in store.documents.texts(skip)] == left[skip:]
+
+
+def test_an_unknown_id_is_found_out_without_reading_documents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PART", 64)
+    store.merge_small_segments()
+    store.delete([3])
+    assert store.documents.known_ids(["d0"]) == {"d0"}
+    with steps(monkeypatch, store) as taken:
+        assert store.documents.known_ids(["d1", "nobody", "d3"]) == {"d1"}
+        assert 0 < taken() < 2500  # those of up to 63 documents that have no file of columns yet
+    with steps(monkeypatch, store) as taken:
+        assert store.documents.known_ids(["d1", "nobody", "d3"]) == {"d1"}
+        assert 0 < taken() < 300
+
+
+def test_the_ids_of_a_few_documents_are_read_with_these_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with steps(monkeypatch, store) as taken:
+        assert store.documents.ids_of([5, 7, 10**9]) == {5: "d5", 7: "d7"}
+        assert 0 < taken() < 300
