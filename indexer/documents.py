@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from searchkit.indexer.checksums import row_checksum
-from searchkit.indexer.columns.cache import Columns
+from searchkit.indexer.columns.cache import NOT_STRICT, Columns
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import REPAIR, DamagedError
 from searchkit.indexer.filters import Condition, first_part, top_key
@@ -331,7 +331,7 @@ class Documents:
                 # Earlier versions stored them; older SQLite refuses to read them and newer reads them as numbers.
                 if db.execute("SELECT 1 FROM documents WHERE NOT json_valid(metadata) LIMIT 1").fetchone():
                     folder = self._database.folder
-                    logger.warning("%s: filters read NaN and Infinity in metadata as null; %s", folder, REPAIR)
+                    logger.warning(NOT_STRICT, folder, REPAIR)
             self._normalise()
             return db.execute(f"{select} FROM ({_NORMALISED}) WHERE {where}", parameters).fetchall()
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tantivy
 
+from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.analysis import Analyzer
 
 _TERMS = "searchkit-2"
@@ -85,7 +86,7 @@ class LexicalIndex:
         return np.asarray(rows[rows < rows_below])
 
     def search(
-        self, query: str, k: int, rows_below: int, allowed: np.ndarray | None = None
+        self, query: str, k: int, rows_below: int, allowed: AllowedRows | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The passages that share a term with the query.
 
@@ -93,7 +94,7 @@ class LexicalIndex:
             query: Plain text; it has no operators.
             k: Passages to return.
             rows_below: Passages from this row on are left out: they are not committed for this reader.
-            allowed: (rows,) bool by row, True for those that may be returned; None allows all below `rows_below`.
+            allowed: The rows that may be returned; None allows all below `rows_below`.
 
         Returns:
             (rows, scores): int64 and float32, at most k each, best first; equal scores by row.
@@ -106,13 +107,12 @@ class LexicalIndex:
         wanted = self._any_of(terms)
         share = 1.0
         if allowed is not None:
-            passing = int(np.count_nonzero(allowed))
-            if not passing:
+            if not allowed.count:
                 return empty
-            share = passing / len(allowed)
-        if allowed is not None and passing <= _FEW:
+            share = allowed.count / len(allowed)
+        if allowed is not None and allowed.count <= _FEW:
             share = 1.0
-            rows_only = tantivy.Query.term_set_query(self._schema, "row", np.flatnonzero(allowed).tolist())
+            rows_only = tantivy.Query.term_set_query(self._schema, "row", allowed.positions.tolist())
             wanted = tantivy.Query.boolean_query(
                 [
                     (tantivy.Occur.Must, wanted),
@@ -129,7 +129,7 @@ class LexicalIndex:
             scores = np.array([score for score, _ in hits], dtype=np.float32)
             kept = rows < rows_below
             if allowed is not None:
-                kept[kept] = allowed[rows[kept]]
+                kept[kept] = allowed.mask[rows[kept]]
             order = np.lexsort((rows[kept], -scores[kept]))[:k]
             # Of hits that tie at the cut tantivy returns any: look deeper until the tie ends.
             if len(hits) < depth or (len(order) == k and scores[-1] < scores[kept][order[-1]]):

@@ -56,6 +56,13 @@ def strict_json(metadata: str) -> str:
     return _written(json.loads(metadata, parse_constant=lambda _: None))
 
 
+def is_strict(metadata: str) -> bool:
+    """Whether metadata is JSON proper, without NaN and Infinity."""
+    found: list[str] = []
+    json.loads(metadata, parse_constant=found.append)
+    return not found
+
+
 def is_filterable(metadata: str) -> bool:
     """Whether filters can read stored metadata as they are: JSON proper, and normalised. Sometimes wrongly False."""
     return is_normalised(metadata) and not ("NaN" in metadata or "Infinity" in metadata)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.facets import FacetColumns, Facets
+from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.filters import Condition, compile_filter
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Snapshot, Store
@@ -19,7 +20,7 @@ from searchkit.lexical_sync import LexicalSync
 from searchkit.ranking import Ranked, Ranker, SearchOptions, as_ranked, best_passages, end_of_ties, tied_to_the_end
 
 FILTERS = 8
-"""Filters whose matches are cached a commit: SQLite reads all metadata for each of them."""
+"""Filters whose matches are cached a commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Allowed:
     """What may be returned: documents by position, rows (None: all), and how many documents and passages that are."""
 
     docs: np.ndarray
-    rows: np.ndarray | None
+    rows: AllowedRows | None
     documents: int
     passages: int
 
@@ -48,10 +49,11 @@ class FolderRanker(Ranker[Allowed]):
         self.similarity = snapshot.storage.similarity
         stored = snapshot.passages + len(snapshot.dead)
         self._all_have_vectors = sum(segment.count for segment in snapshot.segments) == stored
-        living: np.ndarray | None = None
+        living: AllowedRows | None = None
         if len(snapshot.dead):
-            living = np.ones(snapshot.next_row, dtype=bool)
-            living[snapshot.dead] = False
+            rows = np.ones(snapshot.next_row, dtype=bool)
+            rows[snapshot.dead] = False
+            living = AllowedRows(rows)
         self._filtered: dict[Condition, Allowed] = {}
         docs = np.ones(snapshot.next_doc, dtype=bool)
         docs[snapshot.dead_docs] = False
@@ -126,7 +128,7 @@ class FolderRanker(Ranker[Allowed]):
             mask[rows] = True
             passing = np.zeros(self.snapshot.next_doc, dtype=bool)
             passing[docs] = True
-            allowed = Allowed(passing, mask, len(docs), len(rows))
+            allowed = Allowed(passing, AllowedRows(mask), len(docs), len(rows))
             for oldest in list(self._filtered)[: 1 - FILTERS]:
                 self._filtered.pop(oldest, None)  # another thread may have done so
             self._filtered[condition] = allowed
@@ -168,7 +170,10 @@ class FolderRanker(Ranker[Allowed]):
             return allowed
         count = sum(segment.count for segment in self.segments)
         if allowed.rows is not None and count:
-            count = int(np.count_nonzero(allowed.rows[segments.all_rows(self.segments)]))
+            rows = allowed.rows
+            count = rows.derived(
+                "with vectors", lambda: int(np.count_nonzero(rows.mask[segments.all_rows(self.segments)]))
+            )
         return Allowed(allowed.docs, allowed.rows, count, count)  # each such document is one passage
 
     def _nearest(self, vectors: np.ndarray, k: int, allowed: Allowed) -> list[list[Ranked]]:

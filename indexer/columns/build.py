@@ -10,7 +10,7 @@ import numpy as np
 
 from searchkit.indexer.checksums import row_checksum
 from searchkit.indexer.columns.part import Part, id_number
-from searchkit.indexer.unicode import filterable
+from searchkit.indexer.unicode import filterable, is_strict
 
 MOST = 1 << 18
 """Different values of a key up to which each gets a number: beyond, deciding a filter for each is no gain any more."""
@@ -60,13 +60,15 @@ def part_of(rows: Iterable[Sequence[Any]], start: int, stop: int, compacted: int
     columns: dict[str, _Column] = {}
     numbers: list[tuple[int, int, int]] = []
     ids: list[int] = []
-    contents = 0
+    contents, strict = 0, True
     for place, row in enumerate(rows):
         contents ^= row_checksum(row)
         doc, first, passages, id, _, metadata = row
         ids.append(id_number(id))
         numbers.append((doc, first, passages))
-        values = json.loads(filterable(metadata))
+        plain = filterable(metadata)
+        strict = strict and (plain is metadata or is_strict(metadata))
+        values = json.loads(plain)
         if not isinstance(values, dict):
             raise ValueError(f"the metadata of document {doc} is no object")
         for key, value in values.items():
@@ -76,7 +78,8 @@ def part_of(rows: Iterable[Sequence[Any]], start: int, stop: int, compacted: int
             column.add(place, value)
     table = np.array(numbers, dtype=np.int64).reshape(-1, 3)
     merged = [(key, column.block(len(table)), column.texts) for key, column in columns.items()]
-    return _made(table, np.array(ids, "<u8"), merged, start, stop, compacted, contents)
+    part = _made(table, np.array(ids, "<u8"), merged, start, stop, compacted, contents)
+    return part.marked(strict=strict)
 
 
 def merged(parts: Sequence[Part]) -> Part:
@@ -90,28 +93,31 @@ def merged(parts: Sequence[Part]) -> Part:
         ],
         axis=1,
     )
-    columns = []
-    for key in dict.fromkeys(key for part in parts for key in part.keys):
-        known: dict[str, int] | None = {}
-        blocks = []
-        for part in parts:
-            if key not in part.keys:
-                blocks.append(np.zeros(part.count, np.int64))
-                continue
-            if part.keys[key]["kind"] != "codes":
-                known = None
-                break
-            codes = [known.setdefault(text, 1 + len(known)) for text in part.texts(key)]
-            if len(known) > MOST:
-                known = None
-                break
-            blocks.append(np.array([0, *codes], np.int64)[part.codes(key)])
-        columns.append((key, None, []) if known is None else (key, np.concatenate(blocks), list(known)))
+    keys = dict.fromkeys(key for part in parts for key in part.keys)
+    columns = [_merged_column(key, parts) for key in keys]
     contents = 0
     for part in parts:
         contents ^= int(part.header["contents"])
     ids = np.concatenate([part.ids() for part in parts])
-    return _made(table, ids, columns, parts[0].start, parts[-1].stop, parts[0].header["compacted"], contents)
+    whole = _made(table, ids, columns, parts[0].start, parts[-1].stop, parts[0].header["compacted"], contents)
+    return whole.marked(strict=all(part.header["strict"] for part in parts))
+
+
+def _merged_column(key: str, parts: Sequence[Part]) -> tuple[str, np.ndarray | None, list[str]]:
+    """A key, the numbers of all documents' values, and the values; None where there are too many."""
+    known: dict[str, int] = {}
+    blocks = []
+    for part in parts:
+        if key not in part.keys:
+            blocks.append(np.zeros(part.count, np.int64))
+            continue
+        if part.has_many(key):
+            return key, None, []
+        codes = [known.setdefault(text, 1 + len(known)) for text in part.texts(key)]
+        if len(known) > MOST:
+            return key, None, []
+        blocks.append(np.array([0, *codes], np.int64)[part.codes(key)])
+    return key, np.concatenate(blocks), list(known)
 
 
 def _made(

@@ -21,10 +21,12 @@ import numpy as np
 from searchkit.indexer.columns.build import merged, part_of
 from searchkit.indexer.columns.part import Part, UnusableError, id_number
 from searchkit.indexer.database import Database
+from searchkit.indexer.errors import REPAIR
 from searchkit.indexer.filters import COLUMNS, Condition, compile_filter, first_part
 
 logger = logging.getLogger(__name__)
 
+NOT_STRICT = "%s: filters read NaN and Infinity in metadata as null; %s"
 FOLDER = "columns"
 PART = 1 << 14
 """New documents of which a writer makes a file; a reader makes columns of fewer in memory."""
@@ -53,6 +55,7 @@ class Columns:
         self._parts: list[Part] | None = []
         self._opened: dict[str, Part] = {}
         self._tail: list[Part] = []
+        self._warned = False
         self._trusted = False  # whether the files that were there have been compared with the documents
 
     # Reading, inside `Database.access`
@@ -166,6 +169,9 @@ class Columns:
         if left:
             logger.debug("%s: columns are not those of the documents", self._folder)
             return None
+        if not (self._warned or all(part.header["strict"] for part in [*parts, *tail])):
+            self._warned = True
+            logger.warning(NOT_STRICT, self._database.folder, REPAIR)
         return [*parts, *tail]
 
     @staticmethod

@@ -35,8 +35,8 @@ class Part:
     """The documents from one position to below another, without those that have been compacted away.
 
     Args:
-        header: "compacted", "start", "stop", "count", "contents" (the checksum of these documents' metadata), "keys"
-            and "blocks".
+        header: "compacted", "start", "stop", "count", "contents" (the checksum of these documents' metadata),
+            "keys", "blocks", and "strict" (whether all of that metadata was JSON proper).
         read: Returns a block by its name.
     """
 
@@ -46,6 +46,10 @@ class Part:
         self.keys: Mapping[str, Any] = header["keys"]
         self._values: sqlite3.Connection | None = None
         self._loaded: set[str] = set()
+
+    def marked(self, *, strict: bool) -> Part:
+        """The same, with a note of whether all metadata was JSON proper."""
+        return Part({**self.header, "strict": strict}, self.read)
 
     @classmethod
     def open(cls, file: Path) -> Part:
@@ -124,11 +128,11 @@ class Part:
         """How many passages they have, int64."""
         if "passages" not in self.header["blocks"]:
             return np.ones(len(chosen), np.int64)
-        return np.frombuffer(self.read("passages"), "<i4")[chosen].astype(np.int64)
+        return np.asarray(np.frombuffer(self.read("passages"), "<i4")[chosen], np.int64)
 
     def _numbers(self, name: str, first: int, chosen: np.ndarray) -> np.ndarray:
         if name not in self.header["blocks"]:  # they follow each other
-            return first + chosen
+            return np.asarray(first + chosen)
         return np.asarray(np.frombuffer(self.read(name), "<i8")[chosen])
 
     # Filters

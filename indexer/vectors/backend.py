@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.files import Stamp
 from searchkit.indexer.vectors.recipes import Plan, Tuning
 
@@ -38,7 +39,7 @@ class VectorIndex(Protocol):
         """Add vectors, (n, dim) of any float type, after those it holds; not to an index in a mapped file."""
 
     def search(
-        self, queries: np.ndarray, k: int, *, tuning: Tuning, allowed: np.ndarray | None = None
+        self, queries: np.ndarray, k: int, *, tuning: Tuning, allowed: AllowedRows | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best positions of every query.
 
@@ -46,7 +47,7 @@ class VectorIndex(Protocol):
             queries: (n_queries, dim) float32, contiguous.
             k: Positions per query, 1 to the number of vectors.
             tuning: How hard to search.
-            allowed: (n,) bool, True for positions that may be returned; None allows all.
+            allowed: Positions that may be returned; None allows all.
 
         Returns:
             (positions, scores): int64 and float32, each (n_queries, k), best first; position -1 where there are fewer.

@@ -24,6 +24,10 @@ class Lists(NamedTuple):
     of_each: np.ndarray
     centroids: np.ndarray
 
+    def counted(self, mask: np.ndarray) -> np.ndarray:
+        """(nlist,) int64, how many of some vectors, a mask (ntotal,) over all, each list holds."""
+        return np.bincount(self.of_each[mask], minlength=len(self.centroids))
+
 
 def list_of_each(inverted: Any) -> Lists:
     """The list that each vector of an inverted file is in, and the centroids."""
@@ -35,17 +39,17 @@ def list_of_each(inverted: Any) -> Lists:
 
 
 def in_lists(
-    index: Any, lists: Lists, queries: np.ndarray, k: int, mask: np.ndarray, selector: Any, probes: int
+    index: Any, centroids: np.ndarray, held: np.ndarray, queries: np.ndarray, k: int, selector: Any, probes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best of some vectors of an inverted file, in as many of the nearest lists as hold enough of them.
 
     Args:
         index: Inverted file, possibly behind transformations.
-        lists: As `list_of_each` returns them.
+        centroids: (nlist, dim) float32, of its lists.
+        held: (nlist,) int64, how many of the vectors that may be returned each list holds.
         queries: (n_queries, dim) float32.
         k: Positions per query.
-        mask: (ntotal,) bool, True for those that may be returned.
-        selector: The same as FAISS takes it.
+        selector: The vectors that may be returned, as FAISS takes them.
         probes: Lists visited without a filter; with one, as many vectors are compared as they usually hold.
 
     Returns:
@@ -55,10 +59,9 @@ def in_lists(
     inverted = faiss.extract_index_ivf(index)
     for number in range(index.chain.size() if hasattr(index, "chain") else 0):
         queries = faiss.downcast_VectorTransform(index.chain.at(number)).apply(queries)
-    held = np.bincount(lists.of_each[mask], minlength=inverted.nlist)
     enough = min(int(held.sum()), max(10 * k, math.ceil(index.ntotal * probes / inverted.nlist)))
     queries = np.ascontiguousarray(queries)
-    similar = queries @ lists.centroids.T
+    similar = queries @ centroids.T
     ranked = min(inverted.nlist, 4 * probes)
     while True:
         nearest = _best(similar, ranked)

@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 import numpy as np
 
+from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.vectors import faiss_copies as copies
 from searchkit.indexer.vectors import faiss_index
 from searchkit.indexer.vectors.backend import VectorIndex
@@ -83,11 +84,11 @@ class GpuIndex(FaissIndex):
         self._copy, self._tried = None, False
 
     def search(
-        self, queries: np.ndarray, k: int, *, tuning: Tuning, allowed: np.ndarray | None = None
+        self, queries: np.ndarray, k: int, *, tuning: Tuning, allowed: AllowedRows | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best positions, from the copy where it can return them."""
         # GPU indexes take no selector: where few positions are not allowed, these are fetched too and left out.
-        depth = k if allowed is None else k + len(allowed) - int(np.count_nonzero(allowed))
+        depth = k if allowed is None else k + len(allowed) - allowed.count
         able = depth <= self._most and min(tuning.probes, self.plan.lists) <= MAX_K
         if able and (copy := self.copy) is not None:
             graph = RECIPES[self.plan.recipe].graph
@@ -95,7 +96,7 @@ class GpuIndex(FaissIndex):
             try:
                 with ALONE:  # what the CPU answers waits for no GPU
                     scores, positions = copy.search(queries, depth, params=params)
-                return (positions, scores) if allowed is None else _without(positions, scores, k, allowed)
+                return (positions, scores) if allowed is None else _without(positions, scores, k, allowed.mask)
             except FAILURES as error:
                 logger.warning("%d vectors are searched on the CPU from now on: %s", len(self), error)
                 self._copy = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.errors import InputError
 from searchkit.indexer.files import NewFile, Stamp
 from searchkit.indexer.vectors import faiss_filtered as filtered
@@ -108,20 +109,20 @@ class FaissIndex(VectorIndex):
         add(self.raw, vectors)
 
     def search(
-        self, queries: np.ndarray, k: int, *, tuning: Tuning, allowed: np.ndarray | None = None
+        self, queries: np.ndarray, k: int, *, tuning: Tuning, allowed: AllowedRows | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best positions; farther than without a filter where it would miss most of the allowed ones."""
         if allowed is None:
             scores, positions = self.raw.search(queries, k, params=unfiltered(self._plan, tuning))
             return positions, scores
-        selector = selector_of(allowed)
-        passing = int(np.count_nonzero(allowed))
-        if passing < NEARLY_ALL * len(allowed):
+        selector = allowed.derived("selector", lambda: selector_of(allowed.mask))
+        if allowed.count < NEARLY_ALL * len(allowed):
             if self._plan.lists > tuning.probes:
                 lists = self._list_of_each
-                return filtered.in_lists(self.raw, lists, queries, k, allowed, selector, tuning.probes)
+                held = allowed.derived((self, "held"), lambda: lists.counted(allowed.mask))
+                return filtered.in_lists(self.raw, lists.centroids, held, queries, k, selector, tuning.probes)
             if RECIPES[self._plan.recipe].graph:
-                return filtered.in_graph(self.raw, queries, k, passing, selector, tuning.ef)
+                return filtered.in_graph(self.raw, queries, k, allowed.count, selector, tuning.ef)
         scores, positions = self.raw.search(queries, k, params=parameters(self._plan, tuning, selector))
         return positions, scores
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from searchkit.indexer.allowed import AllowedRows, as_allowed
 from searchkit.indexer.errors import InputError
 from searchkit.indexer.vectors.arrays import CHUNK, best
 from searchkit.indexer.vectors.backend import VectorIndex
@@ -48,7 +49,7 @@ def search(
     k: int,
     *,
     tuning: Tuning | None = None,
-    allowed: np.ndarray | None = None,
+    allowed: np.ndarray | AllowedRows | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows over all segments.
 
@@ -57,13 +58,14 @@ def search(
         queries: (n_queries, dim) float32, unit length where rows are.
         k: Rows per query.
         tuning: How hard to search.
-        allowed: (rows,) bool by row, True for those that may be returned; None allows all.
+        allowed: (rows,) bool by row, True for those that may be returned; better an AllowedRows if it will be used
+            again. None allows all.
 
     Returns:
         (rows, scores): int64 and float32, each (n_queries, at most k), best first; equal scores by row. Where fewer
         rows are allowed, a query ends in row -1 with score -inf.
     """
-    tuning = tuning or Tuning()
+    tuning, allowed = tuning or Tuning(), None if allowed is None else as_allowed(allowed)
     k = min(k, sum(segment.count for segment in segments))
     if k == 0 or len(queries) == 0:
         return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
@@ -93,20 +95,20 @@ def _search_to(
     queries: np.ndarray,
     k: int,
     tuning: Tuning,
-    allowed: np.ndarray | None,
+    allowed: AllowedRows | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The k best of `depth` rows per segment; and for each query whether an equal of the last may be left out."""
     all_rows, all_scores = [np.empty((len(queries), 0), np.int64)], [np.empty((len(queries), 0), np.float32)]
     lowest = np.full(len(queries), -np.inf, dtype=np.float32)
     for segment in segments:
-        mask = None if allowed is None else allowed[_rows(segment)]
-        count = segment.count if mask is None else int(np.count_nonzero(mask))
+        mine = None if allowed is None else _part(allowed, segment)
+        count = segment.count if mine is None else mine.count
         if count == 0:
             continue
-        if mask is not None and count <= max(FEW, EXACT_BELOW * segment.count):
-            positions, scores = _exhaustive(segment, queries, np.flatnonzero(mask), min(depth, count))
+        if mine is not None and count <= max(FEW, EXACT_BELOW * segment.count):
+            positions, scores = _exhaustive(segment, queries, mine.positions, min(depth, count))
         else:
-            filtered = None if mask is None or count == segment.count else mask
+            filtered = None if mine is None or count == segment.count else mine
             positions, scores = segment.index.search(queries, min(depth, count), tuning=tuning, allowed=filtered)
             if tuning.rerank:
                 scores = _exact_scores(segment, queries, positions)
@@ -125,6 +127,11 @@ def _search_to(
         best_rows = np.pad(best_rows, short, constant_values=-1)
         best_scores = np.pad(best_scores, short, constant_values=-np.inf)
     return best_rows, best_scores, (lowest >= best_scores[:, -1]) & np.isfinite(lowest)
+
+
+def _part(allowed: AllowedRows, segment: Segment) -> AllowedRows:
+    """The positions of a segment that may be returned."""
+    return allowed.derived((segment.first_row, segment.count), lambda: AllowedRows(allowed.mask[_rows(segment)]))
 
 
 def _rows(segment: Segment, positions: np.ndarray | None = None) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.errors import InputError
 from searchkit.indexer.files import NewFile, Stamp
 from searchkit.indexer.vectors.arrays import best
@@ -37,11 +38,11 @@ class NumpyIndex(VectorIndex):
         self._rows = np.concatenate([self._rows, vectors.astype(np.float32)])
 
     def search(
-        self, queries: np.ndarray, k: int, *, tuning: Tuning, allowed: np.ndarray | None = None
+        self, queries: np.ndarray, k: int, *, tuning: Tuning, allowed: AllowedRows | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         scores = queries @ self._rows.T
         if allowed is not None:
-            scores = np.where(allowed, scores, -np.inf)
+            scores = np.where(allowed.mask, scores, -np.inf)
         positions, scores = best(np.broadcast_to(np.arange(len(self)), scores.shape), scores, k)
         return np.where(np.isneginf(scores), -1, positions), scores
 

@@ -11,6 +11,7 @@ from clouds import COUNT, DIM, data, one_thread
 from numpy_backend import NumpyBackend
 from stored import in_segments
 
+from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_copies as copies
@@ -48,7 +49,8 @@ def test_search_returns_the_best_of_what_is_allowed(index: VectorIndex, share: f
     scores = queries @ rows.T if allowed is None else np.where(allowed, queries @ rows.T, -np.inf)
     true = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     true_scores = np.take_along_axis(scores, true, 1)
-    positions, found = index.search(queries, k, tuning=Tuning(), allowed=allowed)
+    masked = None if allowed is None else AllowedRows(allowed)
+    positions, found = index.search(queries, k, tuning=Tuning(), allowed=masked)
     assert (positions.dtype, found.dtype) == (np.int64, np.float32)
     np.testing.assert_array_equal(positions, np.where(np.isfinite(true_scores), true, -1))
     np.testing.assert_allclose(found[positions >= 0], true_scores[positions >= 0], atol=1e-6)
