@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.index import add_corpus
+from searchkit.cli.adding import add_corpus
 from searchkit.cli.options import (
     INDEX,
     NON_EMPTY,
@@ -36,6 +36,9 @@ def add(index: Path, corpus: str, own: VectorOptions, reading: CorpusOptions, ou
         searchkit add papers.index new-papers.jsonl
         searchkit add own.index more.jsonl --vector-field embedding
     """
+    from searchkit.object_storage import local_corpus
+
+    corpus = local_corpus(corpus)
     rows = own.rows(corpus, reading)
     with model.open(index, writable=True, vectors_from=own.vectors_from) as engine:
         add_corpus(engine, corpus, reading, output, own=own, rows=rows)
@@ -58,6 +61,9 @@ def update(
     \b
         searchkit update papers.index corrected.jsonl
     """
+    from searchkit.object_storage import local_corpus
+
+    corpus = local_corpus(corpus)
     rows = own.rows(corpus, reading)
     with model.open(index, writable=True, vectors_from=own.vectors_from) as engine:
         add_corpus(engine, corpus, reading, output, own=own, rows=rows, update=True)

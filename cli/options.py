@@ -109,8 +109,44 @@ def _metrics() -> Sequence[str]:
     return METRICS
 
 
+class _Index(click.Path):
+    """The folder of an index; one in object storage is refused with what to do."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from searchkit.object_storage import is_url
+
+        if is_url(value):
+            self.fail(
+                f"{value}: an index is not used where it lies in object storage; copy it here first: "
+                f"searchkit merge {value} --index papers.index",
+                param,
+                ctx,
+            )
+        return Path(os.fsdecode(super().convert(value, param, ctx)))
+
+
+class _IndexOrUrl(_Index):
+    """The same, or the URL of one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from searchkit.object_storage import is_url
+
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
+class _NewFolderOrUrl(_Target):
+    """A folder to make, or a URL to put one at."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from searchkit.object_storage import is_url
+
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
 NON_EMPTY = _NonEmpty()
-INDEX = click.Path(exists=True, file_okay=False, path_type=Path)
+INDEX = _Index(exists=True, file_okay=False, path_type=Path)
+INDEX_OR_URL = _IndexOrUrl(exists=True, file_okay=False, path_type=Path)
+NEW_FOLDER_OR_URL = _NewFolderOrUrl(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = _Target(dir_okay=False, path_type=Path)
 NEW_FOLDER = _Target(file_okay=False, path_type=Path)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.index import BuildOptions, add_corpus, build_options, open_or_create, similarity_option
+from searchkit.cli.adding import add_corpus
+from searchkit.cli.building import BuildOptions, build_options, open_or_create, similarity_option
 from searchkit.cli.options import (
-    NEW_FOLDER,
+    NEW_FOLDER_OR_URL,
     NON_EMPTY,
     CorpusOptions,
     ModelOptions,
@@ -24,6 +25,7 @@ from searchkit.cli.options import (
     text_or_json,
 )
 from searchkit.cli.output import note, print_json, say
+from searchkit.cli.storage import put_at_end
 from searchkit.cli.vectors import VectorOptions, vector_options
 
 if TYPE_CHECKING:
@@ -38,14 +40,14 @@ class TrainingOptions:
     """What is trained, and on how much."""
 
     recipe: str
-    out: Path
+    out: Path | str
     sample: int | None
     passages: int | None
     drop_vectors: bool
     seed: int
 
     def __post_init__(self) -> None:
-        if self.out.exists():
+        if isinstance(self.out, Path) and self.out.exists():
             raise click.UsageError(f"{self.out} exists; name another folder, or delete it")
 
 
@@ -53,7 +55,12 @@ _training_options = as_record(
     "training",
     TrainingOptions,
     click.option("--recipe", required=True, help="How to store vectors: pq:48+rerank, ivf-pq:48 ... (see compress)."),
-    click.option("--out", type=NEW_FOLDER, required=True, help="Folder for the codebook, an index without documents."),
+    click.option(
+        "--out",
+        type=NEW_FOLDER_OR_URL,
+        required=True,
+        help="Folder or URL for the codebook, an index without documents.",
+    ),
     click.option(
         "--sample", type=click.IntRange(1), help="Passages to train on. [default: as many as the recipe wants, or all]"
     ),
@@ -98,16 +105,21 @@ def train_recipe(
         searchkit index papers/ --index part-1.index --part 1/8 --recipe-from papers.recipe
     """
     from searchkit.compression.training import train_recipe as train
+    from searchkit.object_storage import local_corpus
 
-    if (Path(source) / "index.db").is_file():
-        opened = _index(Path(source), model)
-    else:
-        opened = _sample(source, training, build, own, similarity, reading, model)
-    with opened as (engine, passages):
-        trained = train(
-            engine, training.recipe, training.out, passages=training.passages or passages, sample=training.sample,
-            drop_vectors=training.drop_vectors, seed=training.seed,
-        )  # fmt: skip
+    source = local_corpus(source)
+    with put_at_end(training.out, go_on=False) as out:
+        if isinstance(training.out, str):
+            shutil.rmtree(out, ignore_errors=True)  # of an earlier call that could not upload it
+        if (Path(source) / "index.db").is_file():
+            opened = _index(Path(source), model)
+        else:
+            opened = _sample(source, out, training, build, own, similarity, reading, model)
+        with opened as (engine, passages):
+            trained = train(
+                engine, training.recipe, out, passages=training.passages or passages, sample=training.sample,
+                drop_vectors=training.drop_vectors, seed=training.seed,
+            )  # fmt: skip
     plan = trained.plan
     if trained.vectors < plan.wanted:
         note(f"trained on {trained.vectors:,} vectors, {plan.wanted:,} are better: --sample, or a larger SOURCE")
@@ -129,6 +141,7 @@ def _index(folder: Path, model: ModelOptions) -> Iterator[tuple[SearchEngine, in
 @contextmanager
 def _sample(
     corpus: str,
+    out: Path,
     training: TrainingOptions,
     build: BuildOptions,
     own: VectorOptions,
@@ -149,7 +162,7 @@ def _sample(
     documents = estimate_documents(corpus, reading.kind)
     if documents is None:
         documents = sum(1 for _ in reading.read(corpus, Rejects(Path("/dev/null")), ReadReport(), own.vector_field))
-    folder = training.out.with_name(f"{training.out.name}.sample")
+    folder = out.with_name(f"{out.name}.sample")
     created = not folder.exists()
     with open_or_create(folder, corpus, reading, build, model, own, similarity) as engine:
         try:
