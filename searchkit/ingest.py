@@ -100,14 +100,23 @@ class Commits:
         vectors = np.concatenate(self._vectors)
         before = self.store.storage.similarity
         fitted = before.fitted(vectors)
+        first_row = self.store.database.number("next_row")
         self.store.commit(
             self._documents, fitted.rows(vectors), delete=ids, similarity=None if fitted is before else fitted
         )
-        self.lexical.catch_up(self.lexical.index_of(self.snapshot), self.store)
+        self.lexical.catch_up(self.lexical.index_of(self.snapshot), self.store, self._texts(first_row))
         self.store.merge_small_segments()
         self.report.documents += len(ids)
         self.report.passages += self._passages
         self._documents, self._vectors, self._passages = [], [], 0
+
+    def _texts(self, row: int) -> list[tuple[int, str, str]]:
+        """(row, title, text) of the passages since the last commit, from a row on."""
+        texts: list[tuple[int, str, str]] = []
+        for document in self._documents:
+            for start, stop in document.spans:
+                texts.append((row + len(texts), document.title, document.text[start:stop]))
+        return texts
 
     def progress(self, documents: float = 0, passages: int = 0) -> None:
         """Report what is done, with this much that has not been taken yet."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from threading import RLock
@@ -65,11 +65,21 @@ class LexicalSync:
                 except (ValueError, OSError):  # a writer has just removed it
                     self._index = None
 
-    def catch_up(self, index: LexicalIndex, store: Store) -> None:
-        """Add the committed passages that an index lacks; `store` holds the writer's lock."""
-        indexed = len(index)
-        if indexed < store.documents.stored_passages():
+    def catch_up(self, index: LexicalIndex, store: Store, last: Sequence[tuple[int, str, str]] | None = None) -> None:
+        """Add the committed passages that an index lacks.
+
+        Args:
+            index: The lexical index.
+            store: Holds the writer's lock.
+            last: (row, title, text) of the passages that were committed last, so that they need not be read again.
+        """
+        indexed, stored = len(index), store.documents.stored_passages()
+        if indexed < stored:
             store.lexical.keep()
+            if last is not None and indexed == stored - len(last):
+                index.add((row, join_title(title, text)) for row, title, text in last)
+                store.lexical.commit()
+                return
             index.add((row, join_title(title, text)) for row, title, text in store.documents.texts(indexed))
         store.lexical.commit()
 

@@ -99,6 +99,10 @@ def as_vector(value: Any, similarity: Similarity) -> np.ndarray:
     Raises:
         InputError: It is not a row of finite numbers of the right width, or has no direction for the cosine.
     """
+    if isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape == (similarity.dim,):
+        square = float(np.square(value, dtype=np.float64).sum())  # finite only if all are
+        if similarity.name == "cosine" and 0 < square < np.inf:  # the usual case, in a quarter of the time
+            return np.asarray(similarity.normalized_one(value, square))
     try:
         given = np.asarray(value)
     except (TypeError, ValueError):  # rows of rows of different lengths

@@ -73,6 +73,17 @@ class Similarity:
         """Vectors (n, dim) as float32, of unit length where the cosine compares them."""
         return unit_rows(vectors) if self.name == "cosine" else np.asarray(vectors, np.float32)
 
+    @staticmethod
+    def normalized_one(vector: np.ndarray, square: float) -> np.ndarray:
+        """What `normalized` makes of a single vector (dim,), to the same bits, where the cosine compares them.
+
+        Args:
+            vector: float32, finite.
+            square: Its squared length, in double precision, not 0.
+        """
+        length = np.sqrt(np.float64(square))
+        return vector.copy() if abs(length - 1) <= _UNIT else np.asarray(vector / length, np.float32)
+
     def rows(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors (n, dim) that `normalized` returned, as they are stored, (n, width) float32."""
         if not self.euclidean:
