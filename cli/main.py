@@ -50,6 +50,7 @@ _COMMANDS = {
     "train": "Train an embedder on queries and passages.",
     "adapt": "Train an index's model on its own documents; keep it if better.",
     "export": "Convert a model to ONNX: small, fast to start, no torch.",
+    "import-gguf": "Convert a language model from GGUF, to train it.",
     "completion": "Print a completion script for bash, zsh or fish.",
 }
 

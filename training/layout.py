@@ -75,20 +75,34 @@ def _write_tokenizer(embedder: Embedder, out: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         if (embedder.settings_folder / name).is_file():
             shutil.copy2(embedder.settings_folder / name, out / name)
-    tokenizer = embedder.runtime.tokenizer
-    probe = "a b"
-    if tokenizer.encode(probe, add_special_tokens=True).ids == embedder.tokenize([probe])[0]:
-        return
-    from tokenizers import Tokenizer
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the embedder's own stays as it is
-    before, after = ([str(tokenizer.id_to_token(id)) for id in marks] for marks in embedder.frame)
-    template = [*before, "$A", *after]
-    marks = [(mark, tokenizer.token_to_id(mark)) for mark in {*template} - {"$A"}]
-    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=marks)
-    tokenizer.save(str(out / "tokenizer.json"))
     file = out / "tokenizer_config.json"
     settings = read_json(file) if file.is_file() else {}
-    # Tokenizers of the Llama kind follow this flag, not tokenizer.json.
-    write_json(file, {**settings, "add_eos_token": template[-1:] == [str(settings.get("eos_token"))]})
+    changes = _padding(embedder, settings, out)
+    tokenizer = embedder.runtime.tokenizer
+    probe = "a b"
+    if tokenizer.encode(probe, add_special_tokens=True).ids != embedder.tokenize([probe])[0]:
+        from tokenizers import Tokenizer
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the embedder's own stays as it is
+        before, after = ([str(tokenizer.id_to_token(id)) for id in marks] for marks in embedder.frame)
+        template = [*before, "$A", *after]
+        marks = [(mark, tokenizer.token_to_id(mark)) for mark in {*template} - {"$A"}]
+        tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=marks)
+        tokenizer.save(str(out / "tokenizer.json"))
+        # Tokenizers of the Llama kind follow this flag, not tokenizer.json.
+        changes["add_eos_token"] = embedder.frame[1][-1:] == [embedder.runtime.eos_id]
+    if changes:
+        write_json(file, {**settings, **changes})
+
+
+def _padding(embedder: Embedder, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    """A padding token where the tokenizer names none, as Mistral's and Llama's: sentence-transformers needs one.
+
+    Which one does not matter, since padding is masked.
+    """
+    special = out / "special_tokens_map.json"
+    named = settings.get("pad_token") or (read_json(special).get("pad_token") if special.is_file() else None)
+    id = embedder.runtime.eos_id
+    token = None if named or id is None else embedder.runtime.tokenizer.id_to_token(id)
+    return {"pad_token": token} if token else {}

@@ -69,10 +69,10 @@ def build_model(folder: Path, kind: str = "mistral", *, seed: int = 0, bos: bool
         model = transformers.DistilBertModel(transformers.DistilBertConfig(**common, **own))
     elif kind == "nomic":
         model = transformers.NomicBertModel(transformers.NomicBertConfig(**shared))
-    elif kind == "gemma3":  # as EmbeddingGemma: every token sees all others
+    elif kind in ("gemma3", "causal-gemma3"):  # as EmbeddingGemma, every token sees all others, or as Gemma
         config = transformers.Gemma3TextConfig(
-            **shared, **decoder, use_bidirectional_attention=True, sliding_window=16,
-            layer_types=["sliding_attention", "full_attention"],
+            **shared, **decoder, use_bidirectional_attention=kind == "gemma3", sliding_window=16,
+            layer_types=["sliding_attention", "full_attention" if kind == "gemma3" else "sliding_attention"],
         )  # fmt: skip
         model = transformers.Gemma3TextModel(config)
     else:
