@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from searchkit.models.embedder import Embedder
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.judgements import read_beir_split
 from searchkit.readers.rejects import Rejects
-from searchkit.records import Judgements
+from searchkit.records import Document, Judgements
 from searchkit.tasks import find_task
 from searchkit.training.contamination import Evaluation
 from searchkit.training.log import Leaking
@@ -62,15 +63,23 @@ class DevSet:
 
     def score(self, embedder: Embedder) -> float:
         """nDCG@10 of dense search, by the project's own engine."""
-        runtime: Any = embedder.runtime
-        if hasattr(runtime, "model"):  # exported models are not trained
-            runtime.model.eval()
-            embedder.forget_identity()
         judgements = Judgements("dev", *read_beir_split(self._folder, self._split), self.instruction)
-        with (
-            tempfile.TemporaryDirectory() as temporary,
-            SearchEngine.create(Path(temporary) / "index", model=embedder, chunk_tokens=0) as engine,
-        ):
-            engine.add(read_corpus(self._folder, rejects=Rejects(Path(temporary) / "rejects.jsonl")))
-            (dense,) = evaluate(engine, judgements, modes=["dense"])
-        return dense.metrics["ndcg@10"]
+        with tempfile.TemporaryDirectory() as temporary:
+            rejects = Rejects(Path(temporary) / "rejects.jsonl")
+            return ndcg(embedder, read_corpus(self._folder, rejects=rejects), judgements)["dense"]
+
+
+def ndcg(
+    embedder: Embedder, documents: Iterable[Document], judgements: Judgements, *, modes: Sequence[str] = ("dense",)
+) -> dict[str, float]:
+    """nDCG@10 in each mode, by the project's own engine; the weights may have changed in memory."""
+    runtime: Any = embedder.runtime
+    if hasattr(runtime, "model"):  # exported models are not trained
+        runtime.model.eval()
+        embedder.forget_identity()
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        SearchEngine.create(Path(temporary) / "index", model=embedder, chunk_tokens=0) as engine,
+    ):
+        engine.add(documents)
+        return {found.mode: found.metrics["ndcg@10"] for found in evaluate(engine, judgements, modes=modes)}

@@ -47,6 +47,7 @@ def train(
     allow_leaks: bool = False,
     on_leaks: Callable[[list[Leaking]], None] | None = None,
     on_step: Callable[[TrainReport, int], None] | None = None,
+    on_evaluate: Callable[[TrainReport, Embedder], None] | None = None,
 ) -> TrainReport:
     """Train `config.base` on `config.sources` and write `config.out`; resumes from the last checkpoint in that folder.
 
@@ -57,12 +58,13 @@ def train(
         allow_leaks: Train even if queries of the dev set are among the examples.
         on_leaks: Called before training with what every source shares with the dev set, if there is one.
         on_step: Called after every step with the report so far and the number of planned steps.
+        on_evaluate: Called every `evaluate_every` steps, and after the last, with the report so far and the model.
 
     Raises:
         InputError: Bad data, a leak, or settings that cannot be combined; the message says what to do.
     """
     run = _set_up(config, allow_leaks=allow_leaks, on_leaks=on_leaks)
-    _loop(run, on_step)
+    _loop(run, on_step, on_evaluate)
     _finish(run)
     return run.report
 
@@ -244,10 +246,15 @@ def _rate(step: int, *, warmup: int, planned: int) -> float:
 # Loop
 
 
-def _loop(run: _Run, on_step: Callable[[TrainReport, int], None] | None) -> None:
+def _loop(
+    run: _Run,
+    on_step: Callable[[TrainReport, int], None] | None,
+    on_evaluate: Callable[[TrainReport, Embedder], None] | None,
+) -> None:
     config, report = run.config, run.report
     runtime: Any = run.embedder.runtime
     start, seconds_before = time.monotonic(), report.seconds
+    evaluated = -1
     with TrainLog(run.folder.path, report, writes=run.accelerator.is_main_process) as log:
         for batch in _batches_from(run.batches, config.epochs, report.steps):
             if report.steps >= run.planned:
@@ -263,9 +270,11 @@ def _loop(run: _Run, on_step: Callable[[TrainReport, int], None] | None) -> None
             report.peak_memory_mib = peak_memory_mib()
             report.losses.append((report.steps, loss))
             log.step(report, learning_rate=rate, gradient_norm=norm)
-            if run.dev and config.evaluate_every and report.steps % config.evaluate_every == 0:
-                report.dev.append((report.steps, run.dev.score(run.embedder)))
-                log.evaluated(report)
+            if config.evaluate_every and report.steps % config.evaluate_every == 0:
+                if run.dev:
+                    report.dev.append((report.steps, run.dev.score(run.embedder)))
+                    log.evaluated(report)
+                evaluated = _evaluated(run, on_evaluate)
             if on_step and run.accelerator.is_main_process:
                 on_step(report, run.planned)
             if config.checkpoint_every and report.steps % config.checkpoint_every == 0:
@@ -273,6 +282,16 @@ def _loop(run: _Run, on_step: Callable[[TrainReport, int], None] | None) -> None
         if run.dev and (not report.dev or report.dev[-1][0] != report.steps):
             report.dev.append((report.steps, run.dev.score(run.embedder)))
         log.evaluated(report)
+        if evaluated != report.steps:
+            _evaluated(run, on_evaluate)
+
+
+def _evaluated(run: _Run, on_evaluate: Callable[[TrainReport, Embedder], None] | None) -> int:
+    """Let the caller evaluate the model, in the precision of training; returns the number of steps."""
+    if on_evaluate and run.accelerator.is_main_process:
+        with run.accelerator.autocast():
+            on_evaluate(run.report, run.embedder)
+    return run.report.steps
 
 
 def _batches_from(batches: Batches, epochs: int, step: int) -> Iterator[Batch]:
