@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_LEAST_SHARED, _LEAST_TEXTS = 8, 4  # below, the second pass through the model costs more than is saved
 BASE_CONFIG = "base_config.json"  # beside an adapter: overrides for its base's config.json
 
 
@@ -38,6 +39,10 @@ class TorchRuntime:
         dtype: One of :data:`DTYPES`; "auto" picks bfloat16 where the hardware is fast at it.
         threads: CPU threads of torch, and so of every model in the process; None leaves them unchanged.
         own_code: Run Python code that the folder brings.
+
+    Attributes:
+        share_beginnings: Compute the tokens that all texts of a batch begin with once, such as the instruction of many
+            queries; for decoders that pool at the last token.
 
     Raises:
         InputError: The folder, the adapter or the device cannot be used; the message says what to change.
@@ -61,6 +66,7 @@ class TorchRuntime:
         self.device = torch_device((device or best_device()).partition(",")[0])  # FAISS may use several
         self.dtype = choose_dtype(self.device.type) if dtype == "auto" else dtype
         self.most_texts = 1 << 30
+        self.share_beginnings = True
         self.workers = 1  # torch uses all cores within a forward pass
         # A GPU wants large batches; on a CPU they should stay in its caches.
         self.token_budget = {"cuda": 65536, "cpu": 1024}.get(self.device.type, 4096)
@@ -130,7 +136,9 @@ class TorchRuntime:
 
         try:
             with torch.inference_mode():
-                return self.pooled(batch, conventions).cpu().numpy()
+                shared = self._shared(batch, conventions)
+                rows = self._pooled_after(batch, shared) if shared else self.pooled(batch, conventions)
+                return rows.cpu().numpy()
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 if self.device.type == "cuda":
@@ -151,6 +159,38 @@ class TorchRuntime:
         hidden = self.model(**inputs).last_hidden_state
         return self.dense(POOLINGS[conventions.pooling](hidden.float(), pooled))
 
+    def _shared(self, batch: list[list[int]], conventions: Conventions) -> int:
+        """How many tokens, that all texts begin with, are worth computing once; 0 for none."""
+        causal = self.decoder and self.share_beginnings and self._takes_cache and not self.own_code
+        if not causal or conventions.pooling != "last" or len(batch) < _LEAST_TEXTS:
+            return 0
+        window = getattr(self.model.config, "sliding_window", None)
+        if window is not None and max(map(len, batch)) > window:
+            return 0  # what lies outside of it would have to be left out of the states that are kept
+        shared = min(beginning(batch), min(map(len, batch)) - 1)
+        return shared if shared >= _LEAST_SHARED else 0
+
+    def _pooled_after(self, batch: list[list[int]], shared: int) -> torch.Tensor:
+        """The states at the last tokens, with the keys and values of the first ones computed once for all texts."""
+        import torch
+        from transformers import DynamicCache
+
+        beginning = [id if id >= 0 else ~id for id in batch[0][:shared]]
+        cache = DynamicCache(config=self.model.config)
+        first = torch.tensor([beginning], device=self.device)
+        self.model(input_ids=first, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(batch))
+        ids, mask, pooled = self._pad([tokens[shared:] for tokens in batch], "right")
+        positions = shared + torch.arange(ids.shape[1], device=self.device)
+        hidden = self.model(
+            input_ids=ids,
+            attention_mask=torch.cat([mask.new_ones(len(batch), shared), mask], 1),
+            position_ids=positions.expand(len(batch), -1),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self.dense(POOLINGS["last"](hidden.float(), pooled))
+
     def _pad(self, batch: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Ids, masks of attention and of pooling, each (batch, tokens); the negative id ~n is token n, not pooled."""
         import torch
@@ -166,6 +206,12 @@ class TorchRuntime:
         ids = np.where(ids < 0, ~ids, ids)
         masks = torch.from_numpy(mask).to(self.device)
         return torch.from_numpy(ids).to(self.device), masks, torch.from_numpy(pooled).to(self.device)
+
+
+def beginning(batch: list[list[int]]) -> int:
+    """The number of tokens that all of several texts begin with."""
+    first, last = min(batch), max(batch)  # the texts between them begin with what these two share
+    return next((n for n, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
 
 
 @contextmanager
