@@ -34,8 +34,30 @@ def run(name: str, *arguments: object) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_the_7b_script_runs_on_a_tiny_model() -> None:
-    found = run("train_7b.py", "--tiny")
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the session for a GPU writes, with tiny models on the CPU."""
+    out = tmp_path_factory.mktemp("gpu") / "session"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    command = ["bash", str(SCRIPTS / "gpu_session.sh"), "--tiny", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_step_of_the_gpu_session_ends_well(session: Path) -> None:
+    log = (session / "session.log").read_text()
+    assert log.count("exit 0") == 4, log
+    for line in (session / "1-faiss.txt").read_text().splitlines():
+        assert json.loads(line)["gpu"]["rows in common"] == 1.0
+    shared = json.loads((session / "3-prefix.txt").read_text())["32 queries"]
+    assert shared["shared"] >= 24  # the instruction's words
+    assert shared["least cosine"] > 0.99
+    assert "| both: after | 2 |" in (session / "4-paper.txt").read_text()
+
+
+def test_the_7b_script_runs_on_a_tiny_model(session: Path) -> None:
+    found = json.loads((session / "2-train-7b.txt").read_text())
     training, linear = found["training"], 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)  # two layers' weights
     assert training["weights_trained"] == 2 * 16 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96))
     assert len(training["losses"]) == 2

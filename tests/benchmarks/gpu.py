@@ -1,6 +1,7 @@
 """FAISS on GPUs and on the CPU: are the results equal, and how many queries per second does each answer?
 
     python tests/benchmarks/gpu.py [--vectors 1000000] [--dim 384] [--recipes flat fp16 ...] [--device cuda]
+    python tests/benchmarks/gpu.py --tiny     # the same code without a GPU, with copies on the CPU in its place
 
 Every recipe that FAISS searches on a GPU is built once, copied, and searched for the same queries on both sides.
 Build times are of training and encoding. Without a GPU, or if FAISS sees none, the script says so and does nothing.
@@ -77,17 +78,21 @@ def build(chosen: Plan, vectors: np.ndarray, devices: list[int]) -> tuple[float,
     return time.perf_counter() - began, index
 
 
-def compare(recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devices: list[int], rounds: int) -> Any:
-    """One recipe on both sides."""
+def compare(
+    recipe: str, vectors: np.ndarray, queries: np.ndarray, k: int, devices: list[int], rounds: int, tiny: bool = False
+) -> Any:
+    """One recipe on both sides; with `tiny`, a copy on the CPU stands in for the one on a GPU."""
     chosen = plan(recipe, vectors.shape[1], len(vectors))
     if reason := gpu.unsupported(chosen):
         return {"recipe": chosen.spelling, "left out": reason}
     on_cpu, index = build(chosen, vectors, [])
     found: dict[str, Any] = {"recipe": chosen.spelling}
-    if chosen.lists or chosen.code or chosen.recipe == "cagra":
+    if not tiny and (chosen.lists or chosen.code or chosen.recipe == "cagra"):
         on_gpu, _ = build(chosen, vectors, devices)
         found["build: CPU over GPU"] = round(on_cpu / on_gpu, 2)
     copied = {"gpu": gpu.GpuIndex(chosen, index.raw, devices[:1])}
+    if tiny:
+        copied["gpu"]._copy, copied["gpu"]._tried = faiss_module().clone_index(index.raw), True
     if len(devices) > 1:
         copied[f"{len(devices)} shares"] = gpu.GpuIndex(chosen, index.raw, devices)
         copied[f"{len(devices)} replicas"] = gpu.GpuIndex(chosen, index.raw, devices, replicate=True)
@@ -141,7 +146,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda is every GPU; cuda:1 or cuda:0,1 are those")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--tiny", action="store_true", help="3,000 vectors, no GPU: is this script sound?")
     arguments = parser.parse_args()
+    if arguments.tiny:
+        vectors, queries = around_centres(3000, 32, 1), around_centres(64, 32, 2)
+        for recipe in ("flat", "int8", "ivf-int8"):
+            print(json.dumps(compare(recipe, vectors, queries, arguments.k, [0], 1, tiny=True)), flush=True)
+        return
     devices = device_numbers(arguments.device)
     if not devices:
         print("FAISS sees no GPU here: nothing is measured", file=sys.stderr)

@@ -8,8 +8,8 @@ name documents by id are looked up in the --eval folder of the file's name. Ever
 the paper: the same command with --pooling mean adds a row to the table. OUT gets table.md, curves.png and curves.svg,
 written after every evaluation. Interrupted, the same command resumes.
 
-Test splits are searched before and after training; dev sets (at most 100 queries among 300 documents of a dev or train
-split) every --evaluate-every steps.
+Test splits are searched before and after training; every --evaluate-every steps, dev sets: a part of the dev split, or
+else of the train split.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     inputs = Inputs(
         options.base, tuple(options.pairs), tuple(options.synthetic), tuple(options.eval), options.queries,
-        options.documents,
+        options.documents, options.dev_queries, options.dev_documents,
     )  # fmt: skip
     try:
         runs = [
@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--eval", type=Path, action="append", default=[], help="BEIR folder to judge on; corpora/intents is always one")
     add("--queries", type=int, default=0, help="test queries of each collection [default: all]")
     add("--documents", type=int, default=0, help="documents of each collection [default: all]")
+    add("--dev-queries", type=int, default=100, help="of each dev set [default: %(default)s]")
+    add("--dev-documents", type=int, default=300, help="of each dev set [default: %(default)s]")
     add("--data", action="append", choices=DATA, help="what to train on; repeat it for several runs [default: both]")
     add("--steps", type=int, default=default.steps, help="[default: %(default)s]")
     add("--pairs-drawn", type=int, help="how many pairs are drawn [default: steps x batch size]")

@@ -43,6 +43,8 @@ class Inputs:
         collections: BEIR folders to judge on, besides `corpora/intents`.
         queries: Test queries of each collection; 0 is all.
         documents: Documents of each collection; 0 is all.
+        dev_queries: Queries of each dev set.
+        dev_documents: Documents of each dev set.
     """
 
     base: str
@@ -51,6 +53,8 @@ class Inputs:
     collections: tuple[Path, ...] = ()
     queries: int = 0
     documents: int = 0
+    dev_queries: int = 100
+    dev_documents: int = 300
 
 
 class Experiment:
@@ -67,7 +71,8 @@ class Experiment:
         self._stages = Stages(out, lambda name, needed: tell(f"{name}: {'started' if needed else 'done before'}"))
         folders = [*inputs.collections, corpus_folder("intents")]
         self._tests = [judged_collection(folder, inputs.queries, inputs.documents) for folder in folders]
-        self._dev = [found for folder in folders if (found := dev_collection(folder))]
+        dev = [dev_collection(folder, inputs.dev_queries, inputs.dev_documents) for folder in folders]
+        self._dev = [found for found in dev if found]
 
     def run(self, settings: Settings) -> None:
         """One run: base, data, scores before, training with scores along the way, scores after, report.

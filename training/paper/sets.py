@@ -11,8 +11,6 @@ from searchkit.readers.judgements import read_beir_split
 from searchkit.records import Document, Judgements, Qrels, Query
 from searchkit.tasks import WEB_SEARCH, find_task
 
-DEV_QUERIES, DEV_DOCUMENTS = 100, 300
-
 
 @dataclass(frozen=True, slots=True)
 class Collection:
@@ -52,11 +50,11 @@ def judged_collection(folder: Path, queries: int, documents: int) -> Collection:
     return _read(folder, "test", queries, documents)
 
 
-def dev_collection(folder: Path) -> Collection | None:
-    """A part of the folder's dev split, or else of its train split; None if it has neither."""
+def dev_collection(folder: Path, queries: int, documents: int) -> Collection | None:
+    """The dev split of a BEIR folder, or else its train split, reduced likewise; None if it has neither."""
     for split in ("dev", "train"):
         if any((folder / "qrels").glob(f"{split}.tsv*")):
-            return _read(folder, split, DEV_QUERIES, DEV_DOCUMENTS)
+            return _read(folder, split, queries, documents)
     return None
 
 
@@ -67,7 +65,8 @@ def _read(folder: Path, split: str, most_queries: int, most_documents: int) -> C
     rng = random.Random(f"{folder.resolve().name}/{split}")
     most_documents = min(most_documents or len(documents), len(documents))
     # Each query comes with all that is relevant to it; two fifths of the documents are relevant to none of them.
-    room, kept, chosen = (most_documents if most_documents == len(documents) else most_documents * 3 // 5), set(), []
+    room = most_documents if most_documents == len(documents) else most_documents * 3 // 5
+    kept, chosen = set[str](), list[Query]()
     for query in rng.sample(queries, len(queries)):
         relevant = {id for id, gain in qrels[query.id].items() if gain > 0}
         if relevant and len(kept | relevant) <= room and len(chosen) < (most_queries or len(queries)):

@@ -52,33 +52,39 @@ def arguments(place: Path, out: Path, *more: str) -> list[str]:
     """A run of four steps that evaluates after every second one."""
     return [
         str(place / "lm"), str(out), "--pairs", str(place / "pairs"), "--synthetic", str(place / "synthetic"), "--eval",
-        str(place / "beir" / "facts"), "--queries", "4", "--documents", "30", "--steps", "4", "--batch-size", "4",
+        str(place / "beir" / "facts"), "--queries", "4", "--documents", "20",
+        "--dev-queries", "5", "--dev-documents", "20", "--steps", "4", "--batch-size", "4",
         "--max-length", "256", "--evaluate-every", "2", "--precision", "float32", *more,
     ]  # fmt: skip
 
 
 def test_a_killed_experiment_resumes_and_ends_as_one_that_was_not(place: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    main(arguments(place, whole, "--layers", "1"))
+    main(arguments(place, whole, "--layers", "1", "--data", "pairs"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "searchkit.training.paper", *arguments(place, killed, "--layers", "1")]
+    command = [
+        sys.executable,
+        "-m",
+        "searchkit.training.paper",
+        *arguments(place, killed, "--layers", "1", "--data", "pairs"),
+    ]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    checkpoint = killed / "runs" / "both" / "model" / "checkpoints" / "step-0000002"
+    checkpoint = killed / "runs" / "pairs" / "model" / "checkpoints" / "step-0000002"
     while process.poll() is None and not checkpoint.exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (killed / "runs" / "both" / "model" / "modules.json").exists()
-    main(arguments(place, killed, "--layers", "1"))
+    assert not (killed / "runs" / "pairs" / "model" / "modules.json").exists()
+    main(arguments(place, killed, "--layers", "1", "--data", "pairs"))
     first, second = ((out / "table.md").read_text().splitlines() for out in (whole, killed))
     without_minutes = [[line.split("|")[:4] + line.split("|")[5:] for line in lines] for lines in (first, second)]
     assert without_minutes[0] == without_minutes[1]
-    curves = [json.loads((out / "runs" / "both" / "result.json").read_text())["curve"] for out in (whole, killed)]
+    curves = [json.loads((out / "runs" / "pairs" / "result.json").read_text())["curve"] for out in (whole, killed)]
     assert curves[0] == curves[1]
     assert list(curves[0]) == ["2", "4"]
     assert set(curves[0]["4"]) == {"facts, train", "intents, dev"}
     assert (killed / "curves.png").stat().st_size > 0
-    trained = Embedder(killed / "runs" / "both" / "model")
+    trained = Embedder(killed / "runs" / "pairs" / "model")
     assert (trained.conventions.pooling, trained.conventions.append_eos) == ("last", True)
     assert trained.runtime.model.config.num_hidden_layers == 1
 
@@ -105,7 +111,7 @@ def test_reduced_collections_keep_all_that_is_relevant(place: Path) -> None:
     assert (len(found.queries), len(found.documents)) == (2, 5)
     ids = {document.id for document in found.documents}
     assert all(set(found.qrels[query.id]) <= ids for query in found.queries)
-    dev = dev_collection(place / "beir" / "facts")
+    dev = dev_collection(place / "beir" / "facts", 0, 0)
     assert dev is not None
     assert (dev.split, len(dev.queries)) == ("train", 5)
     assert not {query.id for query in dev.queries} & {query.id for query in found.queries}
