@@ -116,7 +116,7 @@ def index(
         if recipe:
             store_by(engine, recipe)
         elif codebook and share is None and report.documents:
-            engine.consolidate()
+            engine.compact()  # compressed segments are searched as if all had been added at once
 
 
 def _default_folder(corpus: str) -> Path:

@@ -291,7 +291,7 @@ class Store:
         """Join segments as `rewrite` does: what compressed ones find depends on how they are cut."""
         storage, parts = self.storage, self.snapshot().segments
         count = sum(part.count for part in parts)
-        if any(len(group) > 1 for group, _ in _groups(parts, np.ones(count, bool), storage.plan.dim)):
+        if any(len(group) > 1 for group, _ in _groups(parts, np.ones(count, bool), storage.plan)):
             self.rewrite(self.template(), keep_vectors=storage.keep_vectors)
 
     def rewrite(

@@ -347,11 +347,6 @@ class SearchEngine(Searcher, OpenIndex):
             take_over(self._store, source)
         return self.storage.plan
 
-    def consolidate(self) -> None:
-        """Join small segments, in one commit: compressed ones are searched as if all had been added at once."""
-        with self._changing():
-            self._store.consolidate()
-
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """One change at a time; what was committed can be searched, however the change ends."""

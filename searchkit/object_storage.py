@@ -43,7 +43,7 @@ _CREDENTIALS = (
     "profile or a role"
 )
 
-_FOLDERS = ("segments", "codebooks", "lexical")
+_FOLDERS = ("segments", "codebooks", "lexical", "columns")
 
 OnFiles = Callable[[int, int], None]
 
