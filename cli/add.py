@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from searchkit.cli.adding import add_corpus
 from searchkit.cli.options import (
-    INDEX,
     NON_EMPTY,
+    PLACE,
     CorpusOptions,
     ModelOptions,
     corpus_options,
@@ -18,16 +19,26 @@ from searchkit.cli.options import (
 )
 from searchkit.cli.vectors import VectorOptions, vector_options
 
+if TYPE_CHECKING:
+    from searchkit.remote.address import MilvusAddress
+
 
 @click.command()
-@click.argument("index", type=INDEX)
+@click.argument("index", type=PLACE)
 @click.argument("corpus", type=NON_EMPTY)
 @vector_options
 @corpus_options
 @text_or_json
 @model_options
-def add(index: Path, corpus: str, own: VectorOptions, reading: CorpusOptions, output: str, model: ModelOptions) -> None:
-    """Add the documents of CORPUS to INDEX.
+def add(
+    index: Path | MilvusAddress,
+    corpus: str,
+    own: VectorOptions,
+    reading: CorpusOptions,
+    output: str,
+    model: ModelOptions,
+) -> None:
+    """Add the documents of CORPUS to INDEX, a folder or a collection in Milvus.
 
     Documents that are already there, unchanged, are skipped; one with the same id and other content is an error. Stop
     it at any time and run it again to resume.
@@ -40,19 +51,24 @@ def add(index: Path, corpus: str, own: VectorOptions, reading: CorpusOptions, ou
 
     corpus = local_corpus(corpus)
     rows = own.rows(corpus, reading)
-    with model.open(index, writable=True, vectors_from=own.vectors_from) as engine:
+    with model.open_place(index, writable=True, vectors_from=own.vectors_from) as engine:
         add_corpus(engine, corpus, reading, output, own=own, rows=rows)
 
 
 @click.command()
-@click.argument("index", type=INDEX)
+@click.argument("index", type=PLACE)
 @click.argument("corpus", type=NON_EMPTY)
 @vector_options
 @corpus_options
 @text_or_json
 @model_options
 def update(
-    index: Path, corpus: str, own: VectorOptions, reading: CorpusOptions, output: str, model: ModelOptions
+    index: Path | MilvusAddress,
+    corpus: str,
+    own: VectorOptions,
+    reading: CorpusOptions,
+    output: str,
+    model: ModelOptions,
 ) -> None:
     """Replace documents of INDEX by those of CORPUS with the same ids, and add the others.
 
@@ -65,5 +81,5 @@ def update(
 
     corpus = local_corpus(corpus)
     rows = own.rows(corpus, reading)
-    with model.open(index, writable=True, vectors_from=own.vectors_from) as engine:
+    with model.open_place(index, writable=True, vectors_from=own.vectors_from) as engine:
         add_corpus(engine, corpus, reading, output, own=own, rows=rows, update=True)

@@ -19,15 +19,15 @@ from searchkit.errors import CorpusError, RejectedRowError, SearchkitError
 if TYPE_CHECKING:
     import numpy as np
 
-    from searchkit.engine import SearchEngine
     from searchkit.ingest import AddReport
     from searchkit.merging import Part, Sample
     from searchkit.readers.rejects import Rejects
     from searchkit.records import Document
+    from searchkit.writer import Writer
 
 
 def add_corpus(
-    engine: SearchEngine,
+    engine: Writer,
     corpus: str,
     reading: CorpusOptions,
     output: str,
@@ -54,7 +54,9 @@ def add_corpus(
     from searchkit.readers.corpus import ReadReport, Rejects, estimate_documents
 
     check_given(engine, own)
-    folder, skip = engine.store.folder, skips(corpus, reading)
+    # Rejects go beside the folder, those of a collection on a server into the working directory.
+    folder = Path(engine.name) if Path(engine.name).is_dir() else Path(Path(engine.name.partition("?")[0]).name)
+    name, skip = engine.name, skips(corpus, reading)
     read = ReadReport()
     file = reading.rejects_file(folder)
     with Rejects(file if skip else None) as rejects:
@@ -71,29 +73,29 @@ def add_corpus(
             if created and rejects.count and not len(engine):
                 raise CorpusError(f"{corpus}: nothing could be indexed; rejected: {rejects.summary(read.rows)}")
         except KeyboardInterrupt:
-            kept, _ = engine.store.documents.counts()
+            kept = len(engine)
             raise click.ClickException(
-                f"stopped; {folder} holds {count(kept, 'document')}, and the same command resumes from there"
+                f"stopped; {name} holds {count(kept, 'document')}, and the same command resumes from there"
             ) from None
         except (SearchkitError, OSError) as error:
-            kept, _ = engine.store.documents.counts()
+            kept = len(engine)
             if kept:
-                note(f"{folder} holds {count(kept, 'document')}; the same command resumes from there")
+                note(f"{name} holds {count(kept, 'document')}; the same command resumes from there")
             elif created:
-                shutil.rmtree(folder)  # an empty index would only confuse
+                shutil.rmtree(name)  # an empty index would only confuse
             if isinstance(error, RejectedRowError) and not skip:
                 note("to skip bad rows and write them to a file: --on-error skip")
             raise
         report.refused = rejects.count
     total = len(engine)
     if output == "json":
-        print_json({"index": str(folder), "total": total, **asdict(report)}, indent=None)
+        print_json({"index": name, "total": total, **asdict(report)}, indent=None)
         return report
     rate = f", {report.passages / report.seconds:.0f} passages/s" if report.passages else ""
     new = f"{report.documents - report.updated} new" + (f" and {report.updated} replaced" if update else "")
     if output == "text":
         say(
-            f"{folder}: {count(total, 'document')} ({new} in {count(report.passages, 'passage')}, "
+            f"{name}: {count(total, 'document')} ({new} in {count(report.passages, 'passage')}, "
             f"{report.unchanged} unchanged) in {report.seconds:.1f} s{rate}"
         )
     if report.without_vector:
@@ -135,7 +137,7 @@ def skips(corpus: str, reading: CorpusOptions) -> bool:
 
 
 def add_documents(
-    engine: SearchEngine,
+    engine: Writer,
     documents: Iterable[Document],
     own: VectorOptions,
     rejects: Rejects,

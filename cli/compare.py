@@ -30,10 +30,11 @@ from searchkit.cli.output import count, note, print_json, print_table, readable_
 from searchkit.errors import SearchkitError
 
 if TYPE_CHECKING:
-    from searchkit.engine import SearchEngine
     from searchkit.evaluation.comparison import Comparison, System
     from searchkit.evaluation.sweep import Variants
     from searchkit.records import Document, Judgements, Qrels, Query
+    from searchkit.remote.address import MilvusAddress
+    from searchkit.searcher import Searcher
 
 _TEXT = 90  # terminal columns of a text
 
@@ -159,7 +160,7 @@ def compare(
     from searchkit.reports.comparison_page import shown_documents
 
     named = _named(runs)
-    indexes = [path for _, path in named if path.is_dir()]
+    indexes = [path for _, path in named if _is_index(path)]
     if not indexes:
         _refuse_index_options(context)
     if corpus:
@@ -168,9 +169,9 @@ def compare(
     queries, qrels = judged.files()
     with ExitStack() as stack:
         sources: list[_Files | _Index] = [
-            _Index(name, stack.enter_context(model.open(path)), judged, queries, qrels, options)
-            if path.is_dir()
-            else _Files(name, path, judged, qrels, options)
+            _Files(name, path, judged, qrels, options)
+            if isinstance(path, Path) and path.is_file()
+            else _Index(name, stack.enter_context(model.open_place(path)), judged, queries, qrels, options)
             for name, path in named
         ]
         alone = len(sources) == 1
@@ -249,7 +250,7 @@ class _Index:
     def __init__(
         self,
         name: str,
-        engine: SearchEngine,
+        engine: Searcher,
         judged: JudgementOptions,
         queries: list[Query],
         qrels: Qrels,
@@ -259,9 +260,7 @@ class _Index:
         from searchkit.records import Judgements
 
         if not (queries and qrels):
-            raise click.UsageError(
-                f"searching {engine.store.folder} takes --beir FOLDER, or --queries FILE and --qrels FILE"
-            )
+            raise click.UsageError(f"searching {engine.name} takes --beir FOLDER, or --queries FILE and --qrels FILE")
         self.name, self.engine, self.variants = name, engine, options.variants()
         self.variants.check(engine.dim)
         instruction, drop_self = (None, judged.drops_self()) if options.labels else judged.rules(engine)
@@ -288,23 +287,32 @@ class _Index:
         return system if alone else f"{self.name}: {system}"
 
 
-def _named(runs: tuple[str, ...]) -> list[tuple[str, Path]]:
+def _named(runs: tuple[str, ...]) -> list[tuple[str, Path | MilvusAddress]]:
     """Each run's name, by default as much of the end of its path as sets it apart, and its file or index."""
-    paths: list[tuple[str | None, Path]] = []
+    from searchkit.remote.address import is_milvus, parse_milvus
+
+    paths: list[tuple[str | None, Path | MilvusAddress]] = []
     for run in runs:
         name, equals, file = run.partition("=")
+        if is_milvus(run) or (equals and is_milvus(file)):
+            paths.append((None, parse_milvus(run)) if is_milvus(run) else (name, parse_milvus(file)))
+            continue
         path = Path(run) if not equals or Path(run).exists() else Path(file)
         if not path.is_file() and not (path / "index.db").is_file():
             raise click.UsageError(
                 f"there is no file or index {path}; a RUN is an index, a TREC run, a report in JSON, or NAME=RUN"
             )
         paths.append((None if path == Path(run) else name, path))
-    stems = [path.with_suffix("").parts for _, path in paths]
+    stems = [place.with_suffix("").parts if isinstance(place, Path) else (place.collection,) for _, place in paths]
     names = []
-    for (name_given, path), parts in zip(paths, stems, strict=True):
+    for (name_given, place), parts in zip(paths, stems, strict=True):
         longest = max((_common_suffix(parts, other) for other in stems if other != parts), default=0)
-        names.append((name_given or "/".join(parts[-1 - longest :]), path))
+        names.append((name_given or "/".join(parts[-1 - longest :]), place))
     return names
+
+
+def _is_index(path: Path | MilvusAddress) -> bool:
+    return not isinstance(path, Path) or path.is_dir()
 
 
 def _common_suffix(first: tuple[str, ...], second: tuple[str, ...]) -> int:
@@ -315,12 +323,12 @@ def _common_suffix(first: tuple[str, ...], second: tuple[str, ...]) -> int:
     return length
 
 
-def _texts(ids: set[str], corpus: Path | None, indexes: list[Path]) -> dict[str, Document]:
+def _texts(ids: set[str], corpus: Path | None, indexes: list[Path | MilvusAddress]) -> dict[str, Document]:
     """The documents to show, from the corpus or else from the first index; none if the corpus cannot be read."""
-    from searchkit.engine import SearchEngine
     from searchkit.readers.corpus import read_corpus
     from searchkit.readers.lines import gz_or_plain
     from searchkit.records import Document
+    from searchkit.remote.places import open_place
 
     texts: dict[str, Document] = {}
     if corpus is not None and (corpus.is_file() or gz_or_plain(corpus / "corpus.jsonl").is_file()):
@@ -333,10 +341,10 @@ def _texts(ids: set[str], corpus: Path | None, indexes: list[Path]) -> dict[str,
         except SearchkitError as error:
             note(f"some texts are not shown: {error}")
     elif indexes:
-        with SearchEngine.open(indexes[0]) as engine:
-            for id, title, text, _ in engine.store.documents.living():
-                if id in ids:
-                    texts[id] = Document(id, text, title)
+        with open_place(indexes[0]) as engine:
+            for found in map(engine.get, sorted(ids)):
+                if found is not None:
+                    texts[found.id] = Document(found.id, found.text, found.title)
     return texts
 
 

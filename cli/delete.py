@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import INDEX, text_or_json
+from searchkit.cli.options import PLACE, text_or_json
 from searchkit.cli.output import count, note, print_json, say, shorten
+
+if TYPE_CHECKING:
+    from searchkit.remote.address import MilvusAddress
 
 _SHOWN = 10
 _COMPACT = 0.2
@@ -16,16 +19,21 @@ _COMPACT = 0.2
 
 
 @click.command()
-@click.argument("index", type=INDEX)
+@click.argument("index", type=PLACE)
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @click.option("--ids", "file", type=click.File("rb"), help="File with one id per line; - for standard input.")
 @click.option("--where", help="Delete documents whose metadata match this JSON filter.")
 @click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
 @text_or_json
 def delete(
-    index: Path, ids: tuple[str, ...], file: IO[bytes] | None, where: str | None, dry_run: bool, output: str
+    index: Path | MilvusAddress,
+    ids: tuple[str, ...],
+    file: IO[bytes] | None,
+    where: str | None,
+    dry_run: bool,
+    output: str,
 ) -> None:
-    """Delete documents from INDEX by id, by a metadata filter, or both.
+    """Delete documents from INDEX, a folder or a collection in Milvus, by id, by a metadata filter, or both.
 
     They disappear from search results immediately; `searchkit compact` frees their space.
 
@@ -35,22 +43,21 @@ def delete(
     """
     if not ids and file is None and where is None:
         raise click.UsageError("say what to delete: ids, --ids FILE or --where JSON")
-    from searchkit.engine import SearchEngine
     from searchkit.indexer.filters import parse_filter
+    from searchkit.remote.places import open_place
 
     parsed = None if where is None else parse_filter(where)
     if parsed == {}:
-        raise click.UsageError("--where {} matches every document; to delete all of them, remove the folder")
+        raise click.UsageError("--where {} matches every document; to delete all of them, remove the index")
     wanted = [*ids, *(_read_ids(file) if file else ())]
-    with SearchEngine.open(index, writable=not dry_run) as engine:
+    with open_place(index, writable=not dry_run) as engine:
         before = len(engine)
         for fault in engine.filter_faults(parsed) if parsed else ():
             if not fault.always:  # those are refused
                 note(fault.message)
         deleted, unknown = engine.delete(wanted, where=parsed, dry_run=dry_run)
         total = len(engine)
-        _, dead = engine.store.documents.waiting()
-        _, passages = engine.store.documents.counts()
+        share = engine.deleted_share()
     if output == "json":
         print_json(
             {"index": str(index), "deleted": deleted, "total": total, "unknown": unknown, "dry_run": dry_run},
@@ -61,8 +68,7 @@ def delete(
     if unknown:
         more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
         note(f"not in the index: {', '.join(shorten(id, 80) for id in unknown[:_SHOWN])}{more}")
-    if dead > _COMPACT * (dead + passages):
-        share = dead / (dead + passages)
+    if share > _COMPACT:
         note(f"{share:.0%} of the passages are deleted; free their space with: searchkit compact {index}")
 
 

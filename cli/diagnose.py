@@ -13,10 +13,10 @@ from searchkit.cli.options import FusionOptions, require
 from searchkit.cli.output import count, note, print_table, say, shorten, write_json
 
 if TYPE_CHECKING:
-    from searchkit.engine import SearchEngine
     from searchkit.evaluation.diagnosis import Diagnosis, Group, Interval, Lengths
     from searchkit.evaluation.evaluate import Evaluation
     from searchkit.records import Judgements, Query
+    from searchkit.searcher import Searcher
 
 _RANKS = (1, 10, 100, 1000)
 _WORST = 5  # queries listed
@@ -32,7 +32,7 @@ def needs_libraries(context: click.Context, parameter: click.Parameter, folder: 
 
 
 def diagnose_evaluation(
-    engine: SearchEngine, judgements: Judgements, evaluations: list[Evaluation], fusion: FusionOptions
+    engine: Searcher, judgements: Judgements, evaluations: list[Evaluation], fusion: FusionOptions
 ) -> Diagnosis:
     """Diagnose an evaluation, reporting each step."""
     from searchkit.evaluation.diagnosis import diagnose
@@ -59,7 +59,7 @@ def write_diagnosis(
 
 
 def find_pair_leaks(
-    file: Path, engine: SearchEngine, judgements: Judgements, evaluations: Iterable[Evaluation]
+    file: Path, engine: Searcher, judgements: Judgements, evaluations: Iterable[Evaluation]
 ) -> dict[str, Any]:
     """What training pairs share with the test queries and the index, and the scores without the shared queries."""
     from searchkit.evaluation.diagnosis import Grouping

@@ -12,8 +12,8 @@ from searchkit.cli.judgements import JudgementOptions, judgement_options
 from searchkit.cli.options import (
     EVALUATION_MODES,
     FILE,
-    INDEX,
     NEW_FOLDER,
+    PLACE,
     FusionOptions,
     InstructionOptions,
     ModelOptions,
@@ -29,15 +29,16 @@ from searchkit.cli.output import note, print_json, print_table, readable_bytes
 from searchkit.errors import InputError
 
 if TYPE_CHECKING:
-    from searchkit.engine import SearchEngine
     from searchkit.evaluation.evaluate import Evaluation
     from searchkit.records import Judgements
+    from searchkit.remote.address import MilvusAddress
+    from searchkit.searcher import Searcher
 
 _LARGEST_BASELINE = 50_000
 
 
 @click.command()
-@click.argument("index", type=INDEX)
+@click.argument("index", type=PLACE)
 @judgement_options
 @click.option("--modes", type=EVALUATION_MODES, help="Some of dense,lexical,hybrid,rank-bm25. [default: all]")
 @instruction_options
@@ -58,7 +59,7 @@ _LARGEST_BASELINE = 50_000
 )
 @model_options
 def evaluate(
-    index: Path,
+    index: Path | MilvusAddress,
     judged: JudgementOptions,
     modes: tuple[str, ...] | None,
     wording: InstructionOptions,
@@ -90,7 +91,7 @@ def evaluate(
     from searchkit.evaluation.evaluate import evaluate as measure
     from searchkit.evaluation.evaluate import write_report, write_run
 
-    with model.open(index) as engine:
+    with model.open_place(index) as engine:
         if diagnosis_folder:
             engine.require_model()  # to count tokens
         judgements = judged.read(engine, wording)
@@ -147,11 +148,11 @@ def _default_modes(documents: int) -> list[str]:
     return [mode for mode in EVALUATION_MODES if mode != "rank-bm25"]
 
 
-def _check_ids(engine: SearchEngine, judgements: Judgements) -> None:
+def _check_ids(engine: Searcher, judgements: Judgements) -> None:
     """Refuse ids that a TREC run cannot hold before searching for an hour."""
     for kind, ids in (
         ("query", (query.id for query in judgements.queries)),
-        ("document", (id for id, _, _, _ in engine.store.documents.living())),
+        ("document", (document.id for document in engine.documents())),
     ):
         if bad := next((id for id in ids if any(character.isspace() for character in id)), None):
             raise InputError(
@@ -160,9 +161,9 @@ def _check_ids(engine: SearchEngine, judgements: Judgements) -> None:
             )
 
 
-def _missing_documents(engine: SearchEngine, judgements: Judgements) -> int:
+def _missing_documents(engine: Searcher, judgements: Judgements) -> int:
     documents = {document for gains in judgements.qrels.values() for document in gains}
-    return len(documents) - len(engine.store.documents.known_ids(sorted(documents)))
+    return len(documents) - len(engine.known_ids(sorted(documents)))
 
 
 def print_evaluations(evaluations: list[Evaluation]) -> None:

@@ -12,8 +12,8 @@ from searchkit.cli.options import FILE, INDEX, NON_EMPTY, InstructionOptions, as
 from searchkit.cli.output import note
 
 if TYPE_CHECKING:
-    from searchkit.engine import SearchEngine
     from searchkit.records import Judgements, Qrels, Query
+    from searchkit.searcher import Searcher
     from searchkit.tasks import Task
 
 _EXPECTED = "give the judgements as --beir FOLDER, or as --queries FILE and --qrels FILE"
@@ -70,7 +70,7 @@ class JudgementOptions:
         queries = read_queries(self.queries, vectors=vectors, vector_field=field) if self.queries else []
         return queries, read_qrels(self.qrels) if self.qrels else {}
 
-    def read(self, engine: SearchEngine, wording: InstructionOptions | None = None) -> Judgements:
+    def read(self, engine: Searcher, wording: InstructionOptions | None = None) -> Judgements:
         """Queries and judgements to measure an index by, with the rules of a published set."""
         from searchkit.records import Judgements
 
@@ -80,7 +80,7 @@ class JudgementOptions:
         name = f"{self.beir}, {self.chosen_split}" if self.beir else str(self.qrels)
         return Judgements(name, queries, qrels, *self.rules(engine, wording))
 
-    def rules(self, engine: SearchEngine, wording: InstructionOptions | None = None) -> tuple[str | None, bool]:
+    def rules(self, engine: Searcher, wording: InstructionOptions | None = None) -> tuple[str | None, bool]:
         """The instruction, and whether a query's own document is left out.
 
         What the user did not choose is as published for the set; a model trained without instructions gets none.

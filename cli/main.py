@@ -33,6 +33,7 @@ _COMMANDS = {
     "sync": "Make an index hold what some folders hold.",
     "merge": "Merge indexes of one model into a new one.",
     "train-recipe": "Train one codebook for parts that are to be merged.",
+    "push": "Copy an index into Milvus, or bring it in step again.",
     "delete": "Delete documents from an index.",
     "compact": "Free the space of deleted documents.",
     "check": "Verify an index, and repair it.",

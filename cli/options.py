@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
 
-from searchkit.errors import MissingExtraError
+from searchkit.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from searchkit.engine import SearchEngine
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from searchkit.readers.delimited import TableOptions
     from searchkit.readers.rejects import Rejects
     from searchkit.records import Document
+    from searchkit.remote.address import MilvusAddress
+    from searchkit.writer import Writer
 
 _LARGEST = 1_000_000
 
@@ -125,6 +127,22 @@ class _Index(click.Path):
         return Path(os.fsdecode(super().convert(value, param, ctx)))
 
 
+class _Place(_Index):
+    """An index folder, or the address of a collection in Milvus."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from searchkit.remote.address import MilvusAddress, is_milvus, parse_milvus
+
+        if isinstance(value, MilvusAddress):
+            return value
+        if not is_milvus(value):
+            return super().convert(value, param, ctx)
+        try:
+            return parse_milvus(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
 class _IndexOrUrl(_Index):
     """The same, or the URL of one."""
 
@@ -147,6 +165,7 @@ NON_EMPTY = _NonEmpty()
 INDEX = _Index(exists=True, file_okay=False, path_type=Path)
 INDEX_OR_URL = _IndexOrUrl(exists=True, file_okay=False, path_type=Path)
 NEW_FOLDER_OR_URL = _NewFolderOrUrl(file_okay=False, path_type=Path)
+PLACE = _Place(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = _Target(dir_okay=False, path_type=Path)
 NEW_FOLDER = _Target(file_okay=False, path_type=Path)
@@ -219,6 +238,17 @@ class ModelOptions:
 
         return SearchEngine.open(
             index, model=self.model, adapter=self.adapter, device=self.device, dtype=self.dtype, threads=self.threads,
+            writable=writable, vectors_from=vectors_from,
+        )  # fmt: skip
+
+    def open_place(
+        self, place: Path | MilvusAddress, *, writable: bool = False, vectors_from: str | None = None
+    ) -> Writer:
+        """Open an index or a collection; the model is loaded when it is first needed."""
+        from searchkit.remote.places import open_place
+
+        return open_place(
+            place, model=self.model, adapter=self.adapter, device=self.device, dtype=self.dtype, threads=self.threads,
             writable=writable, vectors_from=vectors_from,
         )  # fmt: skip
 

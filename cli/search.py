@@ -14,9 +14,9 @@ import click
 
 from searchkit.cli.options import (
     FILE,
-    INDEX,
     MULTILINGUAL,
     NON_EMPTY,
+    PLACE,
     FusionOptions,
     HitsOptions,
     InstructionOptions,
@@ -33,15 +33,16 @@ from searchkit.cli.output import clean, count, note, print_json, say, shorten
 from searchkit.errors import CorpusError, InputError
 
 if TYPE_CHECKING:
-    from searchkit.engine import SearchEngine
     from searchkit.records import Explanation, Hit, Query
+    from searchkit.remote.address import MilvusAddress
+    from searchkit.searcher import Searcher
 
 _BATCH = 64
 _PASSAGE, _VALUE, _ID = 320, 60, 120  # terminal columns
 
 
 @click.command()
-@click.argument("index", type=INDEX)
+@click.argument("index", type=PLACE)
 @click.argument("queries", nargs=-1)
 @instruction_options
 @hits_options
@@ -67,7 +68,7 @@ _PASSAGE, _VALUE, _ID = 320, 60, 120  # terminal columns
 @table_or_json
 @model_options
 def search(
-    index: Path,
+    index: Path | MilvusAddress,
     queries: tuple[str, ...],
     wording: InstructionOptions,
     hits: HitsOptions,
@@ -84,7 +85,7 @@ def search(
 ) -> None:
     """Search INDEX for each of QUERIES, for the queries in a file, or for each line of standard input.
 
-    Put a query that begins with a dash after --.
+    Put a query that begins with a dash after --. In place of an index folder, INDEX may be a collection in Milvus.
 
     \b
         searchkit search papers.index "does vitamin D prevent flu" --task scifact -k 5
@@ -101,16 +102,15 @@ def search(
     if vector_field and (vector or not file):
         raise click.UsageError("--vector-field says where the vectors of --queries FILE are; without it: --vector")
     from searchkit.indexer.filters import parse_filter
-    from searchkit.indexer.keys import absent_keys
     from searchkit.records import Query
 
     instruction = wording.text()
     options = fusion.search_options(hits.mode, None if where is None else parse_filter(where))
-    with model.open(index) as engine:
+    with model.open_place(index) as engine:
         reranker = again.load(model)
         for fault in engine.filter_faults(options.where) if options.where else ():
             note(fault.message)
-        for sentence in absent_keys(facets, engine.store.documents) if facets else ():
+        for sentence in engine.absent_keys(facets) if facets else ():
             note(sentence)
         items = _with_vectors(_queries(queries, file, vector, vector_field), vector)
         unusable = 0
@@ -143,7 +143,7 @@ def facet_value(value: object) -> str:
     return shorten(value, _VALUE) if isinstance(value, str) else json.dumps(value)
 
 
-def _warn_unreadable(engine: SearchEngine, queries: list[Query]) -> None:
+def _warn_unreadable(engine: Searcher, queries: list[Query]) -> None:
     from searchkit.request import unreadable
 
     if all(query.text.isascii() for query in queries):  # the model need not be loaded for this

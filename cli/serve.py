@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import INDEX, NON_EMPTY, require
+from searchkit.cli.options import NON_EMPTY, PLACE, require
 from searchkit.cli.output import note
+
+if TYPE_CHECKING:
+    from searchkit.remote.address import MilvusAddress
 
 
 @click.command()
-@click.argument("indexes", type=INDEX, nargs=-1, required=True)
+@click.argument("indexes", type=PLACE, nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @click.option(
@@ -36,7 +40,7 @@ from searchkit.cli.output import note
 )
 @click.option("--log-texts", is_flag=True, help="Write queries to the log.")
 def serve(
-    indexes: tuple[Path, ...],
+    indexes: tuple[Path | MilvusAddress, ...],
     host: str,
     port: int,
     keys_file: Path | None,
@@ -53,7 +57,7 @@ def serve(
 ) -> None:
     """Serve INDEXES over HTTP: search, OpenAI's embeddings, Cohere's rerank.
 
-    An index goes by its folder's name without ".index".
+    An index goes by its folder's name without ".index", a collection in Milvus by its own.
 
     \b
         searchkit serve papers.index notes.index --port 8080

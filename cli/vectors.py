@@ -15,7 +15,7 @@ from searchkit.errors import CorpusError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from searchkit.engine import SearchEngine
+    from searchkit.writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,10 @@ vector_options = as_record(
 )
 
 
-def check_given(engine: SearchEngine, own: VectorOptions) -> None:
+def check_given(engine: Writer, own: VectorOptions) -> None:
     """Raise InputError, before any work, where an index takes vectors and none come."""
     if not engine.has_model and not own.given:
         raise InputError(
-            f"{engine.store.folder} holds vectors that its users made and has no model: say where those of the "
+            f"{engine.name} holds vectors that its users made and has no model: say where those of the "
             "documents are, with --vector-field NAME or --vectors FILE.npy; a document may lack one"
         )

@@ -126,6 +126,11 @@ class Documents:
             row = self._database.db.execute(query, (document_id,)).fetchone()
         return None if row is None else str(row[0])
 
+    def metadata_of(self, document_id: str) -> str:
+        """The metadata, as JSON, of the stored document with that id."""
+        (doc,) = self.positions_of([document_id])
+        return self.document(doc)[1].metadata
+
     def ids_of(self, docs: Iterable[int]) -> dict[int, str]:
         """The ids of documents by their positions, deleted ones included; their checksums are compared."""
         query = "SELECT doc, id FROM documents WHERE doc IN (SELECT value FROM json_each(?))"
@@ -240,6 +245,33 @@ class Documents:
         query = "SELECT id, doc, checksum FROM documents WHERE deleted = 0 AND id > ? ORDER BY id"
         with self._database.snapshot() as db:
             yield from db.execute(query, (after,))
+
+    def living_since(self, doc: int, below: int) -> Iterator[tuple[int, int, int, str]]:
+        """(position, first row, passages, checksum) of living documents in a range of positions, in order."""
+        query = (
+            "SELECT doc, first_row, passages, checksum FROM documents WHERE deleted = 0 AND doc >= ? AND doc < ? "
+            "ORDER BY doc"
+        )
+        with self._database.snapshot() as db:
+            yield from db.execute(query, (doc, below))
+
+    def deleted_since(self, generation: int, below: int) -> list[int]:
+        """Positions below one of the documents that commits after one have deleted, unless compacted away."""
+        query = "SELECT doc FROM documents WHERE deleted > ? AND doc < ? ORDER BY doc"
+        with self._database.access():
+            return [doc for (doc,) in self._database.db.execute(query, (generation, below))]
+
+    def digest(self, generation: int, below: int) -> str:
+        """A checksum of what a commit held below a position: of contents and order, and of what was deleted by then.
+
+        Compaction since then changes it.
+        """
+        query = "SELECT doc, seal, deleted > 0 AND deleted <= ? FROM documents WHERE doc < ? ORDER BY doc"
+        whole = blake2b(digest_size=16)
+        with self._database.snapshot() as db:
+            for row in db.execute(query, (generation, below)):
+                whole.update(_JSON.encode(row).encode())
+        return whole.hexdigest()
 
     def last_id(self) -> str:
         """The highest id of the living documents, or "" where there are none."""

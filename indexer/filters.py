@@ -235,6 +235,15 @@ def _parts(key: str) -> list[str]:
     return parts
 
 
+def key_parts(key: str) -> list[str]:
+    """The parts of a filter's key between its dots, normalised as the keys of metadata are.
+
+    Raises:
+        FilterError: The key cannot be searched.
+    """
+    return _parts(key)
+
+
 def written_part(part: str, *, first: bool) -> str:
     """Part of a key as filters write it: a dot in it, and a $ or _ at its start that would mean something, escaped."""
     written = re.sub(r"[.]|^\$", r"\\\g<0>", part)
@@ -328,6 +337,19 @@ def _by_kind(what: str, values: Sequence[object]) -> dict[str, list[Any]]:
     return by_kind
 
 
+def operands_by_kind(what: str, values: Sequence[object]) -> dict[str, list[Any]]:
+    """Operands by kind: "text", "number", "date" (as `instant_of` gives it), "true", "false", "null".
+
+    Args:
+        what: What messages call the condition.
+        values: The operands.
+
+    Raises:
+        FilterError: One of them cannot be compared.
+    """
+    return _by_kind(what, values)
+
+
 DATE = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(?:(:[0-9]{2})(\.[0-9]+)?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
 )
@@ -344,6 +366,17 @@ _INSTANT = (
     f"WHEN julianday(d) THEN (strftime('%s', substr(d, 1, 19) || {_ZONE}) + {_OFFSET}) "
     f"|| rtrim(replace(substr(d, 20), {_ZONE}, ''), '.0 ') END FROM (SELECT {{}} AS d))"
 )
+
+
+def instant_of(db: sqlite3.Connection, text: str) -> str | None:
+    """The instant of a stored string, in a form that sorts as instants do; None where it is no date.
+
+    Args:
+        db: Any connection: SQLite reads dates, so that conditions that are not SQL agree with those that are.
+        text: The string.
+    """
+    (instant,) = db.execute(f"SELECT {_INSTANT.format('?')}", (text,)).fetchone()
+    return None if instant is None else str(instant)
 
 
 def _instant(what: str, text: object) -> str:

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from searchkit.indexer.documents import Documents
-from searchkit.indexer.filters import COLUMNS, DATE, compile_filter, normalised_name, top_key, written_part
+from searchkit.indexer.filters import COLUMNS, DATE, Condition, compile_filter, normalised_name, top_key, written_part
 
 _EXAMPLES = 3
 _LISTED = 20
@@ -54,7 +53,24 @@ class FilterFault(NamedTuple):
     always: bool
 
 
-def metadata_keys(documents: Documents, limit: int | None = None) -> dict[str, MetadataKey]:
+class Searched(Protocol):
+    """Documents whose metadata can be searched and read."""
+
+    def any_matches(self, condition: Condition) -> bool:
+        """Whether a document passes a filter."""
+
+    def metadata(self) -> Iterator[str]:
+        """The metadata of the documents in order, as filters read them."""
+
+    def counted_values(self, *, all_keys: bool) -> Iterator[tuple[str, int]] | None:
+        """JSON objects with one metadata key and a value each, and how many documents have them.
+
+        None where this takes as long as reading all metadata. Without `all_keys`, keys with very many values are left
+        out.
+        """
+
+
+def metadata_keys(documents: Searched, limit: int | None = None) -> dict[str, MetadataKey]:
     """Every metadata key of the living documents in order of first appearance; reads the first `limit`, or all.
 
     Keys and values are normalised as filters compare them.
@@ -75,7 +91,7 @@ def metadata_keys(documents: Documents, limit: int | None = None) -> dict[str, M
     return keys
 
 
-def filter_faults(where: Mapping[str, Any], documents: Documents) -> list[FilterFault]:
+def filter_faults(where: Mapping[str, Any], documents: Searched) -> list[FilterFault]:
     """The conditions of a filter that can match no document: an unknown key, or a value of another type.
 
     Args:
@@ -96,7 +112,7 @@ def filter_faults(where: Mapping[str, Any], documents: Documents) -> list[Filter
     return faults
 
 
-def absent_keys(keys: Iterable[str], documents: Documents) -> list[str]:
+def absent_keys(keys: Iterable[str], documents: Searched) -> list[str]:
     """For each metadata key that no document has, a sentence that says so and names what there is."""
     absent = [key for key in keys if not documents.any_matches(compile_filter({top_key(key)[0]: {"$exists": True}}))]
     return ["; ".join(_absence(key, documents)) for key in absent]
@@ -128,13 +144,13 @@ def _kind(operand: object) -> str:
     return "number" if isinstance(operand, int | float) else "text" if isinstance(operand, str) else "date"
 
 
-def _unknown(key: str, documents: Documents, negated: bool) -> str:
+def _unknown(key: str, documents: Searched, negated: bool) -> str:
     absence, listed = _absence(key, documents)
     effect = "holds for every document" if negated else "matches nothing"
     return f"{absence}, so the filter's condition on it {effect}; {listed}"
 
 
-def _absence(key: str, documents: Documents) -> tuple[str, str]:
+def _absence(key: str, documents: Searched) -> tuple[str, str]:
     """That no document has a key, and which keys there are."""
     keys = metadata_keys(documents)
     close = difflib.get_close_matches(normalised_name(key), keys, n=1)
@@ -144,7 +160,7 @@ def _absence(key: str, documents: Documents) -> tuple[str, str]:
     return f'no document has the key "{key}"{meant}', f"keys are {listed or 'none'}{more}"
 
 
-def _wrong_type(key: str, kinds: Iterable[str], documents: Documents, negated: bool) -> str:
+def _wrong_type(key: str, kinds: Iterable[str], documents: Searched, negated: bool) -> str:
     known = metadata_keys(documents).get(normalised_name(key), MetadataKey())
     wanted = " or ".join(_PROBES[kind][1] for kind in sorted(kinds))
     advice = "compare it with a value of that type"

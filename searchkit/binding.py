@@ -102,16 +102,23 @@ def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
         except RemoteError as error:
             raise StoreError(str(error)) from error
         named.add("probes")
-    keys = [key for key in bound.keys() | loaded.keys() if key not in named and bound.get(key) != loaded.get(key)]
-    if keys:
-        details = "; ".join(
-            f"{key}: index {_short(bound.get(key))}, model {_short(loaded.get(key))}" for key in sorted(keys)
-        )
+    if details := _differences(bound, loaded, named):
         other = "its present version" if bound["model"] == loaded["model"] else loaded["model"]
         raise StoreError(
             f"the index was built with {bound['model']}, which differs from {other} ({details}); "
             "search with the model it was built with, or build another index"
         )
+
+
+def differences(bound: dict[str, Any], other: dict[str, Any]) -> str:
+    """In what a model differs from one that an index is bound to, by what two indexes store of them; "" for nothing."""
+    defaults = {field.name: field.default for field in fields(Conventions) if field.default is not None}
+    return _differences(defaults | bound, defaults | other, {"model", "adapter"})
+
+
+def _differences(bound: dict[str, Any], other: dict[str, Any], named: set[str]) -> str:
+    keys = [key for key in bound.keys() | other.keys() if key not in named and bound.get(key) != other.get(key)]
+    return "; ".join(f"{key}: index {_short(bound.get(key))}, model {_short(other.get(key))}" for key in sorted(keys))
 
 
 def _short(value: object) -> str:

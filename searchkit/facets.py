@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from searchkit.indexer.filters import normalised_name
 from searchkit.indexer.keys import metadata_keys, values_of
 from searchkit.indexer.store import Snapshot, Store
+from searchkit.indexer.unicode import normalised_metadata
 
 FACET_VALUES = 20
 """Values listed for a key, the most frequent first."""
@@ -33,6 +36,37 @@ class Facets(NamedTuple):
 
     documents: int
     counts: dict[str, list[tuple[Any, int]]]
+
+
+def count_values(documents: Iterable[Any], keys: Sequence[str] | None) -> Facets:
+    """Count the values of metadata keys, document by document.
+
+    Args:
+        documents: The metadata of each, as it was added.
+        keys: As filters write them; None for all there are, apart from long texts.
+    """
+    names = None if keys is None else {normalised_name(key): key for key in keys}
+    counts: dict[str, Counter[tuple[bool, Any]]] = {}
+    total = 0
+    for metadata in documents:
+        total += 1
+        found: dict[str, set[tuple[bool, Any]]] = {}
+        for name, value in values_of("", normalised_metadata(metadata)):
+            if value is not None and (names is None or name in names):
+                found.setdefault(name if names is None else names[name], set()).add((isinstance(value, bool), value))
+        for name, values in found.items():
+            counts.setdefault(name, Counter()).update(values)
+    listed = {
+        name: _most_frequent([(value, number) for (_, value), number in counts[name].items()], brief=keys is None)
+        for name in (sorted(counts) if keys is None else keys)
+        if name in counts
+    }
+    return Facets(total, {name: values for name, values in listed.items() if values})
+
+
+def _most_frequent(counted: Iterable[tuple[Any, int]], *, brief: bool) -> list[tuple[Any, int]]:
+    shown = (item for item in counted if not (brief and isinstance(item[0], str) and len(item[0]) > _LONGEST))
+    return heapq.nsmallest(FACET_VALUES, shown, key=lambda item: (-item[1], str(item[0])))
 
 
 class _Column(NamedTuple):
@@ -105,9 +139,6 @@ class FacetColumns:
 
     def _top(self, column: _Column, matching: np.ndarray, *, brief: bool) -> list[tuple[Any, int]]:
         counts = np.bincount(column.codes[matching[column.docs]], minlength=len(column.values))
-        listed = [
-            (column.values[code], int(counts[code]))
-            for code in np.flatnonzero(counts)
-            if not (brief and isinstance(column.values[code], str) and len(column.values[code]) > _LONGEST)
-        ]
-        return heapq.nsmallest(FACET_VALUES, listed, key=lambda item: (-item[1], str(item[0])))
+        return _most_frequent(
+            ((column.values[code], int(counts[code])) for code in np.flatnonzero(counts)), brief=brief
+        )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,7 +42,7 @@ OnProgress = Callable[[float, int], None]
 
 @dataclass
 class AddReport:
-    """What one call of `SearchEngine.add` did."""
+    """What one call of `add` did."""
 
     documents: int = 0
     passages: int = 0
@@ -54,31 +55,35 @@ class AddReport:
     seconds: float = 0.0
 
 
-@dataclass
-class Commits:
-    """What one call of `SearchEngine.add` commits, some documents at a time.
+class Known(Protocol):
+    """The documents that there are already."""
+
+    def checksum_of(self, document_id: str) -> str | None:
+        """The checksum of the document with that id, None when there is none."""
+
+    def metadata_of(self, document_id: str) -> str:
+        """The metadata of the document with that id, as JSON."""
+
+
+class Committer(ABC):
+    """What one call of `add` commits, some documents at a time.
 
     Args:
-        store: The index, open for writing.
-        lexical: Its lexical index.
-        snapshot: The last commit before this call.
         report: Counts what was done.
         every: Passages a commit; one also falls after `COMMIT_SECONDS`.
         on_progress: Called now and then with (documents, passages) done so far.
     """
 
-    store: Store
-    lexical: LexicalSync
-    snapshot: Snapshot
-    report: AddReport
-    every: int
-    on_progress: OnProgress | None
-
-    def __post_init__(self) -> None:
+    def __init__(self, report: AddReport, every: int, on_progress: OnProgress | None) -> None:
+        self.report, self.every, self.on_progress = report, every, on_progress
         self._documents: list[NewDocument] = []  # since the last commit
         self._vectors: list[np.ndarray] = []
         self._passages = 0
         self._due = time.monotonic() + COMMIT_SECONDS
+
+    @abstractmethod
+    def write(self, documents: Sequence[NewDocument], vectors: np.ndarray) -> None:
+        """Commit documents in place of those that have their ids, with a vector for each of their passages."""
 
     def add(self, documents: Sequence[NewDocument], vectors: np.ndarray) -> None:
         """Take documents with their vectors, and commit if that is due."""
@@ -95,28 +100,10 @@ class Commits:
         """Commit what there is."""
         if not self._documents:
             return
-        # The commit deletes the documents that these replace; the ids of new ones are unknown, and ignored.
-        ids = [new.id for new in self._documents]
-        vectors = np.concatenate(self._vectors)
-        before = self.store.storage.similarity
-        fitted = before.fitted(vectors)
-        first_row = self.store.database.number("next_row")
-        self.store.commit(
-            self._documents, fitted.rows(vectors), delete=ids, similarity=None if fitted is before else fitted
-        )
-        self.lexical.catch_up(self.lexical.index_of(self.snapshot), self.store, self._texts(first_row))
-        self.store.merge_small_segments()
-        self.report.documents += len(ids)
+        self.write(self._documents, np.concatenate(self._vectors))
+        self.report.documents += len(self._documents)
         self.report.passages += self._passages
         self._documents, self._vectors, self._passages = [], [], 0
-
-    def _texts(self, row: int) -> list[tuple[int, str, str]]:
-        """(row, title, text) of the passages since the last commit, from a row on."""
-        texts: list[tuple[int, str, str]] = []
-        for document in self._documents:
-            for start, stop in document.spans:
-                texts.append((row + len(texts), document.title, document.text[start:stop]))
-        return texts
 
     def progress(self, documents: float = 0, passages: int = 0) -> None:
         """Report what is done, with this much that has not been taken yet."""
@@ -125,8 +112,52 @@ class Commits:
             self.on_progress(before + documents, self.report.passages + self._passages + passages)
 
 
+class Commits(Committer):
+    """Commits of an index folder.
+
+    Args:
+        store: The index, open for writing.
+        lexical: Its lexical index.
+        snapshot: The last commit before this call.
+        report, every, on_progress: As for `Committer`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lexical: LexicalSync,
+        snapshot: Snapshot,
+        report: AddReport,
+        every: int,
+        on_progress: OnProgress | None,
+    ) -> None:
+        super().__init__(report, every, on_progress)
+        self.store, self.lexical, self.snapshot = store, lexical, snapshot
+
+    def write(self, documents: Sequence[NewDocument], vectors: np.ndarray) -> None:
+        """Commit documents in place of those that have their ids, with a vector for each of their passages."""
+        # The commit deletes the documents that these replace; the ids of new ones are unknown, and ignored.
+        ids = [new.id for new in documents]
+        before = self.store.storage.similarity
+        fitted = before.fitted(vectors)
+        first_row = self.store.database.number("next_row")
+        self.store.commit(documents, fitted.rows(vectors), delete=ids, similarity=None if fitted is before else fitted)
+        texts = _texts(documents, first_row)
+        self.lexical.catch_up(self.lexical.index_of(self.snapshot), self.store, texts)
+        self.store.merge_small_segments()
+
+
+def _texts(documents: Sequence[NewDocument], row: int) -> list[tuple[int, str, str]]:
+    """(row, title, text) of the passages of documents, from a row on."""
+    texts: list[tuple[int, str, str]] = []
+    for document in documents:
+        for start, stop in document.spans:
+            texts.append((row + len(texts), document.title, document.text[start:stop]))
+    return texts
+
+
 def add_texts(
-    commits: Commits, documents: Iterable[tuple[Document, str]], embedder: Embedder, chunk_tokens: int, overlap: int
+    commits: Committer, documents: Iterable[tuple[Document, str]], embedder: Embedder, chunk_tokens: int, overlap: int
 ) -> None:
     """Cut documents into passages, embed them, and commit both.
 
@@ -153,7 +184,7 @@ def add_texts(
     commits.commit()
 
 
-def add_vectors(commits: Commits, documents: Iterable[tuple[Document, str]], dim: int) -> None:
+def add_vectors(commits: Committer, documents: Iterable[tuple[Document, str]], dim: int) -> None:
     """Commit documents with the vectors that they bring, those without one too; each is one passage.
 
     Args:
@@ -200,20 +231,20 @@ def _windows(
 
 def new_documents(
     documents: Iterable[Document],
-    store: Store,
+    known: Known,
     report: AddReport,
     on_refused: OnRefused | None,
     *,
     update: bool = False,
     own: OwnVectors | None = None,
 ) -> Iterator[tuple[Document, str]]:
-    """Yield the documents that the store lacks, each with its checksum; count the others in the report.
+    """Yield the documents that are not known yet, each with its checksum; count the others in the report.
 
-    With `update`, also those that it has with other content.
+    With `update`, also those that are known with other content.
 
     Args:
         documents: Read once, in order.
-        store: The index.
+        known: Those of the index.
         report: Counts what is not yielded.
         on_refused: Called with a document that cannot be stored, and the reason; None raises instead.
         update: Whether documents may replace others.
@@ -236,8 +267,8 @@ def new_documents(
                 except InputError as error:
                     fault = f"document {document.id!r}: {error}"
             if fault is None:
-                stored = store.documents.checksum_of(document.id)
-                if stored == checksum or (stored is not None and _only_incidental(document, checksum, stored, store)):
+                stored = known.checksum_of(document.id)
+                if stored == checksum or (stored is not None and _only_incidental(document, checksum, stored, known)):
                     report.unchanged += 1
                 elif stored is None:
                     yield document, checksum
@@ -267,12 +298,11 @@ def _fault(document: Any) -> str | None:
     return None
 
 
-def _only_incidental(document: Document, checksum: str, stored: str, store: Store) -> bool:
+def _only_incidental(document: Document, checksum: str, stored: str, known: Known) -> bool:
     """Whether the document differs from the stored one only in what does not make it another."""
     if not document.incidental:
         return False
-    (position,) = store.documents.positions_of([document.id])
-    before = json.loads(store.documents.document(position)[1].metadata)
+    before = json.loads(known.metadata_of(document.id))
     kept = {key: value for key, value in document.metadata.items() if key not in document.incidental}
     kept |= {key: before[key] for key in document.incidental if key in before}
     vector = checksum.partition(":")[1:]  # none, where a model makes them

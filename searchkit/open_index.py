@@ -16,7 +16,7 @@ from searchkit.errors import StoreError
 from searchkit.folder_ranker import FolderRanker
 from searchkit.indexer.documents import StoredPassage
 from searchkit.indexer.filters import compile_filter
-from searchkit.indexer.keys import FilterFault, absent_keys, filter_faults
+from searchkit.indexer.keys import FilterFault, MetadataKey, absent_keys, filter_faults, metadata_keys
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.similarity import Similarity
@@ -119,6 +119,12 @@ class OpenIndex(Place):
             return replace(document, vector=self._vectors_at(doc, [first])[0])
         return None
 
+    def latest(self, id: str) -> tuple[int, Document | None]:
+        """A document as of the last commit, whichever is searched, and the number of that commit."""
+        database = self._store.database
+        with database.access(), database.reading():
+            return database.number("generation"), self.get(id)
+
     def vectors_by_id(self, ids: Iterable[str]) -> dict[str, np.ndarray]:
         """The vectors of documents, (passages, dim) float32 each, as exact as they are kept; by id, in any order.
 
@@ -186,6 +192,21 @@ class OpenIndex(Place):
         """Bytes that dense search ("dense") and lexical search ("lexical") need."""
         sizes = self._store.sizes()
         return {"dense": sizes["segments"], "lexical": sizes["lexical"]}
+
+    def metadata_keys(self, limit: int | None = None) -> dict[str, MetadataKey]:
+        """The metadata keys of the documents, in order of first appearance; reads the first `limit`, or all."""
+        return metadata_keys(self._store.documents, limit)
+
+    def deleted_share(self) -> float:
+        """Share of the passages that are deleted and take space until the index is compacted."""
+        _, dead = self._store.documents.waiting()
+        _, passages = self._store.documents.counts()
+        return dead / max(1, dead + passages)
+
+    @property
+    def recipe(self) -> str:
+        """How vectors are stored."""
+        return self.storage.plan.spelling
 
     def ids_of(self, rankings: Iterable[Iterable[Ranked]]) -> dict[int, str]:
         """The ids of all documents in some rankings, by their positions."""

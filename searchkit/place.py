@@ -12,7 +12,7 @@ import numpy as np
 from searchkit.binding import NO_MODEL, ModelChoice, check_model
 from searchkit.errors import InputError
 from searchkit.indexer.documents import StoredPassage
-from searchkit.indexer.keys import FilterFault
+from searchkit.indexer.keys import FilterFault, MetadataKey
 from searchkit.indexer.vectors.similarity import Similarity
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import Ranked, Ranker
@@ -106,6 +106,17 @@ class Place(ABC):
         return self.similarity.dim
 
     @property
+    def commit(self) -> int:
+        """Number of the commit that is searched."""
+        return self._ranker.commit
+
+    def latest(self, id: str) -> tuple[int, Document | None]:
+        """A document as of the last commit, whichever is searched, and the number of that commit."""
+        if not self.is_current():
+            self.reload()
+        return self.commit, self.get(id)
+
+    @property
     def passages(self) -> int:
         """Passages in the index."""
         return self._ranker.passages
@@ -113,6 +124,15 @@ class Place(ABC):
     @abstractmethod
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes that dense search ("dense") and lexical search ("lexical") need; empty where that is not known."""
+
+    @abstractmethod
+    def deleted_share(self) -> float:
+        """Share of the passages that are deleted and take space until the index is compacted."""
+
+    @property
+    @abstractmethod
+    def recipe(self) -> str:
+        """How vectors are stored: the name of a recipe, or of a server's index."""
 
     # Documents
 
@@ -172,6 +192,10 @@ class Place(ABC):
     @abstractmethod
     def absent_keys(self, keys: Iterable[str]) -> list[str]:
         """For each metadata key that no document has, a sentence that says so and names what there is."""
+
+    @abstractmethod
+    def metadata_keys(self, limit: int | None = None) -> dict[str, MetadataKey]:
+        """The metadata keys of the documents, in order of first appearance; reads the first `limit`, or all."""
 
     # Vectors
 

@@ -78,7 +78,7 @@ def sync(
         if dry_run:
             added = AddReport()
             own = None if engine.has_model else OwnVectors(engine.storage.similarity, optional=False)
-            new = new_documents(noted, engine.store, added, on_refused, update=True, own=own)
+            new = new_documents(noted, engine.store.documents, added, on_refused, update=True, own=own)
             stored = {document.id for document, _ in new}
         else:
             added = engine.add(noted, update=True, on_refused=on_refused, on_progress=on_progress)

@@ -14,6 +14,7 @@ from searchkit.readers.lines import existing, nonblank_lines
 from searchkit.readers.rejects import Rejects
 from searchkit.readers.values import check_storable, checked_id, json_object, quoted, typename
 from searchkit.records import Document, join_title
+from searchkit.searcher import Searcher
 from searchkit.tasks import find_task
 from searchkit.training.texts import folded
 
@@ -40,7 +41,7 @@ class Example:
 
 
 def read_examples(
-    path: Path | str, *, corpus: Path | str | SearchEngine | None = None, rejects: Rejects | None = None
+    path: Path | str, *, corpus: Path | str | Searcher | None = None, rejects: Rejects | None = None
 ) -> Iterator[Example]:
     """Yield the training examples of a JSON-lines file, in its order.
 
@@ -63,12 +64,12 @@ def read_examples(
     rejects = Rejects() if rejects is None else rejects
     if rejects.path is not None and rejects.path.exists() and rejects.path.samefile(path):
         raise CorpusError(f"{path}: rejected rows would overwrite the examples themselves; choose another file")
-    name = str(corpus.store.folder if isinstance(corpus, SearchEngine) else corpus)
+    name = str(corpus.name if isinstance(corpus, Searcher) else corpus)
     return _read_examples(path, None if corpus is None else _documents(corpus, rejects), name, rejects)
 
 
-def _documents(corpus: Path | str | SearchEngine, rejects: Rejects) -> Iterator[Document]:
-    if isinstance(corpus, SearchEngine):
+def _documents(corpus: Path | str | Searcher, rejects: Rejects) -> Iterator[Document]:
+    if isinstance(corpus, Searcher):
         return corpus.documents()
     if (Path(corpus) / "index.db").is_file():
         return _of_index(Path(corpus))

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import Evaluation, judged_queries, make_ranker
 from searchkit.metrics import top
 from searchkit.ranking import SearchOptions
 from searchkit.records import Judgements, Qrels, Query, Run, join_title
 from searchkit.scripts import WORD
+from searchkit.searcher import Searcher
 from searchkit.significance import confidence_interval
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ class Diagnosis:
 
 
 def diagnose(
-    engine: SearchEngine,
+    engine: Searcher,
     judgements: Judgements,
     evaluations: Sequence[Evaluation],
     *,
@@ -289,7 +289,7 @@ def _by_words(queries: Sequence[Query]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _document_lengths(engine: SearchEngine, relevant: set[str]) -> tuple[Lengths, dict[str, bool]]:
+def _document_lengths(engine: Searcher, relevant: set[str]) -> tuple[Lengths, dict[str, bool]]:
     """Lengths of all documents, and whether each relevant one in the index is longer than one passage."""
     embedder, settings = engine.embedder, engine.settings
     room = embedder.max_length
@@ -304,7 +304,7 @@ def _document_lengths(engine: SearchEngine, relevant: set[str]) -> tuple[Lengths
     return _lengths(np.concatenate(counts), room), long
 
 
-def _query_lengths(engine: SearchEngine, queries: Sequence[Query], instruction: str | None) -> tuple[Lengths, set[str]]:
+def _query_lengths(engine: Searcher, queries: Sequence[Query], instruction: str | None) -> tuple[Lengths, set[str]]:
     """Lengths of the queries, and the ids of those that are cut."""
     embedder, room = engine.embedder, engine.embedder.max_length
     tokens = [
@@ -339,14 +339,14 @@ def _by_query(queries: Sequence[Query], long: set[str]) -> list[tuple[str, list[
     return [("read whole", [id for id in ids if id not in long]), ("cut", [id for id in ids if id in long])]
 
 
-def _judgements(engine: SearchEngine, qrels: Qrels) -> dict[str, int]:
+def _judgements(engine: Searcher, qrels: Qrels) -> dict[str, int]:
     gains = [gain for judged in qrels.values() for gain in judged.values()]
     documents = sorted({document for judged in qrels.values() for document in judged})
     return {
         "queries": len(qrels),
         "relevant": sum(gain > 0 for gain in gains),
         "not_relevant": sum(gain <= 0 for gain in gains),
-        "unknown": len(documents) - len(engine.store.documents.known_ids(documents)),
+        "unknown": len(documents) - len(engine.known_ids(documents)),
         "queries_without_relevant": sum(all(gain <= 0 for gain in judged.values()) for judged in qrels.values()),
     }
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
@@ -22,6 +22,7 @@ from searchkit.indexer.files import locked
 from searchkit.metrics import DEPTH, drop_own
 from searchkit.ranking import SearchOptions
 from searchkit.records import Judgements, Run
+from searchkit.searcher import Searcher
 
 _BY_VECTORS = ("dense", "hybrid")
 
@@ -100,7 +101,7 @@ class Variants:
 
 
 def sweep(
-    engine: SearchEngine,
+    engine: Searcher,
     judgements: Judgements,
     variants: Variants,
     *,
@@ -123,12 +124,14 @@ def sweep(
         InputError: A mode, a width or a recipe is impossible, or judgements and index do not belong together.
     """
     variants.check(engine.dim)
-    if any(variant.dim for variant in variants.each()) and engine.storage.similarity.name != "cosine":
-        raise InputError(f"{engine.store.folder} compares vectors otherwise than by the cosine; they cannot be cut")
+    if any(variant.dim for variant in variants.each()) and engine.similarity.name != "cosine":
+        raise InputError(f"{engine.name} compares vectors otherwise than by the cosine; they cannot be cut")
+    if any(variant.dim or variant.recipe for variant in variants.each()) and not isinstance(engine, SearchEngine):
+        raise InputError(f"{engine.name} is on a server: its vectors can be cut and stored anew in its index folder")
     systems = []
     queries: dict[str, _Embedded] = {}
     for recipe, group in groupby(variants.each(), key=attrgetter("recipe")):
-        with _stored_as(engine, recipe) if recipe else nullcontext(engine) as searched:
+        with _prepared(engine, recipe) as searched:
             for variant in group:
                 if on_system:
                     on_system(variant.name)
@@ -136,16 +139,25 @@ def sweep(
                 if not variant.dim:
                     systems.append(_searched(searched, judged, variant, options))
                     continue
+                assert isinstance(engine, SearchEngine)
                 if variant.label not in queries:
                     queries[variant.label] = _Embedded(engine, judged)
                 systems.append(_cut(engine, judged, variant, queries[variant.label]))
     return systems
 
 
-def _searched(engine: SearchEngine, judgements: Judgements, variant: Variant, options: SearchOptions | None) -> System:
+def _searched(engine: Searcher, judgements: Judgements, variant: Variant, options: SearchOptions | None) -> System:
     (result,) = evaluate(engine, judgements, modes=[variant.mode], options=options)
     seconds, size = result.seconds_per_query, result.bytes_per_document
     return system_of(variant.name, result.run, judgements.qrels, seconds=seconds, size=size)
+
+
+def _prepared(engine: Searcher, recipe: str) -> AbstractContextManager[Searcher]:
+    """The index as it is, or a copy of it that is stored by a recipe."""
+    if not recipe:
+        return nullcontext(engine)
+    assert isinstance(engine, SearchEngine)
+    return _stored_as(engine, recipe)
 
 
 @contextmanager

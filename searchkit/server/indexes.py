@@ -11,15 +11,16 @@ from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 from searchkit.binding import ModelChoice
-from searchkit.engine import SearchEngine
 from searchkit.errors import BusyError, InputError
-from searchkit.indexer.keys import MetadataKey, metadata_keys
-from searchkit.indexer.store import Snapshot, Store
+from searchkit.indexer.keys import MetadataKey
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document
+from searchkit.remote.address import MilvusAddress
+from searchkit.remote.places import open_place, stored_model
 from searchkit.server.errors import not_found
 from searchkit.server.metrics import Metrics
 from searchkit.server.settings import Settings
+from searchkit.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -40,59 +41,54 @@ class ServedIndex:
 
     Args:
         name: Its name in requests.
-        folder: Where it is.
+        folder: Where it is: a folder, or a collection in Milvus.
         engine: Open for reading.
         model: Name of its model in the service; None where its users made its vectors.
         metrics: Where its commits are shown.
     """
 
-    def __init__(self, name: str, folder: Path, engine: SearchEngine, model: str | None, metrics: Metrics) -> None:
+    def __init__(
+        self, name: str, folder: Path | MilvusAddress, engine: Writer, model: str | None, metrics: Metrics
+    ) -> None:
         self.name, self.folder, self.model = name, folder, model
         self._engine, self._metrics = engine, metrics
         self._writing = Lock()
         self._keys: tuple[int, dict[str, MetadataKey]] | None = None
         self._show()
 
-    def current(self) -> SearchEngine:
+    def current(self) -> Writer:
         """The engine, once it has seen the last commit, whichever process made it.
 
-        Comparing commits is one look-up in the database.
+        Comparing commits is one look-up in the database, or one request.
         """
         engine = self._engine
-        if engine.store.database.number("generation") != engine.snapshot.generation:
+        if not engine.is_current():
             engine.reload()
             self._metrics.reloads.labels(self.name).inc()
             self._show()
         return engine
 
     def _show(self) -> None:
-        snapshot = self._engine.snapshot
-        self._metrics.commit.labels(self.name).set(snapshot.generation)
-        self._metrics.documents.labels(self.name).set(snapshot.documents)
+        self._metrics.commit.labels(self.name).set(self._engine.commit)
+        self._metrics.documents.labels(self.name).set(len(self._engine))
 
     def close(self) -> None:
         """Close the index."""
         self._engine.close()
 
-    def snapshot(self) -> Snapshot:
-        """The last commit."""
-        return self.current().snapshot
-
     def keys(self) -> dict[str, MetadataKey]:
         """The metadata keys of the last commit; read once a commit."""
         engine = self.current()
-        commit = engine.snapshot.generation
+        commit = engine.commit
         if self._keys is None or self._keys[0] != commit:
-            self._keys = commit, metadata_keys(engine.store.documents)
+            self._keys = commit, engine.metadata_keys()
         return self._keys[1]
 
     def get(self, id: str) -> Found:
         """A document of the last commit."""
-        database = self._engine.store.database
-        with database.access(), database.reading():
-            return Found(database.number("generation"), self._engine.get(id))
+        return Found(*self._engine.latest(id))
 
-    def write(self, change: Callable[[SearchEngine], T]) -> tuple[int, T]:
+    def write(self, change: Callable[[Writer], T]) -> tuple[int, T]:
         """Make a change as the index's writer; returns the commit after it and what the change returned.
 
         The writer's lock is held for this change only, so that other processes can write too.
@@ -104,9 +100,9 @@ class ServedIndex:
             raise BusyError(f"other requests are writing to {self.name}; try again when they are done")
         try:
             model = None if self.model is None else self._engine.embedder
-            with SearchEngine.open(self.folder, model=model, writable=True) as writer:
+            with open_place(self.folder, model=model, writable=True) as writer:
                 result = change(writer)
-                return writer.snapshot.generation, result
+                return writer.commit, result
         finally:
             self._writing.release()
 
@@ -129,11 +125,11 @@ class Indexes:
                 name = index_name(folder)
                 if name in self._indexes:
                     raise InputError(
-                        f"{folder} and {self._indexes[name].folder} are both called {name!r}; rename one of the folders"
+                        f"{folder} and {self._indexes[name].folder} are both called {name!r}; rename one of them"
                     )
                 model = self._model(folder, settings)
                 embedder = None if model is None else self.models[model]
-                engine = SearchEngine.open(folder, model=embedder, device=settings.device)
+                engine = open_place(folder, model=embedder, device=settings.device)
                 self._indexes[name] = ServedIndex(name, folder, engine, model, metrics)
             undo.pop_all()
 
@@ -151,10 +147,9 @@ class Indexes:
         for index in self._indexes.values():
             index.close()
 
-    def _model(self, folder: Path, settings: Settings) -> str | None:
+    def _model(self, folder: Path | MilvusAddress, settings: Settings) -> str | None:
         """The name of an index's model, loaded unless another index has the same one; None where it has none."""
-        with Store(folder) as store:
-            identity = store.database.setting("model")
+        identity = stored_model(folder)
         if identity is None:
             return None
         # Vectors of probe texts differ in the last digits; opening the index compares them.
@@ -171,8 +166,10 @@ class Indexes:
         return self._identities[key]
 
 
-def index_name(folder: Path) -> str:
-    """An index's name in requests: its folder's name, without ".index"."""
+def index_name(folder: Path | MilvusAddress) -> str:
+    """An index's name in requests: its folder's name, without ".index", or its collection's."""
+    if isinstance(folder, MilvusAddress):
+        return folder.collection
     name = folder.resolve().name.removesuffix(".index")
     if not name or name.startswith(".") or any(c in name for c in "/\\?#%") or not name.isprintable():
         raise InputError(f"{folder} has a name that cannot be part of an address; rename the folder")

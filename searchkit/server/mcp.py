@@ -20,9 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
 import searchkit
-from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, SearchkitError
-from searchkit.indexer.keys import metadata_keys
 from searchkit.ranking import Mode
 from searchkit.records import Document
 from searchkit.server.mcp_answers import (
@@ -36,6 +34,7 @@ from searchkit.server.mcp_answers import (
     search_answer,
 )
 from searchkit.server.weak import RelatedLevels, weak_matches
+from searchkit.writer import Writer
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,17 +62,17 @@ class ServedIndex(Protocol):
     def name(self) -> str:
         """What clients call it."""
 
-    def current(self) -> SearchEngine:
+    def current(self) -> Writer:
         """The engine, once it has seen the last commit."""
 
 
 class OpenIndex:
     """An index that this process holds open."""
 
-    def __init__(self, name: str, engine: SearchEngine) -> None:
+    def __init__(self, name: str, engine: Writer) -> None:
         self.name, self._engine = name, engine
 
-    def current(self) -> SearchEngine:
+    def current(self) -> Writer:
         """The engine, once it has seen the last commit."""
         self._engine.reload()
         return self._engine
@@ -192,7 +191,7 @@ class Tools:
         example = next((each for each in listed if each.titles), None)
         return "\n\n".join([*parts, _example(example)] if example else parts)
 
-    def _engine(self, name: str) -> tuple[str, SearchEngine]:
+    def _engine(self, name: str) -> tuple[str, Writer]:
         if not name and len(self._indexes) == 1:
             (name,) = self._indexes
         if name not in self._indexes:
@@ -204,7 +203,7 @@ class Tools:
 def facts(index: ServedIndex) -> IndexFacts:
     """What an index holds; metadata as its first documents have them."""
     engine = index.current()
-    keys = metadata_keys(engine.store.documents, limit=_KEYS_FROM)
+    keys = engine.metadata_keys(limit=_KEYS_FROM)
     first = islice(engine.documents(), _LISTED_TITLES)
     return IndexFacts(
         name=index.name,

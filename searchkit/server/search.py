@@ -11,7 +11,6 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from searchkit.errors import InputError
 from searchkit.facets import Facets
-from searchkit.indexer.keys import absent_keys
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions, SearchRequest
 from searchkit.records import Hit, Query
@@ -215,5 +214,5 @@ def _ranked(
         warnings = [fault.message for fault in engine.filter_faults(parameters.where)]
     if isinstance(parameters.facets, list):
         missing = [key for key in parameters.facets if not any(key in facets.counts for facets in results.facets)]
-        warnings += absent_keys(missing, engine.store.documents)
+        warnings += engine.absent_keys(missing)
     return results, warnings

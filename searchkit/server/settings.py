@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from searchkit.errors import InputError
+from searchkit.remote.address import MilvusAddress
 
 READ_KEYS, WRITE_KEYS = "SEARCHKIT_READ_KEYS", "SEARCHKIT_WRITE_KEYS"
 
@@ -32,7 +33,7 @@ class Settings:
     """Settings of one service.
 
     Args:
-        indexes: Index folders; an index is named after its folder, without ".index".
+        indexes: Index folders, named without ".index", and collections in Milvus.
         host: Address to listen on.
         port: Port to listen on; 0 picks a free one.
         keys: Keys for reading and writing. Writing always needs a write key.
@@ -54,7 +55,7 @@ class Settings:
         log_texts: Write queries to the log.
     """
 
-    indexes: tuple[Path, ...]
+    indexes: tuple[Path | MilvusAddress, ...]
     host: str = "127.0.0.1"
     port: int = 8080
     keys: Keys = Keys()

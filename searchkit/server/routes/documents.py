@@ -7,13 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.ingest import AddReport
 from searchkit.records import Document
 from searchkit.server.errors import ServerError, json_response, not_found
 from searchkit.server.indexes import ServedIndex
 from searchkit.server.service import Current, Service
+from searchkit.writer import Writer
 
 
 async def require_write_key(request: Request, service: Current) -> None:
@@ -104,7 +104,7 @@ async def delete_documents(name: str, body: Selection, service: Current) -> Resp
     if not body.ids and body.where is None:
         raise InputError("neither ids nor where came; say which documents to delete")
 
-    def change(writer: SearchEngine) -> tuple[int, list[str]]:
+    def change(writer: Writer) -> tuple[int, list[str]]:
         return writer.delete(body.ids, where=body.where)
 
     commit, (deleted, unknown) = await service.write(lambda: index.write(change))
@@ -114,7 +114,7 @@ async def delete_documents(name: str, body: Selection, service: Current) -> Resp
 async def _added(service: Service, index: ServedIndex, documents: list[Document], *, update: bool) -> dict[str, Any]:
     refused: list[dict[str, str]] = []
 
-    def change(writer: SearchEngine) -> AddReport:
+    def change(writer: Writer) -> AddReport:
         return writer.add(
             documents,
             vectors=None if writer.has_model else [document.vector for document in documents],

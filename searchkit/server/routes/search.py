@@ -156,15 +156,15 @@ def hit_row(hit: Hit) -> dict[str, Any]:
 
 def summary(index: ServedIndex) -> dict[str, Any]:
     """What an index holds, in a few numbers."""
-    snapshot = index.snapshot()
+    engine = index.current()
     return {
         "name": index.name,
-        "commit": snapshot.generation,
-        "documents": snapshot.documents,
-        "passages": snapshot.passages,
+        "commit": engine.commit,
+        "documents": len(engine),
+        "passages": engine.passages,
         "model": index.model,
-        "dim": snapshot.storage.similarity.dim,
-        "recipe": snapshot.storage.plan.spelling,
+        "dim": engine.dim,
+        "recipe": engine.recipe,
     }
 
 

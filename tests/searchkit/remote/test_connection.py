@@ -1,0 +1,108 @@
+"""A server that is away, silent, lost or closed to us costs a clear error, and never a hang."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from milvus import VARIABLE
+
+from searchkit.engine import SearchEngine
+from searchkit.errors import RemoteError, StoreError
+from searchkit.records import Document
+from searchkit.remote.address import parse_milvus
+from searchkit.remote.client import Client
+from searchkit.remote.engine import MilvusEngine
+from searchkit.remote.push import push
+
+grpc = pytest.importorskip("grpc")
+pytest.importorskip("pymilvus")
+
+
+def test_a_server_that_is_not_there() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(
+        RemoteError, match=rf"milvus://127.0.0.1:{port} gave no answer within 0.5 s.*check that it runs"
+    ):
+        Client(parse_milvus(f"milvus://127.0.0.1:{port}/papers?timeout=0.5"))
+    assert time.monotonic() - began < 10
+
+
+def test_a_server_that_never_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        began = time.monotonic()
+        with pytest.raises(RemoteError, match=r"gave no answer within 0.5 s.*TLS.*\?timeout=120"):
+            Client(parse_milvus(f"milvus://127.0.0.1:{port}/papers?timeout=0.5"))
+        assert time.monotonic() - began < 10
+
+
+class Denying(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers every request with one status."""
+
+    def __init__(self, status: Any, text: str) -> None:
+        self._status, self._text = status, text
+
+    def service(self, details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(self._status, self._text))
+
+
+@pytest.fixture(params=[(grpc.StatusCode.UNAUTHENTICATED, "auth check failure"), (grpc.StatusCode.UNAVAILABLE, "busy")])
+def refusing(request: pytest.FixtureRequest) -> Iterator[tuple[int, Any]]:
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers([Denying(*request.param)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port, request.param[0]
+    server.stop(None)
+
+
+def test_a_server_that_refuses(refusing: tuple[int, Any]) -> None:
+    port, status = refusing
+    expected = "SEARCHKIT_MILVUS_TOKEN" if status is grpc.StatusCode.UNAUTHENTICATED else "refused, connecting: busy"
+    began = time.monotonic()
+    with pytest.raises(RemoteError, match=expected) as caught:
+        MilvusEngine.open(parse_milvus(f"milvus://ann:secret@127.0.0.1:{port}/papers?timeout=1"))
+    assert "secret" not in str(caught.value)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.skipif(VARIABLE in os.environ, reason="a server is not stopped for a test")
+def test_a_connection_that_is_lost(tmp_path: Path) -> None:
+    address = parse_milvus(f"milvus:{tmp_path / 'lite.db'}/papers")
+    with SearchEngine.create(tmp_path / "x.index", dim=2) as engine:
+        engine.add([Document("a", "tea")], vectors=np.ones((1, 2)))
+        push(engine, address)
+    with MilvusEngine.open(address) as engine:
+        object.__setattr__(address, "timeout", 1.0)
+        from milvus_lite.server_manager import server_manager_instance
+
+        server_manager_instance.release_server(str(address.file))
+        began = time.monotonic()
+        with pytest.raises(RemoteError, match="gave no answer within 1 s, search"):
+            engine.search(vector=[1, 0])
+        assert time.monotonic() - began < 20
+    assert MilvusEngine.open(address).get("a") == Document("a", "tea")
+
+
+def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"none.db: there is no such file; put an index there with: searchkit push"):
+        MilvusEngine.open(f"milvus:{tmp_path / 'none.db'}/papers")
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_collection_that_is_not_there(tmp_path: Path) -> None:
+    address = parse_milvus(f"milvus:{tmp_path / 'lite.db'}/papers")
+    Client(address, create=True).close()
+    with pytest.raises(StoreError, match=r"there is no collection milvus:.*/papers; put an index there"):
+        MilvusEngine.open(address)
