@@ -14,7 +14,12 @@ from searchkit.cli.output import say
 @click.argument("model")
 @click.argument("out", type=NEW_FOLDER)
 @click.option(
-    "--onnx", "dtype", default="int8", show_default=True, type=click.Choice(["float32", "int8"]), help="Precision."
+    "--onnx",
+    "dtype",
+    default="int8",
+    show_default=True,
+    type=click.Choice(["float32", "int8", "int4"]),
+    help="Precision.",
 )
 def export(model: str, out: Path, dtype: str) -> None:
     """Convert MODEL (a folder or hub id) to an ONNX model in OUT: small, fast to start, runs without torch.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ import pytest
 from texts import TEXTS
 from tiny_models import build_model
 
+from searchkit.errors import InputError
 from searchkit.models.embedder import Embedder
 from searchkit.models.pooling import POOLINGS
 from searchkit.training.export import compare, export, unpack
+from searchkit.training.export.int4_graph import round_blocks
 from searchkit.training.export.traced import trace
 from searchkit.training.layout import write_layout
 
@@ -77,6 +80,27 @@ def test_int8_stays_close(model: Path, int8: Path) -> None:
     least, mean = compare(model, int8)
     assert 0.9 < least <= mean <= 1.0001
     assert Embedder(int8).dtype == "int8"
+
+
+def test_weights_of_4_bits_give_what_they_stand_for(model: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModel
+
+    export(model, tmp_path / "int4", dtype="int4")
+    rounded = AutoModel.from_pretrained(model)
+    for module in rounded.modules():
+        if isinstance(module, torch.nn.Linear):
+            codes, scales, zeros = round_blocks(module.weight.detach().numpy())
+            values = (codes.astype(np.float32) - zeros[:, :, None]) * scales[:, :, None]
+            module.weight.data = torch.from_numpy(values.reshape(len(codes), -1)[:, : module.in_features])
+    shutil.copytree(model, tmp_path / "rounded", ignore=shutil.ignore_patterns("int8"))
+    rounded.save_pretrained(tmp_path / "rounded")
+    cosines = (vectors(tmp_path / "int4") * vectors(tmp_path / "rounded")).sum(1)
+    assert cosines.min() > (0.99 if model.name != "distilbert" else 0.95)  # there onnxruntime rounds in its own way
+    alone = Embedder(tmp_path / "int4").encode_passages([LONG])[0]
+    np.testing.assert_allclose(alone, vectors(tmp_path / "int4")[-2], atol=1e-5)
+    with pytest.raises(InputError, match="weights of 4 bits, which do not come back"):
+        unpack(tmp_path / "int4", tmp_path / "back")
 
 
 def test_a_text_embeds_alone_as_in_a_crowd(int8: Path) -> None:

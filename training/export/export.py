@@ -17,6 +17,7 @@ from searchkit.records import join_title
 from searchkit.training.export.calibration import observe
 from searchkit.training.export.families import can_write, fold, write_states
 from searchkit.training.export.graph import Graph
+from searchkit.training.export.int4_graph import Int4Graph
 from searchkit.training.export.int8_graph import Int8Graph
 from searchkit.training.export.pooling import write_pooling
 from searchkit.training.export.rounding import round_layers
@@ -25,7 +26,7 @@ from searchkit.training.layout import write_layout
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("float32", "int8")
+DTYPES = ("float32", "int8", "int4")
 
 
 def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
@@ -33,6 +34,7 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
 
     In int8, every linear layer's weights have 8 bits and a scale for each output, embeddings a scale for each row, and
     activations a scale for each token, found as they come; a text's vector does not depend on the rest of its batch.
+    int4 has 4 bits for the weights of linear layers, in blocks of 32, and needs onnxruntime 1.22.
 
     Args:
         model: A transformers model, or a sentence-transformers folder around one, as :class:`Embedder` takes it.
@@ -100,6 +102,9 @@ def _write(model: Any, embedder: Embedder, dtype: str) -> Any:
             for names, inputs in observe(graph, embedder).items()
         }
         graph = Int8Graph(weights, layers)
+        attention, states = write_states(graph, model, causal=causal)
+    elif dtype == "int4":
+        graph = Int4Graph(weights)
         attention, states = write_states(graph, model, causal=causal)
     pooled = write_pooling(attention, states, pooling, model.config.hidden_size)
     for name in original.keys() - weights.keys():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 _BLOCK = 32
+_BITS = {"int8": 8, "int4": 4}
 _PREFIX = "model."  # of parameter names inside the traced graph
 
 
@@ -27,13 +28,13 @@ def trace(model: Any, pooling: str, dtype: str) -> Any:
     """The ONNX model of a transformers model with pooling.
 
     int8 keeps each linear layer's weights in 8 bits with a scale for each block of 32, and each embedding with a scale
-    for each row. onnxruntime reads that from 1.22 on.
+    for each row, and int4 has 4 bits in place of 8. onnxruntime reads that from 1.22 on.
     """
     model.set_attn_implementation("eager")  # exports to plain operators, which every onnxruntime has
     graph = _trace(model, pooling)
     aliases = _name_weights(graph, dict(model.named_parameters()))
-    if dtype == "int8":
-        graph = _quantize(graph)
+    if dtype in _BITS:
+        graph = _quantize(graph, _BITS[dtype])
     graph.metadata_props.add(key="aliases", value=json.dumps(aliases))
     return graph
 
@@ -135,7 +136,7 @@ def _name_weights(graph: Any, parameters: dict[str, torch.Tensor]) -> dict[str, 
     return aliases
 
 
-def _quantize(model: Any) -> Any:
+def _quantize(model: Any, bits: int) -> Any:
     """Embeddings by row, here; linear layers by blocks of 32 weights, by onnxruntime's own tool.
 
     Its older tool (quantize_dynamic) scales activations by the whole batch, so a text's vector depends on its company:
@@ -146,7 +147,7 @@ def _quantize(model: Any) -> Any:
     _quantize_embeddings(model.graph)
     with _quiet():
         # accuracy_level 4: activations become int8 too, each row in blocks with scales of their own.
-        quantizer = MatMulNBitsQuantizer(model, bits=8, block_size=_BLOCK, is_symmetric=True, accuracy_level=4)
+        quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=_BLOCK, is_symmetric=bits == 8, accuracy_level=4)
         quantizer.process()
     return quantizer.model.model
 

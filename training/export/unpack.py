@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.errors import InputError
 from searchkit.models.conventions import SETTINGS
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.training.export.graph import PARAMETERS
@@ -25,6 +26,9 @@ def unpack(folder: Path, out: Path) -> None:
     Args:
         folder: What `export` wrote; int8 weights come back as what they stand for.
         out: A new folder.
+
+    Raises:
+        InputError: The model has weights of 4 bits, which are too coarse to start from.
     """
     import onnx
     from onnx import numpy_helper
@@ -33,6 +37,8 @@ def unpack(folder: Path, out: Path) -> None:
     model = onnx.load(str(folder / MODEL_FILE))
     arrays = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     metadata = {item.key: item.value for item in model.metadata_props}
+    if metadata.get("dtype") == "int4":
+        raise InputError(f"{folder} has weights of 4 bits, which do not come back; use the model it was exported from")
     if PARAMETERS in metadata:
         weights = {name: _rebuild(arrays, parts) for name, parts in json.loads(metadata[PARAMETERS]).items()}
     else:
