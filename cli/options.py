@@ -116,7 +116,12 @@ class _Index(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         from searchkit.object_storage import is_url
+        from searchkit.remote.address import is_milvus
 
+        if is_milvus(value):
+            self.fail(
+                "this command works on an index folder; what it changes goes to Milvus by: searchkit push", param, ctx
+            )
         if is_url(value):
             self.fail(
                 f"{value}: an index is not used where it lies in object storage; copy it here first: "

@@ -62,7 +62,7 @@ class Searched(Protocol):
     def metadata(self) -> Iterator[str]:
         """The metadata of the documents in order, as filters read them."""
 
-    def counted_values(self, *, all_keys: bool) -> Iterator[tuple[str, int]] | None:
+    def counted_values(self, *, all_keys: bool) -> Iterable[tuple[str, int]] | None:
         """JSON objects with one metadata key and a value each, and how many documents have them.
 
         None where this takes as long as reading all metadata. Without `all_keys`, keys with very many values are left
