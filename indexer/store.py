@@ -21,11 +21,12 @@ import numpy as np
 
 from searchkit.indexer.columns.cache import FOLDER as COLUMNS
 from searchkit.indexer.database import NAME, Database, make_database
-from searchkit.indexer.documents import Documents, KeyValues, NewDocument, tombstones
+from searchkit.indexer.documents import Documents, NewDocument, tombstones
 from searchkit.indexer.errors import DamagedError, InputError, StoreError
 from searchkit.indexer.files import Stamp, folder_size, next_number, verify
 from searchkit.indexer.filters import Condition
 from searchkit.indexer.lexical_files import LexicalFiles, stamps
+from searchkit.indexer.metadata import KeyValues
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.backend import VectorBackend, VectorIndex
 from searchkit.indexer.vectors.devices import make_backend
@@ -200,13 +201,13 @@ class Store:
             living = ~np.isin(docs, snapshot.dead_docs)
             docs, firsts, counts = docs[living], firsts[living], counts[living]
         if (counts == 1).all():
-            return docs, np.sort(firsts)
+            return docs, np.sort(firsts, kind="stable")  # nearly always sorted already, which this kind makes use of
         # Row ranges one after another: the first row of each, repeated, and the position within.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return docs, np.sort(np.repeat(firsts, counts) + within)
 
     def values(self, key: str, snapshot: Snapshot) -> KeyValues:
-        """What the documents of a commit, the deleted ones included, have under a key; see `Documents.values`."""
+        """What the documents of a commit, the deleted ones included, have under a key; see `Metadata.values`."""
         with self.database.access(), self.database.reading():
             self._check_uncompacted(snapshot)
             return self.documents.values(key, snapshot.next_doc)

@@ -117,6 +117,9 @@ class Columns:
         """
         parts = self._current() or []
         many = {key for part in parts for key in part.keys if part.has_many(key)}
+        if not all_keys:
+            large = [part for part in parts if part.count >= LEVEL * PART]
+            many |= {key for part in large for key in part.keys if part.keys[key].get("distinct", 0) > part.count / 2}
         if self._parts is None or (all_keys and many):
             return None
         try:
