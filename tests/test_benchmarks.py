@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_models import build_model
 
@@ -183,3 +184,31 @@ def test_the_accents_script_finds_as_much_without_accents(
         assert spelled == typed
     found = script["english"](tmp_path / "english", f"{judged}:test")
     assert found["english"]["ndcg@10"] == found["english+fold"]["ndcg@10"]
+
+
+def test_scale_is_measured_and_a_build_that_is_there_is_used_again(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((50, 384)).astype(np.float32)
+    np.save(tmp_path / "seeds.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))  # nothing is embedded
+    options = ("--folder", tmp_path, "--passages", 3000, "--recipe", "int8")
+    command = [sys.executable, str(SCRIPTS / "scale.py"), *map(str, options)]
+    for steps in (["build", "disk", "bare"], ["build"]):
+        subprocess.run([*command, "--steps", *steps], check=True, capture_output=True)
+    found = json.loads((tmp_path / "3000.json").read_text())
+    assert "train" not in found["build"]  # the second time
+    assert found["disk"]["segments"] == 1  # MiB: 384 bytes a vector
+    assert found["bare"]["batch 64"]["over"] > 0
+    table = subprocess.run([*command, "--table"], check=True, capture_output=True, text=True).stdout
+    assert "|  | 3,000 |" in table
+    assert "| over FAISS, batch of 64 |" in table
+
+
+def test_the_page_on_scale_holds_what_the_arithmetic_prints() -> None:
+    command = [sys.executable, str(SCRIPTS / "arithmetic.py")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    page = (SCRIPTS.parents[1] / "docs" / "scale.md").read_text("utf-8")
+    assert printed.strip() in page
+    assert "100M | 384 | 150 |" in printed  # 4 bytes for each dimension
+    command += ["--documents", "1e6", "--dims", "384", "--core-hour", "0"]
+    small = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n\n")
+    assert small[0].splitlines()[-1].startswith("| 1M | 384 | 1.5 | 0.064 | 0.77 |")
+    assert small[1].splitlines()[-1].endswith("| 0 |")

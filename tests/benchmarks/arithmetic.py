@@ -18,7 +18,7 @@ GB = 1e9
 # Measured by scale.py at 1,000,000 passages of 18 words with five metadata keys, CPU seconds of one core.
 DATABASE, LEXICAL, COLUMNS = 480, 66, 47
 """Bytes a passage."""
-STORING = 150e-6
+STORING = 170e-6
 """Seconds a passage: checking, SQLite, the lexical index, columns, writing and merging segments."""
 FLOPS = 64e9
 """Floating point operations a second of one core, as FAISS compares vectors with centroids."""

@@ -701,8 +701,8 @@ def main() -> None:
     if arguments.table:
         print(growth(arguments.folder))
         return
-    if arguments.passages < 20_000:
-        parser.error(f"--passages is {arguments.passages}; filters of .01 % need 20,000 or more")
+    if arguments.passages < 2000:
+        parser.error(f"--passages is {arguments.passages}; expected 2,000 or more")
     if arguments.recipe.partition("+")[0].partition(":")[0] not in RECIPES:
         parser.error(f"--recipe is {arguments.recipe}; expected one of {', '.join(RECIPES)}, with +rerank or without")
     arguments.folder.mkdir(parents=True, exist_ok=True)
