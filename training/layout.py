@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from searchkit.models.conventions import SETTINGS, Conventions
+from searchkit.models.conventions import MODULES, SETTINGS, Conventions
 from searchkit.models.embedder import Embedder
 from searchkit.training.files import read_json, write_json
 
@@ -21,7 +22,12 @@ _OLD_POOLING_KEYS = {
 
 
 def write_layout(
-    embedder: Embedder, out: Path, *, default_instruction: str | None, dims: tuple[int, ...] | None = None
+    embedder: Embedder,
+    out: Path,
+    *,
+    default_instruction: str | None,
+    dims: tuple[int, ...] | None = None,
+    dense: Sequence[Path] = (),
 ) -> None:
     """Write the tokenizer, pooling, lengths and prompts of an embedder; modules.json, which marks it as complete, last.
 
@@ -30,18 +36,22 @@ def write_layout(
         out: Folder to write into.
         default_instruction: For queries without an instruction; None gives them none.
         dims: Matryoshka widths besides the full one; None takes the embedder's.
+        dense: Folders of its Dense modules, which are copied.
     """
     conventions = embedder.conventions
     out.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(embedder, out)
     pooling = _POOLING_NAMES[conventions.pooling]
     (out / "1_Pooling").mkdir(exist_ok=True)
-    config = {"word_embedding_dimension": embedder.dim}
+    width = read_json(dense[0] / "config.json")["in_features"] if dense else embedder.dim
+    config = {"word_embedding_dimension": width}
     config |= {key: name == pooling for name, key in _OLD_POOLING_KEYS.items()}
     if not conventions.pool_prompt:
         config["include_prompt"] = False
     write_json(out / "1_Pooling" / "config.json", config)
-    (out / "2_Normalize").mkdir(exist_ok=True)
+    for number, folder in enumerate(dense, 2):
+        shutil.copytree(folder, out / f"{number}_Dense", dirs_exist_ok=True)
+    (out / f"{2 + len(dense)}_Normalize").mkdir(exist_ok=True)
     write_json(out / "sentence_bert_config.json", {"max_seq_length": conventions.max_length, "do_lower_case": False})
     template = conventions.instructed.partition("{query}")[0]
     query = template.replace("{instruction}", default_instruction) if default_instruction else conventions.query_prefix
@@ -57,7 +67,12 @@ def write_layout(
     if dims:
         settings["matryoshka_dims"] = sorted({*dims, embedder.dim})
     write_json(out / SETTINGS, settings)
-    kinds = ("Transformer", "Pooling", "Normalize")
+    write_modules(out, len(dense))
+
+
+def write_modules(out: Path, dense: int) -> None:
+    """Write modules.json of a model with some Dense modules."""
+    kinds = ("Transformer", "Pooling", *["Dense"] * dense, "Normalize")
     modules = [
         {
             "idx": n,
@@ -67,7 +82,7 @@ def write_layout(
         }
         for n, kind in enumerate(kinds)
     ]
-    write_json(out / "modules.json", modules)
+    write_json(out / MODULES, modules)
 
 
 def _write_tokenizer(embedder: Embedder, out: Path) -> None:

@@ -67,10 +67,6 @@ def prepare(config: TrainConfig, work: Path, *, device: str | None = None) -> Em
     folder, name = find_model(config.base)
     if (folder / MODEL_FILE).is_file():
         folder = work / "unpacked"
-    if dense_folders(folder):
-        raise InputError(
-            f"{name} has Dense modules after pooling, which training neither trains nor saves; train another base"
-        )
     family = family_name(name)  # the base's, not the copy's; another attention does not change the pooling
     with load_errors(name):
         decoder = is_decoder(AutoConfig.from_pretrained(folder))
@@ -185,7 +181,8 @@ def save(
 ) -> None:
     """Write a folder that loads here and in sentence-transformers: weights, tokenizer, pooling, prompts, card.
 
-    Adapters are merged into the weights, and also saved in ``adapter/``, with the same settings.
+    Adapters are merged into the weights, and also saved in ``adapter/``, with the same settings. Dense modules, which
+    are not trained, go along as they are.
 
     Args:
         embedder: The trained model.
@@ -196,13 +193,14 @@ def save(
         attention: A key of :data:`ATTENTION` if the base's own was changed; saved with the adapter.
     """
     model: Any = torch_model(embedder)
+    dense = dense_folders(embedder.settings_folder)
     out.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(out / "adapter")
-        write_layout(embedder, out / "adapter", default_instruction=default_instruction, dims=dims)
+        write_layout(embedder, out / "adapter", default_instruction=default_instruction, dims=dims, dense=dense)
         if attention:
             write_json(out / "adapter" / BASE_CONFIG, ATTENTION[attention])
         model = model.merge_and_unload()
     model.save_pretrained(out)
     (out / "README.md").write_text(card, encoding="utf-8")
-    write_layout(embedder, out, default_instruction=default_instruction, dims=dims)
+    write_layout(embedder, out, default_instruction=default_instruction, dims=dims, dense=dense)

@@ -51,12 +51,11 @@ class DenseLayers:
         reads, writes = config.get("module_input_name") or _SENTENCE, config.get("module_output_name") or _SENTENCE
         if (reads, writes) != (_SENTENCE, _SENTENCE):
             raise InputError(f"{path} maps {reads} to {writes}; expected a Dense module on the pooled {_SENTENCE}")
-        named = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-        kind = named.rpartition(".")[2]
+        named, kind = _activation(config), activation_name(config)
         if not named.startswith("torch.nn.") or kind not in _ACTIVATIONS:
             raise InputError(f"{path} has the activation {named}; expected one of torch.nn's {', '.join(_ACTIVATIONS)}")
         activation = getattr(torch.nn, kind)()
-        weights = {name: tensor.to(device, torch.float32) for name, tensor in _weights(path).items()}
+        weights = {name: tensor.to(device, torch.float32) for name, tensor in load_weights(path).items()}
         weight, bias = weights["linear.weight"], weights.get("linear.bias")
         if weight.shape[1] != self.width:
             raise InputError(f"{path} takes vectors of {weight.shape[1]} dimensions, but gets {self.width}")
@@ -73,7 +72,17 @@ class DenseLayers:
         return layer
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
+def activation_name(config: dict[str, Any]) -> str:
+    """The class of a module's activation, by its config.json."""
+    return _activation(config).rpartition(".")[2]
+
+
+def _activation(config: dict[str, Any]) -> str:
+    return str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of the Dense module in a folder."""
     if (path / "model.safetensors").is_file():
         from safetensors.torch import load_file
 

@@ -139,6 +139,26 @@ def test_an_adapter_brings_its_settings_to_the_base(mistral: Path, tmp_path: Pat
     np.testing.assert_allclose(adapted.encode_queries(["tea"]), whole.encode_queries(["tea"]), atol=1e-4)
 
 
+def test_dense_modules_go_along_as_they_are(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense, Pooling, Transformer
+
+    bare = build_model(tmp_path / "bare", "bert")
+    modules = [Transformer(str(bare), max_seq_length=64), Pooling(64, pooling_mode="mean"), Dense(64, 48)]
+    SentenceTransformer(modules=modules).save(str(tmp_path / "base"))
+    embedder = prepared(tmp_path / "base", tmp_path / "work")
+    assert embedder.encode_passages(["tea"]).shape == (1, 48)
+    adapt(embedder)
+    expected = embedder.encode_passages(TEXTS)
+    save(embedder, tmp_path / "out", card="", default_instruction=None, dims=())
+    whole = Embedder(tmp_path / "out", device="cpu", dtype="float32")
+    adapted = Embedder(tmp_path / "base", adapter=tmp_path / "out" / "adapter", device="cpu", dtype="float32")
+    for model in (whole, adapted):
+        np.testing.assert_allclose(model.encode_passages(TEXTS), expected, atol=1e-4)
+    theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(theirs, expected, atol=1e-4)
+
+
 def test_a_model_that_does_not_support_the_attention_is_refused(tmp_path: Path) -> None:
     from transformers import DistilBertConfig, DistilBertModel
 

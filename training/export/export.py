@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchkit.errors import InputError
+from searchkit.models.conventions import dense_folders
 from searchkit.models.embedder import Embedder
 from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
@@ -15,6 +16,7 @@ from searchkit.models.torch_runtime import TorchRuntime, sees_ahead
 from searchkit.readers.corpus import corpus_folder, read_corpus
 from searchkit.records import join_title
 from searchkit.training.export.calibration import observe
+from searchkit.training.export.dense import append_dense
 from searchkit.training.export.families import can_write, fold, write_states
 from searchkit.training.export.graph import Graph
 from searchkit.training.export.int4_graph import Int4Graph
@@ -35,6 +37,7 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
     In int8, every linear layer's weights have 8 bits and a scale for each output, embeddings a scale for each row, and
     activations a scale for each token, found as they come; a text's vector does not depend on the rest of its batch.
     int4 has 4 bits for the weights of linear layers, in blocks of 32, and needs onnxruntime 1.22.
+    Dense modules after pooling become part of the graph, in float32.
 
     Args:
         model: A transformers model, or a sentence-transformers folder around one, as :class:`Embedder` takes it.
@@ -43,7 +46,7 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
 
     Raises:
         InputError: The dtype is unknown, `out` is not empty, or the model is an exported one, on a server, or
-            does more after pooling than normalise.
+            pools without the prompt.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -54,9 +57,11 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
 
     embedder = Embedder(model, device="cpu", dtype="float32")
     assert isinstance(embedder.runtime, TorchRuntime)  # exported models do not take a dtype
-    if len(embedder.runtime.dense) or not embedder.conventions.pool_prompt:
-        what = "Dense modules" if len(embedder.runtime.dense) else "pooling without the prompt (include_prompt: false)"
-        raise InputError(f"{model} has {what}, which an exported graph does not do; use the model as it is")
+    if not embedder.conventions.pool_prompt:
+        raise InputError(
+            f"{model} has pooling without the prompt (include_prompt: false), which an exported graph does not do; use "
+            "the model as it is"
+        )
     torch_model = embedder.runtime.model
     graph = _write(torch_model, embedder, dtype) if can_write(torch_model.config) else None
     if graph is None:
@@ -64,6 +69,7 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
 
         logger.info("%s is traced: its graph will be slower than a written one", type(torch_model).__name__)
         graph = trace(torch_model, embedder.conventions.pooling, dtype)
+    append_dense(graph, dense_folders(embedder.settings_folder))
     about = {"pooling": embedder.conventions.pooling, "dtype": dtype, "decoder": str(embedder.runtime.decoder).lower()}
     about["width"] = str(embedder.runtime.hidden_size)
     if embedder.runtime.longest:

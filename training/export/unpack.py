@@ -12,6 +12,7 @@ import numpy as np
 from searchkit.errors import InputError
 from searchkit.models.conventions import SETTINGS
 from searchkit.models.onnx_runtime import MODEL_FILE
+from searchkit.training.export.dense import DENSE, unpack_dense
 from searchkit.training.export.graph import PARAMETERS
 
 _SETTINGS = (
@@ -46,6 +47,8 @@ def unpack(folder: Path, out: Path) -> None:
 
         weights = unpack_traced(model.graph, arrays, json.loads(metadata["aliases"]))
     copy_settings(folder, out)
+    if DENSE in metadata:
+        unpack_dense(json.loads(metadata[DENSE]), arrays, out)
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
 
 

@@ -16,7 +16,8 @@ from searchkit.errors import InputError, StoreError
 from searchkit.models.conventions import fingerprint
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document
-from searchkit.training.export.export import export
+from searchkit.training.export import export, unpack
+from searchkit.training.export.dense import replace_dense
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -193,11 +194,40 @@ def test_a_truncated_prompt_leaves_something_to_pool(tmp_path: Path) -> None:
 
 def test_what_an_exported_graph_does_not_do_is_refused(tmp_path: Path) -> None:
     bare = build_model(tmp_path / "bare", "bert")
-    pipeline(bare, tmp_path / "dense", "mean", dense=layers((64, 32)))
     pipeline(bare, tmp_path / "prompt", "mean", query="q: ", include_prompt=False)
-    for folder, what in (("dense", "has Dense modules"), ("prompt", "include_prompt: false")):
-        with pytest.raises(InputError, match=what):
-            export(tmp_path / folder, tmp_path / "out")
+    with pytest.raises(InputError, match="include_prompt: false"):
+        export(tmp_path / "prompt", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation"),
+    [("distilbert", "GELU"), *[("bert", name) for name in ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")]],
+)
+def test_dense_modules_are_exported_and_come_back(tmp_path: Path, kind: str, activation: str) -> None:
+    from torch import nn
+
+    bare = build_model(tmp_path / "bare", kind)
+    two = (*layers((64, 48), use_residual=True, activation_function=getattr(nn, activation)()), *layers((48, 40)))
+    oracle = pipeline(bare, tmp_path / "st", "mean", dense=two)
+    export(tmp_path / "st", tmp_path / "out", dtype="float32")
+    unpack(tmp_path / "out", tmp_path / "back")
+    for folder in ("out", "back"):
+        model = load(tmp_path / folder) if folder == "back" else Embedder(tmp_path / folder)
+        assert model.dim == 40
+        compare(model, oracle)
+
+
+def test_dense_modules_of_an_exported_folder_are_replaced(tmp_path: Path) -> None:
+    bare = build_model(tmp_path / "bare", "bert")
+    pipeline(bare, tmp_path / "plain", "mean")
+    oracle = pipeline(bare, tmp_path / "st", "mean", dense=layers((64, 64)))
+    export(tmp_path / "plain", tmp_path / "without")
+    replace_dense(tmp_path / "without", tmp_path / "with", [tmp_path / "st" / "2_Dense"])
+    cosines = (Embedder(tmp_path / "with").encode_passages(PASSAGES) * oracle.encode(PASSAGES)).sum(1)
+    assert cosines.min() > 0.999
+    replace_dense(tmp_path / "with", tmp_path / "again", [])
+    first, again = ((tmp_path / name / "model.onnx").read_bytes() for name in ("without", "again"))
+    assert first == again, "nothing else has changed"
 
 
 def test_an_exported_distilbert_loads(tmp_path: Path) -> None:
