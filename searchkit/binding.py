@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,6 @@ from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 from searchkit.models.remote.address import RemoteModel, is_remote, parse_remote
 from searchkit.models.remote.runtime import RemoteRuntime, check_probes, decode_probes
-
-logger = logging.getLogger(__name__)
-
-_EARLIER_EXPORTS = {"25a32f19de3efab6ddffe252805d5492000254e365e7d6be3f77b78ea4ed728b"}
-"""Fingerprints of the built-in model as earlier versions shipped it: the same weights, rounded in another way."""
-
 
 NO_MODEL = (
     "{} holds vectors that its users made and has no model to embed texts with: give vectors with queries and "
@@ -82,20 +75,12 @@ def bound_name(identity: dict[str, Any]) -> str | RemoteModel:
 def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
     """Raise StoreError, naming the differences, unless a model is the one that an index was built with.
 
-    The built-in model as an earlier version shipped it passes, with a warning: its vectors differ from those of the
-    present file as rounding does, and an upgrade must not cost anybody an index. A model on a server passes at any
-    address if the vectors of the probe texts are the same.
+    A model on a server passes at any address if the vectors of the probe texts are the same.
     """
     defaults = {field.name: field.default for field in fields(Conventions) if field.default is not None}
     # Settings that earlier versions did not have are not in their indexes.
     bound, loaded = defaults | bound, defaults | embedder.identity()
     named = {"model", "adapter"}  # a model may move; its files may not change
-    if bound["model"] == loaded["model"] == DEFAULT_MODEL and bound.get("weights") in _EARLIER_EXPORTS:
-        logger.warning(
-            "the index was built with the built-in model as an earlier version rounded it: scores differ in the third "
-            "decimal; to have them exact, build the index again"
-        )
-        named.add("weights")
     if "probes" in bound and isinstance(embedder.runtime, RemoteRuntime):
         try:
             check_probes(decode_probes(bound["probes"]), embedder.runtime.probes, embedder.name)
@@ -103,6 +88,12 @@ def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
             raise StoreError(str(error)) from error
         named.add("probes")
     if details := _differences(bound, loaded, named):
+        if bound["model"] == loaded["model"] == DEFAULT_MODEL and bound.get("weights") != loaded.get("weights"):
+            raise StoreError(
+                f"the index was built with the built-in model of another version of searchkit, whose vectors differ "
+                f"({details}); index the documents again (searchkit dump writes out those of the index), or search "
+                "with the version that built it"
+            )
         other = "its present version" if bound["model"] == loaded["model"] else loaded["model"]
         raise StoreError(
             f"the index was built with {bound['model']}, which differs from {other} ({details}); "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import call
 from forked import Words, folder_in_memory
 from texts import TEXTS
 
@@ -294,16 +295,14 @@ def test_every_error_of_the_api_has_one_root() -> None:
     assert issubclass(StoreError, SearchkitError)
 
 
-def test_an_index_of_an_earlier_export_of_the_built_in_model_is_searched_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    from searchkit import binding
-
+def test_an_index_of_the_built_in_model_of_another_version_has_to_be_built_again(tmp_path: Path) -> None:
     with SearchEngine.create(tmp_path / "x.index") as engine:
         engine.add([Document("tea", "Green tea"), Document("bread", "Bread rises")])
         with engine.store.database.transaction():
-            model = {**engine.settings["model"], "weights": next(iter(binding._EARLIER_EXPORTS))}
-            engine.store.database.put(model=model)
-    with SearchEngine.open(tmp_path / "x.index") as engine:
-        assert engine.search("tea", k=1)[0].id == "tea"
-    assert "an earlier version rounded it" in caplog.text
+            engine.store.database.put(model={**engine.settings["model"], "weights": "04c0b7d940fb" + 52 * "0"})
+    with (
+        SearchEngine.open(tmp_path / "x.index") as engine,
+        pytest.raises(StoreError, match=r"of another version .*'04c0b7d940fb'.*; index the documents again"),
+    ):
+        engine.search("tea", k=1)
+    assert '"id": "bread"' in call("dump", tmp_path / "x.index").stdout, "the documents are still there"

@@ -223,12 +223,11 @@ PLAIN = {
 """{name of a file of pairs: how many are drawn from it}."""
 
 _FROM_PAIRS = {
-    "sections": ("wikipedia_en_section", sections, 128),
-    "conditions": ("medquad", conditions, 128),
-    "openings": ("arxiv_title_abstract", openings, 128),
-    "questions": ("squad_train", questions, 128),
+    "sections": ("wikipedia_en_section", sections, 512),
+    "conditions": ("medquad", conditions, 512),
+    "openings": ("arxiv_title_abstract", openings, 512),
+    "questions": ("squad_train", questions, 512),
 }
-_KINDS = 1344
 
 
 def write(pairs: Path, out: Path, *, embedder: Embedder, seed: int = 0) -> None:
@@ -256,7 +255,7 @@ def write(pairs: Path, out: Path, *, embedder: Embedder, seed: int = 0) -> None:
             if (file := pairs / f"{source}.jsonl.gz").is_file():
                 examples = read_examples(file, rejects=rejects)
                 _write(out / f"{name}.jsonl", make(examples, random.Random(seed)), count)
-    _write(out / "kinds.jsonl", kinds(topics(), random.Random(seed)), _KINDS)
+    _write(out / "kinds.jsonl", kinds(topics(), random.Random(seed)))
 
 
 def _write(file: Path, rows: Iterable[Row], count: int | None = None) -> None:

@@ -1,0 +1,228 @@
+"""The built-in model's head: a linear map after pooling, learnt on vectors that were computed once.
+
+The transformer stays as it is. A few directions take up most of the spread of its vectors, and a covariance to a small
+negative power evens that out (partial whitening). From there, the map learns which passage an instruction asks for,
+while the similarities of all else to thousands of passages at once stay as whitening made them, for queries with an
+instruction that changes nothing too. Everything is matrix products of kept vectors, so that a run takes a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from searchkit.models.embedder import Embedder
+from searchkit.training.dataset import Example
+from searchkit.training.files import write_json
+
+NEGATIVES = 3
+"""Of an example with an instruction; fewer are repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadConfig:
+    """How a head is learnt.
+
+    Args:
+        power: Of the covariance that the map starts from; -.5 would whiten.
+        shrink: Added to the covariance's eigenvalues, whose mean is 1.
+        scale: What cosines are multiplied by for the distribution over passages that has to stay.
+        contrast: Weight of telling the passage that an instruction asks for from others.
+        temperature: Of that.
+        stay: Weight of the map's distance to the start.
+        candidates: Passages that a step compares queries with.
+        batch: Queries of each kind in a step.
+        steps: How many.
+        learning_rate: Adam's for the map, the highest.
+        seed: Draws queries and candidates.
+    """
+
+    power: float = -0.2
+    shrink: float = 0.3
+    scale: float = 20.0
+    contrast: float = 0.5
+    temperature: float = 0.03
+    stay: float = 0.1
+    candidates: int = 4096
+    batch: int = 256
+    steps: int = 150
+    learning_rate: float = 3e-4
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadData:
+    """Vectors of texts, and which belong together.
+
+    Args:
+        queries: (queries, dim) unit rows, without instructions.
+        told: (told, dim) unit rows of queries with their instruction.
+        passages: (passages, dim) unit rows.
+        plain: (n, 2) rows of `told` and `queries`: an instruction that changes nothing.
+        asked: (n, 2 + NEGATIVES) rows of `told` and of `passages`: what an instruction asks for, and what it does not.
+    """
+
+    queries: Tensor
+    told: Tensor
+    passages: Tensor
+    plain: Tensor
+    asked: Tensor
+
+    def save(self, file: Path) -> None:
+        """Write it all."""
+        from safetensors.torch import save_file
+
+        save_file({field.name: getattr(self, field.name) for field in fields(self)}, str(file))
+
+    @classmethod
+    def load(cls, file: Path) -> HeadData:
+        """What `save` wrote."""
+        from safetensors.torch import load_file
+
+        return cls(**load_file(str(file)))
+
+
+def prepare(plain: Sequence[Example], instructed: Sequence[Example], model: Embedder) -> HeadData:
+    """Embed the texts of all examples.
+
+    Args:
+        plain: Pairs; an instruction of theirs changes nothing.
+        instructed: Examples whose instruction decides, each with negatives.
+        model: Without a head.
+    """
+    examples = [*plain, *instructed]
+    queries = _Rows(example.query for example in examples)
+    told = _Rows((example.query, example.instruction) for example in examples if example.instruction)
+    passages = _Rows(text for example in examples for text in (example.positive, *example.negatives))
+    vectors = [
+        torch.from_numpy(rows)
+        for rows in (
+            model.encode_queries(queries.keys, ""),
+            model.encode_tokens(model.tokenize_queries(*zip(*told.keys, strict=True))),
+            model.encode_passages(passages.keys),
+        )
+    ]
+    kept = [(told[e.query, e.instruction], queries[e.query]) for e in plain if e.instruction]
+    asked = [
+        (
+            told[e.query, e.instruction], passages[e.positive],
+            *(passages[e.negatives[n % len(e.negatives)]] for n in range(NEGATIVES)),
+        )
+        for e in instructed
+        if e.instruction and e.negatives
+    ]  # fmt: skip
+    return HeadData(*vectors, torch.tensor(kept).reshape(-1, 2), torch.tensor(asked).reshape(-1, 2 + NEGATIVES))
+
+
+class _Rows:
+    """Different texts, and the row of each."""
+
+    def __init__(self, keys: Iterable[Any]) -> None:
+        self.keys = list(dict.fromkeys(keys))
+        self._rows = {key: row for row, key in enumerate(self.keys)}
+
+    def __getitem__(self, key: Any) -> int:
+        return self._rows[key]
+
+
+def whitening(rows: Tensor, *, power: float, shrink: float) -> Tensor:
+    """(dim, dim) float32, symmetric: a covariance to a power, scaled so that rows keep their length on average.
+
+    Args:
+        rows: (n, dim) unit rows, queries and passages alike.
+        power: Of the covariance.
+        shrink: Added to its eigenvalues, whose mean is 1.
+    """
+    values, vectors = torch.linalg.eigh(torch.cov(rows.T.double()))
+    values = values.clamp(min=0)
+    matrix = ((vectors * (values / values.mean() + shrink) ** power) @ vectors.T).float()
+    return matrix / (rows @ matrix).norm(dim=1).mean()
+
+
+def learn(data: HeadData, config: HeadConfig, on_step: Callable[[int, float, float], None] | None = None) -> Tensor:
+    """The map, (dim, dim) float32: rows of the model times it are the new ones.
+
+    Args:
+        data: What to learn from.
+        config: How.
+        on_step: Called after each step with its number, the mean divergence from the distribution that has to stay, and
+            the contrastive loss.
+    """
+    draw = torch.Generator().manual_seed(config.seed)
+    start = whitening(torch.cat([data.queries, data.passages]), power=config.power, shrink=config.shrink)
+    queries, all_passages = _mapped(data.queries, start), _mapped(data.passages, start)  # what has to stay
+    matrix = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([matrix])
+
+    def divergence(rows: Tensor, passages: Tensor, query: Tensor, drawn: Tensor) -> Tensor:
+        wanted = F.log_softmax(config.scale * queries[query] @ all_passages[drawn].T, dim=1)
+        found = F.log_softmax(config.scale * _mapped(rows, matrix) @ passages.T, dim=1)
+        return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+    def some(count: int) -> Tensor:
+        return torch.randperm(count, generator=draw)[: config.batch]
+
+    for step in range(config.steps):
+        warm, decay = min(1.0, 10 * (step + 1) / config.steps), 1 - step / config.steps
+        optimizer.param_groups[0]["lr"] = config.learning_rate * warm * decay
+        drawn = torch.randperm(len(data.passages), generator=draw)[: config.candidates]
+        passages = _mapped(data.passages[drawn], matrix)
+        query = some(len(data.queries))
+        apart = divergence(data.queries[query], passages, query, drawn)
+        loss = apart + config.stay * len(start) * ((matrix - start) ** 2).sum() / (start**2).sum()
+        contrast = torch.zeros(())
+        if len(data.plain):
+            told, query = data.plain[some(len(data.plain))].T
+            loss = loss + divergence(data.told[told], passages, query, drawn)
+        if len(data.asked):
+            told, *rows = data.asked[some(len(data.asked))].T
+            contrast = _contrast(data, matrix, told, torch.stack(rows, dim=1), config.temperature)
+            loss = loss + config.contrast * contrast
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if on_step:
+            on_step(step + 1, apart.item(), contrast.item())
+    return matrix.detach()
+
+
+def _contrast(data: HeadData, matrix: Tensor, told: Tensor, rows: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of the first of each query's passages against its others and those of the other queries.
+
+    Args:
+        told: (n,) rows of queries.
+        rows: (n, 1 + NEGATIVES) rows of passages.
+    """
+    queries, passages = _mapped(data.told[told], matrix), _mapped(data.passages[rows.flatten()], matrix)
+    scores = queries @ passages.T / temperature  # (n, n * (1 + NEGATIVES))
+    right = torch.arange(len(rows)) * rows.shape[1]
+    same = rows[:, :1] == rows.flatten()[None]  # the right passage may also be another query's
+    same[torch.arange(len(rows)), right] = False
+    return F.cross_entropy(scores.masked_fill(same, float("-inf")), right)
+
+
+def _mapped(rows: Tensor, matrix: Tensor) -> Tensor:
+    return F.normalize(rows @ matrix, dim=-1)
+
+
+def write_head(matrix: Tensor, folder: Path) -> None:
+    """Write a map as a Dense module of sentence-transformers.
+
+    Args:
+        matrix: (inputs, outputs) float32.
+        folder: A new folder.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    weights = {"linear.weight": matrix.T.contiguous()}
+    save_file(weights, str(folder / "model.safetensors"), {"format": "pt"})
+    inputs, outputs = matrix.shape
+    config = {"in_features": inputs, "out_features": outputs, "bias": False}
+    write_json(folder / "config.json", {**config, "activation_function": "torch.nn.modules.linear.Identity"})
