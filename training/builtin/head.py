@@ -117,7 +117,13 @@ def prepare(plain: Sequence[Example], instructed: Sequence[Example], model: Embe
         for e in instructed
         if e.instruction and e.negatives
     ]  # fmt: skip
-    return HeadData(*vectors, torch.tensor(kept).reshape(-1, 2), torch.tensor(asked).reshape(-1, 2 + NEGATIVES))
+    return HeadData(
+        queries=vectors[0],
+        told=vectors[1],
+        passages=vectors[2],
+        plain=torch.tensor(kept).reshape(-1, 2),
+        asked=torch.tensor(asked).reshape(-1, 2 + NEGATIVES),
+    )
 
 
 class _Rows:
@@ -141,7 +147,7 @@ def whitening(rows: Tensor, *, power: float, shrink: float) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(torch.cov(rows.T.double()))
     values = values.clamp(min=0)
-    matrix = ((vectors * (values / values.mean() + shrink) ** power) @ vectors.T).float()
+    matrix: Tensor = ((vectors * (values / values.mean() + shrink) ** power) @ vectors.T).float()
     return matrix / (rows @ matrix).norm(dim=1).mean()
 
 
