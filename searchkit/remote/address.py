@@ -73,7 +73,11 @@ class MilvusAddress:
             # In the same process, where a ping tells nothing; its server takes pymilvus's for too many.
             return {"uri": str(self.file), "grpc_options": {"grpc.keepalive_time_ms": 3_600_000}}
         host = f"[{self.host}]" if ":" in self.host else self.host
-        certificates = {"ca_pem_path": self.ca, "client_pem_path": self.cert, "client_key_path": self.key}
+        # pymilvus takes an authority under one name alone, and under another with a certificate of the client.
+        if self.cert:
+            certificates = {"ca_pem_path": self.ca, "client_pem_path": self.cert, "client_key_path": self.key}
+        else:
+            certificates = {"server_pem_path": self.ca}
         return {
             "uri": f"{'https' if self.tls else 'http'}://{host}:{self.port}",
             "token": self.token,
@@ -135,6 +139,8 @@ def _options(query: str) -> dict[str, Any]:
     for name in ("ca", "cert", "key"):
         if name in options and not Path(options[name]).is_file():
             raise InputError(f"{name}={options[name]}: there is no such file; expected a certificate or key as PEM")
+    if options.keys() & {"cert", "key"} and not options.keys() >= {"ca", "cert", "key"}:
+        raise InputError("a client's certificate goes with its key and the authority: ?ca=...&cert=...&key=...")
     tls = given.get("tls", "on" if options.keys() & {"ca", "cert", "key"} else "off").lower()
     if tls not in ("on", "off", "true", "false", "1", "0"):
         raise InputError(f"tls is {tls!r}; expected on or off")

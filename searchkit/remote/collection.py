@@ -21,6 +21,8 @@ MOST = 16_384
 """Rows that Milvus returns at once."""
 
 _WINDOW = 4096  # rows read together; all of them fit in one answer
+_LARGE_WINDOW = 256  # where texts or vectors come with them
+_IDS = 64  # documents looked up together
 _FORMAT, _SETTINGS, _STATE = "searchkit.format", "searchkit.settings", "searchkit.state"
 _BATCH_BYTES = 4 << 20  # far below the 64 MB of a request
 
@@ -197,8 +199,9 @@ class Collection:
         """All rows that match an expression, in the order of rows."""
         also = f" and ({expression})" if expression else ""
         end = self.state.next_row if below is None else below
-        for start in range(first, end, _WINDOW):
-            found = self.query(f"row >= {start} and row < {min(end, start + _WINDOW)}{also}", ["row", *fields])
+        window = _LARGE_WINDOW if {"text", "vector"} & set(fields) else _WINDOW
+        for start in range(first, end, window):
+            found = self.query(f"row >= {start} and row < {min(end, start + window)}{also}", ["row", *fields])
             yield from sorted(found, key=lambda row: int(row["row"]))
 
     def rows(self, numbers: Iterable[int], fields: Sequence[str]) -> dict[int, dict[str, Any]]:
@@ -214,9 +217,11 @@ class Collection:
     def rows_by_id(self, ids: Sequence[str], fields: Sequence[str]) -> list[dict[str, Any]]:
         """All rows of documents by their ids, in the order of rows."""
         found: list[dict[str, Any]] = []
-        for start in range(0, len(ids), 64):
-            listed = ", ".join(map(literal, ids[start : start + 64]))
-            found += self.query(f"id in [{listed}]", ["row", *fields])
+        for start in range(0, len(ids), _IDS):
+            listed = ", ".join(map(literal, ids[start : start + _IDS]))
+            some = self.query(f"id in [{listed}]", ["row", *fields])
+            # Documents of so many passages are rare: they are read row by row.
+            found += self.scan(fields, f"id in [{listed}]") if len(some) >= MOST else some
         return sorted(found, key=lambda row: int(row["row"]))
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:

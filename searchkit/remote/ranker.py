@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import numpy as np
 from searchkit.errors import InputError, StoreError
 from searchkit.facets import Facets, count_values
 from searchkit.indexer.analysis import Analyzer
-from searchkit.ranking import Ranked, Ranker, SearchOptions, best_passages, end_of_ties, tied_to_the_end
+from searchkit.ranking import Ranked, Ranker, SearchOptions, SearchRequest, best_passages, end_of_ties, tied_to_the_end
 from searchkit.remote.collection import K1, MOST, B, Collection, Found
 from searchkit.remote.filters import NOTHING, to_expression
 from searchkit.remote.rows import words_of
 
+_TOGETHER = 64
+"""Queries whose candidates are fetched together."""
 _KEPT = 20_000
 """Vectors of candidates that are kept for other queries; rows never change."""
 
@@ -49,6 +52,24 @@ class CollectionRanker(Ranker[str]):
     def passages(self) -> int:
         """Passages in the commit."""
         return self.state.passages
+
+    def rank(self, request: SearchRequest) -> list[list[Ranked]]:
+        """The k best documents of every query; the vectors of candidates are fetched for some queries at a time."""
+        if request.options.mode != "hybrid" or len(request.texts) <= _TOGETHER:
+            return super().rank(request)
+        rankings: list[list[Ranked]] = []
+        for start in range(0, len(request.texts), _TOGETHER):
+            part = slice(start, start + _TOGETHER)
+            vectors, neutral, unreadable = request.vectors, request.neutral, request.unreadable
+            some = replace(
+                request,
+                texts=request.texts[part],
+                vectors=None if vectors is None else vectors[part],
+                neutral=None if neutral is None else neutral[part],
+                unreadable=None if unreadable is None else unreadable[part],
+            )
+            rankings += super().rank(some)
+        return rankings
 
     # Vectors
 

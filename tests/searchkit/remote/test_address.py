@@ -58,7 +58,11 @@ def test_certificates_turn_tls_on(tmp_path: Path) -> None:
     file.write_text("x")
     address = parse_milvus(f"milvus://host/papers?ca={file}", {})
     assert address.tls
-    assert address.connection()["ca_pem_path"] == str(file)
+    assert address.connection()["server_pem_path"] == str(file)
+    address = parse_milvus(f"milvus://host/papers?ca={file}&cert={file}&key={file}", {})
+    assert address.connection()["client_key_path"] == address.connection()["ca_pem_path"] == str(file)
+    with pytest.raises(InputError, match="goes with its key and the authority"):
+        parse_milvus(f"milvus://host/papers?ca={file}&cert={file}", {})
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +77,24 @@ def test_a_server_that_refuses(refusing: tuple[int, Any]) -> None:
         MilvusEngine.open(parse_milvus(f"milvus://ann:secret@127.0.0.1:{port}/papers?timeout=1"))
     assert "secret" not in str(caught.value)
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_tls_by_an_authority_of_our_own(tmp_path: Path) -> None:
+    for name in ("ours", "others"):
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "1"]
+        command += ["-keyout", str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.pem")]
+        subprocess.run(command, check=True, capture_output=True)
+    key, certificate = ((tmp_path / f"ours.{kind}").read_bytes() for kind in ("key", "pem"))
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers([Denying(grpc.StatusCode.UNAUTHENTICATED, "auth check failure")])
+    port = server.add_secure_port("localhost:0", grpc.ssl_server_credentials([(key, certificate)]))
+    server.start()
+    for name, part in (("ours", "SEARCHKIT_MILVUS_TOKEN"), ("others", "gave no answer")):
+        with pytest.raises(RemoteError, match=part):
+            Client(parse_milvus(f"milvus://localhost:{port}/papers?timeout=2&ca={tmp_path / name}.pem"))
+    server.stop(None)
 
 
 @pytest.mark.skipif(VARIABLE in os.environ, reason="a server is not stopped for a test")
