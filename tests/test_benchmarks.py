@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,15 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from texts import TEXTS
 from tiny_models import build_model
 
 from searchkit.compression.measure import MeasureOptions, measure
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import evaluate
+from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import Embedder
 from searchkit.readers.judgements import read_beir_split, read_judgements
 from searchkit.records import Document, Judgements
 from searchkit.tasks import get_task
+from searchkit.training.export import export
+from searchkit.training.layout import write_layout
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
 
@@ -75,6 +80,20 @@ def test_the_7b_script_says_what_is_missing(
     monkeypatch.setattr("sys.argv", ["train_7b.py"])
     runpy.run_path(str(SCRIPTS / "train_7b.py"), run_name="__main__")  # and does not exit with a failure
     assert "needs a CUDA GPU" in capsys.readouterr().out
+
+
+def test_a_decoder_gives_the_same_vectors_every_way(tmp_path: Path) -> None:
+    base = build_model(tmp_path / "llama", "llama", eos=False)
+    embedder = Embedder(base, device="cpu", conventions=Conventions(pooling="last", append_eos=True, max_length=200))
+    shutil.copytree(base, tmp_path / "decoder")
+    write_layout(embedder, tmp_path / "decoder", default_instruction=None)
+    export(tmp_path / "decoder", tmp_path / "exported", dtype="float32")
+    script = runpy.run_path(str(SCRIPTS / "embed.py"))
+    found = script["race_of_decoder"](tmp_path / "decoder", [tmp_path / "exported"], TEXTS, 1)
+    assert len(found) == 5
+    for name, each in found.items():
+        assert each["least_cosine"] > (0.9 if "bfloat16" in name else 0.9999), name
+        assert each["per_second"] > 0
 
 
 def test_training_equals_sentence_transformers(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
     python tests/benchmarks/embed.py --corpus scifact/ --queries scifact/queries.jsonl [--original FOLDER]
     python tests/benchmarks/embed.py --corpus scifact/ --memory
+    python tests/benchmarks/embed.py --corpus scifact/ --decoder FOLDER [--exported FOLDER ...]
 
 The ways take turns on the same texts in one process and are timed by the CPU time of all its threads, so that a busy
 machine slows all alike; the ratios, to sentence-transformers turn by turn, are what counts. `--original` is the model
 that the exported one was made from; without it, its own weights in float32 stand for them. With `--memory`, the peak
-resident size of fresh processes that index 10,000 and 100,000 short documents.
+resident size of fresh processes that index 10,000 and 100,000 short documents. With `--decoder`, a trained decoder with
+EOS, in the layout of sentence-transformers: that library, transformers, and searchkit in float32, in bfloat16 and with
+exports of the model, with the cosine of each to the first.
 """
 
 from __future__ import annotations
@@ -144,6 +147,55 @@ def ways(model: str, peer: str, folder: Path) -> tuple[dict[str, Callable[[list[
     return compared, skipped
 
 
+def ways_of_decoder(folder: Path, exported: list[Path]) -> dict[str, Callable[[list[str]], np.ndarray]]:
+    """What is compared for a decoder, all on the same weights."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(1)
+    sentences = SentenceTransformer(str(folder), device="cpu")
+    exact = Embedder(folder, device="cpu", dtype="float32", threads=1)
+    half = Embedder(folder, device="cpu", dtype="bfloat16", threads=1)
+    compared: dict[str, Callable[[list[str]], np.ndarray]] = {
+        PEER: lambda texts: np.asarray(sentences.encode(texts, show_progress_bar=False)),
+        "transformers, float32, 32 at once": partial(by_transformers, exact),
+        "searchkit, torch, float32": exact.encode_passages,
+        "searchkit, torch, bfloat16": half.encode_passages,
+    }
+    for each in exported:
+        model = Embedder(each, threads=1)
+        compared[f"searchkit, onnxruntime, {model.dtype}"] = model.encode_passages
+    return compared
+
+
+def by_transformers(embedder: Embedder, texts: list[str]) -> np.ndarray:
+    """The last token's states, by transformers alone: padded batches of 32 in the order of the texts."""
+    import torch
+
+    runtime: Any = embedder.runtime
+    tokens = embedder.tokenize(texts)
+    rows = []
+    with torch.inference_mode():
+        for batch in in_order([len(ids) for ids in tokens], 32):
+            longest = max(len(tokens[i]) for i in batch)
+            ids = torch.tensor([tokens[i] + [0] * (longest - len(tokens[i])) for i in batch])
+            mask = torch.tensor([[1] * len(tokens[i]) + [0] * (longest - len(tokens[i])) for i in batch])
+            hidden = runtime.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            rows.append(hidden[torch.arange(len(batch)), mask.sum(1) - 1].numpy())
+    return unit_rows(np.concatenate(rows))
+
+
+def race_of_decoder(folder: Path, exported: list[Path], texts: list[str], rounds: int) -> dict[str, Any]:
+    """Speed of each way, and the cosine of its vectors to sentence-transformers'."""
+    compared = ways_of_decoder(folder, exported)
+    wanted = compared[PEER](texts)
+    found = race(compared, texts, rounds)
+    for name, encode in compared.items():
+        cosines = (encode(texts) * wanted).sum(1)
+        found[name] |= {"mean_cosine": round(float(cosines.mean()), 5), "least_cosine": round(float(cosines.min()), 5)}
+    return found
+
+
 def race(compared: dict[str, Callable[[list[str]], np.ndarray]], texts: list[str], rounds: int) -> dict[str, Any]:
     """Texts a second of each way, and the ratio to sentence-transformers, medians of turns."""
     for encode in compared.values():
@@ -222,6 +274,8 @@ def main() -> None:
     parser.add_argument("--checked", type=int, default=2000, help="texts to compare vectors of")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="measure memory for 10k and 100k documents instead")
+    parser.add_argument("--decoder", type=Path, help="folder of a trained decoder to race on instead")
+    parser.add_argument("--exported", type=Path, action="append", default=[], help="what it was exported to")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -234,6 +288,10 @@ def main() -> None:
         return
     documents = list(islice(read_corpus(arguments.corpus), arguments.checked))
     texts = [join_title(document.title, document.text) for document in documents]
+    if arguments.decoder:
+        found = race_of_decoder(arguments.decoder, arguments.exported, texts[: arguments.texts], arguments.rounds)
+        print(json.dumps(found, indent=1))
+        return
     queries = [document.title or document.text[:60] for document in documents]
     if arguments.queries:
         queries = [json.loads(line)["text"] for line in arguments.queries.open(encoding="utf-8")]
