@@ -91,8 +91,6 @@ def index(
     if cluster.ray is not None:
         if part:
             raise click.UsageError("--part cannot be combined with --ray, which builds all parts")
-        if isinstance(target, str) or isinstance(recipe_from, str):
-            raise click.UsageError("--ray takes folders that all nodes see, not URLs, for --index and --recipe-from")
         index_on_ray(corpus, target, cluster, build, model, own, similarity, recipe, recipe_from, reading, output)
         return
     with put_at_end(target, go_on=True) as folder, ExitStack() as opened:

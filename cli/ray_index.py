@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +21,7 @@ from searchkit.cli.compress import store_by
 from searchkit.cli.merge import merging_bar
 from searchkit.cli.options import MULTILINGUAL, CorpusOptions, ModelOptions, as_record, require
 from searchkit.cli.output import count, note, print_json, say
+from searchkit.cli.storage import fetched, put_at_end, temporary_folder
 from searchkit.cli.vectors import VectorOptions
 from searchkit.errors import StoreError
 
@@ -48,7 +52,7 @@ ray_options = as_record(
         "--ray",
         metavar="ADDRESS",
         help="Build parts by actors of Ray and merge them: local, auto, HOST:PORT or ray://HOST:PORT. All nodes must "
-        "see CORPUS and the folder of the index.",
+        "see CORPUS and the folder of the index, or both are URLs.",
     ),
     click.option("--parts", type=click.IntRange(1), help="With --ray: parts to build. [default: 4 per worker]"),
     click.option(
@@ -84,7 +88,7 @@ class PartMaker:
     own: VectorOptions
     similarity: str | None
     width: int | None
-    recipe_from: Path | None
+    recipe_from: Path | str | None
     skip: bool
 
     def load(self, threads: int) -> Embedder | None:
@@ -94,15 +98,34 @@ class PartMaker:
         return load_embedder(replace(self.model, threads=self.model.threads or threads), self.build)
 
     def make(
+        self, part: Part, place: str, embedder: Embedder | None, on_progress: Callable[[float, int], None]
+    ) -> AddReport:
+        """Make a part, or go on with it; for a URL in a temporary folder, so that only whole parts are kept."""
+        from searchkit.object_storage import fetch_index, holds_index, is_url, put_index, write_at
+
+        if not is_url(place):
+            return self._make(part, Path(place), embedder, on_progress)
+        with TemporaryDirectory(prefix="searchkit-part-") as scratch:
+            folder = Path(scratch) / "part.index"
+            if holds_index(place):
+                fetch_index(place, folder)
+            report = self._make(part, folder, embedder, on_progress)
+            put_index(folder, place)
+            if (file := Path(_rejects(str(folder)))).exists():
+                write_at(_rejects(place), file.read_bytes())
+        return report
+
+    def _make(
         self, part: Part, folder: Path, embedder: Embedder | None, on_progress: Callable[[float, int], None]
     ) -> AddReport:
-        """Make a part, or go on with it."""
         from searchkit.object_storage import local_corpus
         from searchkit.readers.corpus import ReadReport, Rejects
 
-        with self._open(folder, embedder) as engine, Rejects(_rejects(folder) if self.skip else None) as rejects:
+        file = Path(_rejects(str(folder))) if self.skip else None
+        with self._open(folder, embedder) as engine, Rejects(file) as rejects, ExitStack() as opened:
             if self.recipe_from is not None:
-                engine.store_like(self.recipe_from)
+                scratch = temporary_folder(opened, self.recipe_from)
+                engine.store_like(fetched([self.recipe_from], scratch)[0])
             documents = self.reading.read(local_corpus(self.corpus), rejects, ReadReport(), self.own.vector_field)
             mine = filter(part.holds, documents)
             return add_documents(engine, mine, self.own, rejects, on_progress=on_progress)
@@ -126,21 +149,21 @@ class PartMaker:
 
 def index_on_ray(
     corpus: str,
-    folder: Path,
+    target: Path | str,
     cluster: RayOptions,
     build: BuildOptions,
     model: ModelOptions,
     own: VectorOptions,
     similarity: str | None,
     recipe: str | None,
-    recipe_from: Path | None,
+    recipe_from: Path | str | None,
     reading: CorpusOptions,
     output: str,
 ) -> None:
     """Build the parts of an index on a cluster, merge them, and print a report."""
     from searchkit.indexer.files import sync_folder
     from searchkit.indexer.vectors.recipes import recipe_of
-    from searchkit.object_storage import is_url, local_corpus
+    from searchkit.object_storage import is_url, local_corpus, remove_at
     from searchkit.readers.corpus import kind_of
 
     require("--ray", "ray", "ray")
@@ -148,8 +171,8 @@ def index_on_ray(
         raise click.UsageError("--ray reads the corpus once for each part: neither standard input nor --vectors FILE")
     if similarity and not own.given:
         raise click.UsageError("--similarity is for your own vectors: give --vector-field NAME")
-    if folder.exists():
-        raise StoreError(f"{folder} exists; --ray makes a new index: name another folder, or use searchkit add")
+    if isinstance(target, Path) and target.exists():
+        raise StoreError(f"{target} exists; --ray makes a new index: name another folder, or use searchkit add")
     if recipe and recipe != "auto":
         recipe_of(recipe.strip().removesuffix("+rerank"))
     named = corpus if is_url(corpus) else os.path.abspath(corpus)
@@ -164,32 +187,39 @@ def index_on_ray(
         own=own,
         similarity=similarity,
         width=(build.dim or own.width(corpus, reading, None)) if own.given else None,
-        recipe_from=recipe_from.resolve() if recipe_from else None,
+        recipe_from=recipe_from.resolve() if isinstance(recipe_from, Path) else recipe_from,
         skip=skips(corpus, reading),
     )
     began = time.monotonic()
-    parts_folder = folder.resolve().with_name(f"{folder.name}.parts")
-    try:
-        parts, report, workers = _build(maker, cluster, parts_folder)
-    except KeyboardInterrupt:
-        raise click.ClickException(f"stopped; the same command goes on with what is in {parts_folder}") from None
-    whole = parts_folder / "whole.index"
-    shutil.rmtree(whole, ignore_errors=True)  # an earlier call was stopped before it was stored by its recipe
-    documents, passages = _merge(parts, whole)
-    if recipe:
-        with model.open(whole, writable=True) as engine:
-            store_by(engine, recipe)
-    report.refused = _join_rejects(parts, reading.rejects_file(folder)) if maker.skip else 0
-    whole.rename(folder)
-    sync_folder(folder.resolve().parent)
-    shutil.rmtree(parts_folder)
+    places_at = f"{target if isinstance(target, str) else target.resolve()}.parts"
+    with put_at_end(target, go_on=False) as folder:
+        try:
+            places, report, workers = _build(maker, cluster, places_at)
+        except KeyboardInterrupt:
+            raise click.ClickException(f"stopped; the same command goes on with what is in {places_at}") from None
+        copies = folder.resolve().with_name(f"{folder.name}.parts")
+        whole = copies / "whole.index"
+        shutil.rmtree(whole, ignore_errors=True)  # an earlier call was stopped before it was stored by its recipe
+        parts = fetched([place if is_url(place) else Path(place) for place in places], copies)
+        documents, passages = _merge(parts, whole)
+        if recipe:
+            with model.open(whole, writable=True) as engine:
+                store_by(engine, recipe)
+        report.refused = _join_rejects(places, reading.rejects_file(folder)) if maker.skip else 0
+        if isinstance(target, str):  # an earlier call could not upload it
+            shutil.rmtree(folder, ignore_errors=True)
+        whole.rename(folder)
+        sync_folder(folder.resolve().parent)
+        shutil.rmtree(copies)
+    if is_url(places_at):
+        remove_at(places_at)
     report.seconds = time.monotonic() - began
     if output == "json":
-        print_json({"index": str(folder), "total": documents, "parts": len(parts), **asdict(report)}, indent=None)
+        print_json({"index": str(target), "total": documents, "parts": len(places), **asdict(report)}, indent=None)
         return
     rate = f", {report.passages / report.seconds:.0f} passages/s" if report.passages else ""
     say(
-        f"{folder}: {count(documents, 'document')} in {count(passages, 'passage')} from {count(len(parts), 'part')} by "
+        f"{target}: {count(documents, 'document')} in {count(passages, 'passage')}, {count(len(places), 'part')} by "
         f"{count(workers, 'worker')} in {report.seconds:.1f} s{rate}"
     )
     if report.without_vector:
@@ -202,10 +232,10 @@ def index_on_ray(
         note(f"rejected: {count(report.refused, 'row')}; see {reading.rejects_file(folder)}")
 
 
-def _build(maker: PartMaker, cluster: RayOptions, folder: Path) -> tuple[list[Path], AddReport, int]:
-    """Build all parts in a folder; returns their folders, what was done in all, and by how many workers."""
+def _build(maker: PartMaker, cluster: RayOptions, places_at: str) -> tuple[list[str], AddReport, int]:
+    """Build all parts in a folder or at a URL; returns their places, what was done in all, and by how many workers."""
     from searchkit.ingest import AddReport
-    from searchkit.object_storage import local_corpus
+    from searchkit.object_storage import is_url, local_corpus
     from searchkit.ray_build import PARTS, build_parts, connected, crew
     from searchkit.readers.corpus import estimate_documents
 
@@ -213,25 +243,29 @@ def _build(maker: PartMaker, cluster: RayOptions, folder: Path) -> tuple[list[Pa
     with connected(cluster.ray):
         gpu = bool(maker.model.device and maker.model.device.startswith("cuda"))
         made = crew(workers=cluster.workers, threads=maker.model.threads, gpu=gpu)
-        number = _parts_before(folder, cluster.parts) or cluster.parts or PARTS * made.count
-        folder.mkdir(parents=True, exist_ok=True)
-        parts = [folder / f"part-{each}-of-{number}.index" for each in range(1, number + 1)]
-        note(f"{count(number, 'part')} by {count(made.count, 'worker')} of {count(made.cpus, 'CPU')}, in {folder}")
+        number = _parts_before(places_at, cluster.parts) or cluster.parts or PARTS * made.count
+        if not is_url(places_at):
+            Path(places_at).mkdir(parents=True, exist_ok=True)
+        places = [f"{places_at}/part-{each}-of-{number}.index" for each in range(1, number + 1)]
+        note(f"{count(number, 'part')} by {count(made.count, 'worker')} of {count(made.cpus, 'CPU')}, in {places_at}")
         with Progress(estimate_documents(local_corpus(maker.corpus), maker.reading.kind)) as progress:
-            reports = build_parts(maker, parts, made, on_progress=progress.update)
+            reports = build_parts(maker, places, made, on_progress=progress.update)
     total = AddReport()
     for report in reports:
         for field in fields(AddReport):
             setattr(total, field.name, getattr(total, field.name) + getattr(report, field.name))
-    return parts, total, made.count
+    return places, total, made.count
 
 
-def _parts_before(folder: Path, wanted: int | None) -> int | None:
+def _parts_before(places_at: str, wanted: int | None) -> int | None:
     """Into how many parts an earlier call cut the corpus, if there was one."""
-    numbers = {int(path.stem.rpartition("-")[2]) for path in folder.glob("part-*-of-*.index")}
+    from searchkit.object_storage import is_url, names_at
+
+    names = names_at(places_at) if is_url(places_at) else [path.name for path in Path(places_at).glob("*")]
+    numbers = {int(match[1]) for name in names if (match := re.fullmatch(r"part-\d+-of-(\d+)\.index", name))}
     if len(numbers) > 1 or (numbers and wanted and numbers != {wanted}):
         found = " and ".join(map(str, sorted(numbers)))
-        raise StoreError(f"{folder} holds parts of {found}; go on without --parts, or delete it to begin anew")
+        raise StoreError(f"{places_at} holds parts of {found}; go on without --parts, or delete it to begin anew")
     return next(iter(numbers), None)
 
 
@@ -243,15 +277,18 @@ def _merge(parts: Sequence[Path], whole: Path) -> tuple[int, int]:
     return report.documents, report.passages
 
 
-def _rejects(part: Path) -> Path:
-    return part.with_suffix(".rejects.jsonl")
+def _rejects(place: str) -> str:
+    return place.removesuffix(".index") + ".rejects.jsonl"
 
 
-def _join_rejects(parts: Sequence[Path], file: Path) -> int:
+def _join_rejects(places: Sequence[str], file: Path) -> int:
     """Write what parts have rejected to one file; every part reads, and rejects, the same bad rows."""
-    lines = dict.fromkeys(
-        line for part in parts if _rejects(part).exists() for line in _rejects(part).read_bytes().splitlines()
-    )
+    from searchkit.object_storage import is_url, read_at
+
+    lines: dict[bytes, None] = {}
+    for each in map(_rejects, places):
+        content = read_at(each) if is_url(each) else Path(each).read_bytes() if Path(each).exists() else b""
+        lines |= dict.fromkeys(content.splitlines())
     if lines:
         file.write_bytes(b"".join(line + b"\n" for line in lines))
     return len(lines)

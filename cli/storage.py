@@ -52,8 +52,8 @@ def _put(folder: Path, target: str, on_files: Callable[[int, int], None]) -> int
 
 
 def fetched(indexes: Sequence[Path | str], folder: Path) -> list[Path]:
-    """Folders of indexes, those at URLs fetched into `folder`, unless an earlier call has done that."""
-    from searchkit.object_storage import expand, fetch_index
+    """Folders of indexes; those at URLs are fetched into `folder`, unless an earlier call has fetched the same."""
+    from searchkit.object_storage import expand, fetch_index, is_copy
 
     urls = [url for index in indexes if isinstance(index, str) for url in expand(index)]
     local = [index for index in indexes if isinstance(index, Path)]
@@ -61,6 +61,8 @@ def fetched(indexes: Sequence[Path | str], folder: Path) -> list[Path]:
         for number, url in enumerate(urls):
             on_files(number, len(urls))
             copy = folder / url.partition("://")[2].rstrip("/").replace("/", "_")
+            if copy.exists() and not is_copy(copy, url):
+                shutil.rmtree(copy)
             if not copy.exists():
                 fetch_index(url, copy)
             local.append(copy)

@@ -17,7 +17,7 @@ VECTORS = ("model", "vectors_from", "format")
 SETTINGS = (*VECTORS, "chunk_tokens", "overlap", "language")
 """Settings of everything that indexes to be merged must have in common."""
 
-_SHOWN = 200
+_SHOWN = 40
 
 
 def check_settings(
@@ -27,8 +27,8 @@ def check_settings(
     for name in names:
         if (one := _bound(mine, name)) != (two := _bound(theirs, name)):
             raise InputError(
-                f"{folder} and {other} differ in {name}: {_shown(one)} and {_shown(two)}; index both with the same "
-                "model and options"
+                f"{folder} and {other} differ in {name}: {_differing(mine, name, two)} and "
+                f"{_differing(theirs, name, one)}; index both with the same model and options"
             )
 
 
@@ -86,6 +86,15 @@ def _bound(settings: Mapping[str, Any], name: str) -> Any:
     if name == "model" and isinstance(value, dict):
         return {key: each for key, each in value.items() if key not in ("model", "adapter")}
     return value
+
+
+def _differing(settings: Mapping[str, Any], name: str, other: Any) -> str:
+    """A setting for a message; of models their names, and in what they differ."""
+    value = settings.get(name)
+    if not isinstance(value, dict) or not isinstance(other, dict):
+        return str(value["model"]) if isinstance(value, dict) else _shown(value)
+    keys = [key for key, each in _bound(settings, name).items() if other.get(key) != each]
+    return f"{value['model']} ({', '.join(f'{key} {_shown(value[key])}' for key in keys)})"
 
 
 def _shown(value: Any) -> str:

@@ -111,8 +111,7 @@ def expand(url: str) -> list[str]:
         lists = sorted(files.glob(f"{path.rstrip('/')}/{LIST}"))
     if not lists:
         raise InputError(f"{url}: no whole index matches this pattern; one that is still being put lacks {LIST}")
-    scheme = url.partition("://")[0]
-    return [f"{scheme}://{name.rpartition('/')[0].lstrip('/')}" for name in lists]
+    return [files.unstrip_protocol(name.rpartition("/")[0]) for name in lists]
 
 
 def holds_index(url: str) -> bool:
@@ -121,6 +120,13 @@ def holds_index(url: str) -> bool:
     with _explained(url):
         files.invalidate_cache()
         return bool(files.exists(f"{path}/{LIST}"))
+
+
+def is_copy(folder: Path, url: str) -> bool:
+    """Whether a folder that was fetched is still what is at the URL."""
+    files, path = _opened(url)
+    with _explained(url):
+        return _listed(files, path)[1] == (folder / NAME).stat().st_mtime_ns
 
 
 def fetch_index(url: str, folder: Path) -> None:
@@ -185,6 +191,43 @@ def put_index(folder: Path, url: str, on_files: OnFiles | None = None) -> int:
             with suppress(FileNotFoundError):
                 files.rm_file(f"{path}/{name}")
     return sum(stamps[name].bytes for name in new)
+
+
+def names_at(url: str) -> list[str]:
+    """The names of what is below a URL, without what is below that; none where there is nothing."""
+    files, path = _opened(url)
+    with _explained(url):
+        files.invalidate_cache()
+        if not files.exists(path):
+            return []
+        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False))
+
+
+def write_at(url: str, data: bytes) -> None:
+    """Put a small file."""
+    files, path = _opened(url)
+    with _explained(url):
+        _make_folder(files, path.rpartition("/")[0])
+        files.pipe_file(path, data)
+
+
+def read_at(url: str) -> bytes:
+    """A small file; nothing where there is none."""
+    files, path = _opened(url)
+    with _explained(url):
+        try:
+            return bytes(files.cat_file(path))
+        except FileNotFoundError:
+            return b""
+
+
+def remove_at(url: str) -> None:
+    """Remove all that is below a URL."""
+    files, path = _opened(url)
+    with _explained(url):
+        files.invalidate_cache()
+        if files.exists(path):
+            files.rm(path, recursive=True)
 
 
 def _listed(files: Any, path: str) -> tuple[dict[str, Stamp], int]:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from searchkit.errors import BusyError, InputError, SearchkitError, StoreError
@@ -46,9 +45,9 @@ class Maker(Protocol):
         """The model, which a worker holds for all its parts; None where vectors come with the documents."""
 
     def make(
-        self, part: Part, folder: Path, embedder: Embedder | None, on_progress: Callable[[float, int], None]
+        self, part: Part, place: str, embedder: Embedder | None, on_progress: Callable[[float, int], None]
     ) -> AddReport:
-        """Make a part, or go on with it."""
+        """Make a part at a place, a folder or a URL, or go on with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +74,13 @@ class _Worker:
             return _Failure(str(error), isinstance(error, InputError))
         return None
 
-    def make(self, part: Part, folder: str) -> AddReport | _Failure:
+    def make(self, part: Part, place: str) -> AddReport | _Failure:
         """Make a part."""
         self._done = (0, 0)
         until = time.monotonic() + _PATIENCE
         while True:
             try:
-                return self._maker.make(part, Path(folder), self._embedder, self._note)
+                return self._maker.make(part, place, self._embedder, self._note)
             except BusyError as error:
                 if time.monotonic() > until:
                     return _Failure(str(error), False)
@@ -169,7 +168,7 @@ def crew(*, workers: int | None = None, threads: int | None = None, gpu: bool = 
 
 def build_parts(
     maker: Maker,
-    folders: Sequence[Path],
+    places: Sequence[str],
     crew: Crew,
     *,
     on_progress: Callable[[float, int], None] | None = None,
@@ -178,7 +177,7 @@ def build_parts(
 
     Args:
         maker: Makes a part.
-        folders: Where the parts are made, or gone on with, in order; on storage that all nodes see.
+        places: Where the parts are made, or gone on with, in order: folders that all nodes see, or URLs.
         crew: The workers.
         on_progress: Called now and then with (documents, passages) done so far.
 
@@ -186,7 +185,7 @@ def build_parts(
         InputError: The corpus, the model or the options cannot be used.
         StoreError: A part cannot be made; what was committed stays, and the same call goes on from there.
     """
-    run = _Run(maker, folders, crew)
+    run = _Run(maker, places, crew)
     try:
         while not run.done:
             run.step()
@@ -202,14 +201,14 @@ class _Run:
 
     Args:
         maker: Makes a part.
-        folders: Of the parts.
+        places: Of the parts.
         crew: The workers.
     """
 
-    def __init__(self, maker: Maker, folders: Sequence[Path], crew: Crew) -> None:
+    def __init__(self, maker: Maker, places: Sequence[str], crew: Crew) -> None:
         import ray
 
-        self._ray, self._folders, self._crew = ray, folders, crew
+        self._ray, self._places, self._crew = ray, places, crew
         self._maker = ray.put(maker)
         self._class = ray.remote(_Worker).options(
             num_cpus=crew.cpus,
@@ -217,7 +216,7 @@ class _Run:
             max_restarts=0,
             max_concurrency=2,  # one to tell how far it is
         )
-        self.parts = [Part(number, len(folders)) for number in range(1, len(folders) + 1)]
+        self.parts = [Part(number, len(places)) for number in range(1, len(places) + 1)]
         self.reports: dict[int, AddReport] = {}
         self._waiting = deque(self.parts)
         self._tries: dict[int, int] = {}
@@ -242,7 +241,7 @@ class _Run:
         while self._idle and self._waiting:
             actor, part = self._idle.pop(), self._waiting.popleft()
             self._tries[part.number] = self._tries.get(part.number, 0) + 1
-            self._working[actor.make.remote(part, str(self._folders[part.number - 1]))] = (actor, part)
+            self._working[actor.make.remote(part, self._places[part.number - 1])] = (actor, part)
         ready, _ = self._ray.wait([*self._starting, *self._working], timeout=_POLL)
         for awaited in ready:
             if awaited in self._starting:

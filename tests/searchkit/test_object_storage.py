@@ -15,6 +15,7 @@ from forked import folder_in_memory
 
 from searchkit import object_storage
 from searchkit.cli.main import main
+from searchkit.cli.storage import fetched
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, MissingExtraError, StoreError
 from searchkit.object_storage import LIST, expand, fetch_index, holds_index, is_url, local_corpus, put_index
@@ -177,6 +178,18 @@ def test_only_what_changed_is_put_again(bucket: str, tmp_path: Path) -> None:
     assert (folder / "index.db").stat().st_mtime_ns == (tmp_path / "again.index" / "index.db").stat().st_mtime_ns
 
 
+def test_a_copy_of_an_earlier_call_is_taken_only_if_it_is_the_same(bucket: str, tmp_path: Path) -> None:
+    url = f"{bucket}/i.index"
+    put_index(build(tmp_path / "i.index"), url)
+    (copy,) = fetched([url], tmp_path / "copies")
+    (copy / "mark").touch()
+    assert [(copy / "mark").exists() for copy in fetched([url], tmp_path / "copies")] == [True]
+    put_index(build(tmp_path / "i.index", range(12)), url)
+    assert [(copy / "mark").exists() for copy in fetched([url], tmp_path / "copies")] == [False]
+    with SearchEngine.open(copy) as engine:
+        assert len(engine) == 12
+
+
 def test_an_upload_that_was_interrupted_is_no_index(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +220,7 @@ def test_an_upload_that_was_interrupted_is_no_index(
             with pytest.raises(InputError, match="no whole index matches"):
                 expand(f"{bucket}/*.index")
         put_index(folder, url)
-        assert expand(f"{bucket}/*.index") == [url]
+        assert [holds_index(found) for found in expand(f"{bucket}/*.index")] == [True]
     # Files of two uploads, mixed:
     with files.open(f"{path}/index.db", "ab") as database:
         database.write(b"more")

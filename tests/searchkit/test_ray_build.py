@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -121,9 +122,7 @@ def slow(corpus: int, notes: Path) -> Any:
         def load(self, threads: int) -> None:
             (notes / str(os.getpid())).touch()
 
-        def make(
-            self, part: Part, folder: Path, embedder: None, on_progress: Callable[[float, int], None]
-        ) -> AddReport:
+        def make(self, part: Part, place: str, embedder: None, on_progress: Callable[[float, int], None]) -> AddReport:
             def documents() -> Iterator[Document]:
                 for n in range(corpus):
                     document = Document(f"d{n}", f"text {n}", vector=[1.0, n])
@@ -131,7 +130,7 @@ def slow(corpus: int, notes: Path) -> Any:
                         time.sleep(0.02)
                         yield document
 
-            with SearchEngine.create(folder, dim=2, exist_ok=True) as engine:
+            with SearchEngine.create(place, dim=2, exist_ok=True) as engine:
                 return engine.add(documents(), on_progress=on_progress, commit_every=4)
 
     return Slow()
@@ -140,7 +139,7 @@ def slow(corpus: int, notes: Path) -> Any:
 def test_killed_workers_and_raylets_cost_what_was_not_committed(cluster: Any, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
-    folders = [tmp_path / f"part-{n}.index" for n in range(4)]
+    places = [str(tmp_path / f"part-{n}.index") for n in range(4)]
     done = []
 
     def kill(documents: float, passages: int) -> None:
@@ -155,16 +154,31 @@ def test_killed_workers_and_raylets_cost_what_was_not_committed(cluster: Any, tm
     with connected(cluster.address):
         made = crew(threads=1)
         assert made == Crew(2, 1, 0)
-        reports = build_parts(slow(200, notes), folders, made, on_progress=kill)
+        reports = build_parts(slow(200, notes), places, made, on_progress=kill)
     assert len(done) == 2
-    assert len(list(notes.iterdir())) >= 4  # two were replaced
+    assert len(list(notes.iterdir())) >= 3  # one was replaced, and another if it had begun
     assert sum(report.documents + report.unchanged for report in reports) == 200
     assert sum(report.unchanged for report in reports) > 0
     held = []
-    for folder in folders:
-        with SearchEngine.open(folder) as engine:
+    for place in places:
+        with SearchEngine.open(place) as engine:
             held += [document.id for document in engine]
     assert sorted(held) == sorted(f"d{n}" for n in range(200))
+
+
+def test_all_of_it_may_lie_in_object_storage(cluster: Any, corpus: Path, plain: Path, tmp_path: Path) -> None:
+    from searchkit.object_storage import fetch_index
+
+    bucket = f"file://{tmp_path}/bucket"  # what all processes see and is read by fsspec
+    (tmp_path / "bucket").mkdir()
+    shutil.copy(corpus, tmp_path / "bucket" / "corpus.jsonl")
+    where = (f"{bucket}/corpus.jsonl", "--index", f"{bucket}/made.index", "--ray", cluster.address, "--parts", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        run("index", *where, "--recipe", "fp16", "--on-error", "skip")
+    fetch_index(f"{bucket}/made.index", tmp_path / "fetched.index")
+    check_equal(tmp_path / "fetched.index", plain)
+    assert sorted(path.name for path in (tmp_path / "bucket").iterdir()) == ["corpus.jsonl", "made.index"]
 
 
 def test_what_every_worker_would_refuse_is_not_tried_again(cluster: Any, corpus: Path, tmp_path: Path) -> None:
@@ -196,6 +210,6 @@ def test_parts_of_another_number_are_not_mixed(corpus: Path, tmp_path: Path) -> 
     from searchkit.cli.ray_index import _parts_before
 
     (tmp_path / "part-1-of-3.index").mkdir()
-    assert _parts_before(tmp_path, None) == _parts_before(tmp_path, 3) == 3
+    assert _parts_before(str(tmp_path), None) == _parts_before(str(tmp_path), 3) == 3
     with pytest.raises(StoreError, match="holds parts of 3"):
-        _parts_before(tmp_path, 4)
+        _parts_before(str(tmp_path), 4)
