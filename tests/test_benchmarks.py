@@ -231,3 +231,9 @@ def test_the_page_on_scale_holds_what_the_arithmetic_prints() -> None:
     small = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n\n")
     assert small[0].splitlines()[-1].startswith("| 1M | 384 | 1.5 | 0.064 | 0.77 |")
     assert small[1].splitlines()[-1].endswith("| 0 |")
+
+
+def test_merging_is_measured() -> None:
+    found = run("merging.py", "--passages", 300, "--parts", 2, "--dim", 8, "--recipe", "int8")
+    assert found["int8"]["300"]["documents"] == 300
+    assert 0 <= found["int8"]["300"]["anonymous_mb"] < 500

@@ -325,6 +325,7 @@ def test_eight_parts_and_a_merge_killed_at_random_are_the_unbroken_index(server:
         )
         seconds = server.do("merged", parts=parts, target=str(root / "unbroken.index"))
         kills += killed(server, "merged", seconds, chance, KILLS, parts=parts, target=str(root / "merged.index"))
+        print("killed:", kills)
         assert kills >= KILLS // 2
         check_equal(root / "merged.index", root / "whole.index", embedder)
         assert files(root / "merged.index") == files(root / "unbroken.index")
