@@ -6,14 +6,18 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import INDEX, ModelOptions, model_options, require
+from searchkit.cli.options import PLACE, ModelOptions, model_options, require
+
+if TYPE_CHECKING:
+    from searchkit.remote.address import MilvusAddress
 
 
 @click.command()
-@click.argument("indexes", metavar="INDEX...", type=INDEX, nargs=-1, required=True)
+@click.argument("indexes", metavar="INDEX...", type=PLACE, nargs=-1, required=True)
 @click.option("--writable", is_flag=True, help="Offer a tool that adds documents, and lock the indexes for it.")
 @click.option(
     "--answer-tokens",
@@ -23,7 +27,7 @@ from searchkit.cli.options import INDEX, ModelOptions, model_options, require
     help="Longest answer, in tokens of about four characters.",
 )
 @model_options
-def mcp(indexes: tuple[Path, ...], writable: bool, answer_tokens: int, model: ModelOptions) -> None:
+def mcp(indexes: tuple[Path | MilvusAddress, ...], writable: bool, answer_tokens: int, model: ModelOptions) -> None:
     """Serve each INDEX to a client of the Model Context Protocol (MCP), over standard input and output.
 
     The client starts this command itself. An index is called after its folder, without ".index".
@@ -40,7 +44,10 @@ def mcp(indexes: tuple[Path, ...], writable: bool, answer_tokens: int, model: Mo
     with ExitStack() as stack:
         names = [(index_name(folder), folder) for folder in indexes]
         server = mcp_server(
-            [OpenIndex(name, stack.enter_context(model.open(folder, writable=writable))) for name, folder in names],
+            [
+                OpenIndex(name, stack.enter_context(model.open_place(folder, writable=writable)))
+                for name, folder in names
+            ],
             writable=writable,
             answer_tokens=answer_tokens,
         )

@@ -152,11 +152,15 @@ class Collection:
         self.state = state
 
     def _properties(self) -> dict[str, str]:
-        if not self.exists(self.client):
+        try:
+            described = self.client.call("describe_collection", self.name)
+        except RemoteError:
+            if self.exists(self.client):
+                raise
             raise StoreError(
                 f"there is no collection {self.address}; put an index there with: searchkit push INDEX {self.address}"
-            )
-        properties: dict[str, str] = dict(self.client.call("describe_collection", self.name).get("properties") or {})
+            ) from None
+        properties: dict[str, str] = dict(described.get("properties") or {})
         if _FORMAT not in properties:
             raise StoreError(f"{self.address} was not made by searchkit push; choose another name")
         if properties[_FORMAT] != FORMAT:

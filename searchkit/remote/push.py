@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -249,17 +250,26 @@ class _Push:
         """Documents of the collection that are not as in the folder, and documents of the folder that it lacks."""
         end = max(self._snapshot.next_row, collection.state.next_row)
         collection.remove_from(end)  # what no commit acknowledged
-        held: dict[int, tuple[int, int, str]] = {}
-        for row in collection.scan(["doc", "checksum"], below=end):
-            first, count, checksum = held.get(int(row["doc"]), (int(row["row"]), 0, row["checksum"]))
-            held[int(row["doc"])] = first, count + 1, checksum
-        missing = []
-        for item in self._living(0, self._snapshot.next_doc):
-            if held.get(item[0]) == item[1:]:
-                del held[item[0]]
-            else:
-                missing.append(item)
-        return sorted(held), missing
+        removed: list[int] = []
+        missing: list[tuple[int, int, int, str]] = []
+        # Both come in the order of rows, and so of positions.
+        held = _by_document(collection.scan(["doc", "checksum"], below=end))
+        there = next(held, None)
+        for here in self._living(0, self._snapshot.next_doc):
+            while there is not None and there[0] < here[0]:
+                removed.append(there[0])
+                there = next(held, None)
+            if there is None or there[0] > here[0]:
+                missing.append(here)
+                continue
+            if there != here:
+                removed.append(there[0])
+                missing.append(here)
+            there = next(held, None)
+        while there is not None:
+            removed.append(there[0])
+            there = next(held, None)
+        return removed, missing
 
     def _living(self, first: int, below: int) -> Iterator[tuple[int, int, int, str]]:
         """(position, first row, passages, checksum) of the documents of the commit."""
@@ -324,3 +334,10 @@ class _Push:
                 row = int(part[np.flatnonzero((own != stored).any(axis=1))[0]])
                 raise StoreError(f"{collection.address} holds another vector in row {row} than was pushed; push again")
         self._report.compared = len(chosen)
+
+
+def _by_document(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int, int, int, str]]:
+    """(position, first row, passages, checksum) of each document, from rows in order."""
+    for doc, group in groupby(rows, key=lambda row: int(row["doc"])):
+        parts = list(group)
+        yield doc, int(parts[0]["row"]), len(parts), str(parts[0]["checksum"])
