@@ -88,12 +88,17 @@ class Experiment:
         config = settings.train_config(base, sources, examples, folder / "model")
         self._references()
         result = folder / RESULT
-        if not result.is_file():
+        if not result.is_file() or read_json(result)["settings"] != asdict(settings):
             write_json(result, {"name": settings.name, "settings": asdict(settings), "curve": {}})
         inputs = {
             "settings": asdict(settings), "base": fingerprint(base), "sources": [digest(each) for each in sources]
         }  # fmt: skip
-        self._scores(settings, folder, "before", inputs, partial(_untrained, config, settings, base, folder / "work"))
+        untrained = partial(_untrained, config, settings, base, folder / "work")
+        self._scores(settings, folder, "before", inputs, untrained)
+        about = [self._about(dev) for dev in self._dev]
+        with self._stages.stage(f"{settings.name}, before: dev sets", {**inputs, "dev": about}, []) as needed:
+            if needed:
+                self._watch(settings, folder, TrainReport(), untrained())
         with self._stages.stage(
             f"train {settings.name}", inputs, [str((folder / "model").relative_to(self._out))]
         ) as needed:
@@ -181,8 +186,8 @@ class Experiment:
             found = ndcg(embedder, dev.documents, dev.judgements(instructed=settings.instructions))
             scores[f"{dev.name}, {dev.split}"] = found["dense"]
         result = folder / RESULT
-        curve = {step: value for step, value in read_json(result)["curve"].items() if int(step) < report.steps}
-        _note(result, curve={**curve, str(report.steps): scores}, training=_summary(report))
+        curve = {int(step): value for step, value in read_json(result)["curve"].items()} | {report.steps: scores}
+        _note(result, curve={str(step): curve[step] for step in sorted(curve)}, training=_summary(report))
         told = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
         self._tell(f"step {report.steps}: {told}")
         write_report(self._out)
