@@ -148,7 +148,8 @@ def whitening(rows: Tensor, *, power: float, shrink: float) -> Tensor:
     values, vectors = torch.linalg.eigh(torch.cov(rows.T.double()))
     values = values.clamp(min=0)
     matrix: Tensor = ((vectors * (values / values.mean() + shrink) ** power) @ vectors.T).float()
-    return matrix / (rows @ matrix).norm(dim=1).mean()
+    length: Tensor = (rows @ matrix).norm(dim=1).mean()
+    return matrix / length
 
 
 def learn(data: HeadData, config: HeadConfig, on_step: Callable[[int, float, float], None] | None = None) -> Tensor:
