@@ -520,7 +520,7 @@ def lancedb(job: Job) -> dict[str, Any]:
     found: dict[str, Any] = {"add": cost.rounded()}
     with costs() as cost:
         sizes = {"num_partitions": lists, "num_sub_vectors": chosen.code or 48}
-        table.create_index("vector", index_type="IVF_PQ", metric="cosine", **sizes)
+        table.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_PQ", **sizes)
     found["vector index"] = cost.rounded()
     with costs() as cost:
         table.create_fts_index("text")
