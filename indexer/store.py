@@ -206,6 +206,20 @@ class Store:
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return docs, np.sort(np.repeat(firsts, counts) + within)
 
+    def passing(self, condition: Condition, snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
+        """(documents, rows), each bool by position, True for what passes a filter; see `matching`."""
+        if condition.where is not None:
+            with self.database.access(), self.database.reading():
+                self._check_uncompacted(snapshot)
+                found = self.documents.columns.masks(condition.where, snapshot.next_doc, snapshot.next_row)
+            if found is not None:  # without listing what passes, which takes ten times as long
+                found[0][snapshot.dead_docs] = found[1][snapshot.dead] = False
+                return found
+        docs, rows = self.matching(condition, snapshot)
+        passing, mask = np.zeros(snapshot.next_doc, dtype=bool), np.zeros(snapshot.next_row, dtype=bool)
+        passing[docs] = mask[rows] = True
+        return passing, mask
+
     def values(self, key: str, snapshot: Snapshot) -> KeyValues:
         """What the documents of a commit, the deleted ones included, have under a key; see `Metadata.values`."""
         with self.database.access(), self.database.reading():

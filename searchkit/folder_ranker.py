@@ -123,12 +123,9 @@ class FolderRanker(Ranker[Allowed]):
         condition = compile_filter(where)
         allowed = self._filtered.get(condition)
         if allowed is None:
-            docs, rows = self.store.matching(condition, self.snapshot)
-            mask = np.zeros(self.snapshot.next_row, dtype=bool)
-            mask[rows] = True
-            passing = np.zeros(self.snapshot.next_doc, dtype=bool)
-            passing[docs] = True
-            allowed = Allowed(passing, AllowedRows(mask), len(docs), len(rows))
+            docs, mask = self.store.passing(condition, self.snapshot)
+            rows = AllowedRows(mask)
+            allowed = Allowed(docs, rows, int(np.count_nonzero(docs)), rows.count)
             for oldest in list(self._filtered)[: 1 - FILTERS]:
                 self._filtered.pop(oldest, None)  # another thread may have done so
             self._filtered[condition] = allowed

@@ -79,6 +79,24 @@ class Columns:
         early = int(np.searchsorted(docs, below))
         return docs[:early], first_rows[:early], passages[:early]
 
+    def masks(self, where: Mapping[str, Any], documents: int, rows: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """(documents,) and (rows,) bool by position, what passes a filter, deleted documents included.
+
+        None where columns cannot tell.
+        """
+        parts = self._current()
+        if parts is None:
+            return None
+        found = np.zeros(documents, dtype=bool), np.zeros(rows, dtype=bool)
+        try:
+            mask = passing(where, parts)
+            for part, passes in zip(parts, np.split(mask, np.cumsum([part.count for part in parts])), strict=False):
+                part.mark(passes, *found)
+        except UnusableError as error:
+            logger.debug("%s; the documents are read instead", error)
+            return None
+        return found
+
     def values(self, key: str, below: int) -> tuple[np.ndarray, np.ndarray, list[str]] | None:
         """What documents below a position have under the first part of a key, deleted ones included.
 
