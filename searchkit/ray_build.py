@@ -121,6 +121,7 @@ def connected(address: str) -> Iterator[None]:
 
     Raises:
         InputError: There is no cluster at the address.
+        StoreError: None can be started.
     """
     import ray
 
@@ -131,7 +132,11 @@ def connected(address: str) -> Iterator[None]:
     local = {"include_dashboard": False, "object_store_memory": 100 << 20} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
+    except Exception as error:  # a node that starts too slowly is a plain Exception
+        if address == "local":
+            raise StoreError(
+                f"Ray cannot be started here ({_first_line(error)}); look into /tmp/ray, or try again"
+            ) from error
         raise InputError(
             f"no cluster of Ray can be reached at {address} ({_first_line(error)}); expected local, auto, HOST:PORT or "
             "ray://HOST:PORT, and the same version of Ray on all nodes"
