@@ -20,6 +20,7 @@ import numpy as np
 
 from searchkit.indexer.columns.build import merged, part_of
 from searchkit.indexer.columns.part import Part, UnusableError, id_number
+from searchkit.indexer.columns.values import Values
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import REPAIR
 from searchkit.indexer.filters import COLUMNS, Condition, compile_filter, first_part
@@ -55,6 +56,7 @@ class Columns:
         self._parts: list[Part] | None = []
         self._opened: dict[str, Part] = {}
         self._tail: list[Part] = []
+        self._values: dict[str, Values] = {}
         self._warned = False
         self._trusted = False  # whether the files that were there have been compared with the documents
 
@@ -69,7 +71,7 @@ class Columns:
         if parts is None:
             return None
         try:
-            chosen = _split(passing(where, parts), parts)
+            chosen = _split(passing(where, parts, self._values), parts)
             docs = _joined([part.docs(some) for part, some in zip(parts, chosen, strict=True)])
             first_rows = _joined([part.first_rows(some) for part, some in zip(parts, chosen, strict=True)])
             passages = _joined([part.passages(some) for part, some in zip(parts, chosen, strict=True)])
@@ -89,7 +91,7 @@ class Columns:
             return None
         found = np.zeros(documents, dtype=bool), np.zeros(rows, dtype=bool)
         try:
-            mask = passing(where, parts)
+            mask = passing(where, parts, self._values)
             for part, passes in zip(parts, np.split(mask, np.cumsum([part.count for part in parts])), strict=False):
                 part.mark(passes, *found)
         except UnusableError as error:
@@ -166,6 +168,7 @@ class Columns:
         number = self._database.number
         state = number("compacted"), number("next_doc"), number("contents")
         if state != self._state:
+            self._values = {}
             self._parts = self._found(*state)
             self._state = state
         return self._parts
@@ -267,7 +270,7 @@ class Columns:
         if next_doc - start < PART and all(made == compacted for made, _, _ in named):
             return
         self._folder.mkdir(exist_ok=True)
-        self._state = None
+        self._state, self._values = None, {}
         while next_doc - start >= PART:
             stop = start + min(LEVEL, (next_doc - start) // PART) * PART
             part = self._derived(start, stop, compacted)
@@ -337,13 +340,19 @@ def _level(size: int) -> int:
 # Filters
 
 
-def passing(where: Mapping[str, Any], parts: Sequence[Part]) -> np.ndarray:
+def passing(where: Mapping[str, Any], parts: Sequence[Part], known: dict[str, Values] | None = None) -> np.ndarray:
     """(documents,) bool, which documents of some parts, one after another, pass a filter that can be compiled.
+
+    Args:
+        where: The filter.
+        parts: The parts.
+        known: Keeps the values of these parts' keys for the next filter.
 
     Raises:
         UnusableError: It names an id, a title, or a key with too many values, or a file is damaged.
     """
-    return _passing(where, sum(part.count for part in parts), lambda key, value: _leaf(parts, key, value))
+    values: dict[str, Values] = {} if known is None else known
+    return _passing(where, sum(part.count for part in parts), lambda key, value: _leaf(parts, values, key, value))
 
 
 def _passing(where: Mapping[str, Any], count: int, leaf: Callable[[str, Any], np.ndarray]) -> np.ndarray:
@@ -364,14 +373,14 @@ def _passing(where: Mapping[str, Any], count: int, leaf: Callable[[str, Any], np
     return mask
 
 
-def _leaf(parts: Sequence[Part], key: str, value: Any) -> np.ndarray:
+def _leaf(parts: Sequence[Part], known: dict[str, Values], key: str, value: Any) -> np.ndarray:
     """Which documents pass the conditions on one key."""
     if key in COLUMNS:
         raise UnusableError(f"{key} has no column")
-    condition = compile_filter({key: value})
-    first, absent = first_part(key), _holds_without(condition)
-    masks = [part.passing(first, condition, absent) for part in parts]
-    return np.concatenate(masks) if masks else np.empty(0, bool)
+    condition, first = compile_filter({key: value}), first_part(key)
+    if first not in known:
+        known[first] = Values(first, parts)
+    return known[first].passing(condition, _holds_without(condition))
 
 
 def _holds_without(condition: Condition) -> bool:

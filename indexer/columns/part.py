@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import mmap
-import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64_intdigest, xxh3_128
-
-from searchkit.indexer.filters import Condition
 
 VERSION = 1
 _FOOT = 8 + 16  # the header's length and its checksum
@@ -44,8 +41,6 @@ class Part:
         self.header, self.read = header, read
         self.start, self.stop, self.count = int(header["start"]), int(header["stop"]), int(header["count"])
         self.keys: Mapping[str, Any] = header["keys"]
-        self._values: sqlite3.Connection | None = None
-        self._loaded: set[str] = set()
 
     def marked(self, *, strict: bool) -> Part:
         """The same, with a note of whether all metadata was JSON proper."""
@@ -102,15 +97,19 @@ class Part:
 
     def codes(self, key: str) -> np.ndarray:
         """(count,) unsigned, the number of every document's value; 0 where it has none."""
-        entry = self.keys[key]
-        if self.has_many(key):
-            raise UnusableError(f"{key} has too many values")
+        entry = self._numbered(key)
         return np.frombuffer(self.read(f"{entry['number']}.codes"), entry["dtype"])
 
     def texts(self, key: str) -> list[str]:
         """JSON objects with the key and its value alone, for the numbers from 1 on, in order of first appearance."""
-        block = bytes(self.read(f"{self.keys[key]['number']}.values"))
+        block = bytes(self.read(f"{self._numbered(key)['number']}.values"))
         return block.decode().split("\n") if block else []
+
+    def _numbered(self, key: str) -> Mapping[str, Any]:
+        entry: Mapping[str, Any] = self.keys[key]
+        if self.has_many(key):
+            raise UnusableError(f"{key} has too many values")
+        return entry
 
     def ids(self) -> np.ndarray:
         """(count,) uint64, what `id_number` returns for the id of every document."""
@@ -155,35 +154,3 @@ class Part:
         if name not in self.header["blocks"]:  # they follow each other
             return np.asarray(first + chosen)
         return np.asarray(np.frombuffer(self.read(name), "<i8")[chosen])
-
-    # Filters
-
-    def passing(self, key: str, condition: Condition, absent: bool) -> np.ndarray:
-        """(count,) bool, the documents whose value under a key passes a condition, which reads nothing else.
-
-        Args:
-            key: The first part of the condition's key.
-            condition: On the column `metadata`. It is decided once for each value that occurs.
-            absent: Whether documents without the key pass.
-        """
-        if key not in self.keys:
-            return np.full(self.count, absent)
-        codes = self.codes(key)
-        passes = np.zeros(1 + self.keys[key]["distinct"], dtype=bool)
-        passes[0] = absent
-        query = f"SELECT code FROM documents WHERE key = ? AND ({condition.sql})"
-        found = self._database(key).execute(query, (key, *condition.parameters)).fetchall()
-        passes[[code for (code,) in found]] = True
-        return np.asarray(passes[codes])
-
-    def _database(self, key: str) -> sqlite3.Connection:
-        if self._values is None:
-            self._values = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-            self._values.execute(
-                "CREATE TABLE documents (key TEXT, code INTEGER, metadata TEXT, PRIMARY KEY (key, code)) WITHOUT ROWID"
-            )
-        if key not in self._loaded:
-            rows = ((key, code, text) for code, text in enumerate(self.texts(key), 1))
-            self._values.executemany("INSERT INTO documents VALUES (?, ?, ?)", rows)
-            self._loaded.add(key)
-        return self._values

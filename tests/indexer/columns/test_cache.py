@@ -14,6 +14,7 @@ import pytest
 from searchkit.errors import StoreError
 from searchkit.indexer.columns import build, cache
 from searchkit.indexer.columns.part import Part, UnusableError
+from searchkit.indexer.columns.values import Values
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.keys import filter_faults, metadata_keys
@@ -247,6 +248,27 @@ def test_a_filter_reads_no_documents(store: Store) -> None:
         reader.matching(compile_filter({"year": 1995}), snapshot)
         reader.database.db.set_progress_handler(None, 1)
     assert 0 < steps < 200  # reading 64 documents takes ten times as many
+
+
+def test_a_value_is_decided_once_however_many_files_have_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(store, documents(60))
+    assert len(files(store)) > 1
+    made: list[str] = []
+
+    class Counted(Values):
+        def __init__(self, key: str, parts: Any) -> None:
+            super().__init__(key, parts)
+            made.append(key)
+            assert self._count == len({text for part in parts for text in part.texts(key)})
+
+    monkeypatch.setattr(cache, "Values", Counted)
+    with Store(store.folder) as reader:
+        for year in (1990, 1995, 2005):
+            reader.passing(compile_filter({"year": year}), reader.snapshot())
+        assert made == ["year"]
+        add(store, documents(1, 60))
+        reader.passing(compile_filter({"year": 1990}), reader.snapshot())
+        assert made == ["year", "year"]
 
 
 def test_a_file_that_is_none_says_so(tmp_path: Path) -> None:
