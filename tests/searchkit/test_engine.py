@@ -432,9 +432,9 @@ def test_a_filter_holds_in_every_mode(notes: SearchEngine, mode: str) -> None:
 
 def test_the_matches_of_a_filter_are_read_once_a_commit(notes: SearchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Condition] = []
-    matching = notes.store.matching
+    passing = notes.store.passing
     monkeypatch.setattr(
-        notes.store, "matching", lambda condition, *rest: (read.append(condition), matching(condition, *rest))[1]
+        notes.store, "passing", lambda condition, *rest: (read.append(condition), passing(condition, *rest))[1]
     )
     options = [SearchOptions(where={"n": {"$lt": n}}) for n in range(1, 11)]
     for _ in range(2):

@@ -21,6 +21,7 @@ from texts import TEXTS
 
 from searchkit.engine import SearchEngine
 from searchkit.folder_ranker import FolderRanker
+from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.lexical import LexicalIndex
@@ -232,7 +233,7 @@ def test_lexical_search_returns_what_is_allowed_and_nothing_else(
     everything, scores = lexical.search(text, 3000, 2900)
     assert (everything < 2900).all()
     kept = allowed[everything]
-    found, found_scores = lexical.search(text, k, 2900, allowed)
+    found, found_scores = lexical.search(text, k, 2900, AllowedRows(allowed))
     np.testing.assert_array_equal(found, everything[kept][:k])
     np.testing.assert_allclose(found_scores, scores[kept][:k], rtol=1e-5)
 
