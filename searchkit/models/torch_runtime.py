@@ -164,7 +164,10 @@ class TorchRuntime:
         causal = self.decoder and self.share_beginnings and self._takes_cache and not self.own_code
         if not causal or conventions.pooling != "last" or len(batch) < _LEAST_TEXTS:
             return 0
-        window = getattr(self.model.config, "sliding_window", None)
+        config = getattr(self.model, "config", None)
+        if config is None:
+            return 0  # wrapped for training over several processes
+        window = getattr(config, "sliding_window", None)
         if window is not None and max(map(len, batch)) > window:
             return 0  # what lies outside of it would have to be left out of the states that are kept
         shared = min(beginning(batch), min(map(len, batch)) - 1)
