@@ -39,8 +39,8 @@ _DRIVERS = {
     "abfss": "adlfs",
 }
 _CREDENTIALS = (
-    "give its driver credentials that may: for s3:// the variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a "
-    "profile or a role"
+    "give its driver credentials with access to it: for s3:// the variables AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, a profile or a role"
 )
 
 _FOLDERS = ("segments", "codebooks", "lexical", "columns")
