@@ -11,6 +11,7 @@ from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 from searchkit.models.remote.address import RemoteModel, is_remote, parse_remote
 from searchkit.models.remote.runtime import RemoteRuntime, check_probes, decode_probes
+from searchkit.validation import check_optional_text, check_text, checked_path, whole_number
 
 NO_MODEL = (
     "{} holds vectors that its users made and has no model to embed texts with: give vectors with queries and "
@@ -64,6 +65,28 @@ class ModelChoice:
             ) from error
         check_model(identity, embedder)
         return embedder
+
+
+def chosen_model(
+    model: Embedder | str | Path | None,
+    adapter: str | Path | None,
+    device: str | None,
+    dtype: str,
+    threads: int | None,
+) -> Embedder | ModelChoice:
+    """The model that the caller of `open` gave, or what is needed to load it.
+
+    Raises:
+        InputError: An argument is of another type, or `threads` is below 1.
+    """
+    check_optional_text("device", device)
+    check_text("dtype", dtype)
+    if threads is not None:
+        threads = whole_number("threads", threads, 1)
+    for name, value in {"model": model, "adapter": adapter}.items():
+        if not isinstance(value, str | Embedder | None):
+            checked_path(name, value)
+    return model if isinstance(model, Embedder) else ModelChoice(model, adapter, device, dtype, threads)
 
 
 def bound_name(identity: dict[str, Any]) -> str | RemoteModel:

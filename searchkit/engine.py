@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from searchkit.binding import ModelChoice
+from searchkit.binding import ModelChoice, chosen_model
 from searchkit.codebook import take_over
 from searchkit.errors import FilterError, InputError, StoreError
 from searchkit.indexer.analysis import Analyzer
@@ -22,7 +22,7 @@ from searchkit.ingest import COMMIT_EVERY, AddReport, Commits, Known, OnProgress
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 from searchkit.open_index import OpenIndex
 from searchkit.own_vectors import chosen_similarity
-from searchkit.validation import check_optional_text, check_text, checked_ids, checked_path, described, whole_number
+from searchkit.validation import check_optional_text, check_text, checked_ids, checked_path, described
 from searchkit.writer import Writer
 
 __all__ = ["COMMIT_EVERY", "AddReport", "SearchEngine"]
@@ -136,18 +136,11 @@ class SearchEngine(Writer, OpenIndex):
             StoreError: There is no sound index at `path`, or it was built with another model.
         """
         folder = checked_path("path", path)
-        check_optional_text("device", device)
-        check_text("dtype", dtype)
         check_optional_text("vectors_from", vectors_from)
-        if threads is not None:
-            threads = whole_number("threads", threads, 1)
-        for name, value in {"model": model, "adapter": adapter}.items():
-            if not isinstance(value, str | Embedder | None):
-                checked_path(name, value)
+        chosen = chosen_model(model, adapter, device, dtype, threads)
         store = Store(folder, writable=writable, backend=make_backend(device, replicate=replicate))
         try:
-            choice = model if isinstance(model, Embedder) else ModelChoice(model, adapter, device, dtype, threads)
-            engine = cls(store, choice)
+            engine = cls(store, chosen)
             engine.check_vectors(vectors_from=vectors_from)
             return engine
         except BaseException:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from searchkit.binding import ModelChoice
+from searchkit.binding import ModelChoice, chosen_model
 from searchkit.errors import FilterError, StoreError
 from searchkit.indexer.analysis import Analyzer
 from searchkit.indexer.documents import NewDocument, StoredPassage
@@ -31,7 +31,7 @@ from searchkit.remote.collection import Collection
 from searchkit.remote.filters import to_expression
 from searchkit.remote.ranker import CollectionRanker
 from searchkit.remote.rows import SHOWN, WHOLE, documents_of, passage_of, rows_of
-from searchkit.validation import check_text, checked_ids
+from searchkit.validation import check_optional_text, check_text, checked_ids
 from searchkit.writer import Writer
 
 T = TypeVar("T")
@@ -90,11 +90,12 @@ class MilvusEngine(Writer):
             StoreError: There is no collection that searchkit pushed, or it was built with another model.
         """
         parsed = parse_milvus(address) if isinstance(address, str) else address
+        check_optional_text("vectors_from", vectors_from)
+        chosen = chosen_model(model, adapter, device, dtype, threads)
         client = Client(parsed)
         try:
             collection = Collection(client)
-            choice = model if isinstance(model, Embedder) else ModelChoice(model, adapter, device, dtype, threads)
-            engine = cls(collection, choice, writable=writable)
+            engine = cls(collection, chosen, writable=writable)
             engine.check_vectors(vectors_from=vectors_from)
             collection.load()
             if writable:

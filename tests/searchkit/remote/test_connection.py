@@ -17,7 +17,7 @@ import pytest
 from milvus import VARIABLE
 
 from searchkit.engine import SearchEngine
-from searchkit.errors import RemoteError, StoreError
+from searchkit.errors import InputError, RemoteError, StoreError
 from searchkit.records import Document
 from searchkit.remote.address import parse_milvus
 from searchkit.remote.client import Client
@@ -126,3 +126,10 @@ def test_a_collection_that_is_not_there(tmp_path: Path) -> None:
     Client(address, create=True).close()
     with pytest.raises(StoreError, match=r"there is no collection milvus:.*/papers; put an index there"):
         MilvusEngine.open(address)
+
+
+def test_arguments_of_a_wrong_type_are_named_before_anybody_is_asked() -> None:
+    with pytest.raises(InputError, match="threads is '2'"):
+        MilvusEngine.open("milvus://127.0.0.1:1/c", threads="2")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="device is 5"):
+        MilvusEngine.open("milvus://127.0.0.1:1/c", device=5)  # type: ignore[arg-type]
