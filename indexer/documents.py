@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from searchkit.indexer.checksums import row_checksum
+from searchkit.indexer.columns.build import Removed
 from searchkit.indexer.errors import DamagedError
 from searchkit.indexer.metadata import Metadata
 
@@ -57,6 +58,9 @@ class StoredPassage(NamedTuple):
     start: int
     stop: int
     metadata: dict[str, Any]
+
+
+_REMOVED = np.dtype([("doc", "<i8"), ("row", "<i8"), ("passages", "<i8"), ("checksum", "<u8")])
 
 
 class Documents(Metadata):
@@ -327,13 +331,31 @@ class Documents(Metadata):
             database.put(tombstones=tombstones(database.number("tombstones"), rows))
         return len(rows)
 
-    def purge_deleted(self, generation: int) -> None:
-        """Remove what is marked as deleted; readers of earlier commits must open the index again."""
-        database = self._database
-        database.db.execute("DELETE FROM passages WHERE doc IN (SELECT doc FROM documents WHERE deleted > 0)")
-        contents = database.number("contents") ^ self.contents("deleted > 0")
-        database.db.execute("DELETE FROM documents WHERE deleted > 0")
-        database.put(tombstones=0, contents=contents, compacted=generation)
+    def purge_deleted(self, generation: int) -> Removed:
+        """Remove what is marked as deleted; readers of earlier commits must open the index again.
+
+        Raises:
+            DamagedError: A deleted document differs from its checksum, so that the one of all documents would be wrong
+                without it.
+        """
+        db = self._database.db
+        query = (
+            "SELECT doc, id, title, text, metadata, checksum, first_row, passages, seal FROM documents "
+            "WHERE deleted > 0 ORDER BY doc"
+        )
+        removed = np.fromiter(self._removed(db.execute(query)), _REMOVED)
+        ranges = zip(removed["row"].tolist(), (removed["row"] + removed["passages"]).tolist(), strict=True)
+        db.executemany("DELETE FROM passages WHERE row >= ? AND row < ?", ranges)
+        db.execute("DELETE FROM documents WHERE deleted > 0")
+        contents = self._database.number("contents") ^ int(np.bitwise_xor.reduce(removed["checksum"]))
+        self._database.put(tombstones=0, contents=contents, compacted=generation)
+        return Removed(removed["doc"], removed["checksum"])
+
+    def _removed(self, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[int, int, int, int]]:
+        for doc, *parts, first, count, checksum in rows:
+            document = self._verified_document(checksum, doc, first, count, parts)
+            row = (doc, first, count, document.id, document.title, document.metadata)
+            yield doc, first, count, row_checksum(row)
 
     def _verified_document(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ import tantivy
 
 from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.analysis import Analyzer
+
+META = "meta.json"
+"""The only file of tantivy's that changes: the list of the others."""
 
 _TERMS = "searchkit-2"
 _RAW_TERMS = "searchkit"
@@ -31,6 +35,7 @@ class LexicalIndex:
 
     def __init__(self, folder: Path, language: str = "english") -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         terms = _terms_of(folder)
         self._analyzer = Analyzer(language, normalised=terms == _TERMS)
         schema = tantivy.SchemaBuilder()
@@ -62,6 +67,22 @@ class LexicalIndex:
             writer.wait_merging_threads()
         self._index.reload()
 
+    def delete(self, rows: Sequence[int]) -> None:
+        """Take passages out by their rows and commit; scores count them until tantivy merges their segments."""
+        writer = self._index.writer(heap_size=20_000_000, num_threads=1)
+        try:
+            # A query, since its deletion by term takes numbers for signed ones, which match nothing.
+            writer.delete_documents_by_query(tantivy.Query.term_set_query(self._schema, "row", rows))
+            writer.commit()
+        finally:
+            writer.wait_merging_threads()
+        self._index.reload()
+
+    def deleted(self) -> int:
+        """Passages that were taken out and still take space and count in scores."""
+        listed = json.loads((self._folder / META).read_text("utf-8"))["segments"]
+        return sum(segment["deletes"]["num_deleted_docs"] for segment in listed if segment["deletes"])
+
     def ceiling(self, query: str) -> tuple[float, int]:
         """The highest BM25 score that a passage of usual length could have for a query, and its distinct terms.
 
@@ -70,7 +91,7 @@ class LexicalIndex:
         """
         terms = self._analyzer.analyze(query)
         searcher = self._index.searcher()
-        count = searcher.num_docs
+        count = searcher.num_docs + self.deleted()
         frequencies = {term: searcher.doc_freq("text", term) for term in set(terms)}
         idf = {term: math.log1p((count - n + 0.5) / (n + 0.5)) for term, n in frequencies.items()}
         return 0.8 * (_K1 + 1) * sum(idf[term] for term in terms), len(idf)
@@ -153,7 +174,7 @@ def has_current_terms(folder: Path) -> bool:
 def _terms_of(folder: Path) -> str:
     """The tokenizer that an index was built with, by its schema; the current one where there is no index yet."""
     try:
-        schema = (folder / "meta.json").read_text("utf-8")
+        schema = (folder / META).read_text("utf-8")
     except (OSError, ValueError):  # missing, or damaged: tantivy says so
         return _TERMS
     return _RAW_TERMS if f'"{_RAW_TERMS}"' in schema else _TERMS

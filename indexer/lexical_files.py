@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import DamagedError
 from searchkit.indexer.files import Stamp, stamp, verify
+from searchkit.indexer.lexical import META
 
-META = "meta.json"
-"""The only file of tantivy's that changes: the list of the others."""
+_MANAGED = ".managed.json"
+"""Tantivy's list of the files that it removes when they are replaced."""
 
 _COMMITTED = ".meta.json.named"
 
@@ -34,12 +36,12 @@ class LexicalFiles:
     def check(self) -> None:
         """Raise DamagedError unless the files are as a commit has named them."""
         folder = self.folder
-        for name, value in self._named().items():
+        for name, value in self.named().items():
             verify(folder / name, value)
 
     def commit(self) -> None:
         """Name the files as they are now in a commit."""
-        named = self._named()
+        named = self.named()
         files = stamps(self.folder, named)
         if files != named:
             with self._database.transaction():
@@ -52,7 +54,7 @@ class LexicalFiles:
 
     def restore(self) -> None:
         """Undo what a killed writer added and did not commit; otherwise the whole index would have to be rebuilt."""
-        file, named = self.folder / META, self._named().get(META)
+        file, named = self.folder / META, self.named().get(META)
         kept = file.with_name(_COMMITTED)
         if named is None or not kept.is_file():
             return
@@ -63,8 +65,27 @@ class LexicalFiles:
                 verify(kept, named)
                 kept.replace(file)
 
-    def _named(self) -> dict[str, Stamp]:
+    def share(self, folder: Path) -> None:
+        """Give a new folder the files of the last commit, to be changed there: tantivy writes no file a second time."""
+        folder.mkdir()
+        for name in self.named():
+            if name != META:
+                _link(self.folder / name, folder / name)
+        for name in (_MANAGED, META):  # which it replaces
+            shutil.copyfile(self.folder / name, folder / name)
+
+    def named(self) -> dict[str, Stamp]:
+        """The files that the last commit names."""
         return {name: Stamp(*value) for name, value in self._database.setting("lexical_files").items()}
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file; a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        stamp(target)  # to have it on the disk
 
 
 def stamps(folder: Path, known: dict[str, Stamp] | None = None) -> dict[str, Stamp]:

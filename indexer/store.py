@@ -23,7 +23,7 @@ from searchkit.indexer.columns.cache import FOLDER as COLUMNS
 from searchkit.indexer.database import NAME, Database, make_database
 from searchkit.indexer.documents import Documents, NewDocument, tombstones
 from searchkit.indexer.errors import DamagedError, InputError, StoreError
-from searchkit.indexer.files import Stamp, folder_size, next_number, verify
+from searchkit.indexer.files import Stamp, folder_size, next_number, sync_folder, verify
 from searchkit.indexer.filters import Condition
 from searchkit.indexer.lexical_files import LexicalFiles, stamps
 from searchkit.indexer.metadata import KeyValues
@@ -331,19 +331,15 @@ class Store:
         """
         self.database.check_writable()
         snapshot = self.snapshot()
-        if purge:
-            with self.database.access():
-                self.documents.check_contents()
-        dead = np.isin(segments.all_rows(snapshot.segments), snapshot.dead) if snapshot.segments else np.empty(0, bool)
         # Codes of the same training are copied as they are: encoding what was decoded would change some.
         old = snapshot.storage
         same = template is self.template() and keep_vectors == old.keep_vectors
         codebook = old.codebook if same else self.write_codebook(template)
         folder, entries = self.folder / "segments", []
-        for group, kept in _groups(snapshot.segments, ~dead if purge else np.ones_like(dead), template.plan):
-            if not kept.any():
-                continue
-            if same:
+        for group, kept in _groups(*_left(snapshot, purge=purge), template.plan):
+            if same and len(group) == 1 and kept.all():
+                entry = group[0].entry
+            elif same:
                 entry = segments.merge_segments(folder, group, template, keep_vectors=keep_vectors, kept=kept)
             else:
                 vectors = segments.vectors_of(group, kept)
@@ -352,10 +348,13 @@ class Store:
                     folder, self.backend, template, vectors, docs, rows, keep_vectors=keep_vectors
                 )
             entries.append(entry)
-        lexical = snapshot.lexical
+        lexical, named = snapshot.lexical, self.lexical.named()
         if purge and make_lexical:
             lexical = next_number(self.folder / "lexical", snapshot.lexical)
             make_lexical(self.folder / "lexical" / lexical)
+            named = stamps(self.folder / "lexical" / lexical, named)
+            sync_folder(self.folder / "lexical")
+        compacted, removed = self.database.number("compacted"), None
         with self.database.transaction() as generation:
             self.database.db.execute("DELETE FROM segments")
             for entry in entries:
@@ -364,10 +363,12 @@ class Store:
             storage = Storage(template.plan, tuning or old.tuning, keep_vectors, codebook, chosen)
             self.database.put(storage=storage.to_json())
             if purge:
-                self.documents.purge_deleted(generation)
-                self.database.put(lexical=lexical, lexical_files=stamps(self.folder / "lexical" / lexical))
+                removed = self.documents.purge_deleted(generation)
+                self.database.put(lexical=lexical, lexical_files=named)
         self.forget_template()
         self.sweep()
+        if removed is not None:
+            self.documents.columns.carry_over(compacted, removed)
         self.documents.columns.follow()
         if purge:
             with self.database.access():  # execute() would free a single page
@@ -470,6 +471,18 @@ _HELD = 1 << 30
 
 _BOOKKEEPING = 32
 """Bytes of a row in memory besides its vector: rows and documents, all and those kept."""
+
+
+def _left(snapshot: Snapshot, *, purge: bool) -> tuple[list[DiskSegment], np.ndarray]:
+    """The segments that keep something, and a mask over all their rows."""
+    if not snapshot.segments:
+        return [], np.empty(0, bool)
+    edges = np.cumsum([part.count for part in snapshot.segments])
+    kept = ~np.isin(segments.all_rows(snapshot.segments), snapshot.dead) if purge else np.ones(edges[-1], bool)
+    left = [
+        (part, mask) for part, mask in zip(snapshot.segments, np.split(kept, edges[:-1]), strict=True) if mask.any()
+    ]
+    return [part for part, _ in left], np.concatenate([mask for _, mask in left] or [np.empty(0, bool)])
 
 
 def _groups(parts: Sequence[DiskSegment], kept: np.ndarray, plan: Plan) -> Iterator[tuple[list[DiskSegment], Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -195,7 +196,7 @@ class SearchEngine(Writer, OpenIndex):
                     self._store.template(),
                     keep_vectors=snapshot.storage.keep_vectors,
                     purge=purge,
-                    make_lexical=self._lexical.build if purge else None,
+                    make_lexical=partial(self._lexical.write_living, snapshot) if purge else None,
                 )
         return len(snapshot.dead)
 

@@ -23,6 +23,10 @@ _PATIENCE = 10.0
 """Seconds that a reader waits for a writer to finish the lexical index of a commit."""
 
 
+_GONE = 0.1
+"""Deleted passages for each living one up to which the lexical index is changed instead of built anew."""
+
+
 class LexicalSync:
     """The lexical index behind a store. It follows the documents: where the two differ, the documents are right.
 
@@ -87,8 +91,18 @@ class LexicalSync:
         """Whether a lexical index built now would have the same terms."""
         return has_current_terms(self._store.folder / "lexical" / snapshot.lexical)
 
-    def build(self, folder: Path) -> None:
-        """Build an index of the living passages alone, in a folder of its own."""
+    def write_living(self, snapshot: Snapshot, folder: Path) -> None:
+        """Make an index of the living passages of a commit, in a folder of its own.
+
+        It has the files of the commit's index, less the deleted passages. Where these are many, or terms have changed,
+        it is built anew.
+        """
+        index = self.index_of(snapshot)
+        gone, living = index.deleted() + len(snapshot.dead), len(index) - len(snapshot.dead)
+        if self.current(snapshot) and gone <= _GONE * living:
+            self._store.lexical.share(folder)
+            LexicalIndex(folder, self._language).delete(snapshot.dead.tolist())
+            return
         index = LexicalIndex(folder, self._language)
         index.add((row, join_title(title, text)) for row, title, text in self._store.documents.texts(living=True))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,18 @@ MOST = 1 << 18
 """Different values of a key up to which each gets a number: beyond, deciding a filter for each is no gain any more."""
 
 _SCALARS = (int, float, bool, type(None))
+
+
+class Removed(NamedTuple):
+    """Documents that have been compacted away.
+
+    Args:
+        docs: (n,) int64, their positions, ascending.
+        checksums: (n,) uint64, what `row_checksum` returned for each.
+    """
+
+    docs: np.ndarray
+    checksums: np.ndarray
 
 
 class _Column:
@@ -101,6 +113,30 @@ def merged(parts: Sequence[Part]) -> Part:
     ids = np.concatenate([part.ids() for part in parts])
     whole = _made(table, ids, columns, parts[0].start, parts[-1].stop, parts[0].header["compacted"], contents)
     return whole.marked(strict=all(part.header["strict"] for part in parts))
+
+
+def without(part: Part, removed: Removed, compacted: int) -> Part:
+    """The columns that are left of a part once the commit `compacted` has removed documents."""
+    first, below = np.searchsorted(removed.docs, (part.start, part.stop))
+    every = np.arange(part.count)
+    kept = np.flatnonzero(~np.isin(part.docs(every), removed.docs[first:below]))
+    table = np.stack([part.docs(kept), part.first_rows(kept), part.passages(kept)], axis=1)
+    contents = int(part.header["contents"]) ^ int(np.bitwise_xor.reduce(removed.checksums[first:below]))
+    columns = [_column_of(key, part, kept) for key in part.keys]
+    left = [(key, codes, texts) for key, codes, texts in columns if codes is None or texts]
+    whole = _made(table, part.ids()[kept], left, part.start, part.stop, compacted, contents)
+    return whole.marked(strict=part.header["strict"])
+
+
+def _column_of(key: str, part: Part, kept: np.ndarray) -> tuple[str, np.ndarray | None, list[str]]:
+    """A key, the numbers of some documents' values, and the values that they have; None where there are too many."""
+    if part.has_many(key):
+        return key, None, []
+    codes, texts = part.codes(key)[kept], part.texts(key)
+    held = np.flatnonzero(np.bincount(codes, minlength=1 + len(texts))[1:])
+    numbers = np.zeros(1 + len(texts), np.int64)
+    numbers[1 + held] = 1 + np.arange(len(held))
+    return key, numbers[codes], [texts[number] for number in held.tolist()]
 
 
 def _merged_column(key: str, parts: Sequence[Part]) -> tuple[str, np.ndarray | None, list[str]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from searchkit.indexer.columns.build import merged, part_of
+from searchkit.indexer.columns.build import Removed, merged, part_of, without
 from searchkit.indexer.columns.part import Part, UnusableError, id_number
 from searchkit.indexer.columns.values import Values
 from searchkit.indexer.database import Database
@@ -249,6 +249,27 @@ class Columns:
                 logger.debug("%s; making all columns again", error)
                 self._discard()
             except (OSError, ValueError, TypeError, RecursionError) as error:  # a full disk, or damage
+                logger.debug("%s: %s", self._folder, error)
+
+    def carry_over(self, before: int, removed: Removed) -> None:
+        """Make the files of before a purge into those after it, which takes a tenth of reading all documents again.
+
+        Args:
+            before: The purge before it.
+            removed: What it removed.
+        """
+        with self._database.access(), self._database.reading():
+            try:
+                compacted, next_doc = self._database.number("compacted"), self._database.number("next_doc")
+                parts = self._files(before, next_doc)
+                for part in parts:
+                    self._kept(without(part, removed, compacted))
+                if parts and self._current() is None:
+                    self._discard()
+            except UnusableError as error:
+                logger.debug("%s; making all columns again", error)
+                self._discard()
+            except OSError as error:  # a full disk
                 logger.debug("%s: %s", self._folder, error)
 
     def _covered(self) -> int:

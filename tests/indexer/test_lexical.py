@@ -154,6 +154,23 @@ def test_an_add_that_fails_adds_nothing(tmp_path: Path) -> None:
     assert found(index, "tea") == [0, 1]
 
 
+def test_deleted_passages_are_not_found_and_count_until_they_are_merged_away(tmp_path: Path) -> None:
+    index = made(tmp_path / "some", TEXTS)
+    before = index.search("the sun", 30, 30)
+    index.delete([0, 3, 29, 1000])
+    for opened in (index, LexicalIndex(tmp_path / "some", "none")):
+        assert (len(opened), opened.deleted()) == (27, 3)
+        rows, scores = opened.search("the sun", 30, 30)
+        kept = ~np.isin(before[0], [0, 3, 29])
+        assert kept.sum() < len(kept)
+        np.testing.assert_array_equal(rows, before[0][kept])
+        np.testing.assert_array_equal(scores, before[1][kept])
+    index.add([(30, "the sun again")])
+    assert 30 in index.search("the sun", 30, 31)[0]
+    index.delete(list(range(31)))
+    assert (len(index), index.deleted(), found(index, "the sun")) == (0, 0, [])
+
+
 def test_a_reopened_index_holds_all_it_held(tmp_path: Path) -> None:
     made(tmp_path, TEXTS, "english")
     again = LexicalIndex(tmp_path, "english")

@@ -345,6 +345,18 @@ def test_compaction_removes_deleted_documents_only(folder: Path, vectors: np.nda
     assert [place.name for place in (folder / "lexical").iterdir()] == ["000002"]
 
 
+def test_compaction_refuses_to_remove_a_document_that_is_damaged(folder: Path) -> None:
+    with Store(folder, writable=True) as opened:
+        opened.delete([0, 4])
+        opened.database.db.execute("UPDATE documents SET title = 'Another' WHERE doc = 4")
+        with pytest.raises(DamagedError, match="document '4' differs from its checksum"):
+            compact(opened)
+        assert opened.snapshot().dead_docs.tolist() == [0, 4]
+        opened.database.db.execute("UPDATE documents SET title = 'Title 4' WHERE doc = 4")
+        compact(opened)
+        opened.documents.check_contents()
+
+
 def test_segments_are_rewritten_together_as_far_as_memory_allows(
     folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

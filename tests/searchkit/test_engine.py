@@ -479,6 +479,45 @@ def test_compacting_where_nothing_was_deleted_merges_segments_alone(notes: Searc
     assert notes.snapshot.lexical != lexical
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_compacting_after_few_deletions_changes_the_lexical_index_and_builds_none(
+    notes: SearchEngine, linked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("not permitted")
+
+    if not linked:
+        monkeypatch.setattr(os, "link", refuse)
+
+    def scores() -> dict[str, float]:
+        return {hit.id: hit.score for hit in notes.search("the sun and the note", k=30, options=LEXICAL)}
+
+    before = scores()
+    notes.delete(["3"])
+    with monkeypatch.context() as patch:
+        patch.setattr(LexicalIndex, "add", refuse)
+        notes.compact()
+    assert scores() == {id: score for id, score in before.items() if id != "3"}
+    assert [finding for finding in check(notes.store.folder) if not finding.ok] == []
+    notes.add([Document("late", "A late note about the sun")])
+    assert "late" in ids(notes.search("the sun", k=30, options=LEXICAL))
+    notes.delete(["4", "5"])  # with the one before, a tenth
+    notes.compact()
+    assert notes._lexical.index_of(notes.snapshot).deleted() == 0
+    assert len(notes.search("note", k=30, options=LEXICAL)) == 28
+
+
+def test_segments_without_deleted_passages_stay_as_they_are(
+    notes: SearchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = notes.snapshot.segments
+    notes.add([Document("late", "A late note")])
+    notes.delete(["late"])
+    notes.compact()
+    assert [segment.entry for segment in notes.snapshot.segments] == [first.entry]
+    assert len(notes.search("note", k=100)) == 30
+
+
 def test_an_index_can_be_emptied_compacted_and_filled_again(notes: SearchEngine) -> None:
     notes.delete(where={})
     assert (len(notes), notes.search("note")) == (0, [])

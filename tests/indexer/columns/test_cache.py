@@ -135,6 +135,36 @@ def test_compaction_leaves_out_what_is_gone(store: Store, monkeypatch: pytest.Mo
     assert {file.name.split("-")[0] for file in files(store)} == {str(compacted)}
 
 
+def test_compaction_makes_columns_of_those_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(store, documents(48, passages=2))
+    assert len(files(store)) == 2
+    store.delete([*range(32, 40), 47, 5])
+    derived: list[tuple[int, int]] = []
+    made = cache.part_of
+    monkeypatch.setattr(cache, "part_of", lambda *given: derived.append(given[1:3]) or made(*given))
+    store.rewrite(store.template(), purge=True)
+    assert from_columns(store, monkeypatch) == read(store, monkeypatch)
+    assert derived == []  # no document was read
+    for part in map(Part.open, files(store)):
+        texts = "".join(part.texts("n"))
+        assert '"n": 4}' in texts or part.start
+        assert not [n for n in (5, 32, 47) if f'"n": {n}}}' in texts]
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_damaged_columns_are_made_again_by_compaction(
+    store: Store, other: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, documents(50))
+    found = files(store)
+    content = found[0].read_bytes()
+    found[0].write_bytes(content.replace(b'"contents": ', b'"contents": 1', 1) if other else b"x" + content[1:])
+    store.delete([3, 40])
+    store.rewrite(store.template(), purge=True)
+    assert from_columns(store, monkeypatch) == read(store, monkeypatch)
+    assert len(files(store)) == 2
+
+
 def test_a_reader_of_an_older_commit_sees_its_documents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     add(store, documents(20))
     with Store(store.folder) as reader:
