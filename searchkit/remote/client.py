@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from collections import Counter
 from threading import Lock
 from typing import Any
@@ -20,6 +21,9 @@ _UNREACHABLE = re.compile(
     r"not ready|retry run out|server unavailable|no route|name resolution|broken pipe|closed channel",
     re.IGNORECASE,
 )
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Variables by which grpc connects through a proxy, so that the server itself may be out of reach."""
+
 _DENIED = re.compile(r"auth|unauthenticated|permission|privilege|password|token", re.IGNORECASE)
 
 
@@ -41,6 +45,8 @@ class Client:
         pymilvus = library()
         if address.file is not None:
             _check_file(address, create=create)
+        elif not any(os.environ.get(name) for name in _PROXIES):
+            self._check_reachable()
         self._counted = str(address.file.resolve()) if address.file is not None else None
         try:
             with _opening:
@@ -88,6 +94,23 @@ class Client:
             return getattr(self._client, method)(*arguments, timeout=timeout or self.address.timeout, **options)
         except Exception as error:  # pymilvus raises its own, grpc's, and ValueError
             raise self._explained(method.replace("_", " "), error) from error
+
+    def _check_reachable(self) -> None:
+        """Connect once, which tells at once where nothing listens: pymilvus tries again until its time is up."""
+        address = self.address
+        try:
+            socket.create_connection((address.host, address.port), timeout=address.timeout).close()
+        except TimeoutError as error:
+            raise self._explained("connecting", error) from error
+        except socket.gaierror as error:
+            raise RemoteError(
+                f"{address.server}: the host {address.host!r} has no address ({_reason(error)}); correct its name, or "
+                "check the network"
+            ) from error
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host has such a part
+            raise RemoteError(
+                f"{address.server} cannot be connected to ({_reason(error)}); check that it runs, host and port"
+            ) from error
 
     def _explained(self, doing: str, error: Exception) -> RemoteError:
         reason, server = _reason(error), self.address.server

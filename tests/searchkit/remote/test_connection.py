@@ -33,11 +33,23 @@ def test_a_server_that_is_not_there() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     began = time.monotonic()
-    with pytest.raises(
-        RemoteError, match=rf"milvus://127.0.0.1:{port} gave no answer within 0.5 s.*check that it runs"
-    ):
-        Client(parse_milvus(f"milvus://127.0.0.1:{port}/papers?timeout=0.5"))
-    assert time.monotonic() - began < 10
+    for options in ("", "?tls=on"):
+        expected = rf"milvus://127.0.0.1:{port} cannot be connected to \(.*refused\); check that it runs, host and port"
+        with pytest.raises(RemoteError, match=expected):
+            Client(parse_milvus(f"milvus://127.0.0.1:{port}/papers{options}"))
+    assert time.monotonic() - began < 5  # and not the 30 s of a request
+
+
+def test_a_server_behind_a_proxy_is_left_to_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(RemoteError, match=r"milvus://127.0.0.1:9 gave no answer within 0.5 s.*check that it runs"):
+        Client(parse_milvus("milvus://127.0.0.1:9/papers?timeout=0.5"))
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", f"{'x' * 70}.example"])
+def test_a_host_without_an_address(host: str) -> None:
+    with pytest.raises(RemoteError, match=rf"milvus://{host}:19530.*(has no address|cannot be connected to) \("):
+        Client(parse_milvus(f"milvus://{host}/papers"))
 
 
 def test_a_server_that_never_answers() -> None:
