@@ -76,14 +76,27 @@ def console() -> Console:
     return terminal if terminal.is_terminal else Console(width=_FILE_WIDTH)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str] | None], *, left: int = 1) -> None:
-    """Print rows under a header. The first `left` columns are left-aligned; None in place of a row draws a line."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str] | None], *, left: int = 1, last_left: bool = False
+) -> None:
+    """Print rows under a header; None in place of a row draws a line.
+
+    Args:
+        columns: Their names.
+        rows: A cell for each column.
+        left: So many columns are left-aligned, the others right-aligned.
+        last_left: So is the last column.
+    """
     from rich.table import Table
     from rich.text import Text
 
     table = Table(show_edge=False, pad_edge=False)
     for number, name in enumerate(columns):
-        table.add_column(Text(clean(name)), justify="left" if number < left else "right", no_wrap=True)
+        table.add_column(
+            Text(clean(name)),
+            justify="left" if number < left or (last_left and number == len(columns) - 1) else "right",
+            no_wrap=True,
+        )
     for row in rows:
         if row is None:
             table.add_section()

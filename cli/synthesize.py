@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import INDEX, NEW_FILE, Finite, ListOf, as_record
-from searchkit.cli.output import count, note, progress_bar, say
+from searchkit.cli.options import INDEX, NEW_FILE, Finite, ListOf, as_record, table_or_json
+from searchkit.cli.output import count, note, print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
+    from searchkit.training.synthesis.outcomes import Outcome, Outcomes
     from searchkit.training.synthesis.settings import Progress, SynthesisReport
 
 _FILE = click.Path(exists=True, dir_okay=False)
@@ -142,7 +143,8 @@ writer_options = as_record(
     "--tries", default=4, show_default=True, type=click.IntRange(1), help="Rounds, to replace what was dropped."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed.")
-def synthesize(index: Path | None, out: Path, writing: WriterOptions, **options: Any) -> None:
+@table_or_json
+def synthesize(index: Path | None, out: Path, writing: WriterOptions, output: str, **options: Any) -> None:
     """Let a language model write training examples: queries for the passages of INDEX, or everything without INDEX.
 
     OUT is input for `searchkit train`. A report, a chart, dropped examples with their reasons, and all answers are
@@ -168,7 +170,10 @@ def synthesize(index: Path | None, out: Path, writing: WriterOptions, **options:
                     report = run(config, engine, on_progress=bar.update)
     except KeyboardInterrupt:
         raise click.ClickException("stopped; all answers are kept, and the same command resumes from here") from None
-    _show(config.out, report)
+    if output == "json":
+        print_json(report.to_json())
+    else:
+        _show(config.out, report)
     _draw(config.beside(""), report)
     if report.stopped:
         note(f"stopped early: {report.stopped}")
@@ -183,9 +188,12 @@ def _show(out: str, report: SynthesisReport) -> None:
         f"({report.asked} new) and {count(report.tokens_in + report.tokens_out, 'token')}{cost}, "
         f"in {report.seconds:.0f} s"
     )
+    per = report.per_example
+    say(
+        f"per example: {per(report.tokens_in):,.0f} tokens in, {per(report.tokens_out):,.0f} out"
+        + (f", {per(report.waited):.1f} s of waiting for the server" if report.waited else "")
+    )
     for name, counts in (
-        ("groups", report.groups),
-        ("kinds", report.kinds),
         ("languages", report.languages),
         ("positives", report.judged),
         ("dropped", report.refused),
@@ -196,8 +204,26 @@ def _show(out: str, report: SynthesisReport) -> None:
             listed = ", ".join(f"{key} {number}" for key, number in ranked[:14])
             rest = f", {len(ranked) - 14} more {sum(number for _, number in ranked[14:])}" if len(ranked) > 14 else ""
             say(f"{name}: {listed}{rest}")
+    _show_outcomes(report.outcomes)
     if report.estimated:
         note(f"the server did not report the tokens of {count(report.estimated, 'answer')}; they are estimates")
+
+
+def _show_outcomes(outcomes: Outcomes) -> None:
+    """Print a row for each group and prompt: what was asked for, what of it is usable, and why the rest is not."""
+
+    def row(outcome: Outcome) -> Sequence[str]:
+        reasons = ", ".join(f"{reason} {number}" for reason, number in outcome.refused.most_common())
+        numbers = (f"{outcome.asked:,}", f"{outcome.usable:,}", f"{outcome.share:.0%}")
+        return (outcome.group, outcome.prompt, *numbers, reasons)
+
+    say()
+    print_table(
+        ("group", "prompt", "asked", "usable", "share", "not usable because"),
+        [*map(row, outcomes.all()), None, row(outcomes.total())],
+        left=2,
+        last_left=True,
+    )
 
 
 def _draw(file: Path, report: SynthesisReport) -> None:

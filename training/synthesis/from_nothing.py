@@ -178,6 +178,11 @@ class FromNothing:
         slot = request.about[0]
         return {"group": slot.group, "language": slot.language}
 
+    def asked(self, request: Request) -> list[str]:
+        """The group of each example that a request asks for; none where it asks for tasks."""
+        slot = request.about[0]
+        return [] if slot.number < 0 else [slot.group]
+
     def _slots(self) -> Iterator[Slot]:
         languages = {group: self._languages(group) for group in self._mix.groups}
         positions = dict.fromkeys(self._mix.groups, 0)

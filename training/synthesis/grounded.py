@@ -169,6 +169,10 @@ class Grounded:
         passage, language, _ = request.about
         return {"group": "grounded", "language": language, "positive_id": passage.id}
 
+    def asked(self, request: Request) -> list[str]:
+        """The group of each example that a request asks for; none where it asks for instructions."""
+        return list(request.kinds) if request.about else []
+
     def _request(self, passage: StoredPassage, draw: int) -> Request:
         rng = random.Random(f"{self._seed}/{passage.row}/{draw}")
         text = _text(passage)

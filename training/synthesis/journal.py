@@ -15,7 +15,7 @@ from searchkit.indexer.files import take_lock
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key BLOB PRIMARY KEY, prompt TEXT NOT NULL, model TEXT NOT NULL, status TEXT NOT NULL, text TEXT NOT NULL,
-    tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, estimated INTEGER NOT NULL
+    tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, estimated INTEGER NOT NULL, seconds REAL NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, count INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS batches (name TEXT PRIMARY KEY, id TEXT NOT NULL);
@@ -32,6 +32,7 @@ class Reply(NamedTuple):
         tokens_in: Tokens of the request, as the server counted them.
         tokens_out: Tokens of the answer.
         estimated: The server counted nothing, so both are estimated from the number of bytes.
+        seconds: How long it took; 0 where that is unknown, as in a batch.
     """
 
     status: str
@@ -39,6 +40,7 @@ class Reply(NamedTuple):
     tokens_in: int = 0
     tokens_out: int = 0
     estimated: bool = False
+    seconds: float = 0.0
 
 
 class Journal:
@@ -60,10 +62,15 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
+            if "seconds" not in {
+                row[1] for row in self._db.execute("PRAGMA table_info(answers)")
+            }:  # of an earlier version
+                self._db.execute("ALTER TABLE answers ADD COLUMN seconds REAL NOT NULL DEFAULT 0")
             sums = self._db.execute(
-                "SELECT count(*), total(tokens_in), total(tokens_out), total(estimated) FROM answers"
+                "SELECT count(*), total(tokens_in), total(tokens_out), total(estimated), total(seconds) FROM answers"
             )
-            self.answers, self.tokens_in, self.tokens_out, self.estimated = map(int, sums.fetchone())
+            *counts, self.seconds = sums.fetchone()
+            self.answers, self.tokens_in, self.tokens_out, self.estimated = map(int, counts)
         except BaseException as error:
             os.close(self._lock)
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
@@ -86,18 +93,18 @@ class Journal:
     def get(self, key: bytes) -> Reply | None:
         """The answer to a request, or None if there is none yet."""
         row = self._db.execute(
-            "SELECT status, text, tokens_in, tokens_out, estimated FROM answers WHERE key = ?", (key,)
+            "SELECT status, text, tokens_in, tokens_out, estimated, seconds FROM answers WHERE key = ?", (key,)
         ).fetchone()
         if row is None:
             return None
-        status, text, tokens_in, tokens_out, estimated = row
-        return Reply(status, text, tokens_in, tokens_out, bool(estimated))
+        status, text, tokens_in, tokens_out, estimated, seconds = row
+        return Reply(status, text, tokens_in, tokens_out, bool(estimated), seconds)
 
     def put(self, key: bytes, prompt: str, model: str, reply: Reply) -> None:
         """Store an answer, and count its tokens."""
         with closing(
             self._db.execute(
-                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, prompt, model, *reply)
+                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (key, prompt, model, *reply)
             )
         ) as done:
             if not done.rowcount:
@@ -106,6 +113,7 @@ class Journal:
         self.tokens_in += reply.tokens_in
         self.tokens_out += reply.tokens_out
         self.estimated += reply.estimated
+        self.seconds += reply.seconds
 
     def count(self, name: str) -> None:
         """Add one to a total that outlives the process, such as "status 429"."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -154,7 +155,7 @@ class Client:
         key = request.key(self.endpoint)
         outcome: Reply | Failure | None
         if status == 200:
-            outcome = self._clean_reply(read_reply(request, json.dumps(body)))
+            outcome = self._clean_reply(read_reply(request, json.dumps(body)), 0.0)
         else:
             error = body.get("error", body) if isinstance(body, dict) else body
             outcome = self._refusal(status, {}, self.clean(error_message(error, json.dumps(body))), form)
@@ -226,13 +227,14 @@ class Client:
         """One try: a reply, a failure to retry after, or None when it is to be sent in another form."""
         from openai import APIConnectionError, APIStatusError
 
+        began = time.monotonic()
         try:
             async with asyncio.timeout(self.endpoint.timeout):
                 # As text: the library's own response model accepts malformed responses, and is slow.
                 body = form.body(request, self.endpoint)
                 text = await self.openai.post("/chat/completions", cast_to=str, body=body)
                 self._heard = True
-                return self._clean_reply(read_reply(request, text))
+                return self._clean_reply(read_reply(request, text), time.monotonic() - began)
         except TimeoutError:
             return Failure("timeout")
         except APIStatusError as error:
@@ -261,8 +263,8 @@ class Client:
         self.halt(f"the server answered {status}: {message}{_ADVICE.get(status, '').format(model=self.endpoint.model)}")
         return None
 
-    def _clean_reply(self, reply: Reply | Failure) -> Reply | Failure:
-        return reply._replace(text=self.clean(reply.text)) if isinstance(reply, Reply) else reply
+    def _clean_reply(self, reply: Reply | Failure, seconds: float) -> Reply | Failure:
+        return reply._replace(text=self.clean(reply.text), seconds=seconds) if isinstance(reply, Reply) else reply
 
     def _keep(self, request: Request, key: bytes, reply: Reply) -> None:
         self.journal.put(key, request.prompt, self.endpoint.model, reply)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,21 @@ class Output:
         self._examples.write(json_line(candidate.row(self._config.model)))
         self.report.add(candidate)
 
-    def reject(self, reason: str, detail: str, row: dict[str, Any]) -> None:
-        """Write down an answer or an example that is of no use, with the reason by which it is counted."""
+    def reject(self, reason: str, detail: str, row: dict[str, Any], groups: Sequence[str]) -> None:
+        """Write down an answer or an example that is of no use.
+
+        Args:
+            reason: By which it is counted.
+            detail: What is wrong in this case.
+            row: What identifies it, its prompt included.
+            groups: The group of each example that is lost with it.
+        """
         self.report.refused[reason] = self.report.refused.get(reason, 0) + 1
         self.trouble = f"{reason}: {detail}" if detail else reason
         self._rejects.write(json_line({"reason": reason, "detail": detail, **row}))
+        for group in groups:
+            self.report.outcomes.refused(group, row["prompt"], reason)
 
     def reject_example(self, reason: str, detail: str, candidate: Candidate) -> None:
         """Write down an example that a check failed."""
-        self.reject(reason, detail, candidate.row(self._config.model))
+        self.reject(reason, detail, candidate.row(self._config.model), [candidate.named_group])

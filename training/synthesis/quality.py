@@ -46,6 +46,11 @@ class Candidate:
     judged: str = ""
     slot: Any = None
 
+    @property
+    def named_group(self) -> str:
+        """What it is counted under: its kind of query, or else its task group."""
+        return self.kind or self.group
+
     def row(self, model: str) -> dict[str, Any]:
         """A line for `searchkit train`, with where the example comes from."""
         values = {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from searchkit.errors import InputError
 from searchkit.training.checking import check_types
 from searchkit.training.files import write_json
+from searchkit.training.synthesis.outcomes import Outcomes
 from searchkit.training.synthesis.quality import Candidate
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -180,11 +182,13 @@ class SynthesisReport:
         kinds: Examples by kind of query.
         judged: Examples by what became of their positives, where the model graded them.
         refused: Rejected answers and examples, by reason.
+        outcomes: What became of every example that was asked for, by group and prompt.
         troubles: Failures of the server and the connection, by kind.
         words: Lengths of queries and positives in words, by range.
         prompts: Examples by prompt and version.
         model: The writing model.
         seed: Random seed.
+        waited: Seconds in which the server answered, all runs together; those of answers at the same time add up.
         seconds: Duration of this run.
     """
 
@@ -203,12 +207,18 @@ class SynthesisReport:
     kinds: dict[str, int] = field(default_factory=dict)
     judged: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
+    outcomes: Outcomes = field(default_factory=Outcomes)
     troubles: dict[str, int] = field(default_factory=dict)
     words: dict[str, dict[str, int]] = field(default_factory=lambda: {"query": {}, "positive": {}})
     prompts: dict[str, int] = field(default_factory=dict)
     model: str = ""
     seed: int = 0
+    waited: float = 0.0
     seconds: float = 0.0
+
+    def per_example(self, amount: float) -> float:
+        """A sum over all answers, such as `tokens_out`, divided by the examples that were written."""
+        return amount / max(1, self.examples)
 
     def add(self, candidate: Candidate) -> None:
         """Count an example."""
@@ -227,13 +237,23 @@ class SynthesisReport:
             self.words[name][range_] = self.words[name].get(range_, 0) + 1
 
     def save(self, file: Path) -> None:
-        """Write the report as JSON, the largest counts first."""
-        values = asdict(self)
+        """Write the report as JSON."""
+        write_json(file, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values, the largest counts first."""
+        values = asdict(replace(self, outcomes=Outcomes()))
+        values["outcomes"] = [outcome.to_json() for outcome in (*self.outcomes.all(), self.outcomes.total())]
+        values["per_example"] = {
+            "tokens_in": round(self.per_example(self.tokens_in), 1),
+            "tokens_out": round(self.per_example(self.tokens_out), 1),
+            "waited": round(self.per_example(self.waited), 3),
+        }
         for name in ("groups", "languages", "kinds", "judged", "refused", "troubles", "prompts"):
             values[name] = dict(sorted(values[name].items(), key=lambda item: (-item[1], item[0])))
         for name, counts in self.words.items():
             values["words"][name] = dict(sorted(counts.items(), key=lambda item: int(item[0].partition("-")[0])))
-        write_json(file, values)
+        return values
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Source(Protocol):
     def candidates(self, request: Request, answer: Answer) -> list[Candidate]: ...
     def accept(self, candidate: Candidate) -> bool: ...
     def described(self, request: Request) -> dict[str, Any]: ...
+    def asked(self, request: Request) -> list[str]: ...
 
 
 def synthesize(
@@ -79,6 +80,8 @@ def synthesize(
     if out.exists() and not work.is_dir():
         raise InputError(f"{out} exists and was not written by synthesize; choose another file")
     config.check_use(with_index=engine is not None)
+    if engine is not None and config.round_trip:
+        _ = engine.embedder  # a model that does not fit the index is reported before answers are paid for
     key = _key(config)
     source: Source = FromNothing(config) if engine is None else Grounded(engine, config)
     with Journal(work) as journal:
@@ -173,7 +176,7 @@ class _Run:
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer | None]:
         await self._send(requests)
-        return [self._answer(request, self._source.described(request)) for request in requests]
+        return [self._answer(request, self._source.described(request), ()) for request in requests]
 
     def settled(self, name: str) -> Any:
         return self._journal.settled(self._scoped(name))
@@ -195,32 +198,35 @@ class _Run:
         else:
             await self._client.ask_all(requests)
 
-    def _answer(self, request: Request, row: dict[str, Any]) -> Answer | None:
+    def _answer(self, request: Request, row: dict[str, Any], groups: Sequence[str]) -> Answer | None:
         """The answer to a request; None, with a line among the rejects, if there is none or it is of no use."""
         key = request.key(self._endpoint)
         reply = self._journal.get(key)
-        row = row | {"prompt": request.prompt}
+        row = {"prompt": request.prompt} | row
         if reply is None:
             if why := self._client.failed.get(key):
-                self._output.reject("no answer", why, row)
+                self._output.reject("no answer", why, row, groups)
             return None
         try:
             return answer_of(request, reply)
         except AnswerError as error:
-            self._output.reject(error.reason, str(error), row)
+            self._output.reject(error.reason, str(error), row, groups)
             return None
 
     def _filter(self, requests: Iterable[Request]) -> None:
         """Write the examples that pass every check."""
         passed: list[Candidate] = []
         for request in requests:
-            row = self._source.described(request)
-            answer = self._answer(request, row)
+            row, groups = self._source.described(request), self._source.asked(request)
+            answer = self._answer(request, row, groups)
             if answer is None:
                 continue
             candidates = self._source.candidates(request, answer)
-            if not candidates:
-                self._output.reject("nothing to ask", "no query of a kind that was asked for", row)
+            written = {candidate.named_group for candidate in candidates}
+            for group in groups:
+                if group not in written:
+                    reason = "not written" if written else "nothing to ask"
+                    self._output.reject(reason, group, {"prompt": request.prompt} | row, [group])
             for candidate in candidates:
                 if fault := self._checks.fault(candidate):
                     self._output.reject_example(*fault, candidate)
@@ -254,7 +260,7 @@ class _Run:
             await self._send(requests)
             for request in requests:
                 candidate: Candidate = request.about.candidate
-                answer = self._answer(request, candidate.row(self._config.model))
+                answer = self._answer(request, candidate.row(self._config.model), [candidate.named_group])
                 if answer is None:
                     continue
                 try:
@@ -265,6 +271,7 @@ class _Run:
 
     def _accept(self, candidate: Candidate) -> None:
         """Write an example, if its source still needs it."""
+        self._output.report.outcomes.usable(candidate.named_group, candidate.prompt)
         if self._source.accept(candidate):
             self._output.write(candidate)
 
@@ -301,7 +308,7 @@ class _Run:
         report.asked, report.answers = new_answers, journal.answers
         report.tokens_in, report.tokens_out, report.estimated = journal.tokens_in, journal.tokens_out, journal.estimated
         report.cost = self._budget.cost(journal.tokens_in, journal.tokens_out)
-        report.troubles = journal.totals()
+        report.troubles, report.waited = journal.totals(), journal.seconds
         report.seconds = time.monotonic() - self._start
         if not report.examples:
             rejected = ", ".join(f"{reason} ({count})" for reason, count in report.refused.items())
