@@ -79,12 +79,12 @@ def written(asked: dict[str, Any], rng: random.Random | None = None) -> dict[str
     """A valid answer to what is asked, by the name of the schema."""
     rng = rng or draw_of(asked)
     name = asked["response_format"]["json_schema"]["name"]
-    text = asked["messages"][-1]["content"]
+    text = "\n".join(message["content"] for message in asked["messages"])
     if name == "tasks":
         return {"tasks": [f"Given {phrase(rng, 3)}, find {phrase(rng, 2)}" for _ in range(20)]}
     if name == "corpus_tasks":
         kinds = [kind for kind in ("keywords", "question", "claim", "need", "title") if f"- {kind}:" in text]
-        return {"tasks": [{"kind": kind, "instruction": f"Given a {kind}, {phrase(rng, 3)}"} for kind in kinds]}
+        return {"tasks": [{"kind": kind, "instruction": f"Given a {kind}, find {phrase(rng, 3)}"} for kind in kinds]}
     if name == "queries":
         kinds = [kind for kind in ("keywords", "question", "claim", "need", "title") if f"- {kind}:" in text]
         return {"queries": [{"kind": kind, "query": phrase(rng, 6)} for kind in kinds]}

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any
 
 from searchkit.errors import AnswerError, InputError, MissingExtraError
 
 try:
-    from pydantic import AfterValidator, BaseModel, ConfigDict, StrictInt, StrictStr, ValidationError
+    from json_repair import repair_json
+    from pydantic import (
+        AfterValidator,
+        BaseModel,
+        ConfigDict,
+        StrictInt,
+        StrictStr,
+        ValidationError,
+        field_validator,
+        model_validator,
+    )
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         f"writing training data needs {error.name}: pip install 'searchkit[train]'", name=error.name
@@ -89,6 +100,15 @@ class CorpusTasks(Answer):
 
     tasks: list[CorpusTask]
 
+    @field_validator("tasks")
+    @classmethod
+    def _instructing(cls, tasks: list[CorpusTask]) -> list[CorpusTask]:
+        """Those that instruct a search engine. Small models also write questions, or repeat what they were shown."""
+        kept = [task for task in tasks if instructs(task.instruction)]
+        if not kept:
+            raise InputError(f'none is an instruction such as "{_INSTRUCTION}"')
+        return kept
+
 
 class Asked(Answer):
     """A query of one kind."""
@@ -98,9 +118,26 @@ class Asked(Answer):
 
 
 class Queries(Answer):
-    """Queries that one passage answers; none, where it answers nothing."""
+    """Queries that one passage answers; none, where it answers nothing.
+
+    Servers are asked for an object with a query for each kind, which leaves small models no kind to invent or to
+    forget. A list of kinds and queries is accepted too.
+    """
 
     queries: list[Asked]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_kind(cls, values: Any) -> Any:
+        """{kind: query} -> {"queries": [{"kind": kind, "query": query}]}; queries left blank are left out."""
+        if not isinstance(values, dict):
+            return values
+        if isinstance(values.get("queries"), dict):
+            values = values["queries"]
+        if "queries" in values:
+            return values
+        written = {kind.strip(): query for kind, query in values.items() if query is not None and query != ""}
+        return {"queries": [{"kind": kind, "query": query} for kind, query in written.items()]}
 
 
 class Grade(Answer):
@@ -127,7 +164,13 @@ ANSWERS: dict[str, type[Answer]] = {
     "grades": Grades,
 }
 
-_THOUGHTS = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+_INSTRUCTION = "Given a gardener's question, find advice that answers it"  # of the prompt
+_SEARCHES = re.compile(
+    r"\b(?:find|retrieve|search|identify|return|locate|select|look|fetch|show|provide|get)\b", re.IGNORECASE
+)
+
+# Chat templates that open the thoughts themselves leave only the end of them in the answer.
+_THOUGHTS = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>|\A.*?</think(?:ing)?>(?=\s*(?:`{3}|\{))", re.DOTALL)
 # Queries and documents may say "I'm unable to log in" or "I can't help falling in love". So the text of an example is
 # an excuse only if it begins like one and says what it refuses.
 _EXCUSE = re.compile(
@@ -153,6 +196,8 @@ def _no_constant(name: str) -> None:
     raise InputError(f"{name} is not a JSON number")
 
 
+_REPAIRED = 50_000  # longest text whose JSON is repaired, in characters
+_NO_NUMBER = re.compile(r":\s*-?(?:NaN|Infinity)\b")
 _JSON = json.JSONDecoder(parse_constant=_no_constant)
 
 
@@ -164,6 +209,9 @@ def schema_of(name: str, kinds: tuple[str, ...] = ()) -> dict[str, Any]:
         name: Which answer.
         kinds: The kinds that were asked for, where the answer names one: servers that obey schemas then write no other.
     """
+    if name == "queries" and kinds:
+        queries = {kind: {"type": "string"} for kind in kinds}
+        return {"type": "object", "properties": queries, "required": list(kinds), "additionalProperties": False}
     schema = ANSWERS[name].model_json_schema()
     for part in schema.get("$defs", {}).values() if kinds else ():
         if "kind" in part["properties"]:
@@ -171,8 +219,19 @@ def schema_of(name: str, kinds: tuple[str, ...] = ()) -> dict[str, Any]:
     return schema
 
 
-def read_answer(name: str, text: str) -> Answer:
-    """Parse and validate what a model wrote.
+def instructs(text: str) -> bool:
+    """Whether a text tells a search engine what to find: no question, no remark, not the prompt's own example."""
+    long_enough = 5 <= len(text.split()) <= 60
+    return long_enough and "?" not in text and _SEARCHES.search(text) is not None and text.strip(" .") != _INSTRUCTION
+
+
+def read_answer(name: str, text: str, *, cut: bool = False) -> Answer:
+    """Parse and validate what a model wrote. JSON with small faults is repaired, but no text in it is completed.
+
+    Args:
+        name: Which answer.
+        text: What the model wrote.
+        cut: It was cut off; the queries before that are read, and no other answer.
 
     Raises:
         AnswerError: It is empty, a refusal, not JSON, or not of the schema.
@@ -181,8 +240,7 @@ def read_answer(name: str, text: str) -> Answer:
     if not text:
         raise AnswerError("empty", "the answer is empty")
     try:
-        start = text.find("{")
-        values = _JSON.decode(text) if start < 0 else _JSON.raw_decode(text, start)[0]  # prose around it is skipped
+        values = _parsed(text, cut=cut)
     except (ValueError, RecursionError) as error:
         if _REFUSAL.search(text[:300]):
             raise AnswerError("refused by the model", text[:200]) from None
@@ -193,6 +251,54 @@ def read_answer(name: str, text: str) -> Answer:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"])) or "the answer"
         raise AnswerError("not of the schema", f"{field}: {first['msg']}") from None
+
+
+def _parsed(text: str, *, cut: bool) -> Any:
+    """The JSON value in a text, with prose around it skipped.
+
+    Raises:
+        ValueError: There is none that could be repaired.
+    """
+    start = text.find("{")
+    try:
+        return _JSON.decode(text) if start < 0 else _JSON.raw_decode(text, start)[0]
+    except ValueError:
+        # What ends within a string would be completed by nobody knows what.
+        whole = text.rstrip("` \n").endswith(('"', "'", "}", "]"))
+        if start < 0 or len(text) > _REPAIRED or not (whole or cut) or _NO_NUMBER.search(text):
+            raise
+        values = repair_json(text[start:], return_objects=True, skip_json_loads=True)
+        if not isinstance(values, dict) or not values:
+            raise
+        if not cut and not all(_quoted(string, text) for string in _strings(values)):
+            raise
+        if cut:
+            _drop_last(values)
+        return values
+
+
+def _strings(values: Any) -> Iterator[str]:
+    """Every string in a JSON value, but not the keys."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, dict | list):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _strings(value)
+
+
+def _quoted(string: str, text: str) -> bool:
+    """Whether a string stands in a text as one: a repair may also make strings of whatever is not quoted."""
+    forms = {string, json.dumps(string, ensure_ascii=False)[1:-1], json.dumps(string)[1:-1]}
+    return any(f"{mark}{form}{mark}" in text for form in forms for mark in ('"', "'"))
+
+
+def _drop_last(values: dict[str, Any]) -> None:
+    """Remove the query that an answer was cut off in: the last of a list, or of the object."""
+    last = [*values][-1]
+    if isinstance(values[last], list) and values[last]:
+        values[last].pop()
+    else:
+        del values[last]
 
 
 def refuses(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
@@ -48,6 +49,7 @@ class Grounded:
         self._engine, self._names = engine, load_mix(folder).names
         self._count, self._seed, self._tries = config.count, config.seed, config.tries
         self._prompt = load_prompt("queries", folder)
+        self._shown = "\n".join(self._prompt.texts.values())
         self._brainstorm = load_prompt("corpus-tasks", folder)
         known = {kind.name: kind for kind in self._prompt.kinds}
         if unknown := [name for name in config.kinds if name not in known]:
@@ -101,7 +103,7 @@ class Grounded:
             "kinds": "\n".join(f"- {kind.name}: {kind.description}" for kind in self._kinds),
         }
         messages = self._brainstorm.messages(values)
-        for draw in range(self._tries):
+        for draw in range(min(2, self._tries)):  # else the instructions of the prompt itself
             request = Request(self._brainstorm.label, self._brainstorm.answer, messages, draw, self._kind_names)
             for answer in await asker.ask([request]):
                 for task in getattr(answer, "tasks", ()):
@@ -150,6 +152,7 @@ class Grounded:
                 request.prompt,
                 kind=asked.kind,
                 positive_id=passage.id,
+                shown=self._shown,
             )
             for asked in getattr(answer, "queries", ())
             if asked.kind in instructions
@@ -179,14 +182,18 @@ class Grounded:
         code = self._languages.of(text[:_SHOWN])
         kinds = [(kind, self._instruction_for(kind, rng)) for kind in _drawn(rng, self._kinds, self._per_passage)]
         samples = rng.sample(self._samples, min(3, len(self._samples)))
-        shown = "\n".join(f"- {kind.name}: {kind.description} (the search: {said})" for kind, said in kinds)
+        # A small model takes the instruction of a kind for the query, and the description says as much.
+        shown = "\n".join(
+            f"- {kind.name}: {kind.description}" + ("" if said == kind.instruction else f" (the search: {said})")
+            for kind, said in kinds
+        )
         values = self._prompt.draw(rng) | {
             "passage": text[:_SHOWN],
             "kinds": shown,
+            "shape": json.dumps({kind.name: "..." for kind, _ in kinds}),
             "language": self._names.get(code, "the language of the passage"),
-            "examples": "\nQueries of real users, for their tone alone:\n"
+            "examples": "Queries of real users, for their tone alone:\n"
             + "\n".join(f"- {sample}" for sample in samples)
-            + "\n"
             if samples
             else "",
         }

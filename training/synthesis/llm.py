@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from searchkit.training.synthesis.protocol import (
     Request,
     RequestForm,
     answer_of,
+    cut_while_thinking,
     error_message,
     failure_of,
     meaning_of,
@@ -76,7 +78,7 @@ class Client:
         self._secrets = [secret for secret in (api_key, *login) if len(secret) >= 8]
         self.endpoint, self.journal, self._budget = endpoint, journal, budget
         self._on_answer = on_answer
-        self._gate = Gate(endpoint.concurrency, self._pause)
+        self._gate = Gate(endpoint.concurrency, self._pause, patience=endpoint.timeout / 4)
         self._in_flight: dict[bytes, asyncio.Task[None]] = {}
         self._landed = asyncio.Event()
         self._stop = asyncio.Event()
@@ -155,7 +157,8 @@ class Client:
         key = request.key(self.endpoint)
         outcome: Reply | Failure | None
         if status == 200:
-            outcome = self._clean_reply(read_reply(request, json.dumps(body)), 0.0)
+            reply = read_reply(request, json.dumps(body))
+            outcome = None if self._limited(request, reply, form) else self._clean_reply(reply, 0.0)
         else:
             error = body.get("error", body) if isinstance(body, dict) else body
             outcome = self._refusal(status, {}, self.clean(error_message(error, json.dumps(body))), form)
@@ -195,6 +198,8 @@ class Client:
             form = self.form
             async with self._gate():
                 outcome = None if self.stopped else await self._send(request, form)
+                if isinstance(outcome, Reply):
+                    self._gate.speed_up(outcome.seconds)
             if isinstance(outcome, Reply):
                 self._keep(request, key, outcome)
                 return
@@ -213,7 +218,7 @@ class Client:
                 return
             pause = min(_LONGEST_PAUSE, self.endpoint.backoff * 2.0 ** max(0, failures + busy - 1))
             pause *= random.uniform(0.5, 1)  # so that retries do not arrive together
-            if outcome.busy:
+            if outcome.busy or outcome.name == "timeout":
                 self._gate.slow_down(pause if outcome.wait is None else outcome.wait)
             await self._pause(pause if outcome.wait is None else outcome.wait)
 
@@ -234,7 +239,10 @@ class Client:
                 body = form.body(request, self.endpoint)
                 text = await self.openai.post("/chat/completions", cast_to=str, body=body)
                 self._heard = True
-                return self._clean_reply(read_reply(request, text), time.monotonic() - began)
+                reply = read_reply(request, text)
+                if self._limited(request, reply, form):
+                    return None
+                return self._clean_reply(reply, time.monotonic() - began)
         except TimeoutError:
             return Failure("timeout")
         except APIStatusError as error:
@@ -263,12 +271,20 @@ class Client:
         self.halt(f"the server answered {status}: {message}{_ADVICE.get(status, '').format(model=self.endpoint.model)}")
         return None
 
+    def _limited(self, request: Request, reply: Reply | Failure, form: RequestForm) -> bool:
+        """Whether the low limit of a short answer cut a model off that thinks first; it gets the whole limit then."""
+        limit = form.limit(request, self.endpoint)
+        if isinstance(reply, Failure) or not cut_while_thinking(reply) or limit == self.endpoint.max_output_tokens:
+            return False
+        self.journal.count("cut while thinking")
+        self.form = replace(self.form, thoughtful=True)
+        return True
+
     def _clean_reply(self, reply: Reply | Failure, seconds: float) -> Reply | Failure:
         return reply._replace(text=self.clean(reply.text), seconds=seconds) if isinstance(reply, Reply) else reply
 
     def _keep(self, request: Request, key: bytes, reply: Reply) -> None:
         self.journal.put(key, request.prompt, self.endpoint.model, reply)
-        self._gate.speed_up()
         self._form_works = self._form_works or reply.status == "ok"
         self._given_up = 0
         try:

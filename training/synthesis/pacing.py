@@ -57,15 +57,21 @@ class Budget:
 
 
 class Gate:
-    """Limits the requests in flight: halved after each "too many requests", then slowly raised again.
+    """Limits the requests in flight.
+
+    The first is sent alone, and each answer adds one, until answers take so long that a server is working them off one
+    after the other: more would only wait there until they time out. After each "too many requests" or timeout the limit
+    is halved, then slowly raised again.
 
     Args:
         most: Highest limit.
         pause: Sleeps, and returns early when the run is being stopped.
+        patience: Seconds of an answer beyond which the limit is not raised.
     """
 
-    def __init__(self, most: int, pause: Callable[[float], Awaitable[None]]) -> None:
-        self._most, self._limit = most, float(most)
+    def __init__(self, most: int, pause: Callable[[float], Awaitable[None]], patience: float = float("inf")) -> None:
+        self._most, self._limit = most, 1.0
+        self._patience, self._step = patience, 1.0
         self._pause = pause
         self._inside = 0
         self._until = 0.0
@@ -92,7 +98,7 @@ class Gate:
         finally:
             async with self._changed:
                 self._inside -= 1
-                self._changed.notify(2)
+                self._changed.notify_all()
 
     def open(self) -> None:
         """End the current pause."""
@@ -102,9 +108,10 @@ class Gate:
         """Send nothing for some seconds, and halve the limit."""
         now = time.monotonic()
         if now >= self._until:  # requests that were rejected together count once
-            self._limit = max(1.0, self._limit / 2)
+            self._limit, self._step = max(1.0, self._limit / 2), 0.5
         self._until = max(self._until, now + seconds)
 
-    def speed_up(self) -> None:
-        """Raise the limit a little, after an answer."""
-        self._limit = min(float(self._most), self._limit + 0.5)
+    def speed_up(self, seconds: float) -> None:
+        """Raise the limit a little, after an answer that took so many seconds."""
+        if seconds < self._patience:
+            self._limit = min(float(self._most), self._limit + self._step)

@@ -23,7 +23,7 @@ _FORMATS = ("json_schema", "json_object with schema", "json_object", "text")
 _CONTENT = re.compile(r"content.?filter|content.management.policy|content policy|context.?(?:length|window|size)")
 # Parameters that a server may not accept, and how a server says so. llama-cpp-python, for one, answers an unknown
 # response_format with status 500 and a validation error in the body.
-_PARAMETER = re.compile(r"response_format|json_schema|max_(?:completion_)?tokens|temperature|top_p")
+_PARAMETER = re.compile(r"response_format|json_schema|max_(?:completion_)?tokens|temperature|top_p|\bseed\b")
 _REJECTED = re.compile(
     r"validation error|literal_error|extra_forbidden|input should be|not (?:be )?(?:supported|permitted|allowed)"
     r"|(?:does|do)(?: not|n't) support|unsupported|unrecogni[sz]ed|unknown|invalid|unexpected"
@@ -44,7 +44,8 @@ class Endpoint:
         backoff: Seconds before the first retry, doubled for each further one; a Retry-After header takes precedence.
         temperature: Sampling temperature.
         top_p: Nucleus sampling threshold.
-        max_output_tokens: Token limit of one answer.
+        max_output_tokens: Token limit of one answer. Answers that are short by nature get a lower one, unless the model
+            thinks before it answers.
     """
 
     model: str
@@ -89,6 +90,19 @@ class Request:
         content = [self.prompt, endpoint.model, self.messages, schema_of(self.answer), sampling, self.draw]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
+    @property
+    def enough(self) -> int | None:
+        """Tokens that any sensible answer fits into, in any language; None where it may be long.
+
+        Small models sometimes write on without end.
+        """
+        match self.answer:
+            case "queries":
+                return 128 * (1 + max(1, len(self.kinds)))
+            case "corpus-tasks" | "grades":
+                return 1024
+        return None
+
     def max_tokens(self) -> int:
         """An upper bound of its tokens: none is shorter than a byte, and every message adds a few of its own."""
         texts = sum(len(message["content"].encode()) + 16 for message in self.messages)
@@ -103,18 +117,29 @@ class RequestForm:
         format: How JSON is requested.
         limit_name: What the server calls the token limit of an answer.
         sampling: Send temperature and top_p.
+        seeded: Send a seed with a request that was drawn before: some servers answer the same question alike each time.
+        thoughtful: The model thinks before it answers, so that short answers need many tokens too.
     """
 
     format: str = _FORMATS[0]
     limit_name: str = "max_tokens"
     sampling: bool = True
+    seeded: bool = True
+    thoughtful: bool = False
+
+    def limit(self, request: Request, endpoint: Endpoint) -> int:
+        """Token limit of the answer to a request."""
+        enough = None if self.thoughtful else request.enough
+        return endpoint.max_output_tokens if enough is None else min(enough, endpoint.max_output_tokens)
 
     def body(self, request: Request, endpoint: Endpoint) -> dict[str, Any]:
         """The JSON body of a request."""
         body: dict[str, Any] = {"model": endpoint.model, "messages": list(request.messages)}
-        body[self.limit_name] = endpoint.max_output_tokens
+        body[self.limit_name] = self.limit(request, endpoint)
         if self.sampling:
             body |= {"temperature": endpoint.temperature, "top_p": endpoint.top_p}
+        if self.seeded and request.draw:
+            body["seed"] = request.draw % (1 << 31)
         if self.format == "json_schema":
             schema = {"name": request.answer.replace("-", "_"), "strict": True, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -137,6 +162,8 @@ class RequestForm:
             return replace(self, limit_name="max_completion_tokens")
         if self.sampling and ("temperature" in words or "top_p" in words) and not named:
             return replace(self, sampling=False)
+        if self.seeded and "seed" in words and not named:
+            return replace(self, seeded=False)
         if not proven and self.format != _FORMATS[-1]:
             return replace(self, format=_FORMATS[_FORMATS.index(self.format) + 1])
         return None
@@ -178,8 +205,10 @@ def meaning_of(status: int, message: str) -> Refusal:
     words = message.lower()
     if status in (408, 409, 425) or (status == 429 and "insufficient_quota" not in words):
         return Refusal.RETRY
+    if (status in (400, 422) or status >= 500) and _CONTENT.search(words):
+        return Refusal.CONTENT
     if status in (400, 422):
-        return Refusal.CONTENT if _CONTENT.search(words) else Refusal.FORM
+        return Refusal.FORM
     if status >= 500:
         return Refusal.FORM if _PARAMETER.search(words) and _REJECTED.search(words) else Refusal.RETRY
     return Refusal.FATAL
@@ -196,6 +225,11 @@ def error_message(body: object, default: str) -> str:
         parts = [body.get("code"), body.get("message") or body.get("detail") or body.get("error"), body.get("param")]
         default = " · ".join(str(part) for part in parts if part) or default
     return " ".join(default.encode(errors="replace").decode().split())[:400]
+
+
+def cut_while_thinking(reply: Reply) -> bool:
+    """Whether an answer was cut off before it had begun."""
+    return reply.status == "cut" and ("<think" in reply.text[:100] or "{" not in reply.text)
 
 
 def read_reply(request: Request, text: str) -> Reply | Failure:
@@ -229,6 +263,13 @@ def answer_of(request: Request, reply: Reply) -> Answer:
         AnswerError: The reply was cut off, is a refusal, or is not of the request's schema.
     """
     if reply.status == "cut":
+        if request.answer == "queries":
+            try:
+                answer = read_answer(request.answer, reply.text, cut=True)
+                if getattr(answer, "queries", ()):
+                    return answer
+            except AnswerError:
+                pass
         raise AnswerError("cut at the most tokens", f"after {reply.tokens_out} tokens: {reply.text[-100:]}")
     if reply.status != "ok":
         raise AnswerError("refused by the model", reply.text[:200])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,13 @@ from searchkit.training.synthesis.answers import refuses
 from searchkit.training.synthesis.duplicates import Seen
 from searchkit.training.synthesis.languages import Languages
 from searchkit.training.texts import folded, words
+
+# Of a query that does not stand alone; "the passage of time" and "the author of a poem" are something else.
+_REFERENCE = re.compile(
+    r"\b(?:(?:the|this) (?:passage|excerpt|authors?)\b(?! (?:from|of|through|to)\b)"
+    r"|this (?:article|document|paper|study|text)\b)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class Candidate:
         positive_id: The document that the positive is from, if any.
         judged: "kept" or "relabelled", where the model has graded it.
         slot: Position that its source uses to recognise it.
+        shown: What the model saw besides the positive: its prompt, with the examples in it.
     """
 
     query: str
@@ -45,6 +54,7 @@ class Candidate:
     positive_id: str = ""
     judged: str = ""
     slot: Any = None
+    shown: str = ""
 
     @property
     def named_group(self) -> str:
@@ -97,6 +107,10 @@ class Checks:
             return reason, ""
         if candidate.group not in ("long-short", "bitext") and (run := copied(candidate.query, candidate.positive)):
             return "copied from the passage", run
+        if candidate.group == "grounded" and (found := _REFERENCE.search(candidate.query)):
+            return "speaks of the passage", found[0]
+        if run := copied(candidate.query, candidate.shown):
+            return "copied from the prompt", run
         if self._languages is not None:
             sides = [(candidate.query, candidate.language)]
             if candidate.group != "grounded":  # whose positive is the user's own

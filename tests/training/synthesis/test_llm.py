@@ -195,6 +195,29 @@ def test_a_refusal_is_told_from_a_failure_by_status_and_body(status: int, messag
     assert meaning_of(status, message) is refusal
 
 
+def test_a_further_draw_of_a_request_has_a_seed_where_the_server_takes_one(tmp_path: Path) -> None:
+    def same(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        """llama-cpp-python's server starts each answer from the same seed."""
+        return Reply(json.dumps(ANSWER | {"S1": f"of seed {asked.get('seed', 0)}"}))
+
+    draws = [Request("p", "triple", request(0).messages, draw) for draw in (0, 1, (1 << 32) + 5)]
+    endpoint = Endpoint("m")
+    with FakeLLM(same) as server:
+        ask(server, tmp_path / "taken", draws, concurrency=1)
+        assert [body.get("seed") for body in server.bodies] == [None, 1, 5]
+    with Journal(tmp_path / "taken") as journal:
+        kept = [journal.get(draw.key(endpoint)) for draw in draws]
+    assert len({reply.text for reply in kept if reply}) == 3
+
+    def strict(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        return Reply("Extra inputs are not permitted: seed", status=422) if "seed" in asked else same(asked, seen, {})
+
+    with FakeLLM(strict) as server:
+        client, _ = ask(server, tmp_path / "refused", draws, concurrency=1)
+        assert sum(server.asked.values()) == 4
+    assert not client.stopped
+
+
 def test_newer_models_get_the_names_they_want(tmp_path: Path) -> None:
     def new(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
         if "max_tokens" in asked:
@@ -332,7 +355,7 @@ def test_an_answer_counts_once(tmp_path: Path) -> None:
         ("[" * 100_000, "not JSON"),
         ('{"S1":' * 100_000, "not JSON"),
         ("1. one, two, three", "not JSON"),
-        ('{"S1": "a", "S2": "b", "S3": "c"', "not JSON"),
+        ('{"S1": "a", "S2": "b", "S3": "c', "not JSON"),
         ('{"S1": "a", "S2": "b"}', "not of the schema"),
         ('{"S1": "a", "S2": "b", "S3": "c", "S4": "d"}', "not of the schema"),
         ('{"S1": "a", "S2": "b", "S3": 3}', "not of the schema"),
@@ -349,7 +372,15 @@ def test_what_is_no_answer_is_refused_with_a_reason(text: str, reason: str) -> N
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("", "\n\nHope this {helps}!"), ("Sure:\n", "\nAnything else?"), ("```json\n", "\n```"), ("", "{}"), ("[", "]")],
+    [
+        ("", "\n\nHope this {helps}!"),
+        ("Sure:\n", "\nAnything else?"),
+        ("```json\n", "\n```"),
+        ("", "{}"),
+        ("[", "]"),
+        ("<think>\nA {user} asks.\n</think>\n\n", ""),
+        ("A {user} asks.\n</think>\n\n```json\n", "\n```"),
+    ],
 )
 def test_prose_around_an_answer_is_passed_over(before: str, after: str) -> None:
     assert read_answer("triple", before + json.dumps(ANSWER) + after).model_dump() == ANSWER
@@ -368,3 +399,141 @@ def test_schemas_are_strict() -> None:
     schema = schema_of("queries")
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["Asked"]["required"] == ["kind", "query"]
+
+
+# What small models and other servers write
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"keywords": "bee dance", "question": "Why do bees dance?"}', ["bee dance", "Why do bees dance?"]),
+        ('{"queries": {"keywords": "bee dance", "question": ""}}', ["bee dance"]),
+        ('{"keywords": "bee dance", "question": null}', ["bee dance"]),
+        ('{"queries": [{"kind": "keywords", "query": "bee dance"}]}', ["bee dance"]),
+        ("{'keywords': 'bee dance', 'question': 'Why do bees dance?',}", ["bee dance", "Why do bees dance?"]),
+        ('```json\n{"keywords": "bee dance" "question": "Why?"\n```', ["bee dance", "Why?"]),
+        ('{"keywords": "bee dance", // a comment\n "question": "Why?"}', ["bee dance", "Why?"]),
+        ("{}", []),
+    ],
+)
+def test_queries_by_kind_are_read_even_from_json_with_faults(text: str, found: list[str]) -> None:
+    assert [asked["query"] for asked in read_answer("queries", text).model_dump()["queries"]] == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"keywords": "bee dance", "question": "Why do be', ["bee dance"]),
+        ('{"keywords": "bee dance", "question": "Why?"', ["bee dance"]),  # whole perhaps, but who knows
+        ('{"queries": [{"kind": "keywords", "query": "bee dance"}, {"kind": "question", "query": "Wh', ["bee dance"]),
+        ('{"keywords": "bee', None),
+        ('{"queries": [{"kind": "keyw', None),
+    ],
+)
+def test_of_an_answer_that_was_cut_the_queries_before_the_last_are_kept(text: str, found: list[str] | None) -> None:
+    asked = Request("queries@2", "queries", (), kinds=("keywords", "question"))
+    if found is None:
+        with pytest.raises(AnswerError, match="after 9 tokens"):
+            answer_of(asked, Kept("cut", text, 5, 9))
+    else:
+        assert [one["query"] for one in answer_of(asked, Kept("cut", text, 5, 9)).model_dump()["queries"]] == found
+
+
+def test_the_schema_of_queries_has_a_field_for_each_kind() -> None:
+    schema = schema_of("queries", ("claim", "title"))
+    assert list(schema["properties"]) == schema["required"] == ["claim", "title"]
+    assert schema["additionalProperties"] is False
+
+
+def test_what_instructs_no_search_is_no_instruction() -> None:
+    tasks = [
+        {"kind": "question", "instruction": "What are the keywords used in this collection?"},
+        {"kind": "claim", "instruction": "Given a claim about wings, find abstracts that support or refute it"},
+        {"kind": "need", "instruction": "Given a gardener's question, find advice that answers it."},
+        {"kind": "title", "instruction": "Find abstracts"},
+    ]
+    kept = read_answer("corpus-tasks", json.dumps({"tasks": tasks})).model_dump()["tasks"]
+    assert [task["kind"] for task in kept] == ["claim"]
+    with pytest.raises(AnswerError, match="none is an instruction"):
+        read_answer("corpus-tasks", json.dumps({"tasks": tasks[:1]}))
+
+
+def test_a_model_that_thinks_gets_the_whole_limit_and_short_answers_a_low_one(tmp_path: Path) -> None:
+    """As vLLM and Ollama without a reasoning parser: the thoughts come first, within the answer."""
+
+    def thinking(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        if asked["max_tokens"] < 2000:
+            return Reply("<think>The passage is about", finish="length")
+        return Reply('<think>The {passage} is about bees.</think>\n{"keywords": "bee dance"}')
+
+    asked = [
+        Request("queries@2", "queries", ({"role": "user", "content": str(n)},), kinds=("keywords",)) for n in range(5)
+    ]
+    with FakeLLM(thinking) as server:
+        client, found = ask(server, tmp_path / "thinking", asked, concurrency=1)
+    assert [body["max_tokens"] for body in server.bodies] == [256] + [4096] * 5
+    assert [reply.status for reply in found.values() if reply] == ["ok"] * 5
+    assert client.examples == 5
+    with FakeLLM(always(Reply('{"keywords": "bee bee bee bee', finish="length"))) as server:
+        ask(server, tmp_path / "rambling", asked, concurrency=1)
+    assert {body["max_tokens"] for body in server.bodies} == {256}  # a rambling model gets no more
+
+
+def test_a_reply_whose_thoughts_are_apart_is_read(tmp_path: Path) -> None:
+    """As vLLM, Ollama and llama.cpp with a reasoning parser; where the answer was cut there is no content at all."""
+
+    def apart(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        thoughts = {"reasoning_content": "It is about bees.", "tool_calls": []}
+        if asked["max_tokens"] < 2000:
+            return Reply(None, raw=json.dumps({
+                "choices": [{"message": {"content": None, **thoughts}, "finish_reason": "length"}],
+                "usage": {"prompt_tokens": 9, "completion_tokens": 256},
+            }).encode())  # fmt: skip
+        return Reply('{"keywords": "bee dance"}', message=thoughts)
+
+    asked = Request("queries@2", "queries", ({"role": "user", "content": "x"},), kinds=("keywords",))
+    with FakeLLM(apart) as server:
+        client, _ = ask(server, tmp_path, [asked])
+    assert (client.examples, sum(server.asked.values())) == (1, 2)
+
+
+def test_a_server_that_answers_one_request_at_a_time_is_not_sent_more_than_it_answers_in_time(tmp_path: Path) -> None:
+    """Requests wait in its queue; 16 at once would time out there, be paid for, and be sent again."""
+    free_at = time.monotonic()
+
+    def one_slot(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        nonlocal free_at
+        free_at = max(free_at, time.monotonic()) + 0.3
+        return Reply(json.dumps(ANSWER), delay=free_at - time.monotonic())
+
+    with FakeLLM(one_slot) as server:
+        client, found = ask(server, tmp_path, [request(n) for n in range(12)], concurrency=16, timeout=2.4)
+    assert all(found.values())
+    assert sum(server.asked.values()) == 12
+    assert server.peak <= 4
+    assert not client.failed
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens",  # vLLM
+        "Requested tokens (5021) exceed context window of 4096",  # llama-cpp-python
+        "the request exceeds the available context size (4096 tokens), try increasing it",  # llama.cpp
+        "input length exceeds the context length",  # Ollama
+    ],
+)
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_passage_too_long_for_the_model_is_left_out_and_not_sent_again(
+    tmp_path: Path, message: str, status: int
+) -> None:
+    def short(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        too_long = asked["messages"][0]["content"].endswith(" 1")
+        return Reply(message, status=status) if too_long else Reply(json.dumps(ANSWER))
+
+    with FakeLLM(short) as server:
+        client, found = ask(server, tmp_path, [request(n) for n in range(4)], concurrency=1)
+    assert not client.stopped
+    assert [reply.status for reply in found.values() if reply] == ["ok", "refused", "ok", "ok"]
+    assert sum(server.asked.values()) == 4

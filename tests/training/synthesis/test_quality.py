@@ -7,7 +7,7 @@ from fake_llm import phrase
 
 from searchkit.training.synthesis.duplicates import Seen
 from searchkit.training.synthesis.languages import Languages
-from searchkit.training.synthesis.quality import Candidate, copied, malformed
+from searchkit.training.synthesis.quality import Candidate, Checks, copied, malformed
 
 PASSAGE = (
     "The aileron was tested in a wind tunnel at speeds of up to Mach two, and the hinge moment rose with the angle."
@@ -33,6 +33,40 @@ def test_a_query_lifted_from_its_passage_is_known(query: str, run: str) -> None:
     found = copied(query, PASSAGE)
     assert bool(found) == bool(run)
     assert run in found
+
+
+def test_a_query_lifted_from_the_prompts_example_is_rejected() -> None:
+    checks = Checks(likeness=1, check_language=False, evaluation=())
+    shown = 'For example: {"need": "My class watched a glass hive and saw a bee shaking and turning over and over."}'
+    for query, reason in (
+        ("My class watched a glass hive and saw a wing shaking and turning over and over again", None),
+        (
+            "A class of mine watched a glass hive and saw a bee shaking and turning over and over",
+            "copied from the prompt",
+        ),
+    ):
+        candidate = Candidate(query, PASSAGE, "Find", "grounded", "en", "queries@2", kind="need", shown=shown)
+        assert (checks.fault(candidate) or (None,))[0] == reason
+    checks.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "alone"),
+    [
+        ("What does the passage say about ailerons?", False),
+        ("The author mentions hinge moments of flaps", False),
+        ("why was this study done in a tunnel", False),
+        ("who was the author of a paper on ailerons", True),
+        ("the passage of time in a wind tunnel", True),
+        ("the study of hinge moments", True),
+        ("studies of ailerons in a passage between two walls", True),
+    ],
+)
+def test_a_query_stands_alone(query: str, alone: bool) -> None:
+    checks = Checks(likeness=1, check_language=False, evaluation=())
+    fault = checks.fault(Candidate(query, PASSAGE, "Find", "grounded", "en", "queries@2"))
+    checks.close()
+    assert (fault or (None,))[0] == (None if alone else "speaks of the passage")
 
 
 def test_a_copy_in_a_script_without_spaces_is_known() -> None:

@@ -137,7 +137,7 @@ def test_a_higher_count_pays_for_the_new_ones_alone(tmp_path: Path) -> None:
 
 def test_queries_are_about_the_passages(tmp_path: Path, engine: SearchEngine) -> None:
     with FakeLLM(echoing) as server:
-        report = synthesize(config(server, tmp_path, count=45, round_trip=3), engine)
+        report = synthesize(config(server, tmp_path, count=45, round_trip=0), engine)
     written = rows(tmp_path / "pairs.jsonl")
     texts = {id: f"{title} {text}".strip() for id, title, text, _ in engine.store.documents.living()}
     assert len(written) == report.examples == 45
@@ -178,7 +178,7 @@ def test_own_queries_set_the_tone_and_may_not_be_repeated(tmp_path: Path, engine
             "round_trip": 0,
         }
         synthesize(config(server, tmp_path, **settings), engine)
-        assert all("- how come bees dance" in body["messages"][-1]["content"] for body in server.bodies)
+        assert all("- how come bees dance" in body["messages"][0]["content"] for body in server.bodies)
         first = rows(tmp_path / "pairs.jsonl")
         assert {(one["instruction"], one["kind"]) for one in first} == {("Find notes", "question")}
         judged.write_text(
@@ -194,8 +194,12 @@ def test_the_schema_allows_the_kinds_that_were_asked_for(tmp_path: Path, engine:
     with FakeLLM(echoing) as server:
         synthesize(config(server, tmp_path, kinds=("claim", "title"), count=4), engine)
     for body in server.bodies:
-        (part,) = body["response_format"]["json_schema"]["schema"]["$defs"].values()
-        assert part["properties"]["kind"]["enum"] == ["claim", "title"]
+        schema = body["response_format"]["json_schema"]["schema"]
+        if "$defs" in schema:  # instructions for the kinds
+            (part,) = schema["$defs"].values()
+            assert part["properties"]["kind"]["enum"] == ["claim", "title"]
+        else:
+            assert list(schema["properties"]) == ["claim", "title"]
 
 
 def test_an_index_with_nothing_to_ask_about_says_so(tmp_path: Path, embedder: Embedder) -> None:
@@ -597,7 +601,7 @@ def test_queries_of_any_sort_set_the_tone(tmp_path: Path, engine: SearchEngine, 
     own.write_text(json.dumps(row) + "\n")
     with FakeLLM(echoing) as server:
         synthesize(config(server, tmp_path, count=2, samples=str(own), instruction="Find", round_trip=0), engine)
-        assert all("- how come bees dance" in body["messages"][-1]["content"] for body in server.bodies)
+        assert all("- how come bees dance" in body["messages"][0]["content"] for body in server.bodies)
         own.write_text('{"question": "how come"}')
         with pytest.raises(ValueError, match=r'own.jsonl:1: expected a query as "query" or "text"; the keys are "que'):
             synthesize(config(server, tmp_path, samples=str(own)), engine)
