@@ -45,6 +45,8 @@ class WriterOptions:
     base_url: str | None
     key_variable: str
     concurrency: int
+    timeout: float
+    temperature: float
     max_tokens: int | None
     max_cost: float | None
     price_in: float
@@ -64,7 +66,15 @@ writer_options = as_record(
         show_default=True,
         help="Environment variable that holds the API key.",
     ),
-    click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1), help="Concurrent requests."),
+    click.option(
+        "--concurrency",
+        default=16,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Concurrent requests; fewer while the server is slow.",
+    ),
+    click.option("--timeout", default=120.0, show_default=True, help="Seconds to wait for an answer."),
+    click.option("--temperature", default=1.0, show_default=True, help="Sampling temperature."),
     click.option("--max-tokens", type=click.IntRange(1), help="Stop after this many tokens, over all runs."),
     click.option("--max-cost", type=Finite(0, min_open=True), help="Stop at this cost, by --price-in and --price-out."),
     click.option("--price-in", default=0.0, help="Price of a million input tokens."),
@@ -83,9 +93,7 @@ writer_options = as_record(
 @click.option("--model", required=True, help="Name of the language model on its server.")
 @click.option("--count", default=1000, show_default=True, type=click.IntRange(1), help="Number of examples.")
 @writer_options
-@click.option("--timeout", default=120.0, show_default=True, help="Seconds to wait for an answer.")
 @click.option("--retries", default=6, show_default=True, type=click.IntRange(0), help="Retries after server errors.")
-@click.option("--temperature", default=1.0, show_default=True, help="Sampling temperature.")
 @click.option("--top-p", default=1.0, show_default=True, help="Nucleus sampling.")
 @click.option("--max-output-tokens", default=4096, show_default=True, type=click.IntRange(1), help="Longest answer.")
 @click.option("--prompts", type=_FOLDER, help="Folder of your own prompts and mix.toml, used before the built-in ones.")

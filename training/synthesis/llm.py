@@ -244,7 +244,7 @@ class Client:
                     return None
                 return self._clean_reply(reply, time.monotonic() - began)
         except TimeoutError:
-            return Failure("timeout")
+            return Failure("timeout", f"no answer within {self.endpoint.timeout:g} s; allow more with --timeout")
         except APIStatusError as error:
             self._heard = True
             message = self.clean(error_message(error.body, error.message))

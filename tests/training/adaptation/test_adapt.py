@@ -389,7 +389,7 @@ def test_what_is_spent_on_the_writing_and_how_is_for_the_user_to_say(
     )
     assert "too few to tell better from worse" in told.stderr
     assert (server.headers["authorization"], server.peak) == ("Bearer sk-0123456789", 2)
-    texts = [body["messages"][-1]["content"] for body in server.bodies]
+    texts = [body["messages"][0]["content"] for body in server.bodies]
     assert any("- how come bees dance" in text for text in texts)
     assert any("The query: " in text for text in texts)  # asked by the judge
 

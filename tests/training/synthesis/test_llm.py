@@ -537,3 +537,22 @@ def test_a_passage_too_long_for_the_model_is_left_out_and_not_sent_again(
     assert not client.stopped
     assert [reply.status for reply in found.values() if reply] == ["ok", "refused", "ok", "ok"]
     assert sum(server.asked.values()) == 4
+
+
+def test_a_model_that_is_still_being_loaded_is_waited_for(tmp_path: Path) -> None:
+    """Ollama answers late, llama.cpp's server with status 503; no other request is sent to wait there meanwhile."""
+    loading = [Reply(json.dumps(ANSWER), delay=1.5), Reply("Loading model", status=503)]
+
+    def at_first(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
+        return loading.pop(0) if loading else Reply(json.dumps(ANSWER))
+
+    with FakeLLM(at_first) as server:
+        client, found = ask(server, tmp_path, [request(n) for n in range(8)], concurrency=8, timeout=1)
+    assert all(found.values())
+    assert (sum(server.asked.values()), client.failed) == (10, {})
+
+
+def test_a_timeout_says_what_to_do(tmp_path: Path) -> None:
+    with FakeLLM(always(Reply(json.dumps(ANSWER), delay=2))) as server:
+        client, _ = ask(server, tmp_path, [request(0)], timeout=0.3, retries=0)
+    assert "timeout: no answer within 0.3 s; allow more with --timeout" in client.stopped
