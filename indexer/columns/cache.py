@@ -240,9 +240,10 @@ class Columns:
         """Make files of documents that have none, and merge files; for the writer, after its commits."""
         with self._database.access(), self._database.reading():
             try:
-                if self._database.number("next_doc") - self._covered() >= PART and not self._trusted:
+                covered = self._covered()
+                if self._database.number("next_doc") - covered >= PART and not self._trusted:
                     self._trusted = True
-                    if self._current() is None:
+                    if covered and self._current() is None:
                         self._discard()
                 self._extend()
             except UnusableError as error:

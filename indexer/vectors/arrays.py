@@ -9,6 +9,13 @@ import numpy as np
 CHUNK = 16_384
 """Vectors that are float32 in memory at once when an index is built or rows are scored exhaustively."""
 
+_CACHED = 512
+"""Vectors that are converted together, which caches hold."""
+
+_LEAST_HALF = 0x38800000
+_HALVES = 0x477FF000 - _LEAST_HALF
+"""Of the bits of a float32: the least normal float16, and how many up to those that round to infinity."""
+
 _SIGN_AND_HALF = np.uint32(0x8FFFE000).astype(np.int32)
 _EXPONENTS_APART = np.float32(2.0**112)
 
@@ -21,6 +28,29 @@ def widened(halves: np.ndarray) -> np.ndarray:
     values = bits.view(np.float32)
     values *= _EXPONENTS_APART
     return values
+
+
+def halved(values: np.ndarray) -> np.ndarray:
+    """(n, dim) float32 as float16, rounded as numpy rounds them, in half the time."""
+    halves = np.empty(values.shape, "<f2")
+    for start in range(0, len(values), _CACHED):
+        some = np.ascontiguousarray(values[start : start + _CACHED], np.float32)
+        bits = some.view(np.int32)
+        parts = bits & 0x7FFFFFFF
+        parts -= _LEAST_HALF
+        odd = np.flatnonzero(parts.view(np.uint32) >= _HALVES)
+        last = parts >> 13
+        last &= 1
+        parts += last  # of two equally near, the one whose last bit is 0
+        parts += 0x0400 * 8192 + 0x0FFF  # the exponent of the least half is 1
+        parts >>= 13
+        np.right_shift(bits, 16, out=last)
+        last &= 0x8000
+        parts |= last
+        target = halves[start : start + _CACHED].view(np.uint16)
+        target[...] = parts
+        target.reshape(-1)[odd] = some.reshape(-1)[odd].astype(np.float16).view(np.uint16)
+    return halves
 
 
 def runs(kept: np.ndarray) -> Iterator[slice | np.ndarray]:

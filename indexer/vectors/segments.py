@@ -13,7 +13,7 @@ import numpy as np
 
 from searchkit.indexer.errors import DamagedError
 from searchkit.indexer.files import NewFile, Stamp, next_number, stamp, sync_folder, verify
-from searchkit.indexer.vectors.arrays import rebatched, runs, widened
+from searchkit.indexer.vectors.arrays import halved, rebatched, runs, widened
 from searchkit.indexer.vectors.backend import VectorBackend, VectorIndex
 from searchkit.indexer.vectors.recipes import RECIPES, Plan
 
@@ -265,7 +265,7 @@ def _written(vectors: Iterable[np.ndarray], file: NewFile) -> Iterator[np.ndarra
     """The same vectors, each batch written in half precision to a file once it has been consumed."""
     for batch in vectors:
         yield batch
-        file.write(np.ascontiguousarray(batch, dtype="<f2").data)
+        file.write(halved(batch).data)
 
 
 def merge_segments(

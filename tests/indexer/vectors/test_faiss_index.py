@@ -8,7 +8,7 @@ import pytest
 from stored import built, in_segments
 
 from searchkit.indexer.vectors import search as search_module
-from searchkit.indexer.vectors.arrays import widened
+from searchkit.indexer.vectors.arrays import halved, widened
 from searchkit.indexer.vectors.faiss_index import FaissBackend, FaissIndex, train, write_flat
 from searchkit.indexer.vectors.recipes import Plan
 from searchkit.indexer.vectors.search import search
@@ -120,6 +120,25 @@ def test_widened_halves_are_numpys_to_the_bit() -> None:
     every = np.arange(65536, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)]
     np.testing.assert_array_equal(widened(finite).view(np.int32), finite.astype(np.float32).view(np.int32))
+
+
+def test_halved_values_are_numpys_to_the_bit() -> None:
+    rng = np.random.default_rng(5)
+    any_bits = np.frombuffer(rng.bytes(4 * 600 * 384), "<f4").reshape(-1, 384)
+    near = rng.standard_normal((600, 384), np.float32) * np.float32(2.0**-12)
+    between = (np.arange(0x7C00, dtype=np.uint16).view(np.float16)[:, None].astype(np.float32)) * np.float32(1 + 2**-11)
+    for values in (
+        any_bits,
+        near,
+        between,
+        -between,
+        between[::2, ::-1],
+        np.array([[65519.99, 65520, 0, -0.0]], "<f4"),
+    ):
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = values.astype(np.float16)
+            same = np.isnan(expected) | (halved(values).view(np.int16) == expected.view(np.int16))
+        assert same.all()
 
 
 def test_write_never_overwrites(tmp_path: Path, vectors: np.ndarray) -> None:
