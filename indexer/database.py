@@ -15,7 +15,7 @@ from typing import Any
 from zlib import crc32
 
 from searchkit.indexer.errors import REBUILD, BusyError, DamagedError, StoreError
-from searchkit.indexer.files import take_lock
+from searchkit.indexer.files import release_lock, take_lock
 
 FORMAT = 3
 """The format written. Format 2, which differs only in its kind of checksum, can still be read."""
@@ -98,6 +98,11 @@ class Database:
         self._closed = True
         self.db.close()
         self._release()
+
+    def erase_what_is_replaced(self) -> None:
+        """Overwrite replaced content with zeros from now on, so that equal databases are equal files."""
+        with self.access():
+            self.db.execute("PRAGMA secure_delete=ON").fetchall()
 
     @contextmanager
     def access(self) -> Iterator[None]:
@@ -255,7 +260,7 @@ class Database:
 
     def _release(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            release_lock(self._lock)
             self._lock = None
 
 

@@ -165,6 +165,12 @@ def take_lock(folder: Path) -> int:
     return lock
 
 
+def release_lock(lock: int) -> None:
+    """Give a writer's lock back; its file no longer names a process."""
+    os.ftruncate(lock, 0)
+    os.close(lock)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the writer's lock of a folder."""
@@ -172,4 +178,4 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(lock)
+        release_lock(lock)

@@ -44,6 +44,7 @@ class LexicalIndex:
         self._schema = schema.build()
         self._index = tantivy.Index(self._schema, path=str(folder))
         self._index.register_tokenizer(terms, self._analyzer.tokenizer)
+        self._deleted = self._count_deleted()
 
     def __len__(self) -> int:
         return int(self._index.searcher().num_docs)
@@ -51,6 +52,7 @@ class LexicalIndex:
     def reload(self) -> None:
         """See what has been committed since."""
         self._index.reload()
+        self._deleted = self._count_deleted()
 
     def add(self, passages: Iterable[tuple[int, str]]) -> None:
         """Add (row, text) pairs and commit; a crash keeps all of a call or nothing of it."""
@@ -65,7 +67,7 @@ class LexicalIndex:
             writer.commit()
         finally:
             writer.wait_merging_threads()
-        self._index.reload()
+        self.reload()
 
     def delete(self, rows: Sequence[int]) -> None:
         """Take passages out by their rows and commit; scores count them until tantivy merges their segments."""
@@ -76,10 +78,15 @@ class LexicalIndex:
             writer.commit()
         finally:
             writer.wait_merging_threads()
-        self._index.reload()
+        self.reload()
 
+    @property
     def deleted(self) -> int:
         """Passages that were taken out and still take space and count in scores."""
+        return self._deleted
+
+    def _count_deleted(self) -> int:
+        # Once for all searches: a compaction may take the folder away while they go on.
         listed = json.loads((self._folder / META).read_text("utf-8"))["segments"]
         return sum(segment["deletes"]["num_deleted_docs"] for segment in listed if segment["deletes"])
 
@@ -91,7 +98,7 @@ class LexicalIndex:
         """
         terms = self._analyzer.analyze(query)
         searcher = self._index.searcher()
-        count = searcher.num_docs + self.deleted()
+        count = searcher.num_docs + self._deleted
         frequencies = {term: searcher.doc_freq("text", term) for term in set(terms)}
         idf = {term: math.log1p((count - n + 0.5) / (n + 0.5)) for term, n in frequencies.items()}
         return 0.8 * (_K1 + 1) * sum(idf[term] for term in terms), len(idf)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
+
+from xxhash import xxh3_128
 
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import DamagedError
-from searchkit.indexer.files import Stamp, stamp, verify
+from searchkit.indexer.files import Stamp, next_number, stamp, sync_folder, verify
 from searchkit.indexer.lexical import META
 
 _MANAGED = ".managed.json"
@@ -73,6 +77,34 @@ class LexicalFiles:
                 _link(self.folder / name, folder / name)
         for name in (_MANAGED, META):  # which it replaces
             shutil.copyfile(self.folder / name, folder / name)
+
+    def name_by_content(self) -> None:
+        """Call tantivy's files, which have random names, by what they hold: equal indexes have equal files.
+
+        The old folder stays for those who read it, until the next sweep.
+        """
+        named, listed = self.named(), json.loads((self.folder / META).read_text("utf-8"))
+        names = {}
+        for segment in listed["segments"]:
+            old = UUID(segment["segment_id"]).hex
+            files = {name: name.removeprefix(old) for name in sorted(named) if name.startswith(old)}
+            new = UUID(xxh3_128(json.dumps([[files[name], *named[name]] for name in files]).encode()).hexdigest())
+            segment["segment_id"] = str(new)
+            names |= {name: new.hex + rest for name, rest in files.items()}
+        if all(old == new for old, new in names.items()):
+            return
+        listed["segments"].sort(key=lambda segment: segment["segment_id"])
+        number = next_number(self.folder.parent, self.folder.name)
+        folder = self.folder.with_name(number)
+        folder.mkdir()
+        for old, new in names.items():
+            _link(self.folder / old, folder / new)
+        (folder / _MANAGED).write_text(json.dumps(sorted([*names.values(), META])), "utf-8")
+        (folder / META).write_text(json.dumps(listed, indent=2), "utf-8")
+        files = stamps(folder, {new: named[old] for old, new in names.items()})
+        sync_folder(folder)
+        with self._database.transaction():
+            self._database.put(lexical=number, lexical_files=files)
 
     def named(self) -> dict[str, Stamp]:
         """The files that the last commit names."""

@@ -98,7 +98,7 @@ class LexicalSync:
         it is built anew.
         """
         index = self.index_of(snapshot)
-        gone, living = index.deleted() + len(snapshot.dead), len(index) - len(snapshot.dead)
+        gone, living = index.deleted + len(snapshot.dead), len(index) - len(snapshot.dead)
         if self.current(snapshot) and gone <= _GONE * living:
             self._store.lexical.share(folder)
             LexicalIndex(folder, self._language).delete(snapshot.dead.tolist())

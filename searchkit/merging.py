@@ -265,6 +265,7 @@ def _copy(
             similarity=None if similarity is None else replace(similarity, offset=0.0, scale=0.0),
         )
     with store:
+        store.database.erase_what_is_replaced()
         take_over(store, first.store)
         store.merge_small_segments()  # where an earlier call was stopped before it: segments are cut as in one call
         lexical = LexicalSync(store, first.settings["language"])
@@ -281,6 +282,8 @@ def _copy(
         lexical.close()
         if store.storage.plan.recipe != "flat":
             store.consolidate()
+        store.lexical.name_by_content()
+        store.sweep()
         documents, passages = store.documents.counts()
         return MergeReport(documents, passages, documents - snapshot.documents, plan.repeated, plan.replaced)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def test_deleted_passages_are_not_found_and_count_until_they_are_merged_away(tmp
     before = index.search("the sun", 30, 30)
     index.delete([0, 3, 29, 1000])
     for opened in (index, LexicalIndex(tmp_path / "some", "none")):
-        assert (len(opened), opened.deleted()) == (27, 3)
+        assert (len(opened), opened.deleted) == (27, 3)
         rows, scores = opened.search("the sun", 30, 30)
         kept = ~np.isin(before[0], [0, 3, 29])
         assert kept.sum() < len(kept)
@@ -168,7 +169,7 @@ def test_deleted_passages_are_not_found_and_count_until_they_are_merged_away(tmp
     index.add([(30, "the sun again")])
     assert 30 in index.search("the sun", 30, 31)[0]
     index.delete(list(range(31)))
-    assert (len(index), index.deleted(), found(index, "the sun")) == (0, 0, [])
+    assert (len(index), index.deleted, found(index, "the sun")) == (0, 0, [])
 
 
 def test_a_reopened_index_holds_all_it_held(tmp_path: Path) -> None:
@@ -176,3 +177,11 @@ def test_a_reopened_index_holds_all_it_held(tmp_path: Path) -> None:
     again = LexicalIndex(tmp_path, "english")
     assert len(again) == 30
     assert found(again, "bees dancing", k=1) == [5]
+
+
+def test_searches_go_on_where_the_folder_was_taken_away(tmp_path: Path) -> None:
+    index = LexicalIndex(tmp_path / "lexical")
+    index.add(enumerate(["the sun", "the moon", "a star"]))
+    before = found(index, "the sun"), index.ceiling("the sun")
+    shutil.rmtree(tmp_path / "lexical")
+    assert (found(index, "the sun"), index.ceiling("the sun")) == before

@@ -503,7 +503,7 @@ def test_compacting_after_few_deletions_changes_the_lexical_index_and_builds_non
     assert "late" in ids(notes.search("the sun", k=30, options=LEXICAL))
     notes.delete(["4", "5"])  # with the one before, a tenth
     notes.compact()
-    assert notes._lexical.index_of(notes.snapshot).deleted() == 0
+    assert notes._lexical.index_of(notes.snapshot).deleted == 0
     assert len(notes.search("note", k=30, options=LEXICAL)) == 28
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from searchkit.errors import InputError
-from searchkit.indexer.files import take_lock
+from searchkit.indexer.files import release_lock, take_lock
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -72,7 +71,7 @@ class Journal:
             *counts, self.seconds = sums.fetchone()
             self.answers, self.tokens_in, self.tokens_out, self.estimated = map(int, counts)
         except BaseException as error:
-            os.close(self._lock)
+            release_lock(self._lock)
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                 raise InputError(
                     f"{folder / 'answers.db'} is damaged ({error}); restore it, or delete {folder} to pay for all "
@@ -85,7 +84,7 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._db.close()
-        os.close(self._lock)
+        release_lock(self._lock)
 
     def __contains__(self, key: bytes) -> bool:
         return self._db.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone() is not None
