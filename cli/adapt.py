@@ -1,7 +1,8 @@
-"""`searchkit adapt`: train the model of an index on its own documents."""
+"""`searchkit adapt`: a model that knows the index's own documents."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "pairs": "filtering the pairs",
+    "fit": "fitting a linear map to the vectors of the pairs",
     "mine": "mining hard negatives",
     "general": "writing general examples",
     "train": "training",
@@ -46,6 +48,7 @@ _STAGES = {
 class TrainingOptions:
     """How the model is trained; named as in AdaptConfig."""
 
+    train: str | None
     general: tuple[Path, ...]
     held_out: float
     steps: int | None
@@ -60,15 +63,20 @@ _training_options = as_record(
     "training",
     TrainingOptions,
     click.option(
-        "--general", type=FILE, multiple=True, help="Examples from other domains, against forgetting. Repeatable."
+        "--train",
+        type=click.Choice(["head", "all"]),
+        help="head: fit a linear map to the vectors in INDEX, in seconds. all: train the model and embed everything "
+        "again, in minutes to hours; needs the extra train. [default: all if an option below from --steps on is given, "
+        "else head]",
     ),
     click.option(
         "--held-out",
         default=0.2,
         show_default=True,
         type=Finite(0, 1, min_open=True, max_open=True),
-        help="Without judgements: share of the pairs' documents to evaluate on.",
+        help="Without judgements: share of the pairs' queries to evaluate on.",
     ),
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed."),
     click.option("--steps", type=click.IntRange(1), help="Training steps. [default: one epoch, from 60 to 400 steps]"),
     click.option("--batch-size", default=16, show_default=True, type=click.IntRange(2), help="Queries per step."),
     click.option(
@@ -85,8 +93,13 @@ _training_options = as_record(
         type=click.IntRange(0),
         help="LoRA rank; 0: train all weights. [default: 0 up to 100 million weights, else 16]",
     ),
-    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed."),
+    click.option(
+        "--general", type=FILE, multiple=True, help="Examples from other domains, against forgetting. Repeatable."
+    ),
 )
+
+_OF_WEIGHTS = ("steps", "batch_size", "learning_rate", "max_length", "lora_rank", "general")
+"""Options that only say how weights are trained."""
 
 
 @click.command()
@@ -119,10 +132,11 @@ def adapt(
     keep_index: bool,
     output: str,
 ) -> None:
-    """Train the model of INDEX on pairs of queries and its documents; keep the new model if it is better.
+    """Adapt the model of INDEX to pairs of queries and its documents; keep the new model if it is better.
 
-    "Better" is decided by your judgements, or else by pairs held out from training. If it is, INDEX uses the new model,
-    OUT/model, and the old index moves to OUT/before.index. Stop it at any time and run it again to resume.
+    By default, a linear map behind the model is fitted to the vectors in INDEX, which takes seconds. "Better" is
+    decided by your judgements, or else by pairs held out from training. If it is, INDEX uses the new model, OUT/model,
+    and the old index moves to OUT/before.index. Stop it at any time and run it again to resume.
 
     \b
         searchkit adapt papers.index --pairs pairs.jsonl
@@ -147,6 +161,7 @@ def adapt(
     if writer:
         pairs = (*pairs, written)
     values = {field.name: getattr(training, field.name) for field in fields(training)}
+    values["train"] = _chosen_training(context, training.train)
     config = AdaptConfig(index=index, pairs=pairs, out=out, **values)
     judgements = _judgements(index, judged, wording)
     if writer and adapted(config) is None:
@@ -173,10 +188,25 @@ def adapt(
 def _refuse_writer_options(context: click.Context) -> None:
     """Raise UsageError on an option of the language model when there is none: it would have no effect."""
     names = {"count", *(field.name for field in fields(WriterOptions))}
+    if used := _given(context, names):
+        raise click.UsageError(f"{used} is for a language model; name one with --writer")
+
+
+def _chosen_training(context: click.Context, train: str | None) -> str:
+    """What to train: as chosen, else weights where an option says how; UsageError where the two contradict."""
+    used = _given(context, _OF_WEIGHTS)
+    if used and train == "head":
+        raise click.UsageError(f"{used} says how weights are trained; omit it, or choose --train all")
+    return train or ("all" if used else "head")
+
+
+def _given(context: click.Context, names: Collection[str]) -> str | None:
+    """The first option on the command line among some parameters, as users write it."""
     for parameter in context.command.params:
         used = context.get_parameter_source(parameter.name or "") is not click.core.ParameterSource.DEFAULT
         if used and parameter.name in names:
-            raise click.UsageError(f"{parameter.opts[0]} is for a language model; name one with --writer")
+            return parameter.opts[0]
+    return None
 
 
 def _write_pairs(index: Path, config: SynthesizeConfig) -> None:
@@ -229,7 +259,11 @@ def _show(report: AdaptReport, config: AdaptConfig, keep_index: bool) -> None:
     queries = len(next(iter(report.modes.values())).changes)
     kind = "your judgements" if report.own_judgements else "held-out pairs, not real queries"
     say(f"evaluated on {counted(queries, 'query')} of {report.judged_by} ({kind}); p: probability by chance alone")
-    say(f"{counts['trained_on']} of {counted(counts['read'], 'pair')} trained on, {counts['held_out']} held out")
+    if number := int(report.without_pairs["queries"]):
+        changes = ", ".join(f"{mode} {report.without_pairs[mode]:+.4f}" for mode in ("dense", "hybrid"))
+        say(f"documents without a training pair ({counted(number, 'query')}): {changes}")
+    trained = f"{counts['trained_on']} of {counted(counts['read'], 'pair')} trained on, {counts['held_out']} held out"
+    say(trained if report.strength is None else f"{trained}; strength of the map, by a part of them: {report.strength}")
     if counts["set_aside"]:
         note(f"pairs not used: {counts['set_aside']}; see {config.out / 'refused.jsonl'}")
     if not report.wins:

@@ -29,7 +29,6 @@ NOT_RUN = re.compile(r"not run: \w.{8,}|set-up")
 # Cheap settings, put behind a command as it is written; of an option given twice the last one counts.
 CHEAP = {
     "train": ["--max-steps", "2", "--batch-size", "4"],
-    "adapt": ["--steps", "2", "--batch-size", "4"],
     "latency": ["--seconds", "0.2"],
 }
 TINY = {"training.md", "adapting.md"}  # pages whose model is a small random one instead of the built-in one

@@ -82,3 +82,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def link(source: Path | str, target: Path | str) -> None:
+    """A hard link to a file, or a copy where links are not supported."""
+    source = os.path.realpath(source)  # a link to a link may lead nowhere from its new folder
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

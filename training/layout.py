@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from searchkit.models.conventions import MODULES, SETTINGS, Conventions
 from searchkit.models.embedder import Embedder
 from searchkit.training.files import read_json, write_json
@@ -68,6 +70,23 @@ def write_layout(
         settings["matryoshka_dims"] = sorted({*dims, embedder.dim})
     write_json(out / SETTINGS, settings)
     write_modules(out, len(dense))
+
+
+def write_linear(matrix: np.ndarray, folder: Path) -> None:
+    """Write a linear map as a Dense module of sentence-transformers.
+
+    Args:
+        matrix: (inputs, outputs) float32.
+        folder: A new folder.
+    """
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    weights = {"linear.weight": np.ascontiguousarray(matrix.T)}
+    save_file(weights, str(folder / "model.safetensors"), {"format": "pt"})
+    inputs, outputs = matrix.shape
+    config = {"in_features": inputs, "out_features": outputs, "bias": False}
+    write_json(folder / "config.json", {**config, "activation_function": "torch.nn.modules.linear.Identity"})
 
 
 def write_modules(out: Path, dense: int) -> None:

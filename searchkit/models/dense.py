@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from searchkit.errors import InputError
 from searchkit.models.conventions import dense_folders
 
@@ -70,6 +72,38 @@ class DenseLayers:
             return out
 
         return layer
+
+
+def linear_map(folder: Path, width: int) -> np.ndarray | None:
+    """The Dense modules beside an exported model as one map, (width, outputs) float32; None where there are none.
+
+    Those of the model that was exported are part of its graph; `searchkit adapt` puts plain linear ones beside it.
+
+    Raises:
+        InputError: A module is more than a linear map, or does not fit what comes before it.
+    """
+    result: np.ndarray | None = None
+    for path in dense_folders(folder):
+        matrix = read_linear(path)
+        given = width if result is None else result.shape[1]
+        if matrix.shape[0] != given:
+            raise InputError(f"{path} takes vectors of {matrix.shape[0]} dimensions, but gets {given}")
+        result = matrix if result is None else result @ matrix
+    return result
+
+
+def read_linear(path: Path) -> np.ndarray:
+    """The Dense module in a folder as the linear map that it is, (inputs, outputs) float32.
+
+    Raises:
+        InputError: It has a bias, a residual or an activation.
+    """
+    from safetensors.numpy import load_file
+
+    config, weights = json.loads((path / "config.json").read_text("utf-8")), load_file(path / "model.safetensors")
+    if weights.keys() != {"linear.weight"} or config.get("use_residual") or activation_name(config) != "Identity":
+        raise InputError(f"{path} is more than a linear map; beside an exported model only a linear map can stand")
+    return np.asarray(weights["linear.weight"].T, dtype=np.float32)  # torch has (outputs, inputs)
 
 
 def activation_name(config: dict[str, Any]) -> str:

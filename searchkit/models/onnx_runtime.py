@@ -11,6 +11,7 @@ import numpy as np
 
 from searchkit.errors import InputError, MissingExtraError
 from searchkit.models.conventions import Conventions
+from searchkit.models.dense import linear_map
 
 MODEL_FILE = "model.onnx"
 
@@ -18,8 +19,9 @@ MODEL_FILE = "model.onnx"
 class OnnxRuntime:
     """Token ids in, pooled float32 vectors out, from a folder that `searchkit export` wrote.
 
-    The graph pools by itself, with the pooling named in its metadata. A forward pass runs on the thread that calls it,
-    and several threads may call at once: two threads with a batch each are faster than two threads in every product.
+    The graph pools by itself, with the pooling named in its metadata; a linear map may stand beside it in the folder. A
+    forward pass runs on the thread that calls it, and several threads may call at once: two threads with a batch each
+    are faster than two threads in every product.
 
     Args:
         folder: Holds model.onnx, config.json, tokenizer.json and tokenizer_config.json.
@@ -55,6 +57,9 @@ class OnnxRuntime:
         # Exports before this was written have it in config.json, where architectures call it differently.
         names = (name for name in ("hidden_size", "dim", "d_model", "n_embd") if config.get(name))
         self.hidden_size = int(metadata.get("width") or config[next(names, "hidden_size")])
+        self._map = linear_map(folder, self.hidden_size)
+        if self._map is not None:
+            self.hidden_size = self._map.shape[1]
         self.decoder = metadata["decoder"] == "true"
         # Version 0.1 did not write it.
         longest = metadata.get("longest", config.get("max_position_embeddings"))
@@ -87,7 +92,8 @@ class OnnxRuntime:
             if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             raise
-        return np.asarray(pooled, dtype=np.float32)
+        pooled = np.asarray(pooled, dtype=np.float32)
+        return pooled if self._map is None else pooled @ self._map
 
 
 def _cpus() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ def without_extras(patch: pytest.MonkeyPatch) -> None:
 
 
 def config_in(folder: Path) -> AdaptConfig:
-    return AdaptConfig(
-        folder / "notes.index", (folder / "pairs.jsonl",), folder / "out", held_out=0.4, steps=8, batch_size=4,
-        learning_rate=3e-3, max_length=200,
-    )  # fmt: skip
+    return AdaptConfig(folder / "notes.index", (folder / "pairs.jsonl",), folder / "out", held_out=0.4)
+
+
+def weights_in(folder: Path) -> AdaptConfig:
+    """The same, training all weights."""
+    return replace(config_in(folder), train="all", steps=8, batch_size=4, learning_rate=3e-3, max_length=200)
 
 
 def model_of(index: Path) -> str:

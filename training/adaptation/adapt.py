@@ -1,8 +1,8 @@
-"""From an index and pairs to a better embedder for it: filter, mine, train, index again, measure, keep what wins."""
+"""From an index and pairs to a better embedder for it: filter, train, index again, measure, keep what wins."""
 
 from __future__ import annotations
 
-import os
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,12 +10,15 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.indexer.files import locked
 from searchkit.indexer.vectors.storage import Storage
 from searchkit.models.conventions import Conventions
+from searchkit.models.dense import read_linear
 from searchkit.models.embedder import Embedder
 from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
@@ -24,6 +27,8 @@ from searchkit.readers.lines import plain_lines
 from searchkit.records import Judgements, Qrels, Query
 from searchkit.training.adaptation.config import AdaptConfig
 from searchkit.training.adaptation.install import AFTER, MODEL, REPORT, adapted, check, put_in_place
+from searchkit.training.adaptation.linear_map import fit
+from searchkit.training.adaptation.mapped import add_mapped, write_model
 from searchkit.training.adaptation.pairs import as_judgements, sort_pairs
 from searchkit.training.adaptation.plan import TrainingFiles, training_run
 from searchkit.training.adaptation.report import (
@@ -32,11 +37,14 @@ from searchkit.training.adaptation.report import (
     draw,
     out_of_domain,
     read_report,
+    without_pairs,
     write_report,
 )
+from searchkit.training.adaptation.vectors import vector_pairs
 from searchkit.training.builtin import data as builtin_data
 from searchkit.training.dataset import Example, read_examples
-from searchkit.training.files import digest, read_json, remove, write_json, write_lines
+from searchkit.training.files import digest, link, read_json, remove, write_json, write_lines
+from searchkit.training.layout import write_linear
 from searchkit.training.negatives import MineReport, mine
 from searchkit.training.stages import Stages
 from searchkit.training.texts import fingerprint
@@ -49,6 +57,7 @@ _MOST_GENERAL = 4000  # general examples
 
 KEPT, REFUSED, HELD_OUT, QRELS = "pairs.kept.jsonl", "refused.jsonl", "held-out.queries.jsonl", "held-out.qrels.tsv"
 MINED, GENERAL, TRAINED, COUNTS = "mined.jsonl", "general.jsonl", "trained", "pairs.json"
+MAP, STRENGTH = "map", "map.json"
 
 
 def adapt(
@@ -88,13 +97,16 @@ def adapt(
     with SearchEngine.open(config.index) as engine, locked(out):
         run = _Run(replace(config, out=out), engine, judgements, Stages(out, on_stage))
         run.sort()
-        run.mine()
-        run.write_general()
-        run.train(on_step)
+        if config.train == "head":
+            run.fit()
+        else:
+            run.mine()
+            run.write_general()
+            run.train(on_step)
         run.export()
         run.index()
         report = run.evaluate()
-        documents = engine.store.documents.checksum()
+        documents = run.documents
     if install and (force or report.wins):
         put_in_place(config.index, out, documents)
         report.kept = True
@@ -112,8 +124,9 @@ class _Run:
         self.judgements, self.stages = judgements, stages
         engine.require_model()
         self.identity: dict[str, Any] = engine.settings["model"]
+        self.documents = engine.store.documents.checksum()
         self._index_key = {
-            "documents": engine.store.documents.checksum(),
+            "documents": self.documents,
             "model": self.identity,
             "plan": engine.storage.to_json()["plan"],
             **{name: engine.settings[name] for name in ("chunk_tokens", "overlap", "language")},
@@ -136,6 +149,20 @@ class _Run:
                 write_lines(self.out / KEPT, map(_row, pairs.training))
                 _write_judgements(self.out, *as_judgements(pairs.held_out))
                 write_json(self.out / COUNTS, pairs.counts())
+
+    def fit(self) -> None:
+        """Fit a linear map to the pairs, on the vectors that the index holds."""
+        inputs = {"pairs": self._digests(KEPT), "index": self._index_key, "seed": self.config.seed}
+        with self.stages.stage("fit", inputs, [MAP, STRENGTH]) as needed:
+            if needed:
+                remove(self.out / MAP)
+                seed = self.config.seed
+                pairs = vector_pairs(self.engine, self._kept(), seed=seed)
+                matrix, strength = fit(pairs, seed=seed)
+                # A model reads vectors at their full width, and of those the index holds the beginning.
+                width = self.engine.embedder.runtime.hidden_size
+                write_linear(np.pad(matrix, ((0, width - len(matrix)), (0, 0))), self.out / MAP)
+                write_json(self.out / STRENGTH, {"strength": strength})
 
     def mine(self) -> None:
         """Add hard negatives to the pairs, none of them a held-out document."""
@@ -181,19 +208,26 @@ class _Run:
 
     def export(self) -> None:
         """Write the new model in the form of the old one: exported if that was."""
-        base = str(self.identity["model"])
-        with self.stages.stage("export", {"trained": self._digests(TRAINED), "base": self.identity}, [MODEL]) as needed:
+        source = MAP if self.config.train == "head" else TRAINED
+        inputs = {"source": self._digests(source), "base": self.identity}
+        with self.stages.stage("export", inputs, [MODEL]) as needed:
             if needed:
-                from searchkit.training.export import export
-
                 remove(self.out / MODEL)
-                if (find_model(base)[0] / MODEL_FILE).is_file():
+                if self.config.train == "head":
+                    write_model(self.engine.embedder, self.out / MAP, self.out / MODEL)
+                elif (find_model(str(self.identity["model"]))[0] / MODEL_FILE).is_file():
+                    from searchkit.training.export import export
+
                     export(self.out / TRAINED, self.out / MODEL, dtype=self.engine.embedder.dtype)
                 else:
-                    shutil.copytree(self.out / TRAINED, self.out / MODEL, copy_function=_link)
+                    shutil.copytree(self.out / TRAINED, self.out / MODEL, copy_function=link)
 
     def index(self) -> None:
-        """Index the same documents, stored in the same way, with the new model."""
+        """Index the same documents, stored in the same way, with the new model.
+
+        Behind a map, the old vectors times it are the new ones, unless only codes of them are left.
+        """
+        keep = all(segment.keeps_vectors for segment in self.engine.snapshot.segments)
         settings = self.engine.settings
         with self.stages.stage("index", {"model": self._digests(MODEL), "index": self._index_key}, [AFTER]) as needed:
             if needed:
@@ -201,7 +235,10 @@ class _Run:
                     self.out / AFTER, model=self._new_embedder(), chunk_tokens=settings["chunk_tokens"],
                     overlap=settings["overlap"], language=settings["language"], exist_ok=True,
                 ) as new:  # fmt: skip
-                    new.add(self.engine.documents())
+                    if self.config.train == "head" and keep:
+                        add_mapped(self.engine, new, read_linear(self.out / MAP)[: self.engine.dim])
+                    else:
+                        new.add(self.engine.documents())
                     store_alike(new, self.engine.storage)
 
     def evaluate(self) -> AdaptReport:
@@ -221,11 +258,15 @@ class _Run:
         with self.stages.stage("evaluate", inputs, [REPORT]) as needed:
             if needed:
                 report = AdaptReport(judgements.name, self.judgements is not None, counts)
+                if self.config.train == "head":
+                    report.strength = read_json(self.out / STRENGTH)["strength"]
                 before = evaluate(self.engine, judgements, modes=MODES)
                 with SearchEngine.open(self.out / AFTER) as new:
                     after = evaluate(new, judgements, modes=MODES)
                     report.out_of_domain = out_of_domain(self.engine.embedder), out_of_domain(new.embedder)
                 report.modes = compare(before, after)
+                asked = {example.positive_id for example in self._kept()}
+                report.without_pairs = without_pairs(report.modes, judgements.qrels, asked)
                 write_report(file, report)
                 draw(self.out / "changes", report)
         report = read_report(file)
@@ -236,6 +277,11 @@ class _Run:
     def _new_embedder(self) -> Embedder:
         known = {each.name: self.identity[each.name] for each in fields(Conventions) if each.name in self.identity}
         return Embedder(self.out / MODEL, dim=self.identity["dim"], force_dim=True, conventions=Conventions(**known))
+
+    def _kept(self) -> list[Example]:
+        """The examples to train on, with the ids of their documents, which `read_examples` does not give with texts."""
+        rows = [json.loads(line) for _, line in plain_lines(self.out / KEPT)]
+        return [Example(**{**row, "negatives": tuple(row.get("negatives", ()))}) for row in rows]
 
     def _held_out(self) -> tuple[list[Query], Qrels]:
         if self.judgements is not None:
@@ -271,11 +317,3 @@ def _row(example: Example) -> dict[str, Any]:
 
 def _count_lines(file: Path) -> int:
     return sum(1 for _ in plain_lines(file))
-
-
-def _link(source: str, target: str) -> None:
-    """A hard link to a file, or a copy where links are not supported."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -8,6 +8,8 @@ from pathlib import Path
 from searchkit.errors import InputError
 from searchkit.training.checking import check_types
 
+TRAINED = ("head", "all")
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptConfig:
@@ -17,9 +19,11 @@ class AdaptConfig:
         index: The index; training starts from its model.
         pairs: Files of examples: `query` with `positive_id` or `positive`, optionally `instruction` and `negatives`.
         out: Folder for what every stage writes, including the new model.
+        train: "head" fits a linear map behind the model to the vectors that the index holds, in seconds; "all" trains
+            the model itself and embeds the documents again. What is said below of training is of the latter.
         general: Further examples from outside the index, against forgetting, in addition to the package's own.
-        held_out: Share of the pairs' documents that judge the result, and are never trained on, without judgements.
-        most_held_out: Largest number of documents held out.
+        held_out: Share of the pairs' queries that judge the result, and are never trained on, without judgements.
+        most_held_out: Largest number of queries held out.
         depth: A pair is set aside unless its document is among this many hits for its query.
         negatives: Hard negatives mined per query.
         steps: Training steps; None goes through the pairs once, within 60 to 400 steps.
@@ -36,6 +40,7 @@ class AdaptConfig:
     index: Path
     pairs: tuple[Path, ...]
     out: Path
+    train: str = "head"
     general: tuple[Path, ...] = ()
     held_out: float = 0.2
     most_held_out: int = 300
@@ -54,6 +59,8 @@ class AdaptConfig:
         check_types(self)
         if not self.pairs:
             raise InputError("no pairs; give at least one file of queries with their documents")
+        if self.train not in TRAINED:
+            raise InputError(f"train is {self.train!r}; expected one of {', '.join(TRAINED)}")
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out is {self.held_out}; expected a share above 0 and below 1")
         if not 0 <= self.general_share < 1:

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 MODEL, AFTER, BEFORE, REPORT = "model", "after.index", "before.index", "report.json"
 
-# In the order of the stages: training, exporting, measuring.
-_NEEDED = ("torch", "transformers", "accelerate", "onnx", "onnxscript", "scipy")
+# What a run needs, in the order of its stages, and the extra that brings it.
+_NEEDED = {
+    "head": (("scipy",), "eval"),
+    "all": (("torch", "transformers", "accelerate", "onnx", "onnxscript", "scipy"), "train"),
+}
 
 
 def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) -> None:
@@ -39,11 +42,12 @@ def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) 
         InputError: The folder holds something else or is on another file system than the index, or the index, its model
             and the judgements do not belong together.
     """
-    if missing := next((name for name in _NEEDED if find_spec(name) is None), None):
-        raise MissingExtraError(f"adapting a model needs {missing}: pip install 'searchkit[train]'", name=missing)
+    names, extra = _NEEDED[config.train]
+    if missing := next((name for name in names if find_spec(name) is None), None):
+        raise MissingExtraError(f"adapting a model needs {missing}: pip install 'searchkit[{extra}]'", name=missing)
     out = config.out.resolve()
-    names = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
-    if (out.exists() and not out.is_dir()) or (names and STAGES not in names):
+    there = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
+    if (out.exists() and not out.is_dir()) or (there and STAGES not in there):
         raise InputError(f"{out} exists and holds no run of adapt; choose another --out")
     with SearchEngine.open(config.index) as engine:
         engine.require_model()

@@ -1,4 +1,4 @@
-"""Pairs of a query and a document of an index: read, set aside with a reason, and split by document."""
+"""Pairs of a query and a document of an index: read, set aside with a reason, and split by query."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from searchkit.training.files import remove
 from searchkit.training.texts import fingerprint
 
 FEWEST_PAIRS = 50
-FEWEST_HELD_OUT = 10  # documents
+FEWEST_HELD_OUT = 10  # queries
 _BATCH = 256
 
 
@@ -73,18 +73,13 @@ def sort_pairs(
         judging = {fingerprint(query.text) for query in judgements.queries} if judgements else set()
         training = list(filter_pairs(examples, engine, judging, rejects, depth=config.depth))
         if judgements is None:
-            training, held_out, neither = split(
-                training, share=config.held_out, most=config.most_held_out, seed=config.seed
-            )
-            for example in neither:
-                rejects.refuse(example.source, "its query or its document is held out", example.query)
+            training, held_out = split(training, share=config.held_out, most=config.most_held_out, seed=config.seed)
         count = rejects.count
-    documents = len({example.positive_id for example in held_out})
-    if judgements is None and documents < FEWEST_HELD_OUT:
+    queries = len({fingerprint(example.query) for example in held_out})
+    if judgements is None and queries < FEWEST_HELD_OUT:
         raise InputError(
-            f"{len(held_out)} pairs on {documents} documents are left to judge the result, too few to tell better from "
-            f"worse; {FEWEST_HELD_OUT} documents are needed. Give more pairs, or judgements of your own. "
-            f"Pairs set aside: {count}, see {set_aside}"
+            f"{queries} queries are left to judge the result, too few to tell better from worse; {FEWEST_HELD_OUT} are "
+            f"needed. Give more pairs, or judgements of your own. Pairs set aside: {count}, see {set_aside}"
         )
     if len(training) < FEWEST_PAIRS:
         raise InputError(
@@ -152,33 +147,26 @@ def filter_pairs(
         yield from _retrieved(new[start : start + _BATCH], engine, rejects, depth)
 
 
-def split(
-    examples: Sequence[Example], *, share: float, most: int, seed: int
-) -> tuple[list[Example], list[Example], list[Example]]:
-    """Divide the examples by document into (those to train on, those held out, those in neither part).
+def split(examples: Sequence[Example], *, share: float, most: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """Divide the examples by query into (those to train on, those held out): queries of one text stay together.
 
-    No document and no query is in both parts: an example that repeats a held-out query for another document, or has a
-    copy of a held-out document, is in neither. Only documents of the index can be held out.
+    Only queries whose documents are all in the index can be held out.
 
     Args:
         examples: All of them.
-        share: Share of the documents to hold out.
-        most: Largest number of documents to hold out.
+        share: Share of the queries to hold out.
+        most: Largest number of queries to hold out.
         seed: Decides which.
     """
-    documents = sorted({example.positive_id for example in examples if example.positive_id})
-    random.Random(seed).shuffle(documents)
-    chosen = set(documents[: min(most, round(share * len(documents)))])
-    held_out = [example for example in examples if example.positive_id in chosen]
-    queries = {fingerprint(example.query) for example in held_out}
-    texts = {fingerprint(example.positive) for example in held_out}
-    training: list[Example] = []
-    neither: list[Example] = []
-    for example in examples:
-        if example.positive_id not in chosen:
-            overlaps = fingerprint(example.query) in queries or fingerprint(example.positive) in texts
-            (neither if overlaps else training).append(example)
-    return training, held_out, neither
+    marks = [fingerprint(example.query) for example in examples]
+    unjudged = {mark for mark, example in zip(marks, examples, strict=True) if example.positive_id is None}
+    queries = sorted(set(marks) - unjudged)
+    random.Random(seed).shuffle(queries)
+    chosen = set(queries[: min(most, round(share * len(queries)))])
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for mark, example in zip(marks, examples, strict=True):
+        parts[mark in chosen].append(example)
+    return parts
 
 
 def as_judgements(examples: Iterable[Example]) -> tuple[list[Query], Qrels]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from searchkit.metrics import score
 from searchkit.models.embedder import Embedder
 from searchkit.readers.corpus import corpus_folder, read_corpus
 from searchkit.readers.judgements import read_beir_split
-from searchkit.records import join_title
+from searchkit.records import Qrels, join_title
 from searchkit.significance import compare_paired
 from searchkit.training.files import read_json, write_json
 
@@ -56,6 +56,9 @@ class AdaptReport:
         own_judgements: They are the user's own, not held-out pairs.
         pairs: How many were read, trained on, held out and set aside.
         modes: Before and after, by search mode.
+        without_pairs: Queries none of whose documents was trained on: how many ("queries"), and their mean change in
+            nDCG@10 by search mode. The others show what is learnt about single documents.
+        strength: How much of the fitted map is used, from 0 to 1; None where weights were trained.
         out_of_domain: nDCG@10 before and after on `corpora/intents`, which is unrelated to the index; decides nothing.
         kept: The index now searches with the new model.
         seconds: Duration of the stages that had work to do.
@@ -65,6 +68,8 @@ class AdaptReport:
     own_judgements: bool
     pairs: dict[str, int]
     modes: dict[str, Compared] = field(default_factory=dict)
+    without_pairs: dict[str, float] = field(default_factory=dict)
+    strength: float | None = None
     out_of_domain: tuple[float, float] | None = None
     kept: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -103,6 +108,16 @@ def compare(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> dict[s
     return modes
 
 
+def without_pairs(modes: dict[str, Compared], qrels: Qrels, trained_on: Collection[str | None]) -> dict[str, float]:
+    """What changed for queries none of whose documents was trained on, as :attr:`AdaptReport.without_pairs` has it."""
+    relevant = {query: {id for id, gain in gains.items() if gain > 0} for query, gains in qrels.items()}
+    result: dict[str, float] = {}
+    for mode, compared in modes.items():
+        changes = [change for query, change in compared.changes.items() if relevant[query].isdisjoint(trained_on)]
+        result = {"queries": len(changes), **result, mode: float(np.mean(changes)) if changes else 0.0}
+    return result
+
+
 def out_of_domain(embedder: Embedder) -> float:
     """nDCG@10 of a model on the collection that comes with searchkit, each query with its instruction."""
     folder = corpus_folder("intents")
@@ -134,8 +149,8 @@ def read_report(file: Path) -> AdaptReport:
     try:
         modes = {mode: Compared(**compared) for mode, compared in values["modes"].items()}
         return AdaptReport(
-            values["judged_by"], values["own_judgements"], values["pairs"], modes, values["elsewhere"], values["kept"],
-            values["seconds"],
+            values["judged_by"], values["own_judgements"], values["pairs"], modes, values["without_pairs"],
+            values["strength"], values["elsewhere"], values["kept"], values["seconds"],
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a report of searchkit adapt, or it is damaged") from error

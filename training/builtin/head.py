@@ -19,7 +19,6 @@ from torch import Tensor
 
 from searchkit.models.embedder import Embedder
 from searchkit.training.dataset import Example
-from searchkit.training.files import write_json
 
 NEGATIVES = 3
 """Of an example with an instruction; fewer are repeated."""
@@ -216,20 +215,3 @@ def _contrast(data: HeadData, matrix: Tensor, told: Tensor, rows: Tensor, temper
 
 def _mapped(rows: Tensor, matrix: Tensor) -> Tensor:
     return F.normalize(rows @ matrix, dim=-1)
-
-
-def write_head(matrix: Tensor, folder: Path) -> None:
-    """Write a map as a Dense module of sentence-transformers.
-
-    Args:
-        matrix: (inputs, outputs) float32.
-        folder: A new folder.
-    """
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True)
-    weights = {"linear.weight": matrix.T.contiguous()}
-    save_file(weights, str(folder / "model.safetensors"), {"format": "pt"})
-    inputs, outputs = matrix.shape
-    config = {"in_features": inputs, "out_features": outputs, "bias": False}
-    write_json(folder / "config.json", {**config, "activation_function": "torch.nn.modules.linear.Identity"})

@@ -26,11 +26,12 @@ from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.readers.lines import plain_lines
 from searchkit.training.builtin import data as builtin_data
-from searchkit.training.builtin.head import HeadConfig, HeadData, learn, prepare, write_head
+from searchkit.training.builtin.head import HeadConfig, HeadData, learn, prepare
 from searchkit.training.dataset import read_examples
 from searchkit.training.dev import DevSet
 from searchkit.training.export.dense import replace_dense
 from searchkit.training.files import digest, remove
+from searchkit.training.layout import write_linear
 from searchkit.training.stages import Stages
 
 INSTRUCTED = ("kinds", "sections", "conditions", "questions", "openings")
@@ -90,7 +91,7 @@ def make(
             began = time.monotonic()
             matrix = learn(HeadData.load(vectors), config, on_step=_Log(config.steps))
             print(f"head: {time.monotonic() - began:.0f} s", flush=True)
-            write_head(matrix, head)
+            write_linear(matrix.numpy(), head)
     with stages.stage("builtin", {"start": inputs["start"], "head": digest(head)}, ["builtin"]) as needed:
         if needed:
             remove(built)

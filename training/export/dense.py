@@ -100,12 +100,15 @@ def replace_dense(folder: Path, out: Path, dense: Sequence[Path]) -> None:
     onnx.save(model, str(out / MODEL_FILE))
 
 
-def unpack_dense(configs: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray], out: Path) -> None:
+def unpack_dense(
+    configs: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray], beside: Sequence[Path], out: Path
+) -> None:
     """Write the Dense modules of an exported model as folders, and name them in modules.json.
 
     Args:
         configs: What the metadata hold under :data:`DENSE`.
         arrays: The graph's initializers.
+        beside: Folders of those that follow the graph.
         out: A model folder with its settings.
     """
     from safetensors.numpy import save_file
@@ -117,4 +120,6 @@ def unpack_dense(configs: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray
         weights = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         weights = {name: np.ascontiguousarray(array.T) for name, array in weights.items()}
         save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    write_modules(out, len(configs))
+    for number, folder in enumerate(beside, 2 + len(configs)):
+        shutil.copytree(folder, out / f"{number}_Dense")
+    write_modules(out, len(configs) + len(beside))

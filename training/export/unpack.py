@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.errors import InputError
-from searchkit.models.conventions import SETTINGS
+from searchkit.models.conventions import SETTINGS, dense_folders
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.training.export.dense import DENSE, unpack_dense
 from searchkit.training.export.graph import PARAMETERS
@@ -47,8 +47,9 @@ def unpack(folder: Path, out: Path) -> None:
 
         weights = unpack_traced(model.graph, arrays, json.loads(metadata["aliases"]))
     copy_settings(folder, out)
-    if DENSE in metadata:
-        unpack_dense(json.loads(metadata[DENSE]), arrays, out)
+    beside = dense_folders(folder)
+    if DENSE in metadata or beside:
+        unpack_dense(json.loads(metadata.get(DENSE, "[]")), arrays, beside, out)
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapting import config_in, model_of, pairs_of, without_extras
+from adapting import config_in, model_of, pairs_of, weights_in, without_extras
 from commands import write_lines
 from forked import Server, folder_in_memory, serve
 from texts import TEXTS
@@ -31,7 +31,14 @@ CHAIN = 6  # kills of one run
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "shutil.rmtree"}
 
 
-def adapt_until(embedder: Embedder, folder: str, kill_at: int | None) -> dict[str, Any]:
+CONFIGS = {"head": config_in, "all": weights_in}
+STAGES = {
+    "head": ["pairs", "fit", "export", "index", "evaluate"],
+    "all": ["pairs", "mine", "general", "train", "export", "index", "evaluate"],
+}
+
+
+def adapt_until(embedder: Embedder, folder: str, train: str, kill_at: int | None) -> dict[str, Any]:
     """Adapt, and be killed at the n-th change of a file, or at the last one of all where n is -1.
 
     Files are changed by more than Python, but between any two stages Python changes one. At every second number the
@@ -54,7 +61,8 @@ def adapt_until(embedder: Embedder, folder: str, kill_at: int | None) -> dict[st
     without_extras(pytest.MonkeyPatch())  # of a process that ends here
     sys.addaudithook(watch)
     stages: list[str] = []
-    adapt(config_in(Path(folder)), force=True, on_stage=lambda name, needed: stages.append(name) if needed else None)
+    config = CONFIGS[train](Path(folder))
+    adapt(config, force=True, on_stage=lambda name, needed: stages.append(name) if needed else None)
     return {"changes": count, "stages": stages}
 
 
@@ -84,7 +92,8 @@ def check_equal(folder: Path, whole: Path, model: Path) -> None:
     assert model_of(out / "before.index") == str(model)
     assert {file.name for file in folder.iterdir()} == {file.name for file in whole.iterdir()}
     assert {file.name for file in out.iterdir()} == {file.name for file in (whole / "out").iterdir()}
-    for name in ("pairs.kept.jsonl", "held-out.queries.jsonl", "held-out.qrels.tsv", "mined.jsonl", "general.jsonl"):
+    names = {"pairs.kept.jsonl", "held-out.queries.jsonl", "held-out.qrels.tsv", "mined.jsonl", "general.jsonl"}
+    for name in names & {file.name for file in out.iterdir()}:
         assert (out / name).read_bytes() == (whole / "out" / name).read_bytes()
     report, expected = (read_report(each / "out" / "report.json") for each in (folder, whole))
     assert (report.kept, report.pairs) == (True, expected.pairs)
@@ -101,11 +110,15 @@ def check_equal(folder: Path, whole: Path, model: Path) -> None:
         assert len(hits) == 30
 
 
-def test_a_run_that_is_killed_ends_as_an_unbroken_one_does(place: Path, server: Server, mistral: Path) -> None:
-    (place / "whole").mkdir()
+@pytest.mark.parametrize("train", CONFIGS)
+def test_a_run_that_is_killed_ends_as_an_unbroken_one_does(
+    train: str, place: Path, server: Server, mistral: Path
+) -> None:
+    place /= train
+    (place / "whole").mkdir(parents=True)
     whole = make(place / "whole", mistral)
-    answer = server.do("adapt", folder=str(whole), kill_at=None)
-    assert answer["stages"] == ["pairs", "mine", "general", "train", "export", "index", "evaluate"]
+    answer = server.do("adapt", folder=str(whole), train=train, kill_at=None)
+    assert answer["stages"] == STAGES[train]
     chance = random.Random(50)
     for first in range(0, KILLS, CHAIN):
         (place / f"killed-{first}").mkdir()
@@ -114,18 +127,18 @@ def test_a_run_that_is_killed_ends_as_an_unbroken_one_does(place: Path, server: 
         points = [chance.randint(1, max(1, 2 * answer["changes"] // kills)) for _ in range(kills - 1)]
         done = []
         for point in [*points, -1]:
-            server.start("adapt", folder=str(folder), kill_at=point)
+            server.start("adapt", folder=str(folder), train=train, kill_at=point)
             status, _ = server.finish()
             stages = folder / "out" / "stages.json"
             done.append(len(json.loads(stages.read_text())) if stages.exists() else 0)
             if status == 0:  # it was done before that many changes
                 break
             assert status == signal.SIGKILL
-        again = server.do("adapt", folder=str(folder), kill_at=None)
+        again = server.do("adapt", folder=str(folder), train=train, kill_at=None)
         assert again["stages"] in ([], ["adapted"])
         print(f"of {answer['changes']} changes killed at {points}, when so many stages had begun: {done}")
         check_equal(folder, whole, mistral)
-        assert kills < CHAIN or any(0 < stages < 7 for stages in done)  # kills did come in the middle
+        assert kills < CHAIN or any(0 < stages < len(STAGES[train]) for stages in done)  # kills did come in the middle
 
 
 if __name__ == "__main__":
