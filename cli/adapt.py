@@ -154,7 +154,6 @@ def adapt(
     from searchkit.training.adaptation.adapt import adapt as run
     from searchkit.training.adaptation.config import AdaptConfig
     from searchkit.training.adaptation.install import adapted, check
-    from searchkit.training.synthesis.settings import SynthesizeConfig
 
     out = out or index.with_name(index.name.removesuffix(".index") + ".adapted")
     written = out.with_name(out.name + ".pairs.jsonl")
@@ -166,6 +165,8 @@ def adapt(
     judgements = _judgements(index, judged, wording)
     if writer and adapted(config) is None:
         check(config, judgements, install=not keep_index)  # before anything is paid for
+        from searchkit.training.synthesis.settings import SynthesizeConfig  # needs the extra train
+
         exclude = (
             (str(judged.beir) + (f":{judged.split}" if judged.split else ""),)
             if judged.beir
@@ -259,7 +260,7 @@ def _show(report: AdaptReport, config: AdaptConfig, keep_index: bool) -> None:
     queries = len(next(iter(report.modes.values())).changes)
     kind = "your judgements" if report.own_judgements else "held-out pairs, not real queries"
     say(f"evaluated on {counted(queries, 'query')} of {report.judged_by} ({kind}); p: probability by chance alone")
-    if number := int(report.without_pairs["queries"]):
+    if number := int(report.without_pairs.get("queries", 0)):  # reports of earlier versions do not have it
         changes = ", ".join(f"{mode} {report.without_pairs[mode]:+.4f}" for mode in ("dense", "hybrid"))
         say(f"documents without a training pair ({counted(number, 'query')}): {changes}")
     trained = f"{counts['trained_on']} of {counted(counts['read'], 'pair')} trained on, {counts['held_out']} held out"

@@ -312,7 +312,8 @@ def _write_judgements(out: Path, queries: list[Query], qrels: Qrels) -> None:
 
 
 def _row(example: Example) -> dict[str, Any]:
-    return {key: value for key, value in asdict(example).items() if value not in (None, "", ())}
+    present = {key: value for key, value in asdict(example).items() if value not in (None, ())}
+    return {key: value for key, value in present.items() if value or key == "instruction"}  # "" is none at all
 
 
 def _count_lines(file: Path) -> int:

@@ -149,8 +149,8 @@ def read_report(file: Path) -> AdaptReport:
     try:
         modes = {mode: Compared(**compared) for mode, compared in values["modes"].items()}
         return AdaptReport(
-            values["judged_by"], values["own_judgements"], values["pairs"], modes, values["without_pairs"],
-            values["strength"], values["elsewhere"], values["kept"], values["seconds"],
+            values["judged_by"], values["own_judgements"], values["pairs"], modes, values.get("without_pairs", {}),
+            values.get("strength"), values["elsewhere"], values["kept"], values["seconds"],
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a report of searchkit adapt, or it is damaged") from error

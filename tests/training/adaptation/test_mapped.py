@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,16 +179,12 @@ def test_of_many_passages_the_right_the_near_and_some_others_are_taken(
 
 
 @pytest.mark.parametrize("recipe", ["flat", "int8"])
-def test_no_torch_is_needed_and_codes_alone_are_embedded_again(
+def test_the_index_gets_its_recipe_and_width_back(
     recipe: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where codes alone are kept, documents are embedded again."""
     without_extras(monkeypatch)
-    for library in ("torch", "transformers", "onnx"):
-        monkeypatch.setitem(sys.modules, library, None)
-    with SearchEngine.create(tmp_path / "notes.index", model=Embedder(exported, dim=32, force_dim=True)) as old:
-        old.add(Document(str(n), text.strip(), title=f"Note {n}") for n, text in enumerate(TEXTS))
-        if recipe != "flat":
-            old.store_as(recipe, keep_vectors=False)
+    make_index(tmp_path / "notes.index", Embedder(exported, dim=32, force_dim=True), recipe)
     write_lines(tmp_path / "pairs.jsonl", pairs_of(TEXTS))
     report = adapt(config_in(tmp_path), force=True)
     assert report.kept
@@ -197,3 +194,36 @@ def test_no_torch_is_needed_and_codes_alone_are_embedded_again(
         rows = np.concatenate([new.vectors_by_id([str(n)])[str(n)] for n in range(30)])
         cosines = (new.embedder.encode_passages(texts) * rows).sum(1) / np.linalg.norm(rows, axis=1)
         assert cosines.min() > (0.9999 if recipe == "flat" else 0.999)
+
+
+def make_index(folder: Path, model: Embedder | Path, recipe: str = "flat") -> None:
+    with SearchEngine.create(folder, model=model) as engine:
+        engine.add(Document(str(n), text.strip(), title=f"Note {n}") for n, text in enumerate(TEXTS))
+        if recipe != "flat":
+            engine.store_as(recipe, keep_vectors=False)
+
+
+WITHOUT_EXTRAS = """
+import sys
+
+ABSENT = {"torch", "transformers", "accelerate", "onnx", "openai", "pydantic", "json_repair", "py3langid", "rensa"}
+
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from searchkit.training.adaptation import adapt
+adapt.draw, adapt.out_of_domain = (lambda *_: None), (lambda _: 0.5)
+from searchkit.cli.main import main
+main(["adapt", "notes.index", "--pairs", "pairs.jsonl", "--held-out", "0.4", "--force"])
+"""
+
+
+def test_the_command_needs_nothing_of_the_extra_train(exported: Path, tmp_path: Path) -> None:
+    make_index(tmp_path / "notes.index", exported)
+    write_lines(tmp_path / "pairs.jsonl", pairs_of(TEXTS))
+    done = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "notes.index now uses" in done.stdout
