@@ -65,9 +65,14 @@ Script = Callable[[dict[str, Any], int, dict[str, str]], Reply]
 """(what is asked, how often it was asked before, headers) -> what to do."""
 
 
+def name_of(asked: dict[str, Any]) -> str:
+    """Tells questions apart: the same messages with another seed are another one."""
+    return hashlib.sha256(f"{json.dumps(asked['messages'])}{asked.get('seed', '')}".encode()).hexdigest()
+
+
 def draw_of(asked: dict[str, Any]) -> random.Random:
     """Chance that depends on the question alone."""
-    return random.Random(hashlib.sha256(json.dumps(asked["messages"]).encode()).hexdigest())
+    return random.Random(name_of(asked))
 
 
 def phrase(rng: random.Random, count: int) -> str:
@@ -226,7 +231,7 @@ class FakeLLM:
         lines: dict[str, list[Any]] = {"output_file_id": [], "error_file_id": []}
         for line in self.files[batch["input_file_id"]].decode().splitlines():
             entry = json.loads(line)
-            name = hashlib.sha256(json.dumps(entry["body"]["messages"]).encode()).hexdigest()
+            name = name_of(entry["body"])
             reply = self.script(entry["body"], self.asked[name], {})
             self.asked[name] += 1
             body = json.loads(reply.body(entry["body"]))
@@ -260,7 +265,7 @@ class FakeLLM:
         self.headers = headers
         if self.keep_bodies:
             self.bodies.append(asked)
-        name = hashlib.sha256(json.dumps(asked["messages"]).encode()).hexdigest()
+        name = name_of(asked)
         reply = self.script(asked, self.asked[name], headers)
         self.asked[name] += 1
         if reply.delay:

@@ -49,7 +49,6 @@ class Grounded:
         self._engine, self._names = engine, load_mix(folder).names
         self._count, self._seed, self._tries = config.count, config.seed, config.tries
         self._prompt = load_prompt("queries", folder)
-        self._shown = "\n".join(self._prompt.texts.values())
         self._brainstorm = load_prompt("corpus-tasks", folder)
         known = {kind.name: kind for kind in self._prompt.kinds}
         if unknown := [name for name in config.kinds if name not in known]:
@@ -58,6 +57,7 @@ class Grounded:
         if not self._kinds:
             raise InputError(f"prompt {self._prompt.name} has no [kinds]; see the shipped prompt")
         self._kind_names = tuple(kind.name for kind in self._kinds)
+        self._shown = "\n".join([*self._prompt.texts.values(), *(kind.description for kind in self._kinds)])
         self._per_passage = min(config.queries_per_passage, len(self._kinds))
         self._instruction, self._min_words = config.instruction, config.min_words
         self._instructions: dict[str, list[str]] = {}

@@ -46,7 +46,7 @@ def always(reply: Reply) -> Script:
 
 
 def test_no_more_questions_at_once_than_allowed(tmp_path: Path) -> None:
-    with FakeLLM(always(Reply(json.dumps(ANSWER), delay=0.03))) as server:
+    with FakeLLM(always(Reply(json.dumps(ANSWER), delay=0.15))) as server:
         ask(server, tmp_path, [request(n) for n in range(40)], concurrency=7)
     assert server.peak == 7
     assert len(server.delivered) == 40
