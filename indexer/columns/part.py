@@ -129,12 +129,13 @@ class Part:
             inside[:], stored[:] = passes[: len(inside)], passes[: len(stored)]
             return
         chosen = np.flatnonzero(passes)
-        positions = self.docs(chosen)
-        docs[positions[positions < len(docs)]] = True
-        counts = self.passages(chosen)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        every = np.repeat(self.first_rows(chosen), counts) + within
-        rows[every[every < len(rows)]] = True
+        positions, every = self.docs(chosen), self.first_rows(chosen)
+        docs[positions[: np.searchsorted(positions, len(docs))]] = True
+        if "passages" in self.header["blocks"]:
+            counts = self.passages(chosen)
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            every = np.repeat(every, counts) + within
+        rows[every[: np.searchsorted(every, len(rows))]] = True
 
     def docs(self, chosen: np.ndarray) -> np.ndarray:
         """The positions of some of its documents, int64."""

@@ -18,24 +18,44 @@ FARTHER = 4
 """How many times as broad the second search in a graph is."""
 
 
-class Lists(NamedTuple):
-    """The IVF list of every vector, (ntotal,) int32, and the lists' centroids, (nlist, dim) float32."""
+SAMPLE = 1 << 20
+"""Vectors, about, by which it is told how many of each IVF list pass a filter."""
 
-    of_each: np.ndarray
+
+class Lists(NamedTuple):
+    """The vectors of every IVF list, or where there are very many a sample of them.
+
+    Args:
+        positions: (sampled,) int64, of one list after the other.
+        ends: (nlist,) int64, where each list ends among them.
+        every: One of how many is sampled.
+        centroids: (nlist, dim) float32.
+    """
+
+    positions: np.ndarray
+    ends: np.ndarray
+    every: int
     centroids: np.ndarray
 
     def counted(self, mask: np.ndarray) -> np.ndarray:
         """(nlist,) int64, how many of some vectors, a mask (ntotal,) over all, each list holds."""
-        return np.bincount(self.of_each[mask], minlength=len(self.centroids))
+        until = np.concatenate([[0], np.cumsum(mask[self.positions])])[self.ends]
+        return np.diff(until, prepend=0) * self.every
 
 
-def list_of_each(inverted: Any) -> Lists:
-    """The list that each vector of an inverted file is in, and the centroids."""
-    faiss, of_each = faiss_module(), np.empty(inverted.ntotal, np.int32)
+def sampled_lists(inverted: Any) -> Lists:
+    """Which vectors an inverted file has in which list.
+
+    A search under a filter that few vectors pass compares all of those instead, so that the share to be estimated is
+    never small.
+    """
+    faiss, every = faiss_module(), max(1, inverted.ntotal // SAMPLE)
+    lists = [np.empty(0, np.int64)] * inverted.nlist
     for number in range(inverted.nlist):
         if size := inverted.invlists.list_size(number):
-            of_each[faiss.rev_swig_ptr(inverted.invlists.get_ids(number), size)] = number
-    return Lists(of_each, inverted.quantizer.reconstruct_n(0, inverted.nlist))
+            lists[number] = faiss.rev_swig_ptr(inverted.invlists.get_ids(number), size)[::every]
+    ends = np.cumsum([len(positions) for positions in lists])
+    return Lists(np.concatenate(lists), ends, every, inverted.quantizer.reconstruct_n(0, inverted.nlist))
 
 
 def in_lists(
@@ -46,7 +66,7 @@ def in_lists(
     Args:
         index: Inverted file, possibly behind transformations.
         centroids: (nlist, dim) float32, of its lists.
-        held: (nlist,) int64, how many of the vectors that may be returned each list holds.
+        held: (nlist,) int64, about how many of the vectors that may be returned each list holds.
         queries: (n_queries, dim) float32.
         k: Positions per query.
         selector: The vectors that may be returned, as FAISS takes them.

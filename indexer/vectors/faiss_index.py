@@ -118,7 +118,7 @@ class FaissIndex(VectorIndex):
         selector = allowed.derived("selector", lambda: selector_of(allowed.mask))
         if allowed.count < NEARLY_ALL * len(allowed):
             if self._plan.lists > tuning.probes:
-                lists = self._list_of_each
+                lists = self._lists
                 held = allowed.derived((self, "held"), lambda: lists.counted(allowed.mask))
                 return filtered.in_lists(self.raw, lists.centroids, held, queries, k, selector, tuning.probes)
             if RECIPES[self._plan.recipe].graph:
@@ -188,8 +188,8 @@ class FaissIndex(VectorIndex):
         return None if isinstance(self.raw, SignIndex) else inverted_file(self.raw)
 
     @cached_property
-    def _list_of_each(self) -> filtered.Lists:
-        return filtered.list_of_each(self._inverted)
+    def _lists(self) -> filtered.Lists:
+        return filtered.sampled_lists(self._inverted)
 
 
 class FaissBackend(VectorBackend):
