@@ -49,7 +49,7 @@ _COMMANDS = {
     "synthesize": "Let a language model write training examples.",
     "mine": "Add hard negatives to training examples.",
     "train": "Train an embedder on queries and passages.",
-    "adapt": "Train an index's model on its own documents; keep it if better.",
+    "adapt": "Fit an index's model to pairs of its documents; keep it if better.",
     "export": "Convert a model to ONNX: small, fast to start, no torch.",
     "import-gguf": "Convert a language model from GGUF, to train it.",
     "completion": "Print a completion script for bash, zsh or fish.",

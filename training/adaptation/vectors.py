@@ -77,8 +77,8 @@ def _pool(engine: SearchEngine, own: np.ndarray, queries: Sequence[Query], rng: 
     living = np.setdiff1d(segments.all_rows(snapshot.segments), snapshot.dead, assume_unique=True)
     if len(living) <= most:
         return living
-    options = replace(SearchOptions(), mode="dense")
-    near = {item.row for ranking in engine.rank(queries, k=_HARD, options=options) for item in ranking}
-    some = rng.permutation(sorted(near))[: 4 * most].astype(np.int64)
-    chosen = np.union1d(own, some)
+    asked = [queries[n] for n in rng.permutation(len(queries))[: 4 * most // _HARD]]
+    rankings = engine.rank(asked, k=_HARD, options=replace(SearchOptions(), mode="dense"))
+    near = np.array([item.row for ranking in rankings for item in ranking], np.int64)
+    chosen = np.union1d(own, near)
     return np.union1d(chosen, rng.choice(living, max(0, most - len(chosen)), replace=False))
