@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,24 +122,68 @@ def part_of(rows: Iterable[Sequence[Any]], start: int, stop: int, compacted: int
 
 
 def merged(parts: Sequence[Part]) -> Part:
-    """One part out of several that follow each other."""
-    every = [np.arange(part.count) for part in parts]
-    table = np.stack(
-        [
-            np.concatenate([part.docs(all) for part, all in zip(parts, every, strict=True)]),
-            np.concatenate([part.first_rows(all) for part, all in zip(parts, every, strict=True)]),
-            np.concatenate([part.passages(all) for part, all in zip(parts, every, strict=True)]),
-        ],
-        axis=1,
-    )
-    keys = dict.fromkeys(key for part in parts for key in part.keys)
-    columns = [_merged_column(key, parts) for key in keys]
+    """One part out of several that follow each other, each block of which is made when it is read, to be written."""
+    blocks: dict[str, Callable[[], Any]] = {"ids": lambda: np.concatenate([part.ids() for part in parts])}
+    stored = {name for part in parts for name in part.header["blocks"]}
+    count, start, stop = sum(part.count for part in parts), parts[0].start, parts[-1].stop
+    if count != stop - start:
+        blocks["docs"] = lambda: _joined(parts, Part.docs, "<i8")
+    held = [part for part in parts if part.count]
+    follow = all(int(one.header["first_row"]) + one.count == other.header["first_row"] for one, other in pairwise(held))
+    if "first_rows" in stored or "passages" in stored or not follow:
+        blocks["first_rows"] = lambda: _joined(parts, Part.first_rows, "<i8")
+    if "passages" in stored:
+        blocks["passages"] = lambda: _joined(parts, Part.passages, "<i4")
+    keys: dict[str, Any] = {}
+    for number, key in enumerate(dict.fromkeys(key for part in parts for key in part.keys)):
+        entry, made = _merged_column(key, parts, number)
+        keys[key] = entry
+        blocks |= made
     contents = 0
     for part in parts:
         contents ^= int(part.header["contents"])
-    ids = np.concatenate([part.ids() for part in parts])
-    whole = _made(table, ids, columns, parts[0].start, parts[-1].stop, parts[0].header["compacted"], contents)
-    return whole.marked(strict=all(part.header["strict"] for part in parts))
+    header = {
+        "compacted": parts[0].header["compacted"],
+        "start": start,
+        "stop": stop,
+        "count": count,
+        "contents": contents,
+        "first_row": held[0].header["first_row"] if held else 0,
+        "keys": keys,
+        "blocks": list(blocks),
+        "strict": all(part.header["strict"] for part in parts),
+    }
+    return Part(header, lambda name: blocks[name]())
+
+
+def _joined(parts: Sequence[Part], read: Callable[[Part, np.ndarray], np.ndarray], dtype: str) -> np.ndarray:
+    return np.concatenate([read(part, np.arange(part.count)).astype(dtype) for part in parts])
+
+
+def _merged_column(key: str, parts: Sequence[Part], number: int) -> tuple[dict[str, Any], dict[str, Callable[[], Any]]]:
+    """What the header says of a key, and how its blocks are made; none where it has too many values."""
+    known: dict[str, int] = {}
+    numbers: list[list[int]] = []
+    many: dict[str, Any] = {"number": number, "kind": "many"}
+    for part in parts:
+        if key in part.keys and part.has_many(key):
+            return many, {}
+        texts = part.texts(key) if key in part.keys else []
+        numbers.append([0, *(known.setdefault(text, 1 + len(known)) for text in texts)])
+        if len(known) > MOST:
+            return many, {}
+    dtype, texts = np.min_scalar_type(len(known)).newbyteorder("<"), list(known)
+
+    def codes() -> np.ndarray:
+        return np.concatenate(
+            [
+                np.array(mine, dtype)[part.codes(key)] if key in part.keys else np.zeros(part.count, dtype)
+                for part, mine in zip(parts, numbers, strict=True)
+            ]
+        )
+
+    entry = {"number": number, "kind": "codes", "dtype": dtype.str, "distinct": len(texts)}
+    return entry, {f"{number}.codes": codes, f"{number}.values": lambda: "\n".join(texts).encode()}
 
 
 def without(part: Part, removed: Removed, compacted: int) -> Part:
@@ -163,23 +208,6 @@ def _column_of(key: str, part: Part, kept: np.ndarray) -> tuple[str, np.ndarray 
     numbers = np.zeros(1 + len(texts), np.int64)
     numbers[1 + held] = 1 + np.arange(len(held))
     return key, numbers[codes], [texts[number] for number in held.tolist()]
-
-
-def _merged_column(key: str, parts: Sequence[Part]) -> tuple[str, np.ndarray | None, list[str]]:
-    """A key, the numbers of all documents' values, and the values; None where there are too many."""
-    known: dict[str, int] = {}
-    blocks = []
-    for part in parts:
-        if key not in part.keys:
-            blocks.append(np.zeros(part.count, np.int64))
-            continue
-        if part.has_many(key):
-            return key, None, []
-        codes = [known.setdefault(text, 1 + len(known)) for text in part.texts(key)]
-        if len(known) > MOST:
-            return key, None, []
-        blocks.append(np.array([0, *codes], np.int64)[part.codes(key)])
-    return key, np.concatenate(blocks), list(known)
 
 
 def _made(
