@@ -110,3 +110,32 @@ def test_the_training_topics_share_no_text_with_the_test_collection(tmp_path: Pa
         evaluation = Evaluation(read_beir_split(folder, split)[0], read_corpus(folder))
         leaks = evaluation.find_leaks(read_examples(file))
         assert (len(leaks.questions), len(leaks.documents)) == (0, 0)
+
+
+def test_the_development_data_of_kinds_are_not_trained_on() -> None:
+    folder = corpus_folder("kinds")
+    training, dev, instructions = (
+        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("topics", "dev", "instructions")
+    )
+    kinds = {"support", "refute", "define", "duplicate", "answer"}
+    for topic in dev:
+        assert kinds < topic.keys()
+    texts = [
+        {value for topic in topics for value in topic.values() if isinstance(value, str)} for topics in (training, dev)
+    ]
+    assert not texts[0] & texts[1]
+    trained = {row["instruction"] for row in builtin_data.kinds(training, random.Random(0))}
+    for row in instructions:
+        assert {*row["right"]} < kinds
+        assert {*row["query"]} <= {"claim", "question", "term"}
+        assert row["split"] in ("train", "dev")
+    by_split = [{row["instruction"] for row in instructions if row["split"] == split} for split in ("train", "dev")]
+    assert len(by_split[0] | by_split[1]) == len(instructions)
+    assert not trained & by_split[1]
+    for split in ("dev", "test"):
+        intents = corpus_folder("intents")
+        queries = read_beir_split(intents, split)[0]
+        known = {document.text for document in read_corpus(intents)} | {query.text for query in queries}
+        assert not texts[1] & known
+        assert not by_split[1] & {query.instruction for query in queries}
