@@ -213,7 +213,8 @@ class Tuning:
     Args:
         probes: IVF lists visited, for recipes with lists.
         ef: Breadth of the search in a graph.
-        rerank: Candidates, as a multiple of k, that are scored again by their exact vectors; 0 does not.
+        rerank: Candidates, as a multiple of k, that are scored again by their exact vectors; more in large indexes, 0
+            does not.
     """
 
     probes: int = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -80,13 +81,27 @@ def search(
     if plan.recipe in ("rabitq", "binary"):
         # Where a filter leaves few rows these are scored by their vectors; so must all be, or scores would not compare.
         tuning = replace(tuning, rerank=max(1, tuning.rerank))
-    depth = k + 1 if exact else k * max(1, tuning.rerank)
+    depth = k + 1 if exact else candidates(k, sum(segment.count for segment in segments), tuning)
     rows, scores, unsure = _search_to(depth, segments, queries, k, tuning, allowed)
     # Of rows that tie at the cut an index returns any: look deeper until the tie ends.
     while exact and len(tied := np.flatnonzero(unsure)):
         depth *= 8
         rows[tied], scores[tied], unsure[tied] = _search_to(depth, segments, queries[tied], k, tuning, allowed)
     return rows, scores
+
+
+def candidates(k: int, rows: int, tuning: Tuning) -> int:
+    """How many rows compressed vectors yield for k: those that are scored again by exact vectors, or just k.
+
+    The more rows there are, the more have codes that are as near: of ten million, a hundred candidates of ivf-pq:48
+    held .61 of the ten nearest, and a thousand .98.
+
+    Args:
+        k: Rows wanted.
+        rows: Rows of the whole index.
+        tuning: How hard to search.
+    """
+    return max(k * tuning.rerank, round(math.sqrt(rows / 10))) if tuning.rerank else k
 
 
 def _search_to(

@@ -37,6 +37,7 @@ from searchkit.engine import SearchEngine
 from searchkit.indexer.vectors import faiss_index
 from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import RECIPES, Tuning, default_tuning, plan
+from searchkit.indexer.vectors.search import candidates
 from searchkit.ranking import SearchOptions
 from searchkit.readers.corpus import read_corpus
 from searchkit.records import Document
@@ -421,10 +422,10 @@ def bare(job: Job) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for rerank in sorted({0, ranker.tuning.rerank}):
             ranker.tuning = Tuning(probes=ranker.tuning.probes, ef=ranker.tuning.ef, rerank=rerank)
-            params, depth = faiss_index.parameters(chosen, ranker.tuning), K * max(1, rerank)
-            theirs: Callable[[np.ndarray], Any] = partial(raw.search, k=depth, params=params)
+            params = faiss_index.parameters(chosen, ranker.tuning)
+            theirs: Callable[[np.ndarray], Any] = partial(raw.search, k=K, params=params)
             if rerank:
-                theirs = _refined(part, raw, params, rerank)
+                theirs = _refined(part, raw, params, candidates(K, part.count, ranker.tuning) / K)
             options = SearchOptions(mode="dense")
             ours = lambda rows, options=options: engine.rank(["-"] * len(rows), vectors=rows, k=K, options=options)  # noqa: E731
             for size in (1, 64):
@@ -449,7 +450,7 @@ def bare(job: Job) -> dict[str, Any]:
         return found
 
 
-def _refined(part: Any, raw: Any, params: Any, rerank: int) -> Callable[[np.ndarray], Any]:
+def _refined(part: Any, raw: Any, params: Any, factor: float) -> Callable[[np.ndarray], Any]:
     """FAISS's own re-ranking by the same half-precision vectors."""
     faiss = faiss_module()
     exact = faiss.IndexScalarQuantizer(part.plan.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
@@ -458,7 +459,7 @@ def _refined(part: Any, raw: Any, params: Any, rerank: int) -> Callable[[np.ndar
     for start in range(0, part.count, BLOCK):
         exact.add_sa_codes(np.ascontiguousarray(halves[start : start + BLOCK]))
     refined = faiss.IndexRefine(raw, exact)
-    both = faiss.IndexRefineSearchParameters(k_factor=rerank, base_index_params=params)
+    both = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=params)
     return lambda rows: (refined.search(rows, K, params=both), exact)  # holds `exact`, which `refined` only points to
 
 
