@@ -25,7 +25,7 @@ class Outcome:
 
     @property
     def asked(self) -> int:
-        """Examples that were asked for and answered, in whatever way."""
+        """Examples that were asked for; requests that the server left without an answer do not count."""
         return self.usable + self.refused.total()
 
     @property

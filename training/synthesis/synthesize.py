@@ -205,7 +205,7 @@ class _Run:
         row = {"prompt": request.prompt} | row
         if reply is None:
             if why := self._client.failed.get(key):
-                self._output.reject("no answer", why, row, groups)
+                self._output.reject("no answer", why, row, ())  # the server's fault, not the model's
             return None
         try:
             return answer_of(request, reply)

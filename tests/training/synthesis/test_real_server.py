@@ -90,6 +90,7 @@ class Counting:
 
     def close(self) -> None:
         self._server.shutdown()
+        self._server.server_close()
 
 
 @contextmanager
