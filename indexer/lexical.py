@@ -143,8 +143,11 @@ class LexicalIndex:
         if allowed is not None and allowed.count <= max(_FEW, math.sqrt(k * searcher.num_docs / _CHEAPER)):
             share = 1.0
             # Not term_set_query, which takes three times as long.
-            rows = [tantivy.Query.term_query(self._schema, "row", row) for row in allowed.positions.tolist()]
-            rows_only = tantivy.Query.boolean_query([(tantivy.Occur.Should, row) for row in rows])
+            one_of = [
+                (tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "row", row))
+                for row in allowed.positions.tolist()
+            ]
+            rows_only = tantivy.Query.boolean_query(one_of)
             wanted = tantivy.Query.boolean_query(
                 [
                     (tantivy.Occur.Must, wanted),

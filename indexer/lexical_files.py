@@ -84,13 +84,13 @@ class LexicalFiles:
         The old folder stays for those who read it, until the next sweep.
         """
         named, listed = self.named(), json.loads((self.folder / META).read_text("utf-8"))
-        names = {}
+        names: dict[str, str] = {}
         for segment in listed["segments"]:
             old = UUID(segment["segment_id"]).hex
-            files = {name: name.removeprefix(old) for name in sorted(named) if name.startswith(old)}
-            new = UUID(xxh3_128(json.dumps([[files[name], *named[name]] for name in files]).encode()).hexdigest())
-            segment["segment_id"] = str(new)
-            names |= {name: new.hex + rest for name, rest in files.items()}
+            files = {file: file.removeprefix(old) for file in sorted(named) if file.startswith(old)}
+            name = UUID(xxh3_128(json.dumps([[files[file], *named[file]] for file in files]).encode()).hexdigest())
+            segment["segment_id"] = str(name)
+            names |= {file: name.hex + rest for file, rest in files.items()}
         if all(old == new for old, new in names.items()):
             return
         listed["segments"].sort(key=lambda segment: segment["segment_id"])
@@ -101,10 +101,10 @@ class LexicalFiles:
             _link(self.folder / old, folder / new)
         (folder / _MANAGED).write_text(json.dumps(sorted([*names.values(), META])), "utf-8")
         (folder / META).write_text(json.dumps(listed, indent=2), "utf-8")
-        files = stamps(folder, {new: named[old] for old, new in names.items()})
+        stamped = stamps(folder, {new: named[old] for old, new in names.items()})
         sync_folder(folder)
         with self._database.transaction():
-            self._database.put(lexical=number, lexical_files=files)
+            self._database.put(lexical=number, lexical_files=stamped)
 
     def named(self) -> dict[str, Stamp]:
         """The files that the last commit names."""

@@ -40,7 +40,7 @@ class Lists(NamedTuple):
     def counted(self, mask: np.ndarray) -> np.ndarray:
         """(nlist,) int64, how many of some vectors, a mask (ntotal,) over all, each list holds."""
         until = np.concatenate([[0], np.cumsum(mask[self.positions])])[self.ends]
-        return np.diff(until, prepend=0) * self.every
+        return np.asarray(np.diff(until, prepend=0) * self.every)
 
 
 def sampled_lists(inverted: Any) -> Lists:
