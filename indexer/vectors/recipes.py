@@ -222,9 +222,24 @@ class Tuning:
     rerank: int = 0
 
 
+_READ = 4_200_000
+"""Bytes of codes that a search reads without a measured tuning, where more lists are visited than the square root."""
+
+
 def default_tuning(plan: Plan, *, keep_vectors: bool) -> Tuning:
     """What suits a recipe where nothing was measured."""
     coarse = plan.code or plan.recipe in ("rabitq", "binary")
     # Signs say more about a row when the query keeps its numbers.
     rerank = 10 if coarse and (keep_vectors or plan.recipe == "binary") else 0
-    return Tuning(probes=max(1, round(plan.lists**0.5)), rerank=rerank)
+    return Tuning(probes=_probes(plan), rerank=rerank)
+
+
+def _probes(plan: Plan) -> int:
+    """Lists to visit: four times the square root of all as long as that reads little, and the root at least.
+
+    On real vectors a constant number of roots keeps recall nearly constant while an index grows, and one is too few:
+    docs/guides/compression.md.
+    """
+    root, each = math.sqrt(plan.lists), max(39, plan.lists / 16)  # vectors of a list, see `_lists`
+    affordable = _READ / (each * (plan.code or plan.width or plan.dim))
+    return max(1, min(plan.lists, round(max(root, min(4 * root, affordable)))))

@@ -18,7 +18,7 @@ from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_index, segments
 from searchkit.indexer.vectors import search as search_module
 from searchkit.indexer.vectors.faiss_index import FaissBackend
-from searchkit.indexer.vectors.recipes import RECIPES, Tuning, codes, plan
+from searchkit.indexer.vectors.recipes import RECIPES, Tuning, codes, default_tuning, plan
 from searchkit.indexer.vectors.search import search
 from searchkit.indexer.vectors.segments import DiskSegment
 
@@ -303,3 +303,20 @@ def test_a_wrong_recipe_is_refused(text: str, said: str) -> None:
 
 def test_codes_are_the_divisors() -> None:
     assert codes(24) == [1, 2, 3, 4, 6, 8, 12, 24]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "probes"),
+    [
+        ("ivf-pq:48", 38, 1),
+        ("ivf-pq:48", 400, 10),
+        ("ivf-pq:48", 10_000, 64),  # four times the square root of the lists
+        ("ivf-pq:48", 1_000_000, 253),
+        ("ivf-pq:48", 3_000_000, 202),  # 4.2 MB of codes
+        ("ivf-int8", 100_000, 138),
+        ("ivf-pq:48", 10_000_000, 112),  # the square root
+        ("pq:48", 1_000_000, 1),
+    ],
+)
+def test_lists_visited_without_a_measured_tuning(name: str, count: int, probes: int) -> None:
+    assert default_tuning(plan(name, 384, count), keep_vectors=True).probes == probes
