@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from searchkit.indexer.checksums import row_checksum
-from searchkit.indexer.columns.part import Part, id_number
+from searchkit.indexer.columns.part import Part, UnusableError, id_number
 from searchkit.indexer.unicode import filterable, is_strict
 
 MOST = 1 << 18
@@ -187,10 +187,19 @@ def _merged_column(key: str, parts: Sequence[Part], number: int) -> tuple[dict[s
 
 
 def without(part: Part, removed: Removed, compacted: int) -> Part:
-    """The columns that are left of a part once the commit `compacted` has removed documents."""
+    """The columns that are left of a part once the commit `compacted` has removed documents.
+
+    Raises:
+        UnusableError: Only the documents themselves tell: a key that had too many values may have few by now, and a
+            document with NaN in its metadata may be gone.
+    """
     first, below = np.searchsorted(removed.docs, (part.start, part.stop))
     every = np.arange(part.count)
     kept = np.flatnonzero(~np.isin(part.docs(every), removed.docs[first:below]))
+    if len(kept) <= MOST and any(map(part.has_many, part.keys)):
+        raise UnusableError("keys with too many values may have few by now")
+    if below > first and not part.header["strict"]:
+        raise UnusableError("NaN and Infinity may be gone")
     table = np.stack([part.docs(kept), part.first_rows(kept), part.passages(kept)], axis=1)
     contents = int(part.header["contents"]) ^ int(np.bitwise_xor.reduce(removed.checksums[first:below]))
     columns = [_column_of(key, part, kept) for key in part.keys]

@@ -151,6 +151,33 @@ def test_compaction_makes_columns_of_those_before(store: Store, monkeypatch: pyt
         assert not [n for n in (5, 32, 47) if f'"n": {n}}}' in texts]
 
 
+def test_compaction_numbers_values_again_once_they_are_few(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "MOST", 20)
+    add(store, documents(48))
+    assert store.documents.counted_values(all_keys=True) is None
+    store.delete(range(15, 48))
+    store.rewrite(store.template(), purge=True)
+    assert files(store) != []
+    assert from_columns(store, monkeypatch) == read(store, monkeypatch)
+
+
+def test_compaction_of_documents_with_nan_ends_the_warning(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = documents(48)
+    made[3] = made[3]._replace(metadata='{"year": NaN}')
+    add(store, made)
+    with Store(store.folder) as reader:
+        answers(reader)
+    assert "NaN" in caplog.text
+    caplog.clear()
+    store.delete([3])
+    store.rewrite(store.template(), purge=True)
+    with Store(store.folder) as reader:
+        assert from_columns(reader, monkeypatch) == read(reader, monkeypatch)
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("other", [True, False])
 def test_damaged_columns_are_made_again_by_compaction(
     store: Store, other: bool, monkeypatch: pytest.MonkeyPatch
