@@ -279,6 +279,8 @@ def _copy(
             done += len(batch)
             if on_progress:
                 on_progress(done + plan.repeated + plan.replaced, total)
+        # Also where there was nothing to copy, or an earlier call was stopped after its last commit.
+        lexical.catch_up(lexical.index_of(store.snapshot()), store)
         lexical.close()
         if store.storage.plan.recipe != "flat":
             store.consolidate()

@@ -18,9 +18,11 @@ from click.testing import CliRunner
 from texts import TEXTS
 
 from searchkit import merging
+from searchkit.check import check
 from searchkit.cli.main import main
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, StoreError
+from searchkit.lexical_sync import LexicalSync
 from searchkit.merging import MergeReport, Part, merge
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document
@@ -150,6 +152,33 @@ def test_a_killed_merge_resumes(parts: list[Path], whole: Path, embedder: Embedd
     assert 0 < report.copied < 90
     assert not target.with_name("merged.index.merging").exists()
     check_equal(target, whole, embedder)
+
+
+def test_a_merge_stopped_before_its_lexical_index_resumes(
+    parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "merged.index"
+    with monkeypatch.context() as patch:
+        patch.setattr(LexicalSync, "catch_up", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            merge(parts, target)
+    assert merge(parts, target).copied == 0
+    assert [finding for finding in check(target) if finding.damage or finding.note.endswith("adds")] == []
+    with SearchEngine.open(target) as engine:
+        assert len(engine.search("note", k=100, mode="lexical")) == len(corpus())
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_parts_without_documents_are_merged(embedder: Embedder, tmp_path: Path) -> None:
+    empty = [build(tmp_path / f"part-{n}.index", embedder, []) for n in (1, 2)]
+    assert merge(empty, tmp_path / "merged.index") == MergeReport(0, 0, 0, 0, 0)
+    assert [finding for finding in check(tmp_path / "merged.index") if not finding.ok] == []
+    with SearchEngine.open(tmp_path / "merged.index", writable=True) as engine:
+        engine.add(corpus())
+        assert len(engine.search("note", k=100, mode="lexical")) == len(corpus())
 
 
 def test_other_parts_do_not_finish_a_merge(parts: list[Path], tmp_path: Path) -> None:
