@@ -72,11 +72,13 @@ class LexicalFiles:
     def share(self, folder: Path) -> None:
         """Give a new folder the files of the last commit, to be changed there: tantivy writes no file a second time."""
         folder.mkdir()
-        for name in self.named():
+        named = self.named()
+        for name in named:
             if name != META:
                 _link(self.folder / name, folder / name)
-        for name in (_MANAGED, META):  # which it replaces
-            shutil.copyfile(self.folder / name, folder / name)
+        # Tantivy replaces these two. No commit names its list of files, which a copy of the index may lack.
+        (folder / _MANAGED).write_text(json.dumps(sorted(named)), "utf-8")
+        shutil.copyfile(self.folder / META, folder / META)
 
     def name_by_content(self) -> None:
         """Call tantivy's files, which have random names, by what they hold: equal indexes have equal files.

@@ -518,6 +518,19 @@ def test_segments_without_deleted_passages_stay_as_they_are(
     assert len(notes.search("note", k=100)) == 30
 
 
+def test_a_copy_without_hidden_files_is_compacted(notes: SearchEngine, tmp_path: Path) -> None:
+    notes.search("bread", options=LEXICAL)
+    copy = tmp_path / "copy.index"
+    shutil.copytree(notes.store.folder, copy, ignore=shutil.ignore_patterns(".*"))
+    with SearchEngine.open(copy, writable=True) as engine:
+        engine.delete(["0"])
+        engine.compact()
+        assert len(engine.search("note", k=100, options=LEXICAL)) == len(notes) - 1
+        engine.add([Document("new", "bread and salt")])
+        assert "new" in ids(engine.search("bread", options=LEXICAL))
+    assert [finding for finding in check(copy) if not finding.ok] == []
+
+
 def test_an_index_can_be_emptied_compacted_and_filled_again(notes: SearchEngine) -> None:
     notes.delete(where={})
     assert (len(notes), notes.search("note")) == (0, [])
