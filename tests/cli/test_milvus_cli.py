@@ -133,7 +133,7 @@ def test_a_service_searches_and_changes_it(other: tuple[Path, str]) -> None:
         (["compact", "milvus:none.db/papers"], 2, "works on an index folder"),
         (["push", "x.index", "papers"], 2, "x.index"),
         (["push", "none.index", "milvus:none.db/papers"], 2, "none.index"),
-        (["search", "milvus://127.0.0.1:1/papers?timeout=0.5", "x"], 1, "gave no answer within 0.5 s"),
+        (["search", "milvus://127.0.0.1:1/papers?timeout=0.5", "x"], 1, "cannot be connected to"),
     ],
 )
 def test_mistakes_are_explained(arguments: list[str], code: int, part: str) -> None:
