@@ -104,6 +104,11 @@ class Database:
         with self.access():
             self.db.execute("PRAGMA secure_delete=ON").fetchall()
 
+    def rewrite(self) -> None:
+        """Write the file anew, without its free space and what is left there of removed rows."""
+        with self.access():
+            self.db.execute("VACUUM")
+
     @contextmanager
     def access(self) -> Iterator[None]:
         """One thread at a time; what SQLite finds wrong becomes a StoreError that says what to do."""

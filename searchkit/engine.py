@@ -180,24 +180,31 @@ class SearchEngine(Writer, OpenIndex):
             docs.update(self._store.matching(condition, self._store.snapshot())[0].tolist())
         return sorted(docs)
 
-    def compact(self) -> int:
+    def compact(self, *, erase: bool = False) -> int:
         """Free the space of deleted documents and merge segments, in one commit.
 
         Where nothing has been deleted, segments are all that is written.
+
+        Args:
+            erase: Leave nothing of deleted documents in any file. The lexical index, which otherwise keeps their words
+                until they are more than a tenth of all, is built anew, and so is the database.
 
         Returns:
             How many passages were removed.
         """
         with self._changing():
             snapshot = self._store.snapshot()
-            purge = bool(len(snapshot.dead_docs)) or not self._lexical.current(snapshot)
+            left = erase and self._lexical.index_of(snapshot).deleted
+            purge = bool(len(snapshot.dead_docs) or left) or not self._lexical.current(snapshot)
             if purge or len(snapshot.segments) > 1:
                 self._store.rewrite(
                     self._store.template(),
                     keep_vectors=snapshot.storage.keep_vectors,
                     purge=purge,
-                    make_lexical=partial(self._lexical.write_living, snapshot) if purge else None,
+                    make_lexical=partial(self._lexical.write_living, snapshot, anew=erase) if purge else None,
                 )
+            if erase:
+                self._store.database.rewrite()
         return len(snapshot.dead)
 
     def store_as(self, recipe: str, *, keep_vectors: bool = True, tuning: Tuning | None = None, seed: int = 0) -> Plan:

@@ -91,15 +91,15 @@ class LexicalSync:
         """Whether a lexical index built now would have the same terms."""
         return has_current_terms(self._store.folder / "lexical" / snapshot.lexical)
 
-    def write_living(self, snapshot: Snapshot, folder: Path) -> None:
+    def write_living(self, snapshot: Snapshot, folder: Path, *, anew: bool = False) -> None:
         """Make an index of the living passages of a commit, in a folder of its own.
 
         It has the files of the commit's index, less the deleted passages. Where these are many, or terms have changed,
-        it is built anew.
+        it is built anew; or where `anew` asks for it.
         """
         index = self.index_of(snapshot)
         gone, living = index.deleted + len(snapshot.dead), len(index) - len(snapshot.dead)
-        if self.current(snapshot) and gone <= _GONE * living:
+        if not anew and self.current(snapshot) and gone <= _GONE * living:
             self._store.lexical.share(folder)
             LexicalIndex(folder, self._language).delete(snapshot.dead.tolist())
             return

@@ -518,6 +518,30 @@ def test_segments_without_deleted_passages_stay_as_they_are(
     assert len(notes.search("note", k=100)) == 30
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_erasing_leaves_nothing_of_deleted_documents_in_any_file(notes: SearchEngine, before: bool) -> None:
+    def holding(word: str) -> list[str]:
+        files = (file for file in notes.store.folder.rglob("*") if file.is_file())
+        return sorted(file.name for file in files if word.encode() in file.read_bytes())
+
+    def counted() -> int:
+        index = notes._lexical.index_of(notes.snapshot)
+        return int(index._index.searcher().doc_freq("text", "xylophon"))  # deleted passages included
+
+    private = Document("private", "Our xylophone is for sale", metadata={"owner": "Quetzalcoatl"})
+    notes.add([private, Document("other", "Another note")])
+    notes.search("xylophone")
+    notes.delete(["private"])
+    if before:
+        notes.compact()
+        assert counted() == 1
+    notes.compact(erase=True)
+    assert counted() == 0
+    assert len(notes.search("note", k=100, options=LEXICAL)) == 31
+    notes.close()
+    assert holding("xylophon") + holding("Quetzalcoatl") == []
+
+
 def test_a_copy_without_hidden_files_is_compacted(notes: SearchEngine, tmp_path: Path) -> None:
     notes.search("bread", options=LEXICAL)
     copy = tmp_path / "copy.index"
