@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import write_lines
+from texts import TEXTS
 
 from searchkit.engine import SearchEngine
+from searchkit.records import Document
 from searchkit.training.adaptation.config import AdaptConfig
 
 
@@ -21,6 +25,20 @@ def pairs_of(texts: list[str]) -> list[dict[str, Any]]:
         for query in (words[:5], words[2:6], words[::-1][:6]):
             rows.append({"query": f"{' '.join(query)} {n}", "positive_id": str(n)})
     return rows
+
+
+def write_notes(folder: Path, model: Path) -> None:
+    """An index of thirty notes, and pairs for it."""
+    with SearchEngine.create(folder / "notes.index", model=model) as engine:
+        engine.add(Document(str(n), text.strip(), title=f"Note {n}") for n, text in enumerate(TEXTS))
+    write_lines(folder / "pairs.jsonl", pairs_of(TEXTS))
+
+
+def copy_notes(place: Path, folder: Path) -> Path:
+    """The index and the pairs in another folder, without the run that may have followed."""
+    shutil.copytree(place / "notes.index", folder / "notes.index")
+    shutil.copy(place / "pairs.jsonl", folder)
+    return folder
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

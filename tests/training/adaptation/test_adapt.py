@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapting import config_in, lines, model_of, pairs_of, without_extras
+from adapting import config_in, copy_notes, lines, model_of, pairs_of, without_extras, write_notes
 from commands import call, write_lines
 from fake_llm import FakeLLM, echoing, phrase
 from synthetic import grading
@@ -35,9 +35,7 @@ ALL = ["pairs", "fit", "export", "index", "evaluate"]
 def place(mistral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index, pairs for it, and what a finished run left. No test changes it."""
     folder = tmp_path_factory.mktemp("adapt")
-    with SearchEngine.create(folder / "notes.index", model=mistral) as engine:
-        engine.add(Document(str(n), text.strip(), title=f"Note {n}") for n, text in enumerate(TEXTS))
-    write_lines(folder / "pairs.jsonl", pairs_of(TEXTS))
+    write_notes(folder, mistral)
     adapt(config_in(folder), install=False)
     return folder
 
@@ -51,9 +49,7 @@ def quick(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def config(place: Path, tmp_path: Path) -> AdaptConfig:
     """The same in a folder of its own; the finished run does not come along."""
-    for name in ("notes.index", "pairs.jsonl"):
-        (shutil.copytree if (place / name).is_dir() else shutil.copy)(place / name, tmp_path / name)
-    return config_in(tmp_path)
+    return config_in(copy_notes(place, tmp_path))
 
 
 class Told:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapting import config_in, lines, pairs_of, weights_in, without_extras
-from commands import call, write_lines
+from adapting import config_in, copy_notes, lines, weights_in, without_extras, write_notes
+from commands import call
 from safetensors.numpy import load_file
 from texts import TEXTS
 
@@ -19,7 +18,6 @@ from searchkit.engine import SearchEngine
 from searchkit.models.embedder import Embedder
 from searchkit.ranking import SearchOptions
 from searchkit.readers.judgements import read_qrels
-from searchkit.records import Document
 from searchkit.training.adaptation.adapt import adapt
 from searchkit.training.adaptation.config import AdaptConfig
 from searchkit.training.adaptation.report import read_report
@@ -32,9 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 def place(mistral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index, pairs for it, and what a finished run left. No test changes it."""
     folder = tmp_path_factory.mktemp("weights")
-    with SearchEngine.create(folder / "notes.index", model=mistral) as engine:
-        engine.add(Document(str(n), text.strip(), title=f"Note {n}") for n, text in enumerate(TEXTS))
-    write_lines(folder / "pairs.jsonl", pairs_of(TEXTS))
+    write_notes(folder, mistral)
     with pytest.MonkeyPatch.context() as patch:
         without_extras(patch)
         adapt(weights_in(folder), install=False)
@@ -49,9 +45,7 @@ def quick(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def config(place: Path, tmp_path: Path) -> AdaptConfig:
     """The same in a folder of its own; the finished run does not come along."""
-    for name in ("notes.index", "pairs.jsonl"):
-        (shutil.copytree if (place / name).is_dir() else shutil.copy)(place / name, tmp_path / name)
-    return weights_in(tmp_path)
+    return weights_in(copy_notes(place, tmp_path))
 
 
 def test_every_stage_leaves_a_file_to_look_at(place: Path) -> None:
