@@ -267,11 +267,3 @@ def test_undecodable_queries_are_named_and_the_others_answered(world: Path, tmp_
     assert json.loads(result.stdout)["query_id"] == "a"
     assert "q.jsonl:2: not utf-8" in result.stderr
     assert "q.jsonl:3: the row is not JSON" in result.stderr
-
-
-def test_the_demo_replaces_an_index_only_by_force(world: Path, tmp_path: Path) -> None:
-    shutil.copytree(world / "notes.index", tmp_path / "precious.index")
-    before = (tmp_path / "precious.index" / "index.db").read_bytes()
-    call("demo", "--index", tmp_path / "precious.index", code=1)
-    assert (tmp_path / "precious.index" / "index.db").read_bytes() == before
-    assert "Indexed" in call("demo", "--index", tmp_path / "precious.index", "--force").stdout
