@@ -12,7 +12,7 @@ from searchkit.compression.choice import front
 from searchkit.compression.measure import Candidate
 from searchkit.errors import InputError
 from searchkit.indexer.vectors.recipes import recipe_of
-from searchkit.reports.style import FONT, MARKERS, Style, clear, log_x_axis, new_figure, write_figure
+from searchkit.reports.style import FONT, MARKERS, Style, clear, lay_out, log_x_axis, new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,8 +69,7 @@ def figure_of(candidates: Sequence[Candidate], *, title: str, dark: bool = False
     figure.axes[0].legend(
         loc="lower right", frameon=False, fontsize=9, labelcolor=style.quiet, prop={"family": FONT, "size": 9}
     )
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the axes must not move once labels are placed
+    lay_out(figure)  # the axes must not move once labels are placed
     for axes, points in zip(figure.axes, panels.values(), strict=True):
         _label(axes, points, best, style)
     return figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite
 from pathlib import Path
 from textwrap import wrap
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
+    from matplotlib.ticker import Formatter
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -77,12 +77,21 @@ def write_figure(figure: Figure, file: Path, *, ending: str = "") -> list[Path]:
 
     A .png or .svg at the end of FILE makes no difference.
     """
+    lay_out(figure)
     stem = file.with_suffix("") if file.suffix in (".png", ".svg") else file
     files = [stem.with_name(f"{stem.name}{ending}.{kind}") for kind in ("png", "svg")]
     stem.parent.mkdir(parents=True, exist_ok=True)
     for written in files:
         figure.savefig(written, facecolor=figure.get_facecolor())
     return files
+
+
+def lay_out(figure: Figure) -> None:
+    """Give the axes the place that the texts leave them, once: matplotlib would find it again twice for each file."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def clear(axes: Axes, style: Style, *, title: str = "", x_label: str = "") -> None:
@@ -208,7 +217,7 @@ def figure_of(panels: Sequence[Panel], *, title: str, x_label: str, log_x: bool 
         axes.tick_params(labelbottom=last)
         every.append(axes)
         names.append(_draw(axes, series, style, faint=panel.faint))
-    figure.draw_without_rendering()
+    lay_out(figure)  # the axes must not move once names are spread
     for axes, labels in zip(every, names, strict=True):
         _spread(axes, labels)
     return figure
@@ -221,23 +230,32 @@ def _finite(series: Series) -> dict[str, list[tuple[float, float]]]:
 
 
 def _scale(axes: Axes, style: Style, *, log_x: bool, whole_x: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     axes.margins(x=0.02, y=0.08)
     if log_x:
         log_x_axis(axes, style)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=whole_x))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(partial(_number, axis)))
+    axes.xaxis.set_major_formatter(_numbers(apart=log_x))
+    axes.yaxis.set_major_formatter(_numbers(apart=False))
     axes.tick_params(axis="x", length=3, color=style.quiet)
 
 
-def _number(axis: Axis, value: float, _: int | None) -> str:
-    """The number of a tick, with as many decimals as its neighbours need."""
-    ticks = [value] if axis.get_scale() == "log" else [value, *axis.get_majorticklocs()]
-    decimals = max(len(f"{tick:.6f}".rstrip("0").partition(".")[2]) for tick in ticks)
-    return f"{value:,.{decimals}f}"
+def _numbers(*, apart: bool) -> Formatter:
+    """The numbers of ticks, all with as many decimals as one of them needs, or each with its own."""
+    from matplotlib.ticker import Formatter
+
+    class Numbers(Formatter):
+        def format_ticks(self, values: Sequence[float]) -> list[str]:
+            decimals = [len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in values]
+            most = max(decimals, default=0)
+            return [f"{value:,.{own if apart else most}f}" for value, own in zip(values, decimals, strict=True)]
+
+        def __call__(self, value: float, _: int | None = None) -> str:
+            return self.format_ticks([value])[0]
+
+    return Numbers()
 
 
 def _draw(

@@ -21,7 +21,7 @@ from searchkit.training.log import TrainReport, moving_average
 from searchkit.training.model import lay_out
 from searchkit.training.paper.base import first_layers, language_model
 from searchkit.training.paper.data import files_of, write_pairs, write_synthetic
-from searchkit.training.paper.report import RESULT, write_report
+from searchkit.training.paper.report import RESULT, write_report, write_table
 from searchkit.training.paper.sets import Collection, dev_collection, judged_collection
 from searchkit.training.paper.settings import Settings
 from searchkit.training.stages import Stages
@@ -173,7 +173,7 @@ class Experiment:
                     found = ndcg(embedder, test.documents, judgements)
                     write_json(file, found | self._about(test))
                     self._tell(f"{name}: nDCG@10 {found['dense']:.4f}")
-                    write_report(self._out)
+                    write_table(self._out)
 
     def _about(self, test: Collection) -> dict[str, Any]:
         return {"collection": test.name, "queries": len(test.queries), "documents": len(test.documents)}

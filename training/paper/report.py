@@ -16,9 +16,17 @@ RESULT = "result.json"
 
 def write_report(out: Path) -> None:
     """Write table.md, curves.png and curves.svg in the folder of an experiment."""
-    runs = sorted((out / "runs").glob(f"*/{RESULT}"), key=lambda file: (file.parent.name.count("-"), file.parent.name))
-    write_whole(out / "table.md", _table(out, runs))
-    _draw(out, [read_json(run) for run in runs])
+    write_table(out)
+    _draw(out, [read_json(run) for run in _runs(out)])
+
+
+def write_table(out: Path) -> None:
+    """Write table.md alone, where no curve has changed."""
+    write_whole(out / "table.md", _table(out, _runs(out)))
+
+
+def _runs(out: Path) -> list[Path]:
+    return sorted((out / "runs").glob(f"*/{RESULT}"), key=lambda file: (file.parent.name.count("-"), file.parent.name))
 
 
 def _table(out: Path, runs: list[Path]) -> str:
