@@ -40,7 +40,6 @@ _STAGES = {
     "export": "exporting the model",
     "index": "indexing with the new model",
     "evaluate": "evaluating both models",
-    "adapted": "adapting INDEX in this folder (for another round, name another --out)",
 }
 
 
@@ -163,7 +162,7 @@ def adapt(
     values["train"] = _chosen_training(context, training.train)
     config = AdaptConfig(index=index, pairs=pairs, out=out, **values)
     judgements = _judgements(index, judged, wording)
-    if writer and adapted(config) is None:
+    if writer and adapted(config, judgements) is None:
         check(config, judgements, install=not keep_index)  # before anything is paid for
         from searchkit.training.synthesis.settings import SynthesizeConfig  # needs the extra train
 
@@ -242,7 +241,10 @@ def _judgements(index: Path, judged: JudgementOptions, wording: InstructionOptio
 
 
 def _announce(stage: str, needed: bool) -> None:
-    note(f"{_STAGES[stage]} ..." if needed else f"{_STAGES[stage]}: done before")
+    if stage == "adapted":
+        note("this run is finished, and the index uses its model; for another round, choose another --out")
+    else:
+        note(f"{_STAGES[stage]} ..." if needed else f"{_STAGES[stage]}: done before")
 
 
 def _show(report: AdaptReport, config: AdaptConfig, keep_index: bool) -> None:
@@ -258,13 +260,18 @@ def _show(report: AdaptReport, config: AdaptConfig, keep_index: bool) -> None:
         say(f"out-of-domain (corpora/intents), dense: {before:.4f} before, {after:.4f} after")
     counts = report.pairs
     queries = len(next(iter(report.modes.values())).changes)
-    kind = "your judgements" if report.own_judgements else "held-out pairs, not real queries"
-    say(f"evaluated on {counted(queries, 'query')} of {report.judged_by} ({kind}); p: probability by chance alone")
+    kind = "your judgements" if report.own_judgements else "often easier than real queries"
+    say(
+        f"evaluated on {counted(queries, 'query')} of {report.judged_by} ({kind}); "
+        "p: probability of such a difference by chance"
+    )
     if number := int(report.without_pairs.get("queries", 0)):  # reports of earlier versions do not have it
         changes = ", ".join(f"{mode} {report.without_pairs[mode]:+.4f}" for mode in ("dense", "hybrid"))
-        say(f"documents without a training pair ({counted(number, 'query')}): {changes}")
+        say(f"change where no relevant document has a training pair ({counted(number, 'query')}): {changes}")
     trained = f"{counts['trained_on']} of {counted(counts['read'], 'pair')} trained on, {counts['held_out']} held out"
-    say(trained if report.strength is None else f"{trained}; strength of the map, by a part of them: {report.strength}")
+    say(trained if report.strength is None else f"{trained}; strength of the map, from 0 to 1: {report.strength:g}")
+    if report.strength == 0:
+        say("strength 0 leaves vectors as they are: on a part of the pairs, no strength of the map found more")
     if counts["set_aside"]:
         note(f"pairs not used: {counts['set_aside']}; see {config.out / 'refused.jsonl'}")
     if not report.wins:

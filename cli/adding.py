@@ -84,7 +84,7 @@ def add_corpus(
             elif created:
                 shutil.rmtree(name)  # an empty index would only confuse
             if isinstance(error, RejectedRowError) and not skip:
-                note("to skip bad rows and write them to a file: --on-error skip")
+                raise CorpusError(f"{error}; to skip bad rows and write them to a file: --on-error skip") from error
             raise
         report.refused = rejects.count
     total = len(engine)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.judgements import JudgementOptions, judgement_options
+from searchkit.cli.judgements import JudgementOptions, judgement_and_vector_options
 from searchkit.cli.options import (
     EVALUATION_MODES,
     NEW_FILE,
@@ -91,7 +91,7 @@ _variant_options = as_record(
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@judgement_options
+@judgement_and_vector_options
 @click.option(
     "--corpus",
     type=click.Path(exists=True, path_type=Path),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.judgements import JudgementOptions, judgement_options
+from searchkit.cli.judgements import JudgementOptions, judgement_and_vector_options
 from searchkit.cli.options import (
     INDEX,
     NEW_FILE,
@@ -121,7 +121,7 @@ _report_options = as_record(
     type=RECIPES,
     help="Measure these, as pq:48,pq:48+rerank,int8. [default: all that fit but opq, slow to train]",
 )
-@judgement_options
+@judgement_and_vector_options
 @instruction_options
 @_limit_options
 @click.option("--apply", "do_apply", is_flag=True, help="Store the index by the smallest recipe within all limits.")

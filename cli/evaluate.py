@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from searchkit.cli import diagnose
-from searchkit.cli.judgements import JudgementOptions, judgement_options
+from searchkit.cli.judgements import JudgementOptions, judgement_and_vector_options
 from searchkit.cli.options import (
     EVALUATION_MODES,
     FILE,
@@ -39,7 +39,7 @@ _LARGEST_BASELINE = 50_000
 
 @click.command()
 @click.argument("index", type=PLACE)
-@judgement_options
+@judgement_and_vector_options
 @click.option("--modes", type=EVALUATION_MODES, help="Some of dense,lexical,hybrid,rank-bm25. [default: all]")
 @instruction_options
 @fusion_options

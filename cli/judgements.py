@@ -28,8 +28,8 @@ class JudgementOptions:
     queries: Path | None
     qrels: Path | None
     drop_self: bool | None
-    query_vectors: Path | None
-    query_vector_field: str | None
+    query_vectors: Path | None = None
+    query_vector_field: str | None = None
 
     @property
     def given(self) -> bool:
@@ -101,9 +101,7 @@ class JudgementOptions:
         return bool(known and known.drop_self) if self.drop_self is None else self.drop_self
 
 
-judgement_options = as_record(
-    "judged",
-    JudgementOptions,
+_OPTIONS = (
     click.option("--beir", type=INDEX, help="BEIR folder with queries.jsonl and qrels/."),
     click.option("--split", help="Split of --beir: qrels/SPLIT.tsv. [default: the published one, usually test]"),
     click.option("--queries", type=FILE, help="Queries that are not in a BEIR folder (JSONL or TSV)."),
@@ -111,6 +109,15 @@ judgement_options = as_record(
     click.option(
         "--drop-self/--keep-self", default=None, help="Ignore the document with the query's own id. [default: per set]"
     ),
+)
+
+judgement_options = as_record("judged", JudgementOptions, *_OPTIONS)
+"""For commands whose queries a model embeds."""
+
+judgement_and_vector_options = as_record(
+    "judged",
+    JudgementOptions,
+    *_OPTIONS,
     click.option(
         "--query-vectors", type=FILE, help="For your own vectors: those of the queries, an .npy file in their order."
     ),

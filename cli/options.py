@@ -209,7 +209,7 @@ def as_record(name: str, record: type[Any], *options: Callable[[F], F]) -> Calla
     def decorate(command: F) -> F:
         @wraps(command)
         def with_record(*arguments: Any, **values: Any) -> Any:
-            chosen = record(**{field.name: values.pop(field.name) for field in fields(record)})
+            chosen = record(**{field.name: values.pop(field.name) for field in fields(record) if field.name in values})
             return command(*arguments, **values, **{name: chosen})
 
         decorated: Any = with_record

@@ -22,7 +22,7 @@ _FILE_WIDTH = 1000
 
 def clean(text: str) -> str:
     """Escape visibly what could control a terminal: control characters, bidi overrides and undecodable bytes."""
-    return _UNSAFE.sub(_escape, text)
+    return _UNSAFE.sub(_escape, text.replace("\r\n", "\n"))
 
 
 def _escape(match: re.Match[str]) -> str:

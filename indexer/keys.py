@@ -153,11 +153,13 @@ def _unknown(key: str, documents: Searched, negated: bool) -> str:
 def _absence(key: str, documents: Searched) -> tuple[str, str]:
     """That no document has a key, and which keys there are."""
     keys = metadata_keys(documents)
+    if not keys:
+        return f'no document has the key "{key}"', "no document has metadata"
     close = difflib.get_close_matches(normalised_name(key), keys, n=1)
     meant = f' (did you mean "{close[0]}"?)' if close else ""
     listed = ", ".join(f"{name} ({known.described})" for name, known in list(keys.items())[:_LISTED])
     more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-    return f'no document has the key "{key}"{meant}', f"keys are {listed or 'none'}{more}"
+    return f'no document has the key "{key}"{meant}', f"keys are {listed}{more}"
 
 
 def _wrong_type(key: str, kinds: Iterable[str], documents: Searched, negated: bool) -> str:

@@ -215,9 +215,10 @@ class _Plan:
                 if len(examples) < _SHOWN:
                     examples.append(f"{id!r} ({', '.join(str(folders[each.part]) for each in found)})")
         if clashes:
+            ids = "1 id has" if clashes == 1 else f"{clashes} ids have"
             raise InputError(
-                f"{clashes} ids have different contents in different parts, such as {'; '.join(examples)}; keep those "
-                "of the part that was changed last with --on-clash newest, or index the corpus with ids of its own"
+                f"{ids} different contents in different parts, such as {'; '.join(examples)}; keep those of the part "
+                "that was changed last with --on-clash newest, or index the corpus with ids of its own"
             )
 
     def chosen(self, after: str) -> Iterator[_Found]:

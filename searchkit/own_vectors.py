@@ -110,7 +110,8 @@ def as_vector(value: Any, similarity: Similarity) -> np.ndarray:
     if given.dtype.kind not in "fiu":
         raise InputError(f"vector has the dtype {given.dtype}; expected numbers, such as float32")
     if given.shape != (similarity.dim,):
-        raise InputError(f"vector has the shape {given.shape}; expected ({similarity.dim},)")
+        came = f"dimension {len(given)}" if given.ndim == 1 else f"shape {given.shape}"
+        raise InputError(f"vector has {came}; expected dimension {similarity.dim}, as in the index")
     with np.errstate(over="ignore"):  # reported as Infinity
         row = given.astype(np.float32)
     if not np.isfinite(row).all():
@@ -140,7 +141,7 @@ def as_queries(vectors: Any, count: int, similarity: Similarity) -> np.ndarray:
         try:
             queries[number] = as_vector(row, similarity)
         except InputError as error:
-            raise InputError(f"query {number}: {error}") from None
+            raise InputError(f"query {number + 1}: {error}") from None
     return queries
 
 

@@ -107,7 +107,9 @@ def _read_examples(
             good += 1
             yield example
     if not good:
-        raise CorpusError(f"{path}: no examples in it" + (f"; all {rows} rows were rejected ({first})" if rows else ""))
+        raise CorpusError(
+            f"{path}: no examples in it" + (f"; every row was rejected, the first because: {first}" if rows else "")
+        )
 
 
 def _ids(values: dict[str, Any]) -> list[object]:

@@ -317,7 +317,7 @@ def _check_delimiter(columns: list[str], header: str, delimiter: str, fields: Fi
             raise CorpusError(
                 f'{name}: no column "{fields.text}"'
                 + (f"; its columns are {quoted(columns)}" if columns else "")
-                + f'; it seems to be separated otherwise: --delimiter "{option}"'
+                + f'; the cells seem to be separated by another character: --delimiter "{option}"'
             )
 
 

@@ -19,7 +19,8 @@ def json_object(text: str, what: str = "the row") -> dict[str, Any]:
         value = _JSON.decode(text)
     except json.JSONDecodeError as error:
         advice = "; it ends too early: an object belongs on one line" if error.pos >= len(text) else ""
-        raise RowError(f"{what} is not JSON: {error.msg} at column {error.colno}{advice}") from None
+        reason = error.msg.removesuffix(" at")  # as in "Unterminated string starting at"
+        raise RowError(f"{what} is not JSON: {reason} at column {error.colno}{advice}") from None
     except InputError as error:
         raise RowError(f"{what} is not JSON: {error}") from None
     except ValueError:  # Python converts no number of more than 4,300 digits

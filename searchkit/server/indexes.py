@@ -157,13 +157,20 @@ class Indexes:
         key = json.dumps({name: value for name, value in identity.items() if name not in apart})
         if key not in self._identities:
             embedder = ModelChoice(None, None, settings.device, "auto", settings.threads).load(identity)
-            name = base = embedder.short_name  # clients need not know where it lies
+            name = base = _served_name(embedder)
             number = 1
             while name in self.models:
                 number += 1
                 name = f"{base}-{number}"
             self.models[name], self._identities[key] = embedder, name
         return self._identities[key]
+
+
+def _served_name(embedder: Embedder) -> str:
+    """A model's name in requests, which need not know where it lies: its folder's, or that of the run that made it."""
+    name = embedder.short_name
+    run = Path(embedder.name).parent.name
+    return run if name == "model" and run else name  # all runs of `searchkit adapt` call their models so
 
 
 def index_name(folder: Path | MilvusAddress) -> str:

@@ -112,7 +112,8 @@ class Service:
         names = (
             ", ".join(f"{known}, {known}-query" for known in self.models) or "none: users made the vectors it searches"
         )
-        raise not_found("model_not_found", f"no such model; this service has {names}")
+        problem = "the request names no model" if name is None else "no such model"
+        raise not_found("model_not_found", f"{problem}; this service has {names}")
 
     async def read(self, call: Callable[[], T]) -> T:
         """Read from an index in a thread, counted with the searches."""

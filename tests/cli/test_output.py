@@ -37,6 +37,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "evil.index"
 
 
+def test_a_line_end_of_windows_is_a_line_end_and_a_lone_carriage_return_is_shown() -> None:
+    assert clean("one\r\ntwo\rthree") == "one\ntwo\\x0dthree"
+
+
 def controls(text: str) -> set[str]:
     """The characters of a text that control a terminal, by Unicode's categories."""
     bidi = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}

@@ -65,7 +65,7 @@ def test_search_by_vector_text_or_both(index: Path, tmp_path: Path) -> None:
 def test_what_search_refuses(index: Path, tmp_path: Path) -> None:
     refused = {
         ("note", "--mode", "dense"): "has no model to embed texts with: give vectors",
-        ("--vector", "[1, 2]"): "query 0: vector has the shape (2,); expected (8,)",
+        ("--vector", "[1, 2]"): "query 1: vector has dimension 2; expected dimension 8, as in the index",
         ("--vector", "[1, "): "the vector is no JSON list of numbers",
         ("--vector", '[[1], ["a"]]'): "the vector is no JSON list of numbers",
         ("--vector", str(tmp_path / "no.npy")): "no.npy",

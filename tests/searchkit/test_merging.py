@@ -202,7 +202,7 @@ def test_clashing_ids_are_refused_or_the_newest_wins(tmp_path: Path, embedder: E
     first = build(tmp_path / "b.index", embedder, [same, Document("1", "New text."), Document("2", "Two.")])
     second = build(tmp_path / "a.index", embedder, [same, Document("1", "Old text."), Document("3", "Three.")])
     os.utime(second / "index.db", ns=(1, 1))
-    with pytest.raises(InputError, match=r"1 ids have different contents in different parts, such as '1' \(") as error:
+    with pytest.raises(InputError, match=r"1 id has different contents in different parts, such as '1' \(") as error:
         merge([first, second], tmp_path / "refused.index")
     assert str(first) in str(error.value)
     assert not list(tmp_path.glob("refused*"))

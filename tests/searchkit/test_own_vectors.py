@@ -197,7 +197,9 @@ def test_what_a_vector_must_be(tmp_path: Path) -> None:
         assert refused(good[:, :5]) == "vectors are (3, 5); expected (n, 16), a row a document"
         assert refused(good[:2]) == "2 vectors came for 3 documents; expected one each, None for none"
         assert "of which 2 came" in refused(row for row in good[:2])
-        assert "row 1: document '1': vector has the shape (4,); expected (16,)" in refused([good[0], [1.0] * 4, None])
+        assert "row 1: document '1': vector has dimension 4; expected dimension 16" in refused(
+            [good[0], [1.0] * 4, None]
+        )
         assert "vector has the dtype <U1" in refused([["a"] * 16] * 3)
         assert "vector has the dtype complex64" in refused(good.astype(np.complex64))
         assert "vector has the dtype bool" in refused(good > 0)
@@ -250,7 +252,7 @@ def test_what_needs_a_model_says_what_to_do(tmp_path: Path, documents: list[Docu
             engine.search()
         with pytest.raises(InputError, match="2 vectors came for 1 queries"):
             engine.search_many(["tea"], vectors=drawn(2))
-        with pytest.raises(InputError, match="query 0: vector is all zeros"):
+        with pytest.raises(InputError, match="query 1: vector is all zeros"):
             engine.search(vector=[0] * DIM)
 
 
@@ -334,7 +336,7 @@ def test_query_vectors_are_the_same_together_and_alone(name: str) -> None:
     np.testing.assert_array_equal(together, [as_vector(row, similarity) for row in rows])
     assert together.base is not rows
     assert together is not rows
-    for wrong, message in ((np.nan, "query 7: vector holds nan"), (np.inf, "query 7: vector holds inf")):
+    for wrong, message in ((np.nan, "query 8: vector holds nan"), (np.inf, "query 8: vector holds inf")):
         rows[7, 3] = wrong
         with pytest.raises(InputError, match=message):
             as_queries(rows, len(rows), similarity)

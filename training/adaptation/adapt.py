@@ -26,7 +26,7 @@ from searchkit.readers.judgements import read_qrels, read_queries
 from searchkit.readers.lines import plain_lines
 from searchkit.records import Judgements, Qrels, Query
 from searchkit.training.adaptation.config import AdaptConfig
-from searchkit.training.adaptation.install import AFTER, MODEL, REPORT, adapted, check, put_in_place
+from searchkit.training.adaptation.install import AFTER, MODEL, REPORT, adapted, check, put_in_place, request
 from searchkit.training.adaptation.linear_map import fit
 from searchkit.training.adaptation.mapped import add_mapped, write_model
 from searchkit.training.adaptation.pairs import as_judgements, sort_pairs
@@ -87,7 +87,7 @@ def adapt(
         InputError: Bad pairs, too few of them, or an index whose model cannot be trained.
     """
     out = config.out.resolve()
-    done = adapted(config)
+    done = adapted(config, judgements)
     if done is not None:
         if on_stage:
             on_stage("adapted", False)
@@ -105,7 +105,7 @@ def adapt(
             run.train(on_step)
         run.export()
         run.index()
-        report = run.evaluate()
+        report = run.evaluate(request(config, judgements))
         documents = run.documents
     if install and (force or report.wins):
         put_in_place(config.index, out, documents)
@@ -241,8 +241,8 @@ class _Run:
                         new.add(self.engine.documents())
                     store_alike(new, self.engine.storage)
 
-    def evaluate(self) -> AdaptReport:
-        """Measure both indexes by the judgements."""
+    def evaluate(self, request: str) -> AdaptReport:
+        """Measure both indexes by the judgements, and note what was asked for."""
         counts = read_json(self.out / COUNTS)
         judgements = self.judgements or Judgements("held-out pairs", *self._held_out())
         inputs = {
@@ -270,6 +270,7 @@ class _Run:
                 write_report(file, report)
                 draw(self.out / "changes", report)
         report = read_report(file)
+        report.request = request
         report.seconds |= self.stages.seconds
         write_report(file, report)
         return report

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,7 @@ from searchkit.evaluation.evaluate import judged_queries
 from searchkit.indexer.files import LOCK, exchange
 from searchkit.models.remote.address import is_remote
 from searchkit.training.adaptation.report import AdaptReport, read_report, write_report
-from searchkit.training.files import remove
+from searchkit.training.files import digest, remove
 from searchkit.training.stages import FILE as STAGES
 
 if TYPE_CHECKING:
@@ -49,8 +52,18 @@ def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) 
     there = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or (there and STAGES not in there):
         raise InputError(f"{out} exists and holds no run of adapt; choose another --out")
+    if _was_installed(out):
+        # a later round is built on this model, and its before.index may be the only copy of an index
+        raise InputError(
+            f"{out} holds a finished run, whose model and before.index may still be in use; choose another --out, or "
+            "delete that folder if nothing uses its model any more"
+        )
     with SearchEngine.open(config.index) as engine:
-        engine.require_model()
+        if engine.settings.get("model") is None:
+            raise InputError(
+                f"{config.index} holds vectors that its users made, and has no model to adapt; "
+                "adapt an index that was built with a model"
+            )
         model = engine.settings["model"]
         if is_remote(model["model"]):
             raise InputError(
@@ -78,16 +91,28 @@ def _check_file_system(index: Path, out: Path) -> None:
         )
 
 
-def adapted(config: AdaptConfig) -> AdaptReport | None:
+def request(config: AdaptConfig, judgements: Judgements | None) -> str:
+    """A checksum of what a run was asked for: its pairs, judgements and settings, without the places of files."""
+    settings = {name: value for name, value in asdict(config).items() if name not in ("index", "out")}
+    for name in ("pairs", "general"):
+        settings[name] = [digest(file) if file.exists() else "" for file in settings[name]]
+    judging = None
+    if judgements is not None:
+        queries = sorted((query.id, query.text, query.instruction or "") for query in judgements.queries)
+        judging = [queries, judgements.qrels, judgements.instruction, judgements.drop_self]
+    return hashlib.sha256(json.dumps([settings, judging], sort_keys=True).encode()).hexdigest()
+
+
+def adapted(config: AdaptConfig, judgements: Judgements | None) -> AdaptReport | None:
     """The report of a run whose model the index already searches with; None if there is no such run.
 
     Raises:
-        InputError: The report is lost.
+        InputError: The report is lost, or that run was asked for something else.
     """
     out = config.out.resolve()
     with SearchEngine.open(config.index) as engine:
-        engine.require_model()
-        if engine.settings["model"]["model"] != str(out / MODEL):
+        model = engine.settings.get("model")
+        if model is None or model["model"] != str(out / MODEL):
             return None
     if (out / AFTER).exists():  # stopped between the exchange and the renaming
         (out / AFTER).rename(out / BEFORE)
@@ -98,9 +123,22 @@ def adapted(config: AdaptConfig) -> AdaptReport | None:
             f"{config.index} already searches with {out / MODEL}, but its report is lost: {error}; "
             "to adapt it again, choose another --out"
         ) from error
+    if report.request not in ("", request(config, judgements)):  # reports of earlier versions do not have it
+        raise InputError(
+            f"{config.index} already searches with {out / MODEL}, which was made from other pairs, judgements or "
+            "settings; for another round, choose another --out"
+        )
     report.kept = True
     write_report(out / REPORT, report)
     return report
+
+
+def _was_installed(out: Path) -> bool:
+    """Whether an index was replaced by the result of the run in a folder."""
+    try:
+        return read_report(out / REPORT).kept
+    except (OSError, InputError):
+        return (out / BEFORE).exists()
 
 
 def put_in_place(index: Path, out: Path, documents: str) -> None:

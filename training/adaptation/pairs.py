@@ -76,16 +76,15 @@ def sort_pairs(
             training, held_out = split(training, share=config.held_out, most=config.most_held_out, seed=config.seed)
         count = rejects.count
     queries = len({fingerprint(example.query) for example in held_out})
-    if judgements is None and queries < FEWEST_HELD_OUT:
-        raise InputError(
-            f"{queries} queries are left to judge the result, too few to tell better from worse; {FEWEST_HELD_OUT} are "
-            f"needed. Give more pairs, or judgements of your own. Pairs set aside: {count}, see {set_aside}"
-        )
-    if len(training) < FEWEST_PAIRS:
-        raise InputError(
-            f"{len(training)} of {read} pairs are left to train on, and {FEWEST_PAIRS} are needed. "
-            f"Pairs set aside: {count}, see {set_aside}"
-        )
+    if len(training) < FEWEST_PAIRS or (judgements is None and queries < FEWEST_HELD_OUT):
+        there, needed = f"{len(training)} of {read} are left to train on", f"at least {FEWEST_PAIRS} pairs"
+        advice = "give more pairs"
+        if judgements is None:
+            there += f", and {queries} held-out queries to judge by"
+            needed += f" and {FEWEST_HELD_OUT} held-out queries"
+            advice += ", or judgements of your own (--queries and --qrels, or --beir), so that none are held out"
+        aside = f". Set aside: {count}, with reasons in {set_aside}" if count else ""
+        raise InputError(f"too few pairs: {there}; {needed} are needed; {advice}{aside}")
     return SortedPairs(sorted(training, key=lambda example: example.positive_id or ""), held_out, read, count)
 
 

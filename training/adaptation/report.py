@@ -61,6 +61,7 @@ class AdaptReport:
         strength: How much of the fitted map is used, from 0 to 1; None where weights were trained.
         out_of_domain: nDCG@10 before and after on `corpora/intents`, which is unrelated to the index; decides nothing.
         kept: The index now searches with the new model.
+        request: Checksum of what was asked for; "" in reports of earlier versions.
         seconds: Duration of the stages that had work to do.
     """
 
@@ -72,6 +73,7 @@ class AdaptReport:
     strength: float | None = None
     out_of_domain: tuple[float, float] | None = None
     kept: bool = False
+    request: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -150,7 +152,7 @@ def read_report(file: Path) -> AdaptReport:
         modes = {mode: Compared(**compared) for mode, compared in values["modes"].items()}
         return AdaptReport(
             values["judged_by"], values["own_judgements"], values["pairs"], modes, values.get("without_pairs", {}),
-            values.get("strength"), values["elsewhere"], values["kept"], values["seconds"],
+            values.get("strength"), values["elsewhere"], values["kept"], values.get("request", ""), values["seconds"],
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a report of searchkit adapt, or it is damaged") from error

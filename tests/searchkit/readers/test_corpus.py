@@ -137,6 +137,7 @@ def test_unnamed_csv_columns_are_left_out(tmp_path):
     ("row", "reason"),
     [
         (b'{"id": "x", "text": ', "the row is not JSON: Expecting value at column"),
+        (b'{"id": "x", "text": "t', "the row is not JSON: Unterminated string starting at column 21"),
         (b'{"id": "x", "text": "t", "n": NaN}', "the row is not JSON: NaN is not a JSON number"),
         (b'{"id": "x", "text": "t", "n": 1e999}', "metadata holds NaN or Infinity"),
         (

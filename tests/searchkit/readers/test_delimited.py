@@ -253,17 +253,21 @@ def test_a_delimiter_can_be_named(tmp_path, delimiter, between):
     ("name", "content", "option"), [("a.csv", "id;text\n1;t\n", ";"), ("a.csv", "id\ttext\n", "tab")]
 )
 def test_another_delimiter_is_guessed_in_the_error(tmp_path, name, content, option):
-    with pytest.raises(CorpusError, match=f'separated otherwise: --delimiter "{option}"') as error:
+    with pytest.raises(CorpusError, match=f'separated by another character: --delimiter "{option}"') as error:
         lenient(write(tmp_path / name, content))
     assert not isinstance(error.value, RejectedRowError)  # skipping rows would not help
 
 
 def test_a_quoted_header_with_another_delimiter_names_it(tmp_path):
     path = write(tmp_path / "a.csv", '"id";"text"\n"1";"tea; green"\n')
-    with pytest.raises(CorpusError, match=r'no column "text"; it seems to be separated otherwise: --delimiter ";"'):
+    with pytest.raises(
+        CorpusError, match=r'no column "text"; the cells seem to be separated by another character: --delimiter ";"'
+    ):
         list(read_corpus(path))
     path = write(tmp_path / "b.csv", "nr;inhalt\n1;tee\n")
-    with pytest.raises(CorpusError, match=r'columns are "nr;inhalt"; it seems to be separated otherwise'):
+    with pytest.raises(
+        CorpusError, match=r'columns are "nr;inhalt"; the cells seem to be separated by another character'
+    ):
         list(read_corpus(path))
     table = TableOptions(delimiter=";")
     assert [each.text for each in read_corpus(tmp_path / "a.csv", table=table)] == ["tea; green"]

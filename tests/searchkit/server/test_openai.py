@@ -3,14 +3,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import numpy as np
 import openai
 import pytest
 from texts import TEXTS
 
+from searchkit.engine import SearchEngine
 from searchkit.models.embedder import Embedder
+from searchkit.records import Document
 from searchkit.tasks import get_task
 
 INSTRUCTION = "Given a claim, find documents that refute the claim"
@@ -168,3 +173,15 @@ def test_one_bad_text_spoils_nobody_s_answer(serve, monkeypatch) -> None:
     good, poisoned, *others = asyncio.run(ask())
     assert isinstance(poisoned, openai.InternalServerError)
     assert not any(isinstance(each, Exception) for each in (good, *others))
+
+
+def test_models_of_two_runs_of_adapt_go_by_their_runs(serve, mistral: Path, tmp_path: Path) -> None:
+    for name, length in (("tea", 64), ("coffee", 32)):
+        model = shutil.copytree(mistral, tmp_path / f"{name}.adapted" / "model")
+        with SearchEngine.create(tmp_path / f"{name}.index", model=Embedder(model, max_length=length)) as engine:
+            engine.add([Document("1", TEXTS[0])])
+    server = serve(tmp_path / "tea.index", tmp_path / "coffee.index")
+    models = [model["id"] for model in httpx.get(f"{server.address}/v1/models").json()["data"]]
+    assert models == ["tea.adapted", "tea.adapted-query", "coffee.adapted", "coffee.adapted-query"]
+    answer = httpx.post(f"{server.address}/v1/embeddings", json={"input": "tea"})
+    assert "the request names no model; this service has tea.adapted, " in answer.json()["message"]

@@ -53,7 +53,7 @@ def test_a_search_takes_a_vector(client: httpx.Client) -> None:
 def test_what_is_refused(client: httpx.Client) -> None:
     for body, said in (
         ({"query": "herbs", "mode": "dense"}, "no model to embed"),
-        ({"vector": [1.0]}, "vector has the shape (1,); expected (2,)"),
+        ({"vector": [1.0]}, "vector has dimension 1; expected dimension 2, as in the index"),
         ({"vector": EAST, "mode": "lexical"}, "needs the text"),
         ({"vector": EAST, "similar_to": "east"}, "vector goes with query, or alone"),
         ({"queries": [{"vector": EAST}, "tea"]}, "has no vector, and others have one"),
@@ -71,7 +71,7 @@ def test_documents_bring_their_vectors(client: httpx.Client) -> None:
     documents = [{"id": "west", "text": "coffee", "vector": [-1, 0]}, {"id": "wide", "text": "x", "vector": [1, 2, 3]}]
     answer = client.post("/indexes/own/documents", json={"documents": documents}).json()
     assert answer["added"] == 1
-    assert "vector has the shape (3,)" in answer["refused"][0]["message"]
+    assert "vector has dimension 3" in answer["refused"][0]["message"]
     assert ids(search(client, vector=[-1, 0], k=1)) == ["west"]
     assert client.get("/indexes/own/documents/west").json()["vector"] == [-1, 0]
     assert client.put("/indexes/own/documents/west", json={"text": "coffee"}).json()["updated"] == 1

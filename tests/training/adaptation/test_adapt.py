@@ -137,6 +137,41 @@ def test_a_winning_model_takes_the_index_over(config: AdaptConfig) -> None:
     assert model_of(config.index) == str(config.out / "model")
 
 
+def test_another_request_is_not_answered_with_the_report_of_a_finished_run(config: AdaptConfig) -> None:
+    adapt(config, force=True)
+    assert adapt(config, force=True).kept  # the same
+    judged = Judgements("mine", [Query("q", "bread")], {"q": {"1": 1}})
+    for other, judgements in ((replace(config, seed=1), None), (replace(config, train="all"), None), (config, judged)):
+        with pytest.raises(
+            ValueError, match=r"already searches with .*out/model, .*other pairs, judgements or settings"
+        ):
+            adapt(other, judgements)
+    write_lines(config.pairs[0], pairs_of(TEXTS)[:80])
+    with pytest.raises(ValueError, match="for another round, choose another --out"):
+        adapt(config)
+
+
+def test_a_later_round_leaves_the_model_and_the_index_of_an_earlier_one_alone(config: AdaptConfig) -> None:
+    first, second = config, replace(config, out=config.out.with_name("second"))
+    adapt(first, force=True)
+    adapt(second, force=True)
+    told = Told()
+    with pytest.raises(ValueError, match=r"out holds a finished run, whose model and before.index may still be in use"):
+        adapt(first, force=True, on_stage=told)
+    assert told.did == []
+    for index in (first.index, second.out / "before.index", first.out / "before.index"):
+        with SearchEngine.open(index) as engine:  # an index refuses a model that has changed
+            assert engine.search("Bread rises because yeast makes gas.", k=1)
+
+
+def test_an_index_without_a_model_is_refused(config: AdaptConfig, tmp_path: Path) -> None:
+    with SearchEngine.create(tmp_path / "own.index", dim=2) as engine:
+        engine.add([Document("1", "bread", vector=[1.0, 0.0])])
+    with pytest.raises(ValueError, match="has no model to adapt; adapt an index that was built with a model"):
+        adapt(replace(config, index=tmp_path / "own.index"))
+    assert not config.out.exists()
+
+
 def both(gain: float, p: float = 0.01) -> Compared:
     return Compared({"ndcg@10": 0.5}, {"ndcg@10": 0.5 + gain}, p, {})
 
@@ -178,13 +213,19 @@ def test_a_pair_that_asks_what_the_judgements_ask_is_set_aside(config: AdaptConf
 
 def test_too_few_pairs_are_refused_with_what_became_of_them(config: AdaptConfig) -> None:
     write_lines(config.pairs[0], [*pairs_of(TEXTS)[:20], {"query": "x", "positive_id": "nowhere"}, {"query": 3}])
-    with pytest.raises(ValueError, match=r"too few to tell better from worse; 10 are needed.* Pairs set aside: 2, see"):
+    with pytest.raises(
+        ValueError,
+        match=r"too few pairs: \d+ of 22 are left to train on, and \d held-out queries to judge by; at least 50 pairs "
+        r"and 10 held-out queries are needed; .*judgements of your own .*Set aside: 2, with reasons in ",
+    ):
         adapt(config)
     reasons = [row["reason"] for row in lines(config.out / "refused.jsonl")]
     assert 'no document "nowhere"' in reasons[0]
     assert "query is a number" in reasons[1]
     judged = Judgements("mine", [Query("q", "bread")], {"q": {"1": 1}})
-    with pytest.raises(ValueError, match=r"20 of 22 pairs are left to train on, and 50 are needed"):
+    with pytest.raises(
+        ValueError, match=r"20 of 22 are left to train on; at least 50 pairs are needed; give more pairs\."
+    ):
         adapt(config, judged)
 
 
@@ -278,7 +319,7 @@ def test_the_command_says_what_judged_what_changed_and_where_the_model_is(place:
     found = call("adapt", place / "notes.index", "--pairs", place / "pairs.jsonl", "--out", place / "out",
                  "--held-out", 0.4, "--keep-index")  # fmt: skip
     assert "fitting a linear map to the vectors of the pairs: done before" in found.stderr
-    assert "held-out pairs (held-out pairs, not real queries)" in found.stdout
+    assert "held-out pairs (often easier than real queries)" in found.stdout
     assert "54 of 90 pairs trained on, 36 held out" in found.stdout
     assert f"{place / 'notes.index'} is unchanged" in found.stdout
 
@@ -303,7 +344,7 @@ def test_a_language_model_writes_the_pairs_first_and_only_once(phrases: Path, tm
         asked, file = sum(server.asked.values()), tmp_path / "notes.adapted.pairs.jsonl"
         before, written = file.read_bytes(), lines(file)
         # By its new model, the index would be asked about otherwise.
-        assert "done before" in call(*arguments).stderr
+        assert "this run is finished" in call(*arguments).stderr
         assert (sum(server.asked.values()), file.read_bytes()) == (asked, before)
     assert {row["positive_id"] for row in written} <= {str(n) for n in range(30)}
     assert f"{len(written)} pairs written" in done.stderr
@@ -343,7 +384,7 @@ def test_what_is_spent_on_the_writing_and_how_is_for_the_user_to_say(
         f"6 pairs written, from {len(server.bodies)} new requests; {tokens:,} tokens in all, {cost:.2f} by"
         in told.stderr
     )
-    assert "too few to tell better from worse" in told.stderr
+    assert "too few pairs: " in told.stderr
     assert (server.headers["authorization"], server.peak) == ("Bearer sk-0123456789", 2)
     texts = [body["messages"][0]["content"] for body in server.bodies]
     assert any("- how come bees dance" in text for text in texts)
