@@ -117,6 +117,14 @@ def test_its_weights_come_back_for_training(model: Path, int8: Path, tmp_path: P
     assert (vectors(tmp_path / "again") * vectors(int8)).sum(1).min() > 0.999
 
 
+def test_weights_that_a_traced_graph_computes_with_come_back(tmp_path: Path) -> None:
+    gemma = make(tmp_path / "model", "causal-gemma3")  # adds one to the weights of its norms
+    export(gemma, tmp_path / "int8")
+    assert (vectors(tmp_path / "int8") * vectors(gemma)).sum(1).min() > 0.998
+    unpack(tmp_path / "int8", tmp_path / "back")
+    assert (vectors(tmp_path / "back") * vectors(gemma)).sum(1).min() > 0.999
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("kind", ["mistral", "bert"])
 def test_every_pooling_is_torch_s(kind: str, pooling: str, tmp_path: Path) -> None:

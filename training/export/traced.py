@@ -32,9 +32,10 @@ def trace(model: Any, pooling: str, dtype: str) -> Any:
     """
     model.set_attn_implementation("eager")  # exports to plain operators, which every onnxruntime has
     graph = _trace(model, pooling)
-    aliases = _name_weights(graph, dict(model.named_parameters()))
+    aliases, folded = _name_weights(graph, dict(model.named_parameters()))
     if dtype in _BITS:
         graph = _quantize(graph, _BITS[dtype])
+    graph.graph.initializer.extend(folded)  # no node reads them, and onnxruntime drops them when it loads
     graph.metadata_props.add(key="aliases", value=json.dumps(aliases))
     return graph
 
@@ -102,11 +103,12 @@ def _trace(model: Any, pooling: str) -> Any:
     return program.model_proto
 
 
-def _name_weights(graph: Any, parameters: dict[str, torch.Tensor]) -> dict[str, str]:
+def _name_weights(graph: Any, parameters: dict[str, torch.Tensor]) -> tuple[dict[str, str], list[Any]]:
     """Give folded, transposed weights their parameters' names again, so that `unpack` finds them.
 
     Returns:
-        For parameters that the exporter joined, because they were equal: whose values they have.
+        For parameters that the exporter joined, because they were equal: whose values they have; and, as tensors,
+        those it computed something from, such as one plus the weights of Gemma's norms.
     """
     from onnx import numpy_helper
 
@@ -127,13 +129,15 @@ def _name_weights(graph: Any, parameters: dict[str, torch.Tensor]) -> dict[str, 
         for position, name in enumerate(node.input):
             if name in renamed:
                 node.input[position] = renamed[name]
-    aliases = {}
+    aliases, folded = {}, []
     for name, value in missing.items():
         for other, theirs in parameters.items():
             if other not in missing and theirs.shape == value.shape and np.array_equal(theirs.detach().numpy(), value):
                 aliases[name] = other
                 break
-    return aliases
+        else:
+            folded.append(numpy_helper.from_array(np.ascontiguousarray(value), _PREFIX + name))
+    return aliases, folded
 
 
 def _quantize(model: Any, bits: int) -> Any:
