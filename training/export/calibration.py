@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from searchkit.training.export.graph import Graph
 from searchkit.training.export.rounding import Inputs
 
 _TOKENS = 32768
+_AT_ONCE = 512  # tokens that go through the model together
 
 
 def observe(graph: Graph, embedder: Embedder) -> dict[tuple[str, ...], Inputs]:
@@ -34,11 +36,21 @@ def observe(graph: Graph, embedder: Embedder) -> dict[tuple[str, ...], Inputs]:
         # One file would hold 2 GiB at most.
         onnx.save(graph.model(tensors), str(file), save_as_external_data=True)
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        for ids in _token_ids(embedder):
-            feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        for ids in _batches(_token_ids(embedder)):
+            feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
             for layers, rows in zip(graph.linear_inputs, session.run(tensors, feeds), strict=True):
-                observed.setdefault(layers, Inputs(rows.shape[1])).add(rows)
+                if layers not in observed:
+                    observed[layers] = Inputs(rows.shape[1])
+                observed[layers].add(rows)
     return observed
+
+
+def _batches(texts: Iterable[list[int]]) -> Iterator[np.ndarray]:
+    """Texts of equal length together, so that none is padded, as (texts, tokens) int64."""
+    for length, group in groupby(sorted(texts, key=len), len):
+        ids = np.array(list(group))
+        size = max(1, _AT_ONCE // length)
+        yield from (ids[start : start + size] for start in range(0, len(ids), size))
 
 
 def _token_ids(embedder: Embedder) -> Iterator[list[int]]:
