@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from searchkit.errors import InputError, MissingExtraError
+from searchkit.models.gguf_header import Header, damaged, read_header
 from searchkit.models.gguf_tokenizer import build_tokenizer, tokenizer_settings
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
 """Decoders whose conversion is tested; SmolLM and most Mistral models call themselves llama in GGUF."""
@@ -60,9 +59,10 @@ def import_gguf(file: Path, out: Path) -> Imported:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; name a new one")
-    reader = _read(file)
-    values = {name: field.contents() for name, field in reader.fields.items()}
-    _check(file, values, [tensor.name for tensor in reader.tensors])
+    header = read_header(file)
+    values = header.values
+    _check(file, values, [tensor.name for tensor in header.tensors])
+    kinds = Counter(kind for kind, tensor in zip(_kinds(file, header), header.tensors, strict=True) if tensor.shape[1:])
     tokenizer = build_tokenizer(values, str(file))
     staging = out.with_name(out.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
@@ -80,7 +80,6 @@ def import_gguf(file: Path, out: Path) -> Imported:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    kinds = Counter(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1)
     return Imported(
         architecture=values["general.architecture"], layers=config.num_hidden_layers, width=config.hidden_size,
         vocabulary=tokenizer.get_vocab_size(), quantisation=kinds.most_common(1)[0][0],
@@ -88,37 +87,29 @@ def import_gguf(file: Path, out: Path) -> Imported:
     )  # fmt: skip
 
 
-def _read(file: Path) -> GGUFReader:
-    """The file's fields and tensors, which are mapped into memory."""
-    if not file.is_file():
-        raise InputError(f"{file} is not a file; expected a GGUF file")
-    with file.open("rb") as stream:
-        magic = stream.read(4)
-    if magic != b"GGUF":
-        raise InputError(f"{file} is not a GGUF file: it begins with {magic!r}, expected b'GGUF'")
+def _kinds(file: Path, header: Header) -> list[str]:
+    """The type of every tensor, by name; InputError if one is unknown here or reaches past the end of the file."""
     try:
-        from gguf import GGUFReader
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"reading {file} needs {error.name}: pip install 'searchkit[gguf]'", name=error.name
         ) from error
-    try:
-        return GGUFReader(file)
-    except KeyError as error:
-        raise InputError(f"{file} is damaged: {error}; download it again") from error
-    except (ValueError, IndexError, OverflowError, MemoryError) as error:
-        reason = str(error)
-        if "GGMLQuantizationType" in reason:
+    size, kinds = file.stat().st_size, []
+    for tensor in header.tensors:
+        try:
+            kind = GGMLQuantizationType(tensor.kind)
+        except ValueError as error:
             raise InputError(
-                f"{file} is quantised in a way that the installed gguf does not know ({reason}); use a file in F16, "
+                f"{file} is quantised in a way that the installed gguf does not know ({error}); use a file in F16, "
                 "Q8_0, Q6_K, Q5_K, Q4_K or Q4_0, or a newer gguf"
             ) from error
-        if "version" in reason:
-            raise InputError(f"{file} has a version of the format that gguf cannot read ({reason})") from error
-        raise InputError(
-            f"{file} is damaged or not complete: its {file.stat().st_size} bytes end early or make no sense "
-            f"({reason}); download it again"
-        ) from error
+        block, width = GGML_QUANT_SIZES[kind]
+        end = header.weights + tensor.start + math.prod(tensor.shape) // block * width
+        if end > size:
+            raise damaged(file, f"{tensor.name} ends at byte {end}")
+        kinds.append(kind.name)
+    return kinds
 
 
 def _check(file: Path, values: dict[str, Any], tensors: list[str]) -> None:
@@ -137,6 +128,8 @@ def _check(file: Path, values: dict[str, Any], tensors: list[str]) -> None:
             f"{file} holds a model of architecture {architecture!r}; those that can be imported are "
             f"{', '.join(ARCHITECTURES)}"
         )
+    if not tensors:
+        raise InputError(f"{file} holds a vocabulary and no weights; use the model's own file")
     scaling = values.get(f"{architecture}.rope.scaling.type", "none")
     if "rope_freqs.weight" in tensors or scaling not in ("none", ""):
         raise InputError(
@@ -160,17 +153,22 @@ def _write_model(file: Path, values: dict[str, Any], out: Path) -> Any:
     causal: Any = AutoModelForCausalLM
     with quiet(), redirect_stderr(StringIO()):  # a bar of its own, which no setting switches off
         place: dict[str, Any] = {"pretrained_model_name_or_path": file.absolute().parent, "gguf_file": file.name}
-        config = AutoConfig.from_pretrained(**place)
-        # transformers reads it for some architectures only.
-        if key_length := values.get(f"{values['general.architecture']}.attention.key_length"):
-            config.head_dim = key_length
         try:
+            config = AutoConfig.from_pretrained(**place)
+            # transformers reads it for some architectures only.
+            if key_length := values.get(f"{values['general.architecture']}.attention.key_length"):
+                config.head_dim = key_length
             model, loaded = causal.from_pretrained(
                 **place, config=config, dtype=torch.float16, output_loading_info=True
             )
         except NotImplementedError as error:  # gguf's, for a type that it cannot dequantise
             raise InputError(
                 f"{file} is quantised in a way that gguf cannot undo ({error}); use another file"
+            ) from error
+        except (ValueError, KeyError, IndexError, RuntimeError) as error:  # whatever a strange file makes it stumble at
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"{file} cannot be read by transformers ({type(error).__name__}: {reason}); use another file"
             ) from error
     missing = sorted(loaded["missing_keys"])
     if missing:

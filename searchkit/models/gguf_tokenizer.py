@@ -48,6 +48,7 @@ def build_tokenizer(values: dict[str, Any], name: str) -> Tokenizer:
     tokens = values.get("tokenizer.ggml.tokens")
     if not tokens:
         raise InputError(f"{name} has no vocabulary (tokenizer.ggml.tokens); use a file with its tokenizer")
+    _check(values, tokens, name)
     model = values.get("tokenizer.ggml.model")
     if model == "gpt2":
         tokenizer = _byte_level(values, tokens, name)
@@ -59,7 +60,8 @@ def build_tokenizer(values: dict[str, Any], name: str) -> Tokenizer:
         )
     _add_marks(tokenizer, values, tokens)
     written = tokenizer.get_vocab()
-    if wrong := next((id for id, token in enumerate(tokens) if written.get(token) != id), None):
+    wrong = next((id for id, token in enumerate(tokens) if written.get(token) != id), None)
+    if wrong is not None:
         raise InputError(
             f"{name} lists {tokens[wrong]!r} as token {wrong} and again as {written.get(tokens[wrong])}; such a "
             "vocabulary cannot be written. Use another file"
@@ -75,15 +77,34 @@ def tokenizer_settings(values: dict[str, Any]) -> dict[str, Any]:
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     for ours, theirs in names.items():
         id = values.get(f"tokenizer.ggml.{theirs}_token_id")
-        if id is not None and id < len(tokens):
+        if id is not None:
             settings[f"{ours}_token"] = tokens[id]
     if "eos_token" in settings:
         settings.setdefault("pad_token", settings["eos_token"])
     if template := values.get("tokenizer.chat_template"):
         settings["chat_template"] = template
-    settings["model_max_length"] = int(values[f"{values['general.architecture']}.context_length"])
+    if length := values.get(f"{values['general.architecture']}.context_length"):
+        settings["model_max_length"] = int(length)
     settings["clean_up_tokenization_spaces"] = False
     return settings
+
+
+def _check(values: dict[str, Any], tokens: Sequence[str], name: str) -> None:
+    """Refuse a vocabulary whose parts do not fit together."""
+    needed = ("scores", "token_type") if values.get("tokenizer.ggml.model") == "llama" else ()
+    for part in ("scores", "token_type"):
+        given = values.get(f"tokenizer.ggml.{part}")
+        if (given is None and part in needed) or (given is not None and len(given) != len(tokens)):
+            raise InputError(
+                f"{name} has {0 if given is None else len(given)} of tokenizer.ggml.{part} for {len(tokens)} tokens; "
+                "use another file"
+            )
+    for mark in ("bos", "eos", "unknown", "padding"):
+        id = values.get(f"tokenizer.ggml.{mark}_token_id")
+        if id is not None and not 0 <= id < len(tokens):
+            raise InputError(
+                f"{name} says that its {mark} token is number {id} of {len(tokens)} tokens; use another file"
+            )
 
 
 def _byte_level(values: dict[str, Any], tokens: Sequence[str], name: str) -> Tokenizer:

@@ -18,6 +18,7 @@ from searchkit.errors import InputError
 from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import Embedder
 from searchkit.models.gguf import import_gguf
+from searchkit.models.gguf_header import read_header
 from searchkit.models.gguf_tokenizer import build_tokenizer
 
 pytest.importorskip("gguf", reason="reading GGUF files needs gguf")
@@ -130,6 +131,9 @@ def test_texts_are_split_as_the_file_says(pre: str, text: str, expected: list[st
      ({"tokenizer.ggml.pre": "klingon"}, "splits texts by 'klingon'.* known are .*qwen2"),
      ({"tokenizer.ggml.model": "rwkv"}, "tokenizer of kind 'rwkv'"),
      ({"tokenizer.ggml.tokens": None}, "has no vocabulary"),
+     ({"tokenizer.ggml.eos_token_id": 512}, "its eos token is number 512 of 512 tokens"),
+     ({"tokenizer.ggml.token_type": [1, 1]}, "has 2 of tokenizer.ggml.token_type for 512 tokens"),
+     ({"tokenizer.ggml.model": "llama"}, "has 0 of tokenizer.ggml.scores for 512 tokens"),
      ({"llama.block_count": 3}, "lacks 9 of the model's weights, such as model.layers.2.")],
 )  # fmt: skip
 def test_what_cannot_be_converted_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -140,17 +144,53 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path, changes: dict[str, 
     assert not [each for each in tmp_path.iterdir() if each.name.startswith("out")]
 
 
+def test_a_vocabulary_without_weights_is_refused(tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "vocabulary.gguf", "llama")
+    writer.add_token_list(["a", "b"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(InputError, match="holds a vocabulary and no weights"):
+        import_gguf(tmp_path / "vocabulary.gguf", tmp_path / "out")
+
+
+def test_a_token_that_is_listed_twice_is_refused() -> None:
+    fields = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": ["a", "b", "a"]}
+    with pytest.raises(InputError, match="lists 'a' as token 0 and again as 2"):
+        build_tokenizer(fields, "a file")
+
+
+def test_the_header_is_read_as_by_gguf(tmp_path: Path) -> None:
+    import gguf
+
+    changes = {"some.list": [1.5, 2.5], "some.names": ["a", "naïve 東京"], "some.flag": False, "some.text": ""}
+    model = build_model(tmp_path / "model", "llama")
+    file = write_gguf(model, tmp_path / "model.gguf", kind="Q8_0", changes=changes)
+    ours, theirs = read_header(file), gguf.GGUFReader(file)
+    expected = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
+    assert ours.values == expected
+    assert [(tensor.name, tensor.shape, tensor.kind, ours.weights + tensor.start) for tensor in ours.tensors] == [
+        (tensor.name, tuple(tensor.shape), tensor.tensor_type, tensor.data_offset) for tensor in theirs.tensors
+    ]
+
+
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     whole = write_gguf(build_model(tmp_path / "model", "llama"), tmp_path / "model.gguf").read_bytes()
     file = tmp_path / "damaged.gguf"
-    for share in (0.0005, 0.01, 0.1, 0.5, 0.999):
-        file.write_bytes(whole[: int(share * len(whole))])
+    for size in (4, 5, 100, len(whole) // 100, len(whole) // 10, len(whole) // 2, len(whole) - 64):
+        file.write_bytes(whole[:size])
         with pytest.raises(InputError, match="damaged"):
             import_gguf(file, tmp_path / "out")
     position = whole.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 2 * 8
     file.write_bytes(whole[:position] + b"\xc8" + whole[position + 1 :])  # the tensor's type
     with pytest.raises(InputError, match="quantised in a way that the installed gguf does not know"):
         import_gguf(file, tmp_path / "out")
+    for version in (b"\x01\0\0\0", b"\0\0\0\x03"):  # the second has the highest byte first
+        file.write_bytes(whole[:4] + version + whole[8:])
+        with pytest.raises(InputError, match=r"has version .* of the format; expected 2 or 3"):
+            import_gguf(file, tmp_path / "out")
     file.write_bytes(b"PK\x03\x04 and so on")
     with pytest.raises(InputError, match="is not a GGUF file: it begins with"):
         import_gguf(file, tmp_path / "out")
