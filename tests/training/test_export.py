@@ -4,9 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +19,8 @@ from tiny_models import build_model
 from searchkit.errors import InputError
 from searchkit.models.embedder import Embedder
 from searchkit.models.pooling import POOLINGS
-from searchkit.training.export import compare, export, unpack
+from searchkit.training.export import calibration, compare, export, traced, unpack
 from searchkit.training.export.int4_graph import round_blocks
-from searchkit.training.export.traced import trace
 from searchkit.training.layout import write_layout
 
 LONG = "a long passage about nothing much " * 9
@@ -51,6 +53,25 @@ def vectors(model: Path, texts: Sequence[str] = (*TEXTS, LONG, "x")) -> np.ndarr
     return Embedder(model, device="cpu", **kind).encode_passages(texts)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """torch takes six seconds to trace a model: one of the same weights is traced once. int8 is calibrated on less."""
+    graphs: dict[tuple[str, str], Any] = {}
+    trace_anew = traced._trace
+
+    def trace_once(model: Any, pooling: str) -> Any:
+        weights = b"".join(value.detach().numpy().tobytes() for value in model.state_dict().values())
+        known = f"{model.config}{sha256(weights).hexdigest()}", pooling
+        if known not in graphs:
+            graphs[known] = trace_anew(model, pooling)
+        return deepcopy(graphs[known])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traced, "_trace", trace_once)
+        patch.setattr(calibration, "_TOKENS", 4096)
+        yield
+
+
 @pytest.fixture(scope="module", params=[*WRITTEN, "distilbert"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("export") / request.param, request.param)
@@ -60,6 +81,15 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def int8(model: Path) -> Path:
     export(model, model.parent / "int8", dtype="int8")
     return model.parent / "int8"
+
+
+@pytest.fixture(scope="module")
+def sliding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose graph is traced, since each token sees the last sixteen only."""
+    model = build_model(tmp_path_factory.mktemp("export") / "sliding")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "sliding_window": 16}))
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +170,9 @@ def test_a_single_token_is_embedded(kind: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(vectors(tmp_path / "onnx", ["x"]), vectors(model, ["x"]), atol=1e-5)
 
 
-def test_a_sliding_window_is_kept(tmp_path: Path) -> None:
-    model = build_model(tmp_path / "model")
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "sliding_window": 16}))
-    export(model, tmp_path / "onnx", dtype="float32")
-    np.testing.assert_allclose(vectors(tmp_path / "onnx"), vectors(model), atol=1e-5)
+def test_a_sliding_window_is_kept(sliding: Path, tmp_path: Path) -> None:
+    export(sliding, tmp_path / "onnx", dtype="float32")
+    np.testing.assert_allclose(vectors(tmp_path / "onnx"), vectors(sliding), atol=1e-5)
 
 
 def test_a_cpu_whose_products_saturate_keeps_seven_bits(tmp_path: Path) -> None:
@@ -165,17 +192,18 @@ def test_a_cpu_whose_products_saturate_keeps_seven_bits(tmp_path: Path) -> None:
     assert (after * vectors(model)).sum(1).min() > 0.998
 
 
-def test_a_folder_exported_by_version_0_1_is_read(mistral: Path, tmp_path: Path) -> None:
+def test_a_folder_exported_by_version_0_1_is_read(sliding: Path, mistral_int8: Path, tmp_path: Path) -> None:
     import onnx
 
-    export(mistral, tmp_path / "old")
-    graph = trace(Embedder(mistral, device="cpu", dtype="float32").runtime.model, "last", "int8")
+    shutil.copytree(mistral_int8, tmp_path / "old")
+    shutil.copy(sliding / "config.json", tmp_path / "old")
+    graph = traced.trace(Embedder(sliding, device="cpu", dtype="float32").runtime.model, "last", "int8")
     for key, value in {"pooling": "last", "dtype": "int8", "decoder": "true"}.items():
         graph.metadata_props.add(key=key, value=value)
     onnx.save(graph, tmp_path / "old" / "model.onnx")
     unpack(tmp_path / "old", tmp_path / "back")
     for folder in ("old", "back"):
-        assert (vectors(tmp_path / folder) * vectors(mistral)).sum(1).min() > 0.95
+        assert (vectors(tmp_path / folder) * vectors(sliding)).sum(1).min() > 0.95
 
 
 @pytest.mark.parametrize("name", ["tiny-e5-base", "tiny-e5-mistral", "tiny-qwen3-embedding"])

@@ -228,11 +228,3 @@ def test_dense_modules_of_an_exported_folder_are_replaced(tmp_path: Path) -> Non
     replace_dense(tmp_path / "with", tmp_path / "again", [])
     first, again = ((tmp_path / name / "model.onnx").read_bytes() for name in ("without", "again"))
     assert first == again, "nothing else has changed"
-
-
-def test_an_exported_distilbert_loads(tmp_path: Path) -> None:
-    bare = build_model(tmp_path / "bare", "distilbert")
-    export(bare, tmp_path / "out", dtype="float32")
-    np.testing.assert_allclose(
-        Embedder(tmp_path / "out").encode_passages(PASSAGES), load(bare).encode_passages(PASSAGES), atol=1e-4
-    )
