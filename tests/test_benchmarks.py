@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from texts import TEXTS
 from tiny_models import build_model
+from warm import warm_python
 
 from searchkit.compression.measure import MeasureOptions, measure
 from searchkit.engine import SearchEngine
@@ -31,9 +33,15 @@ from searchkit.training.layout import write_layout
 SCRIPTS = Path(__file__).parent / "benchmarks"
 
 
-def run(name: str, *arguments: object) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Path]:
+    with warm_python() as python:
+        yield python
+
+
+def run(name: str, *arguments: object, python: str | Path = sys.executable) -> dict[str, Any]:
     """Output of a script, run in a new process."""
-    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+    command = [str(python), str(SCRIPTS / name), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -41,10 +49,10 @@ def run(name: str, *arguments: object) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def session(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the session for a GPU writes, with tiny models on the CPU."""
     out = tmp_path_factory.mktemp("gpu") / "session"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": str(warm)}
     command = ["bash", str(SCRIPTS / "gpu_session.sh"), "--tiny", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -96,11 +104,11 @@ def test_a_decoder_gives_the_same_vectors_every_way(tmp_path: Path) -> None:
         assert each["per_second"] > 0
 
 
-def test_training_equals_sentence_transformers(tmp_path: Path) -> None:
+def test_training_equals_sentence_transformers(warm: Path, tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="sentence-transformers' trainer needs datasets")
     model = build_model(tmp_path / "bert", "bert")
     sizes = {"--batch-size": 8, "--chunk": 3, "--max-length": 32, "--steps": 3, "--rounds": 1}
-    found = run("train.py", "--model", model, *(part for size in sizes.items() for part in size))
+    found = run("train.py", "--model", model, *(part for size in sizes.items() for part in size), python=warm)
     assert found["same"] == {"weights": True, "tokens": True, "loss": True}
     ours, theirs = found["losses"].values()
     assert ours == pytest.approx(theirs, abs=1e-3)  # of later steps too: the gradients are the same
@@ -145,11 +153,12 @@ def test_recipes_are_tuned_without_the_judged_queries(
 
 
 def test_a_reduced_split_is_scored_as_an_evaluation_is(
-    judged: Path, mistral: Path, embedder: Embedder, documents: list[Document]
+    judged: Path, mistral: Path, embedder: Embedder, documents: list[Document], warm: Path
 ) -> None:
     lines = [json.dumps({"_id": one.id, "title": one.title, "text": one.text}) for one in documents]
     (judged / "corpus.jsonl").write_text("\n".join(lines))
-    found = run("reduced.py", judged, "--split", "test", "--model", mistral, "--task", "scifact", "--query-repeats", 2)
+    options = ("--split", "test", "--model", mistral, "--task", "scifact", "--query-repeats", 2)
+    found = run("reduced.py", judged, *options, python=warm)
     assert (found["queries"], found["query_repeats"]) == (3, 2)
     queries, qrels = read_beir_split(judged, "test")
     twice = Embedder(mistral, conventions=replace(embedder.conventions, query_repeats=2))
