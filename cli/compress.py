@@ -119,7 +119,7 @@ _report_options = as_record(
 @click.option(
     "--recipes",
     type=RECIPES,
-    help="Measure these, as pq:48,pq:48+rerank,int8. [default: all that fit but opq, slow to train]",
+    help="Measure these, as pq:48,pq:48+rerank,int8. [default: all that suit, except opq, which trains slowly]",
 )
 @judgement_and_vector_options
 @instruction_options

@@ -20,10 +20,10 @@ from searchkit.cli.output import count, print_json, progress_bar, say
     metavar="TYPE",
     help="FLAT, HNSW, IVF_FLAT, IVF_SQ8, or FAISS:FACTORY for Milvus 3. [default: nearest to the index's recipe]",
 )
-@click.option("--overwrite", is_flag=True, help="Undo what was added to the collection or deleted from it by itself.")
+@click.option("--overwrite", is_flag=True, help="Overwrite changes that were made to the collection itself.")
 @text_or_json
 def push(index: Path, address: str, index_type: str | None, overwrite: bool, output: str) -> None:
-    """Copy INDEX into the collection of a Milvus server at ADDRESS, or bring it in step again.
+    """Copy INDEX to the collection of a Milvus server at ADDRESS, or update the copy.
 
     Nothing is embedded. Stop it at any time and run it again to resume. Searching, evaluating, serving, adding and
     deleting then take ADDRESS in place of a folder. The login comes from SEARCHKIT_MILVUS_TOKEN (an API key, or

@@ -54,7 +54,7 @@ class Part:
         """Read "3/8"; InputError where it is something else."""
         match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise InputError(f"the part is {text!r}; expected a number of how many, such as 3/8")
+            raise InputError(f"the part is {text!r}; expected K/N with K from 1 to N, such as 3/8")
         return cls(int(match[1]), int(match[2]))
 
     @property

@@ -231,8 +231,9 @@ def _resolve_file(path: Path, kind: str) -> _Source:
         inner = Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
         kind = "files" if suffix in READABLE else _SUFFIXES.get(inner, "")
         if not kind or (suffix == ".gz" and kind not in _LINES):
+            found = f'unknown suffix "{path.suffix}"' if path.suffix else "no suffix"
             raise CorpusError(
-                f'{path}: cannot tell what it is by "{path.suffix}"; read are {" ".join(_SUFFIXES)} '
+                f"{path}: {found}; expected one of {' '.join(_SUFFIXES)} "
                 f"(all but .parquet also with .gz), {' '.join(READABLE)} and folders; "
                 f"or name its kind with --kind: {', '.join(KINDS[1:])}"
             )

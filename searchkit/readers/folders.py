@@ -61,7 +61,7 @@ def read_files(
                 raise
             if rejects.path is None:
                 raise MissingExtraError(
-                    f"{path}: {error}; or set such files aside: --on-error skip", name=error.name
+                    f"{path}: {error}; or skip such files: --on-error skip", name=error.name
                 ) from error
             report.unread.add(_id(path, root))
             rejects.refuse(str(path), str(error))
@@ -72,7 +72,7 @@ def read_files(
         tables = ""
         if any(suffix in report.passed_over for suffix in TABLES):
             tables = f"; tables are named one by one, or by a pattern such as '{root}/*{TABLES[0]}'"
-        raise CorpusError(f"{root}: no files to read; read are {' '.join(READABLE)}, found: {counted}{tables}")
+        raise CorpusError(f"{root}: no files to read; expected {' '.join(READABLE)}; found: {counted}{tables}")
 
 
 def count_files(root: Path, paths: list[Path]) -> int:

@@ -93,7 +93,7 @@ class ReadReport:
         if self.passed_over:
             counted = ", ".join(f"{count} {kind}" for kind, count in self.passed_over.most_common(8))
             more = len(self.passed_over) - 8
-            notes.append(f"passed over: {counted}" + (f" and {more} more kinds" if more > 0 else ""))
+            notes.append(f"files of other kinds ignored: {counted}" + (f" and {more} more kinds" if more > 0 else ""))
         return notes
 
 

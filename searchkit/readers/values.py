@@ -44,6 +44,8 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+_LONG_NAME = 60  # characters
+
 _JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unrepeated)
 
 
@@ -84,6 +86,6 @@ def typename(value: object) -> str:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """The first dozen names, each in double quotes."""
-    names = [f'"{name}"' for name in names]
+    """The first dozen names, each in double quotes; a long one, as where a file is read as the wrong kind, is cut."""
+    names = [f'"{name if len(name) <= _LONG_NAME else name[: _LONG_NAME - 1] + "…"}"' for name in names]
     return ", ".join(names[:12] + ["..."] * (len(names) > 12)) or "nothing"

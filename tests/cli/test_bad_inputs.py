@@ -111,7 +111,7 @@ CASES: list[tuple[tuple[str, ...], int, tuple[str, ...]]] = [
     # Corpora
     (("index", "lost.jsonl", "--index", "x"), 1, ("lost.jsonl: no such file or folder",)),
     (("index", "", "--index", "x"), 2, ("'CORPUS'", "it is empty")),
-    (("index", "noise", "--index", "x"), 1, ("noise: cannot tell what it is", "--kind")),
+    (("index", "noise", "--index", "x"), 1, ("noise: no suffix; expected one of .jsonl", "--kind")),
     (("index", "noise", "--index", "x", "--kind", "jsonl"), 1, ("noise:1: not utf-8", "--encoding")),
     (("index", "noise", "--index", "x", "--kind", "parquet"), 1, ("noise: cannot be read as Parquet",)),
     (("index", "folder", "--index", "x"), 1, ("folder: no files to read",)),
@@ -121,7 +121,7 @@ CASES: list[tuple[tuple[str, ...], int, tuple[str, ...]]] = [
     (("index", "notes.jsonl", "--index", "x", "--text-field", "body"), 1, ('no "body"', "--text-field")),
     (("index", "notes.jsonl", "--index", "x", "--column", "year"), 2, ("--column year: expected NAME:TYPE",)),
     (("index", "notes.jsonl", "--index", "x", "--rejects", "folder"), 2, ("'--rejects'", "is a directory")),
-    (("update", "notes.index", "noise"), 1, ("cannot tell what it is",)),
+    (("update", "notes.index", "noise"), 1, ("noise: no suffix; expected",)),
     # Settings of an index
     (("index", "notes.jsonl", "--index", "x", "--language", "klingon"), 1, ("no stemmer", "klingon")),
     (("index", "notes.jsonl", "--index", "x", "--recipe", "zip"), 1, ("recipe is 'zip'", "expected one of flat")),

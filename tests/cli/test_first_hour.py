@@ -82,7 +82,7 @@ def test_a_bad_note_does_not_stop_the_others(folder: Path) -> None:
     (folder / "notes" / "c.bak").write_text("zebra")
     result = call("index", "notes", "--index", "n")
     assert "1 document (" in result.stdout
-    assert "passed over: 1 .bak" in result.stderr
+    assert "files of other kinds ignored: 1 .bak" in result.stderr
     assert f"rejected: 1 of 2, the first {Path('notes') / 'b.docx'}: not a .docx file" in result.stderr
     assert "not a .docx file" in call("index", "notes", "--index", "m", "--on-error", "raise", code=1).stderr
 

@@ -89,7 +89,7 @@ def test_shares_are_fixed_by_content_and_cover_the_corpus() -> None:
     moved = Document("elsewhere", corpus()[0].text, corpus()[0].title, {"file": "b.jsonl"})
     assert all(Part(n, 8).holds(moved) == Part(n, 8).holds(corpus()[0]) for n in range(1, 9))
     for wrong in ("0/8", "9/8", "3", "3/", "a/b", "-1/8", "1/0"):
-        with pytest.raises(InputError, match="expected a number of how many, such as 3/8"):
+        with pytest.raises(InputError, match="expected K/N with K from 1 to N, such as 3/8"):
             Part.parse(wrong)
 
 

@@ -295,8 +295,8 @@ def test_a_bad_file_of_several_is_a_reject_and_the_others_are_read(tmp_path, suf
         ("a.csv", "id,text,id\n1,t,2\n", 'more than one column is called "id"'),
         ("a.csv", "", "empty; the first line must name the columns"),
         ("a.csv", b"id,t\xe9xt\n", "a.csv:1: not utf-8: .* at byte 4"),
-        ("a.xml", "<a/>", r'cannot tell what it is by ".xml"; read are .jsonl .* or name its kind'),
-        ("a.txt.gz", "tea", "cannot tell what it is"),
+        ("a.xml", "<a/>", r'unknown suffix ".xml"; expected one of .jsonl .* or name its kind'),
+        ("a.txt.gz", "tea", "unknown suffix"),
         ("a.parquet", "not parquet", "cannot be read as Parquet"),
     ],
 )
@@ -574,7 +574,7 @@ def test_a_folder_without_readable_files_says_what_is_there(tmp_path):
     for name in ("a.jsonl", "b.jsonl", "c.doc", "README"):
         write(tmp_path / name, "x")
     with pytest.raises(
-        CorpusError, match=r"read are .txt .* found: 2 .jsonl, 1 .doc, 1 without a suffix|found: 2 .jsonl"
+        CorpusError, match=r"expected .txt .* found: 2 .jsonl, 1 .doc, 1 without a suffix|found: 2 .jsonl"
     ):
         list(read_corpus(tmp_path))
     with pytest.raises(CorpusError, match="found: nothing"):

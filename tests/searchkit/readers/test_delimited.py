@@ -273,6 +273,11 @@ def test_a_quoted_header_with_another_delimiter_names_it(tmp_path):
     assert [each.text for each in read_corpus(tmp_path / "a.csv", table=table)] == ["tea; green"]
 
 
+def test_a_long_name_of_a_column_is_cut_in_an_error(tmp_path):
+    with pytest.raises(CorpusError, match=r'its columns are "id", "t{59}…"; name the text column'):
+        list(read_corpus(write(tmp_path / "a.csv", f"id,{'t' * 5000}\n1,tea\n")))
+
+
 def test_the_first_line_of_excel_names_the_delimiter(tmp_path):
     (document,) = read_corpus(write(tmp_path / "a.csv", "\ufeffsep=;\r\nid;text;year\r\n1;tea, green;2001\r\n"))
     assert (document.text, document.metadata) == ("tea, green", {"year": 2001})

@@ -40,7 +40,7 @@ def test_every_file_is_read_or_counted(tmp_path):
     documents = list(read_corpus(tmp_path / "notes", report=report))
     assert [document.id[0] for document in documents] == list("abcdefg")
     assert report.passed_over == {".gz": 1, ".bak": 1, "without a suffix": 1}
-    assert "passed over: 1 .gz, 1 .bak, 1 without a suffix" in report.notes()
+    assert "files of other kinds ignored: 1 .gz, 1 .bak, 1 without a suffix" in report.notes()
 
 
 def test_links_to_folders_are_followed_and_never_in_a_circle(tmp_path):
