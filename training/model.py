@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from searchkit.models.embedder import Embedder
 from searchkit.models.location import family_name, find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.models.runtime import load_errors
-from searchkit.models.torch_runtime import BASE_CONFIG, TorchRuntime, is_decoder, sees_ahead
+from searchkit.models.torch_runtime import BASE_CONFIG, TorchRuntime, is_decoder, quiet, sees_ahead
 from searchkit.training.config import TrainConfig
 from searchkit.training.export import unpack
 from searchkit.training.files import read_json, write_json
@@ -135,7 +136,9 @@ def attach_lora(model: Any, rank: int, alpha: int | None) -> Any:
     names = [name for name in names if not name.startswith("pooler.")]
     if not names:
         raise InputError(f"{type(model).__name__} has no linear layers for adapters; train all weights: --rank 0")
-    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers warn about each other's old names
+        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=names))
     # peft silently skips names that it does not find.
     expected, actual = rank * _widths(adapted), trainable(adapted)
     if actual != expected:
@@ -201,6 +204,7 @@ def save(
         if attention:
             write_json(out / "adapter" / BASE_CONFIG, ATTENTION[attention])
         model = model.merge_and_unload()
-    model.save_pretrained(out)
+    with quiet():
+        model.save_pretrained(out)
     (out / "README.md").write_text(card, encoding="utf-8")
     write_layout(embedder, out, default_instruction=default_instruction, dims=dims, dense=dense)

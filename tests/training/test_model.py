@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,14 @@ def test_an_end_that_the_model_s_family_wants_is_in_the_saved_tokenizer(tmp_path
     np.testing.assert_allclose(loaded.encode_passages(TEXTS), expected, atol=1e-5)
     theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(theirs, expected, atol=1e-4)
+
+
+def test_users_see_no_warnings_and_bars_of_the_libraries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = build_model(tmp_path / "base", "llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        embedder = prepared(base, tmp_path / "work")
+        embedder.runtime.model = attach_lora(torch_model(embedder), 2, None)
+    capsys.readouterr()
+    save(embedder, tmp_path / "out", card="", default_instruction=None, dims=())
+    assert capsys.readouterr() == ("", "")
