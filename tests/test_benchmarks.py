@@ -24,6 +24,7 @@ from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import Embedder
+from searchkit.readers.corpus import corpus_folder
 from searchkit.readers.judgements import read_beir_split, read_judgements
 from searchkit.records import Document, Judgements
 from searchkit.tasks import get_task
@@ -97,8 +98,11 @@ def test_a_decoder_gives_the_same_vectors_every_way(tmp_path: Path) -> None:
     write_layout(embedder, tmp_path / "decoder", default_instruction=None)
     export(tmp_path / "decoder", tmp_path / "exported", dtype="float32")
     script = runpy.run_path(str(SCRIPTS / "embed.py"))
-    found = script["race_of_decoder"](tmp_path / "decoder", [tmp_path / "exported"], TEXTS, 1)
+    found = script["race_of_decoder"](tmp_path / "decoder", [tmp_path / "exported"], TEXTS, 1, corpus_folder("intents"))
     assert len(found) == 5
+    judged = [each["ndcg@10"] for name, each in found.items() if name.startswith("searchkit")]
+    assert len(judged) == 3
+    assert 0 < min(judged) <= max(judged) <= min(judged) + 0.05
     for name, each in found.items():
         assert each["least_cosine"] > (0.9 if "bfloat16" in name else 0.9999), name
         assert each["per_second"] > 0

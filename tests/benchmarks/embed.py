@@ -2,14 +2,15 @@
 
     python tests/benchmarks/embed.py --corpus scifact/ --queries scifact/queries.jsonl [--original FOLDER]
     python tests/benchmarks/embed.py --corpus scifact/ --memory
-    python tests/benchmarks/embed.py --corpus scifact/ --decoder FOLDER [--exported FOLDER ...]
+    python tests/benchmarks/embed.py --corpus scifact/ --decoder FOLDER [--exported FOLDER ...] [--judged scifact/]
 
 The ways take turns on the same texts in one process and are timed by the CPU time of all its threads, so that a busy
 machine slows all alike; the ratios, to sentence-transformers turn by turn, are what counts. `--original` is the model
 that the exported one was made from; without it, its own weights in float32 stand for them. With `--memory`, the peak
 resident size of fresh processes that index 10,000 and 100,000 short documents. With `--decoder`, a trained decoder with
 EOS, in the layout of sentence-transformers: that library, transformers, and searchkit in float32, in bfloat16 and with
-exports of the model, with the cosine of each to the first.
+exports of the model, with the cosine of each to the first; with `--judged`, a BEIR folder, also the nDCG@10 of each of
+searchkit's on 80 queries of its dev or train split among 300 documents.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.metrics import score
 from searchkit.models.embedder import Embedder, unit_rows
 from searchkit.models.location import find_model
 from searchkit.readers.corpus import read_corpus
 from searchkit.records import Document, join_title
 from searchkit.training.export import unpack
 from searchkit.training.export.traced import trace
+from searchkit.training.paper.sets import Collection, dev_collection
 
 PEER = "sentence-transformers, float32"
 ODD = [
@@ -147,25 +150,31 @@ def ways(model: str, peer: str, folder: Path) -> tuple[dict[str, Callable[[list[
     return compared, skipped
 
 
-def ways_of_decoder(folder: Path, exported: list[Path]) -> dict[str, Callable[[list[str]], np.ndarray]]:
-    """What is compared for a decoder, all on the same weights."""
+def embedders_of_decoder(folder: Path, exported: list[Path]) -> dict[str, Embedder]:
+    """searchkit's ways to run a decoder, all on the same weights."""
+    found = {
+        f"searchkit, torch, {dtype}": Embedder(folder, device="cpu", dtype=dtype, threads=1)
+        for dtype in ("float32", "bfloat16")
+    }
+    for each in exported:
+        model = Embedder(each, threads=1)
+        found[f"searchkit, onnxruntime, {model.dtype}"] = model
+    return found
+
+
+def ways_of_decoder(folder: Path, embedders: dict[str, Embedder]) -> dict[str, Callable[[list[str]], np.ndarray]]:
+    """What is compared for a decoder."""
     import torch
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(1)
     sentences = SentenceTransformer(str(folder), device="cpu")
-    exact = Embedder(folder, device="cpu", dtype="float32", threads=1)
-    half = Embedder(folder, device="cpu", dtype="bfloat16", threads=1)
+    exact = embedders["searchkit, torch, float32"]
     compared: dict[str, Callable[[list[str]], np.ndarray]] = {
         PEER: lambda texts: np.asarray(sentences.encode(texts, show_progress_bar=False)),
         "transformers, float32, 32 at once": partial(by_transformers, exact),
-        "searchkit, torch, float32": exact.encode_passages,
-        "searchkit, torch, bfloat16": half.encode_passages,
     }
-    for each in exported:
-        model = Embedder(each, threads=1)
-        compared[f"searchkit, onnxruntime, {model.dtype}"] = model.encode_passages
-    return compared
+    return compared | {name: embedder.encode_passages for name, embedder in embedders.items()}
 
 
 def by_transformers(embedder: Embedder, texts: list[str]) -> np.ndarray:
@@ -185,14 +194,32 @@ def by_transformers(embedder: Embedder, texts: list[str]) -> np.ndarray:
     return unit_rows(np.concatenate(rows))
 
 
-def race_of_decoder(folder: Path, exported: list[Path], texts: list[str], rounds: int) -> dict[str, Any]:
-    """Speed of each way, and the cosine of its vectors to sentence-transformers'."""
-    compared = ways_of_decoder(folder, exported)
+def quality(embedder: Embedder, collection: Collection) -> float:
+    """nDCG@10 of exact search."""
+    rows = embedder.encode_passages([join_title(document.title, document.text) for document in collection.documents])
+    queries = embedder.encode_queries([query.text for query in collection.queries], collection.instruction)
+    ids = [document.id for document in collection.documents]
+    run = {
+        query.id: dict(zip(ids, scores, strict=True))
+        for query, scores in zip(collection.queries, (queries @ rows.T).tolist(), strict=True)
+    }
+    return round(score(run, collection.qrels)[0]["ndcg@10"], 4)
+
+
+def race_of_decoder(
+    folder: Path, exported: list[Path], texts: list[str], rounds: int, judged: Path | None = None
+) -> dict[str, Any]:
+    """Speed of each way, the cosine of its vectors to sentence-transformers', and what a search with them finds."""
+    embedders = embedders_of_decoder(folder, exported)
+    compared = ways_of_decoder(folder, embedders)
     wanted = compared[PEER](texts)
     found = race(compared, texts, rounds)
     for name, encode in compared.items():
         cosines = (encode(texts) * wanted).sum(1)
         found[name] |= {"mean_cosine": round(float(cosines.mean()), 5), "least_cosine": round(float(cosines.min()), 5)}
+    if judged and (collection := dev_collection(judged, 80, 300)):
+        for name, embedder in embedders.items():
+            found[name]["ndcg@10"] = quality(embedder, collection)
     return found
 
 
@@ -276,6 +303,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="measure memory for 10k and 100k documents instead")
     parser.add_argument("--decoder", type=Path, help="folder of a trained decoder to race on instead")
     parser.add_argument("--exported", type=Path, action="append", default=[], help="what it was exported to")
+    parser.add_argument("--judged", type=Path, help="BEIR folder to judge the decoder's vectors by")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -289,7 +317,9 @@ def main() -> None:
     documents = list(islice(read_corpus(arguments.corpus), arguments.checked))
     texts = [join_title(document.title, document.text) for document in documents]
     if arguments.decoder:
-        found = race_of_decoder(arguments.decoder, arguments.exported, texts[: arguments.texts], arguments.rounds)
+        found = race_of_decoder(
+            arguments.decoder, arguments.exported, texts[: arguments.texts], arguments.rounds, arguments.judged
+        )
         print(json.dumps(found, indent=1))
         return
     queries = [document.title or document.text[:60] for document in documents]
