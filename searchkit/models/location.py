@@ -36,6 +36,9 @@ def find_model(model: str) -> tuple[Path, str]:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder.resolve(), str(folder.resolve())
+    if folder.is_file():
+        to_do = f"convert it: searchkit import-gguf {model} OUT" if folder.suffix == ".gguf" else "give its folder"
+        raise InputError(f"{model} is a file; expected the folder of a model; {to_do}")
     if re.fullmatch(_HUB_ID, model):
         return _download(model, "model"), model
     names = " or ".join(map(repr, _PACKAGED))

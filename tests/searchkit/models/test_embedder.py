@@ -262,6 +262,15 @@ def test_an_adapter_given_as_the_model_says_what_to_do(mistral: Path, tmp_path: 
         Embedder(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "to_do"), [("x.gguf", "convert it: searchkit import-gguf .*x.gguf OUT"), ("x.onnx", "give its folder")]
+)
+def test_a_file_given_as_the_model_says_what_to_do(tmp_path: Path, name: str, to_do: str) -> None:
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=f"is a file; expected the folder of a model; {to_do}"):
+        Embedder(tmp_path / name)
+
+
 def test_a_model_that_is_not_there_is_said() -> None:
     with pytest.raises(ValueError, match="there is no model folder 'nowhere'"):
         Embedder("nowhere")
