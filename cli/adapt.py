@@ -177,8 +177,13 @@ def adapt(
                 out=str(written), model=writer, count=count, evaluation=exclude, seed=training.seed, **asdict(writing)
             ),
         )
-    with TrainingBar() as bar:
-        report = run(config, judgements, force=force, install=not keep_index, on_stage=_announce, on_step=bar.update)
+    try:
+        with TrainingBar() as bar:
+            report = run(
+                config, judgements, force=force, install=not keep_index, on_stage=_announce, on_step=bar.update
+            )
+    except KeyboardInterrupt:
+        raise click.ClickException("stopped; the same command resumes") from None
     if output == "json":
         print_json(report.to_json())
     else:

@@ -87,8 +87,10 @@ def find_sets(folder: Path, names: Sequence[str] = ()) -> list[BeirSet]:
         if parts:
             sets.append(BeirSet(path.name, parts))
     if not sets:
+        hint = f"; it is a collection itself: name the folder that holds it, with --sets {folder.resolve().name}"
         raise CorpusError(
             f"{folder} holds no collection in BEIR format: folders with corpus.jsonl, queries.jsonl and qrels/"
+            + (hint if _is_set(folder) else "")
         )
     if not names:
         return sets

@@ -83,6 +83,11 @@ def sort_pairs(
             there += f", and {queries} held-out queries to judge by"
             needed += f" and {FEWEST_HELD_OUT} held-out queries"
             advice += ", or judgements of your own (--queries and --qrels, or --beir), so that none are held out"
+            if unknown := sum(example.positive_id is None for example in training):
+                advice += (
+                    f"; the positives of {unknown} pairs are no documents of the index, so they cannot be held out: "
+                    "name documents by positive_id"
+                )
         aside = f". Set aside: {count}, with reasons in {set_aside}" if count else ""
         raise InputError(f"too few pairs: {there}; {needed} are needed; {advice}{aside}")
     return SortedPairs(sorted(training, key=lambda example: example.positive_id or ""), held_out, read, count)

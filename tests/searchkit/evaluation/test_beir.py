@@ -84,8 +84,12 @@ def test_sets_are_found_by_any_of_their_names(sets: Path) -> None:
 def test_missing_collections_are_named(sets: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r'no collection "fever"; there are "scifact"'):
         find_sets(sets, ["scifact", "fever"])
-    with pytest.raises(CorpusError, match="holds no collection in BEIR form"):
+    with pytest.raises(CorpusError, match=r"holds no collection in BEIR format: .* and qrels/$"):
         find_sets(tmp_path)
+    with pytest.raises(
+        CorpusError, match="it is a collection itself: name the folder that holds it, with --sets quora"
+    ):
+        find_sets(sets / "quora")
 
 
 def test_forums_have_equal_weight(sets: Path, tmp_path: Path, embedder: Embedder) -> None:

@@ -222,6 +222,12 @@ def test_too_few_pairs_are_refused_with_what_became_of_them(config: AdaptConfig)
     reasons = [row["reason"] for row in lines(config.out / "refused.jsonl")]
     assert 'no document "nowhere"' in reasons[0]
     assert "query is a number" in reasons[1]
+    write_lines(config.pairs[0], [{"query": f"{n}?", "positive": f"Text {n}, not in the index."} for n in range(60)])
+    with pytest.raises(
+        ValueError, match=r"60 pairs are no documents of the index, so .*: name documents by positive_id$"
+    ):
+        adapt(config)
+    write_lines(config.pairs[0], [*pairs_of(TEXTS)[:20], {"query": "x", "positive_id": "nowhere"}, {"query": 3}])
     judged = Judgements("mine", [Query("q", "bread")], {"q": {"1": 1}})
     with pytest.raises(
         ValueError, match=r"20 of 22 are left to train on; at least 50 pairs are needed; give more pairs\."
@@ -322,6 +328,22 @@ def test_the_command_says_what_judged_what_changed_and_where_the_model_is(place:
     assert "held-out pairs (often easier than real queries)" in found.stdout
     assert "54 of 90 pairs trained on, 36 held out" in found.stdout
     assert f"{place / 'notes.index'} is unchanged" in found.stdout
+
+
+def test_the_command_that_is_interrupted_says_that_it_resumes(
+    config: AdaptConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(stage: str, needed: bool) -> None:
+        if stage == "fit":
+            raise KeyboardInterrupt
+
+    arguments = ["adapt", config.index, "--pairs", config.pairs[0], "--out", config.out, "--held-out", 0.4]
+    with monkeypatch.context() as patched:
+        patched.setattr("searchkit.cli.adapt._announce", interrupt)
+        assert "stopped; the same command resumes" in call(*arguments, code=1).stderr
+    resumed = call(*arguments).stderr
+    assert "filtering the pairs: done before" in resumed
+    assert "fitting a linear map to the vectors of the pairs ..." in resumed
 
 
 @pytest.fixture
