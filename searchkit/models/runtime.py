@@ -74,8 +74,8 @@ def load_runtime(
         device_type = (device or "cpu").partition(":")[0]
         if adapter or device_type not in ("cpu", "cuda") or dtype != "auto":
             raise InputError(
-                f"{name} is an exported model: it runs on the CPU, in the type it was exported in, without adapters. "
-                "Use the model it was exported from for anything else"
+                f"{name} is an exported model: it runs on the CPU, in its own precision and without adapters; "
+                "omit --device, --dtype and --adapter, or use the model that it was exported from"
             )
         if device_type == "cuda":
             logger.info("%s is an exported model and runs on the CPU; %s is for the vectors", name, device)

@@ -52,7 +52,9 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
-    find_model(str(model))  # a model on a server cannot be exported, and this says so
+    folder, name = find_model(str(model))  # a model on a server cannot be exported, and this says so
+    if (folder / MODEL_FILE).is_file():
+        raise InputError(f"{name} is exported already; export the model that it was exported from")
     import onnx
 
     embedder = Embedder(model, device="cpu", dtype="float32")
