@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -29,7 +30,7 @@ NOT_RUN = re.compile(r"not run: \w.{8,}|set-up")
 # Cheap settings, put behind a command as it is written; of an option given twice the last one counts.
 CHEAP = {
     "train": ["--max-steps", "2", "--batch-size", "4"],
-    "latency": ["--seconds", "0.2"],
+    "latency": ["--seconds", "0.01"],
 }
 TINY = {"training.md", "adapting.md"}  # pages whose model is a small random one instead of the built-in one
 
@@ -68,6 +69,26 @@ def masked(line: str) -> str:
     """A line of output without what differs between runs: numbers, the padding of tables, marks of the fastest."""
     numbered = re.sub(r"[\d,]*\.?\d+(?: [KM]iB| B| s\b)?", "#", line.removeprefix("*").removeprefix(">"))
     return re.sub(r"[\s─━═╇┃│]+", " ", numbered).strip()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def computed_once() -> Iterator[None]:
+    """Pages embed the same texts again and again: the built-in model computes each of them once."""
+    built_in, compute = Embedder().folder, Embedder._rows
+    kept: dict[tuple[int, ...], np.ndarray] = {}
+
+    def rows(self: Embedder, batch: list[list[int]]) -> np.ndarray:
+        if self.folder != built_in:
+            return compute(self, batch)
+        keys = [(self.dim, *tokens) for tokens in batch]
+        new = [n for n, key in enumerate(keys) if key not in kept]
+        if new:
+            kept.update(zip((keys[n] for n in new), compute(self, [batch[n] for n in new]), strict=True))
+        return np.stack([kept[key] for key in keys])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Embedder, "_rows", rows)
+        yield
 
 
 @pytest.fixture(scope="module")
