@@ -49,6 +49,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mistral: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index whose model a new process loads without torch, which would take it five seconds."""
+    path = tmp_path_factory.mktemp("mcp") / "light.index"
+    with SearchEngine.create(path) as engine:
+        engine.add([Document("tea", "Note about tea and water.", "On tea"), Document("salt", "Note about salt.")])
+    return path
+
+
 @pytest.fixture
 def index(folder: Path) -> Any:
     with SearchEngine.open(folder) as engine:
@@ -214,16 +223,16 @@ def command(*arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-def test_the_command_speaks_over_stdio_whatever_the_model_prints(folder: Path, mode: str) -> None:
+def test_the_command_speaks_over_stdio_whatever_the_model_prints(light: Path, mode: str) -> None:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     parameters = StdioServerParameters(
-        command=sys.executable, args=command(str(folder)), env={**os.environ, "PYTHONPATH": path}
+        command=sys.executable, args=command(str(light)), env={**os.environ, "PYTHONPATH": path}
     )
     answer = talk(stdio_client(parameters), lambda client: client.call_tool("search", {"query": "tea"}), mode=mode)
-    assert answer.structured_content["matches"][0]["id"]
+    assert answer.structured_content["matches"][0]["id"] == "tea"
 
 
-def test_standard_output_holds_nothing_but_the_protocol(folder: Path) -> None:
+def test_standard_output_holds_nothing_but_the_protocol(light: Path) -> None:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     search = {"name": "search", "arguments": {"query": "tea"}}
@@ -233,7 +242,7 @@ def test_standard_output_holds_nothing_but_the_protocol(folder: Path) -> None:
         {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": search},
     ]
     process = subprocess.Popen(
-        [sys.executable, *command(str(folder))],
+        [sys.executable, *command(str(light))],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     assert process.stdin
