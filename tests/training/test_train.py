@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,7 @@ def test_the_command_shows_what_is_shared_before_it_trains(config: TrainConfig, 
     assert "documents" not in done.stdout
 
 
+@pytest.mark.usefixtures("pictures")
 def test_logs_and_pictures_tell_of_every_step(config: TrainConfig, dev: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -189,6 +191,7 @@ def test_logs_and_pictures_tell_of_every_step(config: TrainConfig, dev: Path) ->
     assert all(words in drawn for words in ("loss", "nDCG@10", "step"))
 
 
+@pytest.mark.usefixtures("pictures")
 def test_without_matplotlib_and_tensorboard_it_trains_and_says_what_is_not_written(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -305,7 +308,9 @@ def _allow_fsdp_on_processors() -> None:
 
 
 @pytest.fixture(scope="module")
-def together(mistral: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def together(
+    mistral: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory, drawn: Callable[..., object]
+) -> Path:
     """A folder with what one process makes of three steps (alone), and what two do (ddp, fsdp)."""
     folder = tmp_path_factory.mktemp("together")
     (folder / "dev" / "qrels").mkdir(parents=True)
@@ -321,7 +326,9 @@ def together(mistral: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactor
         dev=f"{folder / 'dev'}", evaluate_every=2,
     )  # fmt: skip
     config.save(folder / "together.json")
-    report = train(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("searchkit.training.log.draw", drawn)  # as the other processes do
+        report = train(config)
     (folder / "alone-0.json").write_text(json.dumps([report.losses, report.dev, report.tokens]))
     run_two(process, folder)
     return folder
