@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 from searchkit.errors import MissingExtraError
@@ -23,7 +24,6 @@ class Languages:
     """Detects languages; the model is loaded on first use."""
 
     def __init__(self) -> None:
-        self._model: Any = None
         try:
             import py3langid  # noqa: F401
         except ModuleNotFoundError as error:
@@ -35,11 +35,7 @@ class Languages:
         """The code of a text's language, "" where it cannot be told."""
         if not _long_enough(text):
             return ""
-        if self._model is None:
-            from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-            self._model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-        code, probability = self._model.classify(text)
+        code, probability = _model().classify(text)
         return str(code) if probability >= 0.9 else ""
 
     def wrong(self, text: str, expected: str) -> str:
@@ -47,9 +43,17 @@ class Languages:
         if not expected or not _long_enough(text):
             return ""
         code = self.of(text)
-        if not code or code == expected or expected not in self._model.labels:
+        if not code or code == expected or expected not in _model().labels:
             return ""
         return "" if any(code in group and expected in group for group in _ALIKE) else code
+
+
+@cache
+def _model() -> Any:
+    """Loaded once, which takes half a second."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _long_enough(text: str) -> bool:
