@@ -124,7 +124,7 @@ async def _added(service: Service, index: ServedIndex, documents: list[Document]
 
     commit, report = await service.write(lambda: index.write(change))
     if len(refused) == len(documents):
-        raise ServerError(400, "documents_refused", f"document {refused[0]['id']!r}: {refused[0]['message']}")
+        raise ServerError(400, "documents_refused", refused[0]["message"])
     return {
         "index": index.name,
         "commit": commit,

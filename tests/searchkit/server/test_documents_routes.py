@@ -52,6 +52,7 @@ def test_a_refused_document_does_not_spoil_the_others(writer) -> None:
     assert answer["updated"] == 1
     response = writer.post("/indexes/live/documents", json={"documents": documents[2:]})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "documents_refused")
+    assert response.json()["error"]["message"] == "document '3': there is neither text nor title"
 
 
 def test_documents_are_deleted_by_ids_and_by_a_filter(writer) -> None:
