@@ -3,8 +3,8 @@
     python tests/benchmarks/gguf_agreement.py FILE.gguf [--corpus nfcorpus/] [--texts 400]
 
 Needs llama-cpp-python for what is compared to llama.cpp. Texts are the passages of `corpora/intents`, the first of
-another corpus, and odd ones; vectors, at EOS, are compared for five of them: in float32 to transformers', and to
-llama.cpp's, which multiplies quantised weights by activations in 8 bits.
+another corpus, and odd ones; vectors, at EOS, are compared for five of them and for a text of some 550 tokens: in
+float32 to transformers', and to llama.cpp's, which multiplies quantised weights by activations in 8 bits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from searchkit.models.embedder import Embedder, unit_rows
 from searchkit.models.gguf import import_gguf
 from searchkit.readers.corpus import corpus_folder, read_corpus
 
+LONGEST = 1024
 ODD = [
     "Hello world! 123",
     "  multiple   spaces\n\nand 2024's <|im_end|>",
@@ -54,8 +55,9 @@ def llama_cosines(file: Path, embedder: Embedder, texts: list[str]) -> list[floa
     except ModuleNotFoundError:
         return "not compared: pip install llama-cpp-python"
     model: Any = Llama(
-        str(file), embedding=True, pooling_type=LLAMA_POOLING_TYPE_LAST, n_ctx=512, n_threads=1, verbose=False
-    )
+        str(file), embedding=True, pooling_type=LLAMA_POOLING_TYPE_LAST, n_ctx=LONGEST, n_batch=LONGEST,
+        n_ubatch=LONGEST, n_threads=1, verbose=False,
+    )  # fmt: skip
     model.tokenize = partial(model.tokenize, special=True)  # `embed` would read the mark at the end as letters
     eos = embedder.runtime.tokenizer.id_to_token(embedder.runtime.eos_id)
     rows = unit_rows(np.array([model.embed(text + eos) for text in texts]))
@@ -84,11 +86,12 @@ def main() -> None:
         texts += [document.text for document in islice(read_corpus(arguments.corpus), arguments.texts)]
     with tempfile.TemporaryDirectory() as place:
         found = import_gguf(arguments.file, Path(place) / "model")
-        conventions = Conventions(pooling="last", append_eos=True, max_length=512)
+        conventions = Conventions(pooling="last", append_eos=True, max_length=LONGEST)
         embedder = Embedder(Path(place) / "model", device="cpu", dtype="float32", conventions=conventions)
         split = tokens(arguments.file, embedder, texts)
-        near = cosines(arguments.file, embedder, texts[:5])
-        beside = llama_cosines(arguments.file, embedder, texts[:5])
+        compared = [*texts[:5], " ".join(texts[5:13])]  # the last one is longer than Gemma's window of attention
+        near = cosines(arguments.file, embedder, compared)
+        beside = llama_cosines(arguments.file, embedder, compared)
     print(
         json.dumps(
             {
