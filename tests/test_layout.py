@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,19 @@ LAYERS = (
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
-def imports(file: Path) -> Iterator[tuple[str, int]]:
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"))
+
+
+@cache
+def imports(file: Path) -> list[tuple[str, int]]:
     """Every (module, level) imported anywhere in a file, in functions and for type checkers too."""
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    return list(_imports(parsed(file)))
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((name.name, 0) for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -125,9 +136,8 @@ def test_imports_are_absolute_and_never_of_tests(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_module_says_what_it_is(file: Path) -> None:
-    source = file.read_text("utf-8")
-    if source.strip():  # an empty __init__.py has nothing to say
-        assert ast.get_docstring(ast.parse(source))
+    if parsed(file).body:  # an empty __init__.py has nothing to say
+        assert ast.get_docstring(parsed(file))
 
 
 def test_every_folder_is_listed_as_a_package() -> None:

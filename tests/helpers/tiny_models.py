@@ -32,8 +32,10 @@ def build_tokenizer(folder: Path, *, bos: bool = True, eos: bool = True) -> None
     ).save_pretrained(folder)
 
 
-def build_model(folder: Path, kind: str = "mistral", *, seed: int = 0, bos: bool = True, eos: bool = True) -> Path:
-    """A two-layer random-weight model of a real architecture, 64 wide, as transformers saves it."""
+def build_model(
+    folder: Path, kind: str = "mistral", *, seed: int = 0, bos: bool = True, eos: bool = True, layers: int = 2
+) -> Path:
+    """A random-weight model of a real architecture, 64 wide, as transformers saves it."""
     import torch
     import transformers
     from transformers import BertConfig, BertModel
@@ -42,7 +44,7 @@ def build_model(folder: Path, kind: str = "mistral", *, seed: int = 0, bos: bool
     shared = {
         "vocab_size": 512,
         "hidden_size": 64,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "intermediate_size": 96,
         "max_position_embeddings": 256,
@@ -64,7 +66,7 @@ def build_model(folder: Path, kind: str = "mistral", *, seed: int = 0, bos: bool
     elif kind == "mpnet":
         model = transformers.MPNetModel(transformers.MPNetConfig(**shared))
     elif kind == "distilbert":
-        own = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96}
+        own = {"dim": 64, "n_layers": layers, "n_heads": 4, "hidden_dim": 96}
         common = {name: shared[name] for name in ("vocab_size", "max_position_embeddings", "initializer_range")}
         model = transformers.DistilBertModel(transformers.DistilBertConfig(**common, **own))
     elif kind == "nomic":

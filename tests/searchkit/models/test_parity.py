@@ -206,7 +206,7 @@ def test_what_an_exported_graph_does_not_do_is_refused(tmp_path: Path) -> None:
 def test_dense_modules_are_exported_and_come_back(tmp_path: Path, kind: str, activation: str) -> None:
     from torch import nn
 
-    bare = build_model(tmp_path / "bare", kind)
+    bare = build_model(tmp_path / "bare", kind, layers=1)  # distilbert is traced, which takes seconds for each layer
     two = (*layers((64, 48), use_residual=True, activation_function=getattr(nn, activation)()), *layers((48, 40)))
     oracle = pipeline(bare, tmp_path / "st", "mean", dense=two)
     export(tmp_path / "st", tmp_path / "out", dtype="float32")
