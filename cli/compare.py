@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -396,7 +397,7 @@ def _print_comparison(comparison: Comparison, labels: dict[str, str]) -> None:
                 item.system,
                 item.metric,
                 f"{test.difference:+.4f}",
-                f"{test.low:+.4f} to {test.high:+.4f}",
+                "-" if math.isnan(test.low) else f"{test.low:+.4f} to {test.high:+.4f}",  # as for a single query
                 f"{test.wins}/{test.ties}/{test.losses}",
                 *map(readable_p, p_values),
             ]

@@ -199,7 +199,8 @@ def save(
     dense = dense_folders(embedder.settings_folder)
     out.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(out / "adapter")
+        # embeddings are never trained here; by default peft asks the hub whether the base has others
+        model.save_pretrained(out / "adapter", save_embedding_layers=False)
         write_layout(embedder, out / "adapter", default_instruction=default_instruction, dims=dims, dense=dense)
         if attention:
             write_json(out / "adapter" / BASE_CONFIG, ATTENTION[attention])

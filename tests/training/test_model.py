@@ -116,12 +116,19 @@ def test_attention_is_all_that_changes(changed: tuple[Path, Embedder, str]) -> N
     assert embedder.conventions == replace(Embedder(base, device="cpu").conventions, max_length=64, append_eos=eos)
 
 
-def test_an_adapter_brings_its_attention_to_the_base(mistral: Path, tmp_path: Path) -> None:
+def test_an_adapter_brings_its_attention_to_the_base(
+    mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedder = prepared(mistral, tmp_path / "work", attention="bidirectional")
     adapt(embedder)
+    # the built-in model's name is no folder, and no hub is asked about it
+    torch_model(embedder).peft_config["default"].base_model_name_or_path = "builtin"
+    asked: list[str] = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda name, *_: asked.append(name))
     expected = embedder.encode_passages(TEXTS)
     save(embedder, tmp_path / "out", card="", default_instruction=None, dims=(), attention="bidirectional")
     adapter = tmp_path / "out" / "adapter"
+    assert not asked
     assert json.loads((adapter / "base_config.json").read_text()) == ATTENTION["bidirectional"]
     adapted = Embedder(mistral, adapter=adapter, device="cpu", dtype="float32", conventions=embedder.conventions)
     np.testing.assert_allclose(adapted.encode_passages(TEXTS), expected, atol=1e-4)

@@ -150,6 +150,14 @@ def test_a_query_without_hits_counts_as_zero(tmp_path: Path) -> None:
     assert system.per_query["ndcg@10"] == {query: float(query == "q0") for query in QUERIES}
 
 
+def test_a_single_query_has_no_interval(folder: Path) -> None:
+    (folder / "one.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\n")
+    result = ask(folder, "@old/run.trec", "@new/run.trec", "--qrels", "@one.tsv")
+    assert result.exit_code == 0, result.output
+    assert "nan" not in result.output
+    assert re.search(r"│\s+- │\s+1/0/0 │|│\s+- │\s+0/1/0 │|│\s+- │\s+0/0/1 │", result.output)
+
+
 def test_drop_self_leaves_out_the_query_s_own_document(tmp_path: Path) -> None:
     (tmp_path / "one.trec").write_text("q Q0 q 1 2.0 x\nq Q0 d 2 1.0 x\n")
     for drop, value in ((True, 1.0), (False, 0.5)):
