@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ NO_MODEL = (
     "documents (vector= and vectors= in Python; --vector, --vectors and --vector-field on the command line), or search "
     "with mode lexical"
 )
+
+
+_FREE = frozenset({"model", "adapter", "instruction_shift"})
+"""What may differ: a model may move, and how queries follow an instruction leaves the vectors of passages alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
     defaults = {field.name: field.default for field in fields(Conventions) if field.default is not None}
     # Settings that earlier versions did not have are not in their indexes.
     bound, loaded = defaults | bound, defaults | embedder.identity()
-    named = {"model", "adapter"}  # a model may move; its files may not change
+    named = set(_FREE)
     if "probes" in bound and isinstance(embedder.runtime, RemoteRuntime):
         try:
             check_probes(decode_probes(bound["probes"]), embedder.runtime.probes, embedder.name)
@@ -127,10 +132,10 @@ def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
 def differences(bound: dict[str, Any], other: dict[str, Any]) -> str:
     """In what a model differs from one that an index is bound to, by what two indexes store of them; "" for nothing."""
     defaults = {field.name: field.default for field in fields(Conventions) if field.default is not None}
-    return _differences(defaults | bound, defaults | other, {"model", "adapter"})
+    return _differences(defaults | bound, defaults | other, _FREE)
 
 
-def _differences(bound: dict[str, Any], other: dict[str, Any], named: set[str]) -> str:
+def _differences(bound: dict[str, Any], other: dict[str, Any], named: Set[str]) -> str:
     keys = [key for key in bound.keys() | other.keys() if key not in named and bound.get(key) != other.get(key)]
     return "; ".join(f"{key}: index {_short(bound.get(key))}, model {_short(other.get(key))}" for key in sorted(keys))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from searchkit.errors import InputError
+from searchkit.models.instruction_shift import SHIFT_FILE
 from searchkit.tasks import E5_TEMPLATE, WEB_SEARCH, format_query
 
 logger = logging.getLogger(__name__)
@@ -263,6 +264,8 @@ _SAMPLED_BYTES = 256 << 20
 def fingerprint(folder: Path) -> str:
     """SHA-256, as hex, of what decides a model's vectors: weights, tokenizer and config files, not their path.
 
+    A shift of queries by their instruction is not part of it: passages, which indexes hold, are the same without.
+
     Weight files above 256 MiB are sampled (every tensor's first and last 32 KiB), so that opening an index of a 7B
     model does not read 14 GB; training changes a tensor almost everywhere.
     """
@@ -291,7 +294,9 @@ def _model_files(folder: Path) -> Iterator[Path]:
     names = {
         "config.json", "tokenizer.json", "adapter_config.json", "base_config.json", "vocab.txt", "tokenizer.model",
     }  # fmt: skip
-    weights = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".onnx")]
+    weights = [
+        file for file in folder.iterdir() if file.suffix in (".safetensors", ".onnx") and file.name != SHIFT_FILE
+    ]
     if not weights:  # older models ship a pickle, which transformers loads with weights_only
         weights = [file for file in folder.iterdir() if file.suffix == ".bin"]
     yield from weights

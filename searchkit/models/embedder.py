@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from searchkit.models.conventions import (
     is_embedder,
 )  # fmt: skip
 from searchkit.models.framing import frame_of
+from searchkit.models.instruction_shift import InstructionShift
 from searchkit.models.location import family_name, find_adapter, find_model
 from searchkit.models.remote.address import RemoteModel, is_remote, parse_remote
 from searchkit.models.remote.runtime import RemoteRuntime, encode_probes
@@ -120,6 +121,7 @@ class Embedder:
         self.token_budget = token_budget or self.runtime.token_budget
         self.stats = EncodeStats()
         self._fingerprint: dict[str, Any] | None = None
+        self._shift: InstructionShift | None = getattr(self.runtime, "shift", None)
 
     def _load(
         self,
@@ -194,6 +196,8 @@ class Embedder:
             self._fingerprint = {"weights": fingerprint(self.folder)}
             if getattr(self.runtime, "own_code", False):
                 self._fingerprint["code"] = code_fingerprint(self.folder)
+            if self._shift is not None:
+                self._fingerprint["instruction_shift"] = self._shift.digest
             if self._adapter_folder is not None:
                 self._fingerprint["adapter_weights"] = fingerprint(self._adapter_folder)
         conventions = asdict(self.conventions)
@@ -228,7 +232,7 @@ class Embedder:
     # Texts to rows
 
     def encode_queries(self, queries: Sequence[str], instruction: str | None = None) -> np.ndarray:
-        """Embed queries, each with the instruction in front.
+        """Embed queries with an instruction: in front of each, or as a shift where the model has one.
 
         Args:
             queries: The texts.
@@ -244,7 +248,8 @@ class Embedder:
         queries = checked_batch("queries", queries)
         check_optional_text("instruction", instruction)
         instruction = self.resolved_instruction(instruction)
-        return self._encode(self.tokenize_queries(queries, [instruction] * len(queries)))
+        instructions = [instruction] * len(queries)
+        return self._encode(self.tokenize_queries(queries, instructions), instructions=instructions)
 
     def encode_passages(self, passages: Sequence[str], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         """Embed passages. They never get an instruction.
@@ -288,8 +293,8 @@ class Embedder:
     # Texts to tokens
 
     def query_tokens(self, queries: Sequence[str], instruction: str | None = None) -> list[int]:
-        """Tokens of each query, unrepeated, with instruction and special tokens; above `max_length` it is truncated."""
-        instruction = self.resolved_instruction(instruction)
+        """Tokens of each query as the model reads it, once; above `max_length` it is truncated."""
+        instruction = self._in_front(self.resolved_instruction(instruction))
         prompts = [self.conventions.prompt(query, instruction, 1) for query in queries]
         return [len(ids) + self.special_tokens for ids in self._ids(prompts)]
 
@@ -312,9 +317,13 @@ class Embedder:
         return framed
 
     def tokenize_queries(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
-        """Token ids of each query as the model gets them, each with its own instruction; "" is none."""
+        """Token ids of each query as the model gets them, each with its own instruction; "" is none.
+
+        They do not say it all where a model shifts queries by their instruction: `encode_tokens` needs that too.
+        """
         if isinstance(self.runtime, RemoteRuntime) and self.runtime.composes(self.conventions):
             return [self.runtime.query_ids(*pair) for pair in zip(queries, instructions, strict=True)]
+        instructions = [*map(self._in_front, instructions)]
         framed = [self._framed(ids) for ids in self._query_ids(queries, instructions)]
         if self.conventions.pool_prompt:
             return framed
@@ -351,12 +360,16 @@ class Embedder:
             instruction = self.conventions.default_instruction
         if not instruction:
             return ""
-        empty = len(self._ids([self.conventions.prompt("", instruction, 1)])[0]) + self.special_tokens
-        if empty >= self.max_length:
-            raise InputError(
-                f"the instruction takes {empty} of {self.max_length} tokens and leaves no room for a query; shorten it"
-            )
+        texts = (instruction, "") if self._shift else ("", instruction)  # read alone, or in front of a query
+        count = len(self._ids([self.conventions.prompt(*texts, 1)])[0]) + self.special_tokens
+        if count >= self.max_length:
+            rest = "" if self._shift else " and leaves no room for a query"
+            raise InputError(f"the instruction takes {count} of {self.max_length} tokens{rest}; shorten it")
         return instruction
+
+    def _in_front(self, instruction: str) -> str:
+        """What of an instruction goes in front of its queries; nothing for a model that shifts them."""
+        return "" if self._shift else instruction
 
     def _query_ids(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of each query, without special tokens, repeated as often as fits whole; once may be too long."""
@@ -388,18 +401,28 @@ class Embedder:
 
     # Tokens to rows
 
-    def encode_tokens(self, tokens: list[list[int]]) -> np.ndarray:
+    def encode_tokens(self, tokens: list[list[int]], instructions: Sequence[str] = ()) -> np.ndarray:
         """Embed token ids, as `tokenize` and `tokenize_queries` return them, as (len(tokens), dim) float32 unit rows.
+
+        Args:
+            tokens: Of queries and passages.
+            instructions: That of each, "" for none and for passages; empty when none has any.
 
         Raises:
             InputError: The model returned a vector that is not finite.
         """
-        return self._encode(tokens)
+        return self._encode(tokens, instructions=instructions)
 
-    def _encode(self, tokens: list[list[int]], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+    def _encode(
+        self,
+        tokens: list[list[int]],
+        on_batch: Callable[[int], None] | None = None,
+        *,
+        instructions: Sequence[str] = (),
+    ) -> np.ndarray:
         before = self._truncated_by_server
         rows = np.empty((len(tokens), self.dim), dtype=np.float32)
-        with closing(self._computed(tokens)) as computed:
+        with closing(self._computed(tokens, self._shifts(instructions))) as computed:
             for batch, vectors in computed:
                 rows[batch] = vectors
                 if on_batch:
@@ -413,11 +436,27 @@ class Embedder:
     def _truncated_by_server(self) -> int:
         return self.runtime.truncated if isinstance(self.runtime, RemoteRuntime) else 0
 
-    def _computed(self, tokens: list[list[int]]) -> Generator[tuple[list[int], np.ndarray], None, None]:
+    def _shifts(self, instructions: Sequence[str]) -> dict[int, np.ndarray]:
+        """{position: what is added to the unit row that the graph gives for the text there}."""
+        shift, runtime = self._shift, cast(Any, self.runtime)
+        if shift is None:
+            return {}
+        shifts = {}
+        for position, instruction in enumerate(instructions):
+            if instruction:
+                if (kept := shift.kept(instruction)) is None:
+                    pooled = runtime.pooled(self.tokenize_queries([instruction], [""]), self.conventions)
+                    shift.keep(instruction, kept := shift(unit_rows(pooled))[0])
+                shifts[position] = kept
+        return shifts
+
+    def _computed(
+        self, tokens: list[list[int]], shifts: dict[int, np.ndarray]
+    ) -> Generator[tuple[list[int], np.ndarray], None, None]:
         """Each batch with its rows, from as many threads as the runtime takes."""
 
         def compute(batch: list[int]) -> tuple[list[int], np.ndarray]:
-            return batch, self._rows([tokens[i] for i in batch])
+            return batch, self._rows([tokens[i] for i in batch], [shifts.get(i) for i in batch] if shifts else [])
 
         batches = self._batches([len(ids) for ids in tokens])
         small = sum(map(len, tokens)) <= self.token_budget and len(tokens) <= self.runtime.most_texts
@@ -439,17 +478,31 @@ class Embedder:
             yield order[start : start + size]
             start += size
 
-    def _rows(self, batch: list[list[int]]) -> np.ndarray:
+    def _rows(self, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
         try:
-            pooled = self.runtime.forward(batch, self.conventions)
+            pooled = (
+                self._shifted(batch, shifts)
+                if any(shift is not None for shift in shifts)
+                else self.runtime.forward(batch, self.conventions)
+            )
         except MemoryError:
             if len(batch) == 1:
                 raise
             self.token_budget = max(1, self.token_budget // 2)
             logger.warning("out of memory: continuing with batches of %d tokens", self.token_budget)
             middle = len(batch) // 2
-            return np.concatenate([self._rows(batch[:middle]), self._rows(batch[middle:])])
+            halves = (batch[:middle], shifts[:middle]), (batch[middle:], shifts[middle:])
+            return np.concatenate([self._rows(*half) for half in halves])
         return unit_rows(pooled[:, : self.dim])
+
+    def _shifted(self, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
+        """As the runtime's `forward`, with the texts that have a shift moved by it before the map beside the graph."""
+        runtime = cast(Any, self.runtime)
+        pooled = runtime.pooled(batch, self.conventions)
+        for row, shift in enumerate(shifts):
+            if shift is not None:
+                pooled[row] = unit_rows(pooled[row : row + 1])[0] + shift
+        return np.asarray(runtime.mapped(pooled))
 
     def _checked_dim(self, dim: int | None, force: bool) -> int:
         full, smallest = self.runtime.hidden_size, self.conventions.smallest_dim

@@ -12,6 +12,7 @@ import numpy as np
 from searchkit.errors import InputError, MissingExtraError
 from searchkit.models.conventions import Conventions
 from searchkit.models.dense import linear_map
+from searchkit.models.instruction_shift import load_shift
 
 MODEL_FILE = "model.onnx"
 
@@ -19,9 +20,9 @@ MODEL_FILE = "model.onnx"
 class OnnxRuntime:
     """Token ids in, pooled float32 vectors out, from a folder that `searchkit export` wrote.
 
-    The graph pools by itself, with the pooling named in its metadata; a linear map may stand beside it in the folder. A
-    forward pass runs on the thread that calls it, and several threads may call at once: two threads with a batch each
-    are faster than two threads in every product.
+    The graph pools by itself, with the pooling named in its metadata; a shift of queries by their instruction, and a
+    linear map after it, may stand beside it in the folder. A forward pass runs on the thread that calls it, and several
+    threads may call at once: two threads with a batch each are faster than two threads in every product.
 
     Args:
         folder: Holds model.onnx, config.json, tokenizer.json and tokenizer_config.json.
@@ -57,6 +58,7 @@ class OnnxRuntime:
         # Exports before this was written have it in config.json, where architectures call it differently.
         names = (name for name in ("hidden_size", "dim", "d_model", "n_embd") if config.get(name))
         self.hidden_size = int(metadata.get("width") or config[next(names, "hidden_size")])
+        self.shift = load_shift(folder, self.hidden_size)
         self._map = linear_map(folder, self.hidden_size)
         if self._map is not None:
             self.hidden_size = self._map.shape[1]
@@ -70,7 +72,11 @@ class OnnxRuntime:
         return self.tokenizer.token_to_id(name) if name else None
 
     def forward(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
-        """Pooled states, (len(batch), hidden_size) float32, not normalised.
+        """Vectors, (len(batch), hidden_size) float32, not normalised; raises as `pooled` does."""
+        return self.mapped(self.pooled(batch, conventions))
+
+    def pooled(self, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
+        """What the graph gives, (len(batch), its width) float32, not normalised.
 
         Raises:
             MemoryError: There was not enough memory; a smaller batch may fit.
@@ -92,7 +98,10 @@ class OnnxRuntime:
             if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             raise
-        pooled = np.asarray(pooled, dtype=np.float32)
+        return np.asarray(pooled, dtype=np.float32)
+
+    def mapped(self, pooled: np.ndarray) -> np.ndarray:
+        """Pooled states, shifted or not, after the linear map beside the graph if there is one."""
         return pooled if self._map is None else pooled @ self._map
 
 

@@ -234,7 +234,7 @@ class EmbeddingQueue:
         instructions = [texts[number].instruction or "" for number in queries]
         for number, ids in zip(queries, embedder.tokenize_queries(prompts, instructions), strict=True):
             tokens[number] = ids
-        vectors = embedder.encode_tokens(tokens)
+        vectors = embedder.encode_tokens(tokens, [text.instruction or "" for text in texts])
         self._metrics.tokens.labels(self.name).inc(sum(map(len, tokens)))
         full = embedder.max_length
         return [_Row(row, len(ids), len(ids) >= full) for row, ids in zip(vectors, tokens, strict=True)]

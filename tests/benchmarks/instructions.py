@@ -2,6 +2,7 @@
 
     python tests/benchmarks/instructions.py [--model FOLDER] [--split test] [--mode dense]
     python tests/benchmarks/instructions.py --set kinds
+    python tests/benchmarks/instructions.py --general nfcorpus/:dev [--index nfcorpus.index]
 
 Runs on `corpora/intents`. The wrong instruction of a query is that of another query with the same text if there is one,
 else that of the next kind of task.
@@ -9,6 +10,9 @@ else that of the next kind of task.
 With `--set kinds`, on the development data in `corpora/kinds`: 24 topics, and 42 instructions in words that were never
 trained on, which are short, long, excluding ("no counterarguments please") or unusual. The wrong instruction is then
 another of the same style, which asks for other passages.
+
+With `--general`, on a BEIR folder: without an instruction, and with each of those in `corpora/kinds` for development
+that only say to search, in words that were never trained on. They should change nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +63,7 @@ def kinds_dev() -> tuple[list[Document], list[Query], Qrels, dict[str, str], lis
         Passages, queries with their instruction, judgements, {query id: style of its instruction}, and the queries with
         a wrong instruction.
     """
-    instructions = [row for row in kinds_rows("instructions") if row["split"] == "dev"]
+    instructions = [row for row in kinds_rows("instructions") if row["split"] == "dev" and row["right"]]
     others = []  # of each instruction, the next of its style that asks for none of the same passages
     for place, row in enumerate(instructions):
         following = instructions[place + 1 :] + instructions[:place]
@@ -78,13 +82,39 @@ def kinds_dev() -> tuple[list[Document], list[Query], Qrels, dict[str, str], lis
     return documents, queries, qrels, styles, swapped
 
 
+def general(name: str, index: Path | None, model: str, mode: str) -> dict[str, float]:
+    """{instruction: nDCG@10} on FOLDER:SPLIT, "" being none."""
+    folder, _, split = name.partition(":")
+    queries, qrels = read_beir_split(folder, split)
+    rows = [row for row in kinds_rows("instructions") if row["split"] == "dev" and not row["right"]]
+    scores = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        place = index or Path(temporary) / "index"
+        with SearchEngine.create(place, model=model, chunk_tokens=0, exist_ok=True) as engine:
+            engine.add(read_corpus(folder))
+            for instruction in ("", *(row["instruction"] for row in rows)):
+                (report,) = evaluate(engine, Judgements(name, queries, qrels, instruction), modes=[mode])
+                scores[instruction] = report.metrics["ndcg@10"]
+    return scores
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--set", default="intents", choices=["intents", "kinds"])
     parser.add_argument("--split", default="test", choices=["dev", "test"], help="of intents; kinds is dev")
     parser.add_argument("--mode", default="dense", choices=["dense", "hybrid"])
+    parser.add_argument(
+        "--general", metavar="FOLDER:SPLIT", help="a BEIR folder, for instructions that only say search"
+    )
+    parser.add_argument("--index", type=Path, help="keep its index here")
     arguments = parser.parse_args()
+    if arguments.general:
+        scores = general(arguments.general, arguments.index, arguments.model, arguments.mode)
+        told = [score for instruction, score in scores.items() if instruction]
+        row = {"model": arguments.model, "set": arguments.general, "mode": arguments.mode, "ndcg@10": scores}
+        print(json.dumps(row | {"none": scores[""], "mean": sum(told) / len(told), "lowest": min(told)}, indent=1))
+        return
     styles: dict[str, str] = {}
     if arguments.set == "kinds":
         arguments.split = "dev"

@@ -184,16 +184,64 @@ def kinds(topics: Iterable[Row], rng: random.Random) -> Iterator[Row]:
             yield _topic_row(query, aspect["instruction"], f"aspect {n}", passages, rng)
 
 
+def worded(topics: Iterable[Row], instructions: Iterable[Row], rng: random.Random) -> Iterator[Row]:
+    """Topics under instructions in many words: of each kind of passage, some for every topic.
+
+    Args:
+        topics: Of `corpora/kinds`.
+        instructions: Those of its instructions.jsonl that are for training.
+        rng: Draws them.
+    """
+    groups = defaultdict(list)
+    for row in instructions:
+        if row["right"]:
+            groups[tuple(row["right"])].append(row)
+    for topic in topics:
+        passages = {name: topic[name] for name in ("support", "refute", "define", "duplicate", "answer")}
+        passages |= {f"aspect {n}": aspect["text"] for n, aspect in enumerate(topic["aspects"])}
+        for wanted, rows in groups.items():
+            for row in rng.sample(rows, 2 if len(wanted) == 1 else 1):
+                right = rng.choice(wanted)
+                others = {name: text for name, text in passages.items() if name == right or name not in wanted}
+                query = topic[rng.choice(row["query"])]
+                yield _topic_row(query, row["instruction"], right, others, rng, _OPPOSITE)
+
+
+def general(instructions: Iterable[Row]) -> list[str]:
+    """Those instructions of `corpora/kinds` that only say to search."""
+    return [row["instruction"] for row in instructions if not row["right"]]
+
+
 def topics() -> Iterator[Row]:
     """The topics that come with searchkit."""
-    with (corpus_folder("kinds") / "topics.jsonl").open(encoding="utf-8") as stream:
+    yield from _rows("topics")
+
+
+def worded_instructions() -> list[Row]:
+    """The instructions for training that come with searchkit, in many words."""
+    return [row for row in _rows("instructions") if row["split"] == "train"]
+
+
+def _rows(name: str) -> Iterator[Row]:
+    with (corpus_folder("kinds") / f"{name}.jsonl").open(encoding="utf-8") as stream:
         yield from map(json.loads, stream)
 
 
-def _topic_row(query: str, instruction: str, right: str, passages: dict[str, str], rng: random.Random) -> Row:
+_SIDES = {"support": "refute", "refute": "support"}
+_OPPOSITE = {**_SIDES, "duplicate": "answer", "answer": "duplicate"}
+
+
+def _topic_row(
+    query: str,
+    instruction: str,
+    right: str,
+    passages: dict[str, str],
+    rng: random.Random,
+    opposites: dict[str, str] = _SIDES,
+) -> Row:
     others = [text for name, text in passages.items() if name != right]
-    # The opposite side is the hardest to tell apart, so it is always among the negatives.
-    opposite = [passages[{"support": "refute", "refute": "support"}[right]]] if right in _CLAIM else []
+    # The opposite is the hardest to tell apart, so it is always among the negatives.
+    opposite = [passages[opposites[right]]] if opposites.get(right) in passages else []
     row = _row(query, instruction, passages[right], others, rng)
     return {**row, "negatives": _first(opposite, others, rng)}
 
@@ -237,7 +285,8 @@ def write(pairs: Path, out: Path, *, embedder: Embedder, seed: int = 0) -> None:
         pairs: Folder with arxiv_title_abstract, medquad, squad_train, wikipedia_en_section and others as .jsonl.gz of
             query and positive; missing files are skipped.
         out: Folder for the files: plain.jsonl, neighbourhoods of all pairs, the examples with instructions that are
-            derived from them, and those from `corpora/kinds`.
+            derived from them, and those from `corpora/kinds`: kinds.jsonl, and worded.jsonl with instructions in many
+            words.
         embedder: Says which pairs are neighbours.
         seed: Random seed.
     """
@@ -256,6 +305,7 @@ def write(pairs: Path, out: Path, *, embedder: Embedder, seed: int = 0) -> None:
                 examples = read_examples(file, rejects=rejects)
                 _write(out / f"{name}.jsonl", make(examples, random.Random(seed)), count)
     _write(out / "kinds.jsonl", kinds(topics(), random.Random(seed)))
+    _write(out / "worded.jsonl", worded(topics(), worded_instructions(), random.Random(seed)))
 
 
 def _write(file: Path, rows: Iterable[Row], count: int | None = None) -> None:

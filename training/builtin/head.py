@@ -8,16 +8,16 @@ instruction that changes nothing too. Everything is matrix products of kept vect
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from searchkit.models.embedder import Embedder
+from searchkit.training.builtin.rows import Rows
 from searchkit.training.dataset import Example
 
 NEGATIVES = 3
@@ -96,9 +96,9 @@ def prepare(plain: Sequence[Example], instructed: Sequence[Example], model: Embe
         model: Without a head.
     """
     examples = [*plain, *instructed]
-    queries = _Rows(example.query for example in examples)
-    told = _Rows((example.query, example.instruction) for example in examples if example.instruction)
-    passages = _Rows(text for example in examples for text in (example.positive, *example.negatives))
+    queries = Rows(example.query for example in examples)
+    told = Rows((example.query, example.instruction) for example in examples if example.instruction)
+    passages = Rows(text for example in examples for text in (example.positive, *example.negatives))
     vectors = [
         torch.from_numpy(rows)
         for rows in (
@@ -123,17 +123,6 @@ def prepare(plain: Sequence[Example], instructed: Sequence[Example], model: Embe
         plain=torch.tensor(kept).reshape(-1, 2),
         asked=torch.tensor(asked).reshape(-1, 2 + NEGATIVES),
     )
-
-
-class _Rows:
-    """Different texts, and the row of each."""
-
-    def __init__(self, keys: Iterable[Any]) -> None:
-        self.keys = list(dict.fromkeys(keys))
-        self._rows = {key: row for row, key in enumerate(self.keys)}
-
-    def __getitem__(self, key: Any) -> int:
-        return self._rows[key]
 
 
 def whitening(rows: Tensor, *, power: float, shrink: float) -> Tensor:
@@ -182,30 +171,33 @@ def learn(data: HeadData, config: HeadConfig, on_step: Callable[[int, float, flo
         query = some(len(data.queries))
         apart = divergence(data.queries[query], passages, query, drawn)
         loss = apart + config.stay * len(start) * ((matrix - start) ** 2).sum() / (start**2).sum()
-        contrast = torch.zeros(())
+        asked = torch.zeros(())
         if len(data.plain):
             told, query = data.plain[some(len(data.plain))].T
             loss = loss + divergence(data.told[told], passages, query, drawn)
         if len(data.asked):
             told, *rows = data.asked[some(len(data.asked))].T
-            contrast = _contrast(data, matrix, told, torch.stack(rows, dim=1), config.temperature)
-            loss = loss + config.contrast * contrast
+            each = torch.stack(rows, dim=1)
+            mapped = _mapped(data.passages[each.flatten()], matrix)
+            asked = contrast(_mapped(data.told[told], matrix), mapped, each, config.temperature)
+            loss = loss + config.contrast * asked
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if on_step:
-            on_step(step + 1, apart.item(), contrast.item())
+            on_step(step + 1, apart.item(), asked.item())
     return matrix.detach()
 
 
-def _contrast(data: HeadData, matrix: Tensor, told: Tensor, rows: Tensor, temperature: float) -> Tensor:
+def contrast(queries: Tensor, passages: Tensor, rows: Tensor, temperature: float) -> Tensor:
     """InfoNCE of the first of each query's passages against its others and those of the other queries.
 
     Args:
-        told: (n,) rows of queries.
-        rows: (n, 1 + NEGATIVES) rows of passages.
+        queries: (n, dim) unit rows.
+        passages: (n * (1 + NEGATIVES), dim) unit rows, those of each query in turn.
+        rows: (n, 1 + NEGATIVES) numbers of these passages; equal ones are the same passage.
+        temperature: Of the softmax.
     """
-    queries, passages = _mapped(data.told[told], matrix), _mapped(data.passages[rows.flatten()], matrix)
     scores = queries @ passages.T / temperature  # (n, n * (1 + NEGATIVES))
     right = torch.arange(len(rows)) * rows.shape[1]
     same = rows[:, :1] == rows.flatten()[None]  # the right passage may also be another query's

@@ -1,16 +1,18 @@
-"""The head of the built-in model, made by one command from plain pairs.
+"""The head and the shift of the built-in model, made by one command from plain pairs.
 
     python -m searchkit.training.builtin PAIRS/ OUT/ [--base FOLDER] [--dev FOLDER:SPLIT ...]
 
 PAIRS holds .jsonl.gz files of query and positive, named as in :data:`searchkit.training.builtin.data.PLAIN`; missing
 files are skipped. The transformer that ships stays as it is, to the bit; what is learnt is the linear map after pooling
-(see :mod:`searchkit.training.builtin.head`). OUT/builtin is the model. Interrupted, the same command resumes.
+(see :mod:`searchkit.training.builtin.head`), and then how queries move by their instruction
+(:mod:`searchkit.training.builtin.shift`). OUT/builtin is the model. Interrupted, the same command resumes.
 docs/built-in-model.md has the figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,12 +24,16 @@ import numpy as np
 from searchkit.errors import InputError, SearchkitError
 from searchkit.models.conventions import fingerprint
 from searchkit.models.embedder import Embedder
+from searchkit.models.instruction_shift import SHIFT_FILE, save_shift
 from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
+from searchkit.readers.corpus import corpus_folder
 from searchkit.readers.lines import plain_lines
 from searchkit.training.builtin import data as builtin_data
+from searchkit.training.builtin import shift as builtin_shift
 from searchkit.training.builtin.head import HeadConfig, HeadData, learn, prepare
-from searchkit.training.dataset import read_examples
+from searchkit.training.builtin.shift import ShiftConfig, ShiftData
+from searchkit.training.dataset import Example, read_examples
 from searchkit.training.dev import DevSet
 from searchkit.training.export.dense import replace_dense
 from searchkit.training.files import digest, remove
@@ -47,6 +53,7 @@ def make(
     base: str = "builtin",
     dev: Sequence[str] = (),
     config: HeadConfig | None = None,
+    shift: ShiftConfig | None = None,
 ) -> Path:
     """Make the model; resumes where an earlier call was stopped, and redoes what depends on changed inputs.
 
@@ -56,6 +63,7 @@ def make(
         base: The exported model whose transformer gets the head; one that it has is left out.
         dev: BEIR folders as FOLDER:SPLIT, on which the transformer alone, the base and the result are compared.
         config: How the head is learnt; None is how the one that ships was.
+        shift: How the shift is learnt; likewise.
 
     Returns:
         The folder of the exported model.
@@ -63,7 +71,7 @@ def make(
     Raises:
         InputError: There are no such pairs, or the base is not an exported model.
     """
-    config = config or HeadConfig()
+    config, shift = config or HeadConfig(), shift or ShiftConfig()
     names = [f"{name}.jsonl.gz" for name in builtin_data.PLAIN]
     files = [pairs / name for name in names if (pairs / name).is_file()]
     if not files:
@@ -73,12 +81,14 @@ def make(
         raise InputError(f"{base} is not an exported model; write one with searchkit export")
     stages = Stages(out, lambda name, needed: print(f"{name}: {'started' if needed else 'done before'}", flush=True))
     start, data, head, built = out / "start", out / "data", out / "head", out / "builtin"
-    vectors = out / "vectors.safetensors"
+    headed, vectors, told = out / "headed", out / "vectors.safetensors", out / "shift-vectors.safetensors"
     with stages.stage("start", {"base": fingerprint(folder)}, ["start"]) as needed:
         if needed:
             remove(start)
             replace_dense(folder, start, [])
-    inputs: dict[str, Any] = {file.name: digest(file) for file in files} | {"start": fingerprint(start)}
+            (start / SHIFT_FILE).unlink(missing_ok=True)
+    inputs: dict[str, Any] = {file.name: digest(file) for file in files}
+    inputs |= {"start": fingerprint(start), "kinds": digest(corpus_folder("kinds"))}
     with stages.stage("data", inputs, ["data"]) as needed:
         if needed:
             builtin_data.write(pairs, data, embedder=Embedder(start))
@@ -92,25 +102,43 @@ def make(
             matrix = learn(HeadData.load(vectors), config, on_step=_Log(config.steps))
             print(f"head: {time.monotonic() - began:.0f} s", flush=True)
             write_linear(matrix.numpy(), head)
-    with stages.stage("builtin", {"start": inputs["start"], "head": digest(head)}, ["builtin"]) as needed:
+    with stages.stage("headed", {"start": inputs["start"], "head": digest(head)}, ["headed"]) as needed:
+        if needed:
+            remove(headed)
+            replace_dense(start, headed, [head])
+    with stages.stage("shift vectors", inputs | {"headed": fingerprint(headed)}, [told.name]) as needed:
+        if needed:
+            _embed_told(headed, data, told)
+    with stages.stage("builtin", {"vectors": digest(told), "settings": asdict(shift)}, ["builtin"]) as needed:
         if needed:
             remove(built)
-            replace_dense(start, built, [head])
+            shutil.copytree(headed, built)
+            save_shift(builtin_shift.learn(ShiftData.load(told), shift, on_step=_Log(shift.steps)), built)
     if dev:
         _show_scores(dev, {"no head": start, "base": folder, "result": built})
     return built
 
 
-def _embed(start: Path, data: Path, vectors: Path) -> None:
-    plain, instructed = (
-        [
-            example
-            for name in names
-            if (file := data / f"{name}.jsonl").is_file() and any(plain_lines(file))
-            for example in read_examples(file)
-        ]
-        for names in (("plain",), INSTRUCTED)
+def _examples(data: Path, *names: str) -> list[Example]:
+    files = [file for name in names if (file := data / f"{name}.jsonl").is_file() and any(plain_lines(file))]
+    return [example for file in files for example in read_examples(file)]
+
+
+def _embed_told(headed: Path, data: Path, vectors: Path) -> None:
+    general = builtin_data.general(builtin_data.worded_instructions())
+    plain, instructed = _examples(data, "plain"), _examples(data, *INSTRUCTED, "worded")
+    model, began = Embedder(headed, max_length=MAX_LENGTH), time.monotonic()
+    prepared = builtin_shift.prepare(plain, instructed, general, model)
+    print(
+        f"vectors of {len(prepared.queries)} queries, {len(prepared.instructions)} instructions and "
+        f"{len(prepared.passages)} passages: {time.monotonic() - began:.0f} s",
+        flush=True,
     )
+    prepared.save(vectors)
+
+
+def _embed(start: Path, data: Path, vectors: Path) -> None:
+    plain, instructed = _examples(data, "plain"), _examples(data, *INSTRUCTED)
     print(f"examples: {len(plain)} plain, {len(instructed)} with an instruction that decides", flush=True)
     model, began = Embedder(start, max_length=MAX_LENGTH), time.monotonic()
     prepared = prepare(plain, instructed, model)

@@ -1,0 +1,86 @@
+"""Queries that follow an instruction by a shift: the instruction's own vector decides what is added to the query's.
+
+An encoder that reads "Instruct: ... Query: ..." as one text loses part of the query in the words around it. Here the
+query is read alone; the instruction is read alone as well, once, and a small network turns its vector into something
+added to the vectors of its queries. An instruction that only says "search" adds next to nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from searchkit.errors import InputError
+
+SHIFT_FILE = "instruction_shift.safetensors"
+_NAMES = ("centre", "inner.weight", "inner.bias", "outer.weight")
+_MOST_KEPT = 1024
+
+
+class InstructionShift:
+    """The network beside an exported model, and the shifts of the instructions that came so far.
+
+    Args:
+        arrays: float32 "centre" (dim,), "inner.weight" (hidden, dim), "inner.bias" (hidden,), "outer.weight" (dim,
+            hidden), where dim is the width of the model's pooled vectors.
+        digest: SHA-256 of the file, as hex.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], digest: str) -> None:
+        self._centre, self._inner, self._bias, self._outer = (arrays[name] for name in _NAMES)
+        self.digest = digest
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """What queries get added, (n, dim) float32, from the (n, dim) unit rows of their instructions."""
+        hidden = np.maximum((rows - self._centre) @ self._inner.T + self._bias, 0)
+        return np.asarray(hidden @ self._outer.T)
+
+    def kept(self, instruction: str) -> np.ndarray | None:
+        """The shift (dim,) of an instruction that came before."""
+        return self._kept.get(instruction)
+
+    def keep(self, instruction: str, shift: np.ndarray) -> None:
+        """Remember an instruction's shift; with too many of them, all others are forgotten."""
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept = {}
+        self._kept[instruction] = shift
+
+
+def load_shift(folder: Path, width: int) -> InstructionShift | None:
+    """The shift beside an exported model; None where there is none.
+
+    Args:
+        folder: The model's.
+        width: Of its pooled vectors.
+
+    Raises:
+        InputError: The file is of something else, or of a model of another width.
+    """
+    file = folder / SHIFT_FILE
+    if not file.is_file():
+        return None
+    from safetensors.numpy import load
+
+    content = file.read_bytes()
+    arrays = load(content)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    hidden = len(arrays["inner.bias"]) if "inner.bias" in arrays else 0
+    expected = dict(zip(_NAMES, [(width,), (hidden, width), (hidden,), (width, hidden)], strict=True))
+    if shapes != expected or any(array.dtype != np.float32 for array in arrays.values()):
+        raise InputError(f"{file} holds {shapes}; expected float32 arrays {expected}. Copy the model's folder again")
+    return InstructionShift(arrays, hashlib.sha256(content).hexdigest())
+
+
+def save_shift(arrays: dict[str, np.ndarray], folder: Path) -> None:
+    """Put a shift beside an exported model.
+
+    Args:
+        arrays: As for :class:`InstructionShift`.
+        folder: The model's.
+    """
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(arrays[name], np.float32) for name in _NAMES}, str(folder / SHIFT_FILE))

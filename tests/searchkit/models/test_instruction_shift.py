@@ -1,0 +1,160 @@
+"""Queries that their instruction shifts: what is added, what stays, and what an index says of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from texts import TEXTS
+from tiny_models import build_model
+
+from searchkit.binding import check_model, differences
+from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
+from searchkit.models.embedder import Embedder, unit_rows
+from searchkit.models.instruction_shift import SHIFT_FILE, save_shift
+from searchkit.records import Document
+from searchkit.training.adaptation.mapped import write_model
+from searchkit.training.export import export, unpack
+from searchkit.training.layout import write_linear
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+WIDTH, HIDDEN, TOLD = 64, 8, "Find the tea"
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {
+        "centre": (WIDTH,),
+        "inner.weight": (HIDDEN, WIDTH),
+        "inner.bias": (HIDDEN,),
+        "outer.weight": (WIDTH, HIDDEN),
+    }
+    return {name: rng.standard_normal(shape).astype(np.float32) / 4 for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain")
+    export(build_model(folder / "bert", "bert"), folder / "model", dtype="float32")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def shifted(plain: Path, arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shifted") / "model"
+    shutil.copytree(plain, folder)
+    save_shift(arrays, folder)
+    return folder
+
+
+def moved(base: Embedder, arrays: dict[str, np.ndarray], instruction: str) -> np.ndarray:
+    """Queries plus the shift, before any map and at any length."""
+    told = base.encode_queries([instruction], "")[0] - arrays["centre"]
+    hidden = np.maximum(arrays["inner.weight"] @ told + arrays["inner.bias"], 0)
+    return np.asarray(base.encode_queries(TEXTS, "") + arrays["outer.weight"] @ hidden)
+
+
+def test_the_instruction_shifts_queries_and_nothing_else(
+    plain: Path, shifted: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    base, model = Embedder(plain), Embedder(shifted)
+    expected = unit_rows(moved(base, arrays, TOLD))
+    np.testing.assert_allclose(model.encode_queries(TEXTS, TOLD), expected, atol=1e-6)
+    np.testing.assert_allclose(model.encode_queries(TEXTS, TOLD), expected, atol=1e-6)  # the shift was kept
+    assert np.abs(expected - base.encode_queries(TEXTS, "")).max() > 0.05
+    np.testing.assert_array_equal(model.encode_queries(TEXTS, ""), base.encode_queries(TEXTS, ""))
+    np.testing.assert_array_equal(model.encode_passages(TEXTS), base.encode_passages(TEXTS))
+    assert model.query_tokens(TEXTS, TOLD) == base.query_tokens(TEXTS, ""), "it is not in front of the query"
+    np.testing.assert_allclose(model.encode_symmetric(TEXTS, TOLD), expected, atol=1e-6)
+
+
+def test_queries_and_passages_of_one_batch(plain: Path, shifted: Path, arrays: dict[str, np.ndarray]) -> None:
+    base, model = Embedder(plain), Embedder(shifted)
+    instructions = [("", TOLD, "Find bread")[n % 3] for n in range(len(TEXTS))]
+    tokens = [*model.tokenize(TEXTS), *model.tokenize_queries(TEXTS, instructions)]
+    rows = model.encode_tokens(tokens, [*[""] * len(TEXTS), *instructions])
+    np.testing.assert_allclose(rows[: len(TEXTS)], base.encode_passages(TEXTS), atol=1e-6)
+    for instruction in ("", TOLD, "Find bread"):
+        which = [n for n, own in enumerate(instructions) if own == instruction]
+        alone = model.encode_queries([TEXTS[n] for n in which], instruction)
+        np.testing.assert_allclose(rows[len(TEXTS) :][which], alone, atol=1e-6)
+
+
+def test_a_batch_too_large_for_memory_is_halved_with_its_shifts(shifted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Embedder(shifted)
+    expected = model.encode_queries(TEXTS, TOLD)
+    pooled = model.runtime.pooled  # type: ignore[attr-defined]
+
+    def scarce(batch: list[list[int]], conventions: object) -> np.ndarray:
+        if len(batch) > 2:
+            raise MemoryError
+        return np.asarray(pooled(batch, conventions))
+
+    monkeypatch.setattr(model.runtime, "pooled", scarce)
+    np.testing.assert_allclose(model.encode_queries(TEXTS, TOLD), expected, atol=1e-6)
+
+
+def test_the_shift_comes_before_a_map_beside_the_model(
+    plain: Path, shifted: Path, arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    matrix = np.random.default_rng(1).standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    write_linear(matrix, tmp_path / "map")
+    write_model(Embedder(shifted), tmp_path / "map", tmp_path / "adapted")
+    base, model = Embedder(plain), Embedder(tmp_path / "adapted")
+    expected = moved(base, arrays, TOLD) @ matrix
+    np.testing.assert_allclose(model.encode_queries(TEXTS, TOLD), unit_rows(expected), atol=1e-5)
+    np.testing.assert_allclose(model.encode_passages(TEXTS), unit_rows(base.encode_passages(TEXTS) @ matrix), atol=1e-5)
+    narrow = Embedder(tmp_path / "adapted", dim=16, force_dim=True)
+    np.testing.assert_allclose(narrow.encode_queries(TEXTS, TOLD), unit_rows(expected[:, :16]), atol=1e-5)
+
+
+def test_an_index_takes_the_model_with_and_without_a_shift(plain: Path, shifted: Path, tmp_path: Path) -> None:
+    base, model = Embedder(plain), Embedder(shifted)
+    assert "instruction_shift" not in base.identity()
+    assert len(model.identity()["instruction_shift"]) == 64, "what is cached of queries depends on it"
+    check_model(base.identity(), model)
+    check_model(model.identity(), base)
+    assert not differences(base.identity(), model.identity())
+    with SearchEngine.create(tmp_path / "notes.index", model=plain) as engine:
+        engine.add(Document(str(n), text) for n, text in enumerate(TEXTS))
+    with SearchEngine.open(tmp_path / "notes.index", model=shifted) as engine:
+        rows = model.encode_passages(TEXTS) @ model.encode_queries(["tea"], TOLD)[0]
+        hits = engine.search("tea", instruction=TOLD, mode="dense", k=3)
+        assert [hit.id for hit in hits] == [str(n) for n in np.argsort(-rows, kind="stable")[:3]]
+
+
+def test_what_is_trained_further_reads_instructions_in_front(plain: Path, shifted: Path, tmp_path: Path) -> None:
+    unpack(shifted, tmp_path / "back")
+    assert not (tmp_path / "back" / SHIFT_FILE).exists()
+    back = Embedder(tmp_path / "back", device="cpu", dtype="float32")
+    np.testing.assert_allclose(
+        back.encode_queries(TEXTS[:4], TOLD), Embedder(plain).encode_queries(TEXTS[:4], TOLD), atol=1e-5
+    )
+
+
+def test_an_instruction_may_be_as_long_as_a_text(shifted: Path) -> None:
+    model = Embedder(shifted, max_length=16)
+    model.encode_queries(["tea"], "tea tea")
+    with pytest.raises(InputError, match=r"the instruction takes \d+ of 16 tokens; shorten it"):
+        model.encode_queries(["tea"], "tea " * 40)
+
+
+def test_a_file_of_something_else_is_refused(shifted: Path, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    shutil.copytree(shifted, tmp_path / "model")
+    file = tmp_path / "model" / SHIFT_FILE
+    for wrong in (
+        {name: array for name, array in arrays.items() if name != "inner.bias"},
+        {**arrays, "centre": arrays["centre"][:32]},
+        {**arrays, "centre": arrays["centre"].astype(np.float16)},
+    ):
+        save_file(wrong, str(file))
+        with pytest.raises(InputError, match=rf"{SHIFT_FILE} holds .*; expected float32 .*Copy the model's folder"):
+            Embedder(tmp_path / "model")
+    file.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot be loaded as a model"):
+        Embedder(tmp_path / "model")
