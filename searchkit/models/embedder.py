@@ -496,9 +496,14 @@ class Embedder:
         return unit_rows(pooled[:, : self.dim])
 
     def _shifted(self, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
-        """As the runtime's `forward`, with the texts that have a shift moved by it before the map beside the graph."""
+        """As the runtime's `forward`, with the texts that have a shift moved by it before the map beside the graph.
+
+        A query under several instructions is computed once.
+        """
         runtime = cast(Any, self.runtime)
-        pooled = runtime.pooled(batch, self.conventions)
+        places = {tuple(ids): place for place, ids in enumerate(dict.fromkeys(map(tuple, batch)))}
+        pooled = runtime.pooled([list(ids) for ids in places], self.conventions)
+        pooled = pooled[[places[tuple(ids)] for ids in batch]]
         for row, shift in enumerate(shifts):
             if shift is not None:
                 pooled[row] = unit_rows(pooled[row : row + 1])[0] + shift

@@ -123,6 +123,8 @@ def prepare(
 class _Network(torch.nn.Module):
     """The vector of an instruction to what is added to a query's; zero before training."""
 
+    centre: Tensor
+
     def __init__(self, centre: Tensor, hidden: int) -> None:
         super().__init__()
         self.register_buffer("centre", centre)

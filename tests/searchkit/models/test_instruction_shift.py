@@ -85,6 +85,22 @@ def test_queries_and_passages_of_one_batch(plain: Path, shifted: Path, arrays: d
         np.testing.assert_allclose(rows[len(TEXTS) :][which], alone, atol=1e-6)
 
 
+def test_a_query_under_two_instructions_is_computed_once(shifted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Embedder(shifted)
+    expected = [model.encode_queries(["tea"], told)[0] for told in (TOLD, "Find bread", "")]
+    pooled, computed = model.runtime.pooled, []  # type: ignore[attr-defined]
+
+    def counted(batch: list[list[int]], conventions: object) -> np.ndarray:
+        computed.extend(batch)
+        return np.asarray(pooled(batch, conventions))
+
+    monkeypatch.setattr(model.runtime, "pooled", counted)
+    instructions = [TOLD, "Find bread", ""]
+    rows = model.encode_tokens(model.tokenize_queries(["tea"] * 3, instructions), instructions)
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+    assert len(computed) == 1
+
+
 def test_a_batch_too_large_for_memory_is_halved_with_its_shifts(shifted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Embedder(shifted)
     expected = model.encode_queries(TEXTS, TOLD)
