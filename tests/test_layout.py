@@ -176,7 +176,7 @@ def test_a_wheel_holds_every_module_and_corpus(monkeypatch: pytest.MonkeyPatch) 
     data = {ROOT / file for file in build.find_data_files("searchkit.server", "searchkit/server")}
     assert data == set((ROOT / "searchkit" / "server" / "static").iterdir())
     builtin = {file for file in (ROOT / "searchkit" / "builtin").rglob("*") if file.is_file()}
-    assert len(builtin) == 8
+    assert len(builtin) == 9
     data = {ROOT / file for file in build.find_data_files("searchkit", "searchkit")}
     assert data == {ROOT / "searchkit" / "py.typed", *builtin}
 

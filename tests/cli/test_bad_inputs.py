@@ -146,7 +146,7 @@ CASES: list[tuple[tuple[str, ...], int, tuple[str, ...]]] = [
     # Searching
     (("search", "notes.index", "caf\udce9"), 1, ("query 1 is not UTF-8: caf\\xe9",)),
     (("search", "notes.index", "tea", "--instruction", "caf\udce9"), 1, ("instruction", "UTF-8")),
-    (("search", "notes.index", "tea", "--instruction", "x " * 5000), 1, ("leaves no room for a query",)),
+    (("search", "notes.index", "tea", "--instruction", "x " * 5000), 1, ("takes 5002 of 256 tokens; shorten it",)),
     (("search", "notes.index", "tea", "--where", "{"), 1, ("the filter is not JSON", "single quotes")),
     (("search", "notes.index", "tea", "--where", "[" * 5000), 1, ("the filter is not JSON",)),
     (("search", "notes.index", "tea", "--where", '{"year": 1e999}'), 1, ("expected a finite number",)),

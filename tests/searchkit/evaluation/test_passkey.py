@@ -204,26 +204,27 @@ def test_the_built_in_model_reads_short_texts(builtin: Embedder) -> None:
     assert item.summary()["whole_text"] > 0.9
 
 
-def test_the_instruction_is_put_before_every_question(oracle: Embedder) -> None:
+def test_the_instruction_is_put_before_every_question(mistral: Path) -> None:
+    model = Embedder(mistral, device="cpu")
     given: list[str] = []
-    forward = oracle.runtime.forward
+    forward = model.runtime.forward
 
     def listen(batch: list[list[int]], conventions: Conventions) -> np.ndarray:
-        given.extend(oracle.runtime.tokenizer.decode(ids) for ids in batch)
+        given.extend(model.runtime.tokenizer.decode(ids) for ids in batch)
         return forward(batch, conventions)
 
-    oracle.runtime.forward = listen  # type: ignore[method-assign]
-    measure_passkeys(oracle, [32], instruction="Find the note with the key asked for")
-    assert sum("find the note with the key asked for" in text for text in given) == QUESTIONS
+    model.runtime.forward = listen  # type: ignore[method-assign]
+    measure_passkeys(model, [128], instruction="Find the note with the key asked for")
+    assert sum("Find the note with the key asked for" in text for text in given) == QUESTIONS
     assert len(given) == QUESTIONS + DOCUMENTS
 
 
-def test_an_instruction_that_leaves_no_room_is_refused() -> None:
-    model = Embedder(max_length=40)
-    with pytest.raises(ValueError, match="questions are longer than the 40 tokens"):
-        measure_passkeys(model, [32], instruction="find " * 24)
+def test_an_instruction_that_leaves_no_room_is_refused(mistral: Path) -> None:
+    model = Embedder(mistral, device="cpu", max_length=96)
+    with pytest.raises(ValueError, match="questions are longer than the 96 tokens"):
+        measure_passkeys(model, [64], instruction="find " * 20)
     with pytest.raises(ValueError, match="leaves no room for a query"):
-        measure_passkeys(model, [32], instruction="find " * 50)
+        measure_passkeys(model, [64], instruction="find " * 90)
 
 
 def test_the_report_lists_every_person_and_length(builtin: Embedder) -> None:

@@ -193,7 +193,7 @@ def test_readiness_fails_when_the_model_does(serve, monkeypatch) -> None:
     embedder = server.config.app.state.service.models["builtin"].embedder
     with httpx.Client(base_url=server.address) as client:
         assert client.get("/readyz").status_code == 200
-        monkeypatch.setattr(embedder, "encode_tokens", lambda tokens: 1 / 0)
+        monkeypatch.setattr(embedder, "encode_tokens", lambda *_: 1 / 0)
         time.sleep(1.1)  # the last check counts for a second
         response = client.get("/readyz")
         assert (response.status_code, list(response.json()["failures"])) == (503, ["model builtin"])

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -120,7 +120,7 @@ def test_a_text_that_is_too_long_is_truncated_and_named(client, embedder) -> Non
         ({"input": "tea", "instruction": "x", "task": "web"}, "more than one"),
         ({"input": "tea", "instruction": "x", "input_type": "document"}, "only queries"),
         ({"input": "tea", "instruction": ["x", "y"]}, "2 instructions came for 1"),
-        ({"input": "tea", "instruction": "word " * 400}, "no room for a query"),
+        ({"input": "tea", "instruction": "word " * 400}, "the instruction takes 402 of 256 tokens"),
         ({"input": "tea", "task": "nonesuch"}, "known tasks"),
         ({"input": "tea", "model": None, "user": 3}, "user"),
     ],
@@ -157,10 +157,10 @@ def test_one_bad_text_spoils_nobody_s_answer(serve, monkeypatch) -> None:
     whole = embedder.encode_tokens
     bad = embedder.tokenize(["poison"])[0]
 
-    def failing(tokens: list[list[int]]) -> np.ndarray:
+    def failing(tokens: list[list[int]], instructions: Sequence[str]) -> np.ndarray:
         if bad in tokens:
             raise RuntimeError("the graph failed")
-        return whole(tokens)
+        return whole(tokens, instructions)
 
     monkeypatch.setattr(embedder, "encode_tokens", failing)
 
