@@ -304,6 +304,7 @@ def test_the_command_measures_chooses_and_writes_a_report(folder: Path, tmp_path
     report = tmp_path / "deep" / "report.json"
     result = call("compress", folder, "--recipes", "int8,pq:8,pq:8+rerank", "--report", report, "--recall", "0.9")
     assert "> pq:8+rerank" in result.stdout
+    assert "> pq:8+rerank: the least memory within the limits, codebooks included" in result.stderr
     assert result.stderr.index("s on an idle CPU") < result.stderr.index("[1/")  # before the work
     assert "queries are phrases of 150 held-out passages" in result.stderr
     assert "trained on 1,350 vectors, fewer than recommended: int8 10,000, pq:8 9,984" in result.stderr
