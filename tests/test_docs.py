@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,15 +75,20 @@ def masked(line: str) -> str:
 def computed_once() -> Iterator[None]:
     """Pages embed the same texts again and again: the built-in model computes each of them once."""
     built_in, compute = Embedder().folder, Embedder._rows
-    kept: dict[tuple[int, ...], np.ndarray] = {}
+    kept: dict[tuple[int, bytes, tuple[int, ...]], np.ndarray] = {}
 
-    def rows(self: Embedder, batch: list[list[int]]) -> np.ndarray:
+    def rows(self: Embedder, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
         if self.folder != built_in:
-            return compute(self, batch)
-        keys = [(self.dim, *tokens) for tokens in batch]
+            return compute(self, batch, shifts)
+        shifts = shifts or [None] * len(batch)
+        keys = [
+            (self.dim, b"" if shift is None else shift.tobytes(), tuple(tokens))
+            for tokens, shift in zip(batch, shifts, strict=True)
+        ]
         new = [n for n, key in enumerate(keys) if key not in kept]
         if new:
-            kept.update(zip((keys[n] for n in new), compute(self, [batch[n] for n in new]), strict=True))
+            computed = compute(self, [batch[n] for n in new], [shifts[n] for n in new])
+            kept.update(zip((keys[n] for n in new), computed, strict=True))
         return np.stack([kept[key] for key in keys])
 
     with pytest.MonkeyPatch.context() as patch:
