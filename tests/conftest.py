@@ -9,8 +9,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,10 +20,28 @@ from texts import SENTENCES, TEXTS
 from tiny_models import build_model
 
 from searchkit.models.embedder import Embedder
+from searchkit.models.onnx_runtime import OnnxRuntime
 from searchkit.records import Document
 
 if TYPE_CHECKING:
     from searchkit.training.config import TrainConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """The files of the built-in model are read once in a process, and not for each of a thousand engines."""
+    built_in, read = Embedder().folder, OnnxRuntime.__init__
+    kept: dict[int | None, dict[str, Any]] = {}
+
+    def init(self: OnnxRuntime, folder: Path, threads: int | None = None) -> None:
+        if folder != built_in or sys.modules.get("onnxruntime") is None or threads not in kept:
+            read(self, folder, threads)
+        if folder == built_in:
+            vars(self).update(kept.setdefault(threads, dict(vars(self))))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxRuntime, "__init__", init)
+        yield
 
 
 @pytest.fixture(scope="session")
