@@ -438,17 +438,18 @@ class Embedder:
 
     def _shifts(self, instructions: Sequence[str]) -> dict[int, np.ndarray]:
         """{position: what is added to the unit row that the graph gives for the text there}."""
-        shift, runtime = self._shift, cast(Any, self.runtime)
-        if shift is None:
+        if self._shift is None:
             return {}
-        shifts = {}
-        for position, instruction in enumerate(instructions):
-            if instruction:
-                if (kept := shift.kept(instruction)) is None:
-                    pooled = runtime.pooled(self.tokenize_queries([instruction], [""]), self.conventions)
-                    shift.keep(instruction, kept := shift(unit_rows(pooled))[0])
-                shifts[position] = kept
-        return shifts
+        told = {position: instruction for position, instruction in enumerate(instructions) if instruction}
+        known = {instruction: self._shift.kept(instruction) for instruction in told.values()}
+        new = [instruction for instruction, shift in known.items() if shift is None]
+        tokens = self.tokenize_queries(new, [""] * len(new))
+        for batch in self._batches([len(ids) for ids in tokens]):
+            pooled = cast(Any, self.runtime).pooled([tokens[i] for i in batch], self.conventions)
+            for i, shift in zip(batch, self._shift(unit_rows(pooled)), strict=True):
+                known[new[i]] = shift
+                self._shift.keep(new[i], shift)
+        return {position: shift for position, name in told.items() if (shift := known[name]) is not None}
 
     def _computed(
         self, tokens: list[list[int]], shifts: dict[int, np.ndarray]

@@ -85,6 +85,14 @@ def test_queries_and_passages_of_one_batch(plain: Path, shifted: Path, arrays: d
         np.testing.assert_allclose(rows[len(TEXTS) :][which], alone, atol=1e-6)
 
 
+def test_every_query_may_have_an_instruction_of_its_own(shifted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("searchkit.models.instruction_shift._MOST_KEPT", 3)
+    model = Embedder(shifted)
+    rows = model.encode_tokens(model.tokenize_queries(TEXTS, TEXTS), TEXTS)
+    for text, row in zip(TEXTS, rows, strict=True):
+        np.testing.assert_allclose(Embedder(shifted).encode_queries([text], text)[0], row, atol=1e-6)
+
+
 def test_a_query_under_two_instructions_is_computed_once(shifted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Embedder(shifted)
     expected = [model.encode_queries(["tea"], told)[0] for told in (TOLD, "Find bread", "")]
