@@ -20,6 +20,7 @@ from searchkit.errors import InputError
 from searchkit.models.embedder import Embedder
 from searchkit.models.pooling import POOLINGS
 from searchkit.training.export import calibration, compare, export, traced, unpack
+from searchkit.training.export.export import check_size
 from searchkit.training.export.int4_graph import round_blocks
 from searchkit.training.layout import write_layout
 
@@ -242,6 +243,26 @@ def test_another_pooling_than_it_was_exported_with_is_refused(mistral_int8: Path
     conventions = replace(Embedder(mistral_int8).conventions, pooling="mean")
     with pytest.raises(ValueError, match="exported with last pooling"):
         Embedder(mistral_int8, conventions=conventions).encode_passages(["tea"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype", "to_do"),
+    [(600_000_000, "float32", r"takes 2\.2 GiB in float32, .* holds less than 2; export it with --onnx int8"),
+     (2_500_000_000, "int8", "--onnx int4"), (7_000_000_000, "int8", "run it as it is")],
+)  # fmt: skip
+def test_what_one_file_cannot_hold_is_refused_at_once(weights: int, dtype: str, to_do: str) -> None:
+    with pytest.raises(InputError, match=to_do):
+        check_size("a model", weights, dtype)
+    check_size("a model", 500_000_000, dtype)
+
+
+def test_a_model_too_large_for_a_file_is_not_exported(
+    mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["searchkit.training.export.export"], "_LARGEST", 100_000)
+    with pytest.raises(InputError, match="in float32, and one ONNX file"):
+        export(mistral, tmp_path / "out", dtype="float32")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_in_use_is_not_written_over(mistral: Path, mistral_int8: Path) -> None:

@@ -29,6 +29,8 @@ from searchkit.training.layout import write_layout
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "int8", "int4")
+_LARGEST = 2**31  # bytes of one ONNX file, which is a protocol buffer
+_WEIGHT = {"float32": 4.0, "int8": 1.0, "int4": 0.625}  # bytes, in int4 with a scale and a zero for each block
 
 
 def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
@@ -45,8 +47,8 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
         dtype: One of :data:`DTYPES`.
 
     Raises:
-        InputError: The dtype is unknown, `out` is not empty, or the model is an exported one, on a server, or
-            pools without the prompt.
+        InputError: The dtype is unknown, `out` is not empty, or the model is an exported one, on a server, too large,
+            or pools without the prompt.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -65,6 +67,7 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
             "the model as it is"
         )
     torch_model = embedder.runtime.model
+    check_size(str(model), sum(weights.numel() for weights in torch_model.parameters()), dtype)
     graph = _write(torch_model, embedder, dtype) if can_write(torch_model.config) else None
     if graph is None:
         from searchkit.training.export.traced import trace
@@ -82,6 +85,17 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
     # Settings that the model's name implies are written out, since the folder may have any name.
     write_layout(embedder, out, default_instruction=embedder.conventions.default_instruction)
     onnx.save(graph, str(out / MODEL_FILE))
+
+
+def check_size(model: str, weights: int, dtype: str) -> None:
+    """Raise InputError if so many weights of this type do not fit into one ONNX file."""
+    size = weights * _WEIGHT[dtype]
+    if size >= _LARGEST:
+        smaller = next((other for other in DTYPES if weights * _WEIGHT[other] < _LARGEST), None)
+        to_do = f"export it with --onnx {smaller}" if smaller else "run it as it is, on torch or on a server"
+        raise InputError(
+            f"{model} takes {size / 2**30:.1f} GiB in {dtype}, and one ONNX file holds less than 2; {to_do}"
+        )
 
 
 def compare(model: str | Path, exported: Path) -> tuple[float, float]:
