@@ -88,7 +88,7 @@ def unreadable(embedder: Embedder, texts: Sequence[str]) -> list[bool]:
 def is_instructed(embedder: Embedder, instruction: str | None) -> bool:
     """Whether a query with this instruction differs from the same query under the neutral one."""
     default = embedder.conventions.default_instruction
-    return (default if instruction is None else instruction) not in (None, "", WEB_SEARCH)
+    return ((default if instruction is None else instruction) or "").strip() not in ("", WEB_SEARCH)
 
 
 def checked_vectors(vectors: object, count: int, dim: int) -> np.ndarray:

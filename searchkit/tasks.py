@@ -20,7 +20,7 @@ class Task:
 
     Args:
         name: As users write it, in lower case.
-        instruction: The sentence put before every query.
+        instruction: The sentence that says what every query is to find.
         split: The split that published figures are measured on.
         drop_self: Whether a hit with the query's own id is dropped before scoring.
         aliases: Other names of the same collection.

@@ -27,7 +27,7 @@ class Example:
         query: Without its instruction.
         positive: The passage to retrieve.
         negatives: Hard negatives, best first; may be empty.
-        instruction: The task sentence put before the query; None leaves it to the model, "" is none at all.
+        instruction: The sentence that says what to find; None leaves it to the model, "" is none at all.
         source: Where it comes from; examples of different sources never share a batch.
         positive_id: Id of the document that the positive was looked up from, if any.
     """

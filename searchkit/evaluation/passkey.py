@@ -207,7 +207,7 @@ def _questions(embedder: Embedder, instruction: str | None, seed: int) -> np.nda
     if cut := embedder.stats.truncated - before:
         raise InputError(
             f"{cut} of {QUESTIONS} questions are longer than the {embedder.max_length} tokens that {embedder.name} "
-            'takes; shorten the instruction, or measure without one (instruction "")'
+            'takes; shorten the instruction where it stands in front of them, or measure without one (instruction "")'
         )
     return rows
 

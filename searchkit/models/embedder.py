@@ -184,6 +184,11 @@ class Embedder:
         return self.conventions.max_length
 
     @property
+    def shifts_queries(self) -> bool:
+        """Whether an instruction shifts the vectors of its queries, instead of being read in front of them."""
+        return self._shift is not None
+
+    @property
     def special_tokens(self) -> int:
         """How many tokens of `max_length` the special tokens take."""
         return sum(map(len, self.frame))
@@ -358,11 +363,11 @@ class Embedder:
         """The instruction, or the model's default for None; InputError when it leaves no room for a query."""
         if instruction is None:
             instruction = self.conventions.default_instruction
-        if not instruction:
+        if not instruction or not instruction.strip():
             return ""
         texts = (instruction, "") if self._shift else ("", instruction)  # read alone, or in front of a query
         count = len(self._ids([self.conventions.prompt(*texts, 1)])[0]) + self.special_tokens
-        if count >= self.max_length:
+        if count >= self.max_length + self.shifts_queries:
             rest = "" if self._shift else " and leaves no room for a query"
             raise InputError(f"the instruction takes {count} of {self.max_length} tokens{rest}; shorten it")
         return instruction
@@ -438,18 +443,29 @@ class Embedder:
 
     def _shifts(self, instructions: Sequence[str]) -> dict[int, np.ndarray]:
         """{position: what is added to the unit row that the graph gives for the text there}."""
-        if self._shift is None:
-            return {}
-        told = {position: instruction for position, instruction in enumerate(instructions) if instruction}
-        known = {instruction: self._shift.kept(instruction) for instruction in told.values()}
-        new = [instruction for instruction, shift in known.items() if shift is None]
-        tokens = self.tokenize_queries(new, [""] * len(new))
-        for batch in self._batches([len(ids) for ids in tokens]):
-            pooled = cast(Any, self.runtime).pooled([tokens[i] for i in batch], self.conventions)
-            for i, shift in zip(batch, self._shift(unit_rows(pooled)), strict=True):
-                known[new[i]] = shift
-                self._shift.keep(new[i], shift)
-        return {position: shift for position, name in told.items() if (shift := known[name]) is not None}
+        told = {position: name for position, name in enumerate(instructions) if name.strip()} if self._shift else {}
+        names = list(dict.fromkeys(told.values()))
+        read = map(tuple, self.tokenize_queries(names, [""] * len(names)))
+        # Of an instruction without any token, such as an invisible character, there is nothing to read.
+        tokens = {name: ids for name, ids in zip(names, read, strict=True) if len(ids) > self.special_tokens}
+        known = {ids: self._shift.kept(ids) for ids in tokens.values()} if self._shift else {}
+        new = [list(ids) for ids, shift in known.items() if shift is None]
+        for batch in self._batches([len(ids) for ids in new]):
+            for ids, shift in zip(
+                batch, self._halved(batch, lambda some: self._read([new[i] for i in some])), strict=True
+            ):
+                known[tuple(new[ids])] = shift
+        return {
+            position: shift for position, name in told.items() if (shift := known.get(tokens.get(name, ()))) is not None
+        }
+
+    def _read(self, instructions: list[list[int]]) -> np.ndarray:
+        """The shifts of some instructions, (n, width of the graph), by their tokens."""
+        network = cast(InstructionShift, self._shift)
+        shifts = network(unit_rows(cast(Any, self.runtime).pooled(instructions, self.conventions)))
+        for ids, shift in zip(instructions, shifts, strict=True):
+            network.keep(tuple(ids), shift)
+        return shifts
 
     def _computed(
         self, tokens: list[list[int]], shifts: dict[int, np.ndarray]
@@ -480,21 +496,25 @@ class Embedder:
             start += size
 
     def _rows(self, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
+        def compute(some: list[int]) -> np.ndarray:
+            part = [batch[i] for i in some]
+            if any(shifts[i] is not None for i in some if shifts):
+                return self._shifted(part, [shifts[i] for i in some])
+            return self.runtime.forward(part, self.conventions)
+
+        return unit_rows(self._halved(list(range(len(batch))), compute)[:, : self.dim])
+
+    def _halved(self, batch: list[int], compute: Callable[[list[int]], np.ndarray]) -> np.ndarray:
+        """What `compute` gives for a batch, in halves where memory is too small for it."""
         try:
-            pooled = (
-                self._shifted(batch, shifts)
-                if any(shift is not None for shift in shifts)
-                else self.runtime.forward(batch, self.conventions)
-            )
+            return compute(batch)
         except MemoryError:
             if len(batch) == 1:
                 raise
             self.token_budget = max(1, self.token_budget // 2)
             logger.warning("out of memory: continuing with batches of %d tokens", self.token_budget)
             middle = len(batch) // 2
-            halves = (batch[:middle], shifts[:middle]), (batch[middle:], shifts[middle:])
-            return np.concatenate([self._rows(*half) for half in halves])
-        return unit_rows(pooled[:, : self.dim])
+            return np.concatenate([self._halved(batch[:middle], compute), self._halved(batch[middle:], compute)])
 
     def _shifted(self, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
         """As the runtime's `forward`, with the texts that have a shift moved by it before the map beside the graph.

@@ -1,7 +1,7 @@
 """Queries that follow an instruction by a shift: the instruction's own vector decides what is added to the query's.
 
 An encoder that reads "Instruct: ... Query: ..." as one text loses part of the query in the words around it. Here the
-query is read alone; the instruction is read alone as well, once, and a small network turns its vector into something
+query is read alone; the instruction is read alone as well, and a small network turns its vector into something
 added to the vectors of its queries. An instruction that only says "search" adds next to nothing.
 """
 
@@ -31,22 +31,22 @@ class InstructionShift:
     def __init__(self, arrays: dict[str, np.ndarray], digest: str) -> None:
         self._centre, self._inner, self._bias, self._outer = (arrays[name] for name in _NAMES)
         self.digest = digest
-        self._kept: dict[str, np.ndarray] = {}
+        self._kept: dict[tuple[int, ...], np.ndarray] = {}
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """What queries get added, (n, dim) float32, from the (n, dim) unit rows of their instructions."""
         hidden = np.maximum((rows - self._centre) @ self._inner.T + self._bias, 0)
         return np.asarray(hidden @ self._outer.T)
 
-    def kept(self, instruction: str) -> np.ndarray | None:
-        """The shift (dim,) of an instruction that came before."""
-        return self._kept.get(instruction)
+    def kept(self, tokens: tuple[int, ...]) -> np.ndarray | None:
+        """The shift (dim,) of an instruction that came before, by its tokens as the model reads them."""
+        return self._kept.get(tokens)
 
-    def keep(self, instruction: str, shift: np.ndarray) -> None:
+    def keep(self, tokens: tuple[int, ...], shift: np.ndarray) -> None:
         """Remember an instruction's shift; with too many of them, all others are forgotten."""
         if len(self._kept) >= _MOST_KEPT:
             self._kept = {}
-        self._kept[instruction] = shift
+        self._kept[tokens] = shift
 
 
 def load_shift(folder: Path, width: int) -> InstructionShift | None:

@@ -114,7 +114,9 @@ class EmbeddingQueue:
         longest, repeats = self.embedder.max_length, self.embedder.conventions.query_repeats
         total = 0
         for text, instruction, _ in texts:
-            length = len(text) if instruction is None else repeats * len(text) + len(instruction)
+            length = len(text) if instruction is None else repeats * len(text)
+            if instruction and not self.embedder.shifts_queries:
+                length += len(instruction)
             total += min(longest, 8 + length // 4) + length // 256  # all of a long text is tokenized
         return total
 

@@ -153,7 +153,7 @@ class Indexes:
         if identity is None:
             return None
         # Vectors of probe texts differ in the last digits; opening the index compares them.
-        apart = ("adapter", "probes" if "probes" in identity else "model")
+        apart = ("adapter", "instruction_shift", "probes" if "probes" in identity else "model")
         key = json.dumps({name: value for name, value in identity.items() if name not in apart})
         if key not in self._identities:
             embedder = ModelChoice(None, None, settings.device, "auto", settings.threads).load(identity)

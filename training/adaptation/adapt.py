@@ -125,9 +125,12 @@ class _Run:
         engine.require_model()
         self.identity: dict[str, Any] = engine.settings["model"]
         self.documents = engine.store.documents.checksum()
+        # The index does not say how its model follows instructions, which may have changed since it was built.
+        shift = engine.embedder.identity().get("instruction_shift")
+        self._model_key = self.identity | ({"instruction_shift": shift} if shift else {})
         self._index_key = {
             "documents": self.documents,
-            "model": self.identity,
+            "model": self._model_key,
             "plan": engine.storage.to_json()["plan"],
             **{name: engine.settings[name] for name in ("chunk_tokens", "overlap", "language")},
         }
@@ -209,7 +212,7 @@ class _Run:
     def export(self) -> None:
         """Write the new model in the form of the old one: exported if that was."""
         source = MAP if self.config.train == "head" else TRAINED
-        inputs = {"source": self._digests(source), "base": self.identity}
+        inputs = {"source": self._digests(source), "base": self._model_key}
         with self.stages.stage("export", inputs, [MODEL]) as needed:
             if needed:
                 remove(self.out / MODEL)

@@ -1,7 +1,7 @@
 """The built-in model's shift: what an instruction's own vector adds to the vectors of its queries.
 
 Learnt on vectors that the finished model gives, all read without a prefix. Examples whose instruction decides say where
-queries have to go; instructions that change nothing, put before queries of all kinds, say when they have to stay.
+queries have to go; instructions that change nothing, given to queries of all kinds, say when they have to stay.
 """
 
 from __future__ import annotations

@@ -93,7 +93,11 @@ async def embeddings(body: EmbeddingsRequest, request: Request, service: Current
 def _model_row(name: str, model: EmbeddingQueue) -> dict[str, Any]:
     """OpenAI's fields, the longest input as vLLM names it, and our conventions, for clients that apply them."""
     embedder = model.embedder
-    about = {"max_model_len": embedder.max_length, "conventions": asdict(embedder.conventions)}
+    about = {
+        "max_model_len": embedder.max_length,
+        "conventions": asdict(embedder.conventions),
+        "shifts_queries": embedder.shifts_queries,
+    }
     return {"id": name, "object": "model", "created": 0, "owned_by": "searchkit", **about}
 
 

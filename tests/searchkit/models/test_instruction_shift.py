@@ -65,7 +65,6 @@ def test_the_instruction_shifts_queries_and_nothing_else(
     base, model = Embedder(plain), Embedder(shifted)
     expected = unit_rows(moved(base, arrays, TOLD))
     np.testing.assert_allclose(model.encode_queries(TEXTS, TOLD), expected, atol=1e-6)
-    np.testing.assert_allclose(model.encode_queries(TEXTS, TOLD), expected, atol=1e-6)  # the shift was kept
     assert np.abs(expected - base.encode_queries(TEXTS, "")).max() > 0.05
     np.testing.assert_array_equal(model.encode_queries(TEXTS, ""), base.encode_queries(TEXTS, ""))
     np.testing.assert_array_equal(model.encode_passages(TEXTS), base.encode_passages(TEXTS))
@@ -110,8 +109,8 @@ def test_a_query_under_two_instructions_is_computed_once(shifted: Path, monkeypa
 
 
 def test_a_batch_too_large_for_memory_is_halved_with_its_shifts(shifted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = np.concatenate([Embedder(shifted).encode_queries([text], text) for text in TEXTS])
     model = Embedder(shifted)
-    expected = model.encode_queries(TEXTS, TOLD)
     pooled = model.runtime.pooled  # type: ignore[attr-defined]
 
     def scarce(batch: list[list[int]], conventions: object) -> np.ndarray:
@@ -120,7 +119,8 @@ def test_a_batch_too_large_for_memory_is_halved_with_its_shifts(shifted: Path, m
         return np.asarray(pooled(batch, conventions))
 
     monkeypatch.setattr(model.runtime, "pooled", scarce)
-    np.testing.assert_allclose(model.encode_queries(TEXTS, TOLD), expected, atol=1e-6)
+    rows = model.encode_tokens(model.tokenize_queries(TEXTS, TEXTS), TEXTS)
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
 
 
 def test_the_shift_comes_before_a_map_beside_the_model(
@@ -161,9 +161,31 @@ def test_what_is_trained_further_reads_instructions_in_front(plain: Path, shifte
     )
 
 
+@pytest.mark.parametrize("blank", [" ", "\n\t", "\u200b"])
+def test_a_blank_instruction_is_none(shifted: Path, blank: str) -> None:
+    model = Embedder(shifted if blank.isspace() else "builtin")  # to whose tokenizer the last one is nothing
+    np.testing.assert_array_equal(model.encode_queries(TEXTS, blank), model.encode_queries(TEXTS, ""))
+    tokens = model.tokenize_queries(["tea"], [blank])
+    np.testing.assert_array_equal(model.encode_tokens(tokens, [blank]), model.encode_queries(["tea"], ""))
+
+
+def test_an_instruction_is_read_again_where_more_of_it_fits(shifted: Path) -> None:
+    model, told = Embedder(shifted), "tea and bread and salt " * 4
+    whole, length = model.encode_queries(["tea"], told), model.max_length
+    model.set_max_length(16)
+    cut = model.encode_tokens(model.tokenize_queries(["tea"], [told]), [told])
+    assert np.abs(cut - whole).max() > 1e-3
+    model.set_max_length(length)
+    np.testing.assert_array_equal(model.encode_queries(["tea"], told), whole)
+
+
 def test_an_instruction_may_be_as_long_as_a_text(shifted: Path) -> None:
+    told = "tea tea tea"
+    model = Embedder(shifted, max_length=max(8, Embedder(shifted).passage_tokens([told])[0]))
+    model.encode_queries(["tea"], told)
+    with pytest.raises(InputError, match="shorten it"):
+        model.encode_queries(["tea"], f"{told} tea")
     model = Embedder(shifted, max_length=16)
-    model.encode_queries(["tea"], "tea tea")
     with pytest.raises(InputError, match=r"the instruction takes \d+ of 16 tokens; shorten it"):
         model.encode_queries(["tea"], "tea " * 40)
 
