@@ -21,7 +21,7 @@ NO_MODEL = (
 )
 
 
-_FREE = frozenset({"model", "adapter", "instruction_shift"})
+FREE = frozenset({"model", "adapter", "instruction_shift"})
 """What may differ: a model may move, and how queries follow an instruction leaves the vectors of passages alone."""
 
 
@@ -108,7 +108,7 @@ def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
     defaults = {field.name: field.default for field in fields(Conventions) if field.default is not None}
     # Settings that earlier versions did not have are not in their indexes.
     bound, loaded = defaults | bound, defaults | embedder.identity()
-    named = set(_FREE)
+    named = set(FREE)
     if "probes" in bound and isinstance(embedder.runtime, RemoteRuntime):
         try:
             check_probes(decode_probes(bound["probes"]), embedder.runtime.probes, embedder.name)
@@ -132,7 +132,7 @@ def check_model(bound: dict[str, Any], embedder: Embedder) -> None:
 def differences(bound: dict[str, Any], other: dict[str, Any]) -> str:
     """In what a model differs from one that an index is bound to, by what two indexes store of them; "" for nothing."""
     defaults = {field.name: field.default for field in fields(Conventions) if field.default is not None}
-    return _differences(defaults | bound, defaults | other, _FREE)
+    return _differences(defaults | bound, defaults | other, FREE)
 
 
 def _differences(bound: dict[str, Any], other: dict[str, Any], named: Set[str]) -> str:

@@ -80,7 +80,6 @@ def computed_once() -> Iterator[None]:
     def rows(self: Embedder, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
         if self.folder != built_in:
             return compute(self, batch, shifts)
-        shifts = shifts or [None] * len(batch)
         keys = [
             (self.dim, b"" if shift is None else shift.tobytes(), tuple(tokens))
             for tokens, shift in zip(batch, shifts, strict=True)

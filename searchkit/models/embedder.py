@@ -443,29 +443,24 @@ class Embedder:
 
     def _shifts(self, instructions: Sequence[str]) -> dict[int, np.ndarray]:
         """{position: what is added to the unit row that the graph gives for the text there}."""
-        told = {position: name for position, name in enumerate(instructions) if name.strip()} if self._shift else {}
-        names = list(dict.fromkeys(told.values()))
-        read = map(tuple, self.tokenize_queries(names, [""] * len(names)))
+        if self._shift is None:
+            return {}
+        names = list(dict.fromkeys(filter(str.strip, instructions)))
+        read = self.tokenize_queries(names, [""] * len(names))
         # Of an instruction without any token, such as an invisible character, there is nothing to read.
-        tokens = {name: ids for name, ids in zip(names, read, strict=True) if len(ids) > self.special_tokens}
-        known = {ids: self._shift.kept(ids) for ids in tokens.values()} if self._shift else {}
-        new = [list(ids) for ids, shift in known.items() if shift is None]
+        tokens = {name: tuple(ids) for name, ids in zip(names, read, strict=True) if len(ids) > self.special_tokens}
+        known = {ids: shift for ids in tokens.values() if (shift := self._shift.kept(ids)) is not None}
+        new = list(dict.fromkeys(ids for ids in tokens.values() if ids not in known))
         for batch in self._batches([len(ids) for ids in new]):
-            for ids, shift in zip(
-                batch, self._halved(batch, lambda some: self._read([new[i] for i in some])), strict=True
-            ):
-                known[tuple(new[ids])] = shift
-        return {
-            position: shift for position, name in told.items() if (shift := known.get(tokens.get(name, ()))) is not None
-        }
+            pooled = self._halved(batch, lambda some: self._pooled([list(new[i]) for i in some]))
+            for i, shift in zip(batch, self._shift(unit_rows(pooled)), strict=True):
+                self._shift.keep(new[i], shift)
+                known[new[i]] = shift
+        return {position: known[tokens[name]] for position, name in enumerate(instructions) if name in tokens}
 
-    def _read(self, instructions: list[list[int]]) -> np.ndarray:
-        """The shifts of some instructions, (n, width of the graph), by their tokens."""
-        network = cast(InstructionShift, self._shift)
-        shifts = network(unit_rows(cast(Any, self.runtime).pooled(instructions, self.conventions)))
-        for ids, shift in zip(instructions, shifts, strict=True):
-            network.keep(tuple(ids), shift)
-        return shifts
+    def _pooled(self, batch: list[list[int]]) -> np.ndarray:
+        """What the graph of a model with a shift gives, before the map beside it."""
+        return np.asarray(cast(Any, self.runtime).pooled(batch, self.conventions))
 
     def _computed(
         self, tokens: list[list[int]], shifts: dict[int, np.ndarray]
@@ -473,7 +468,7 @@ class Embedder:
         """Each batch with its rows, from as many threads as the runtime takes."""
 
         def compute(batch: list[int]) -> tuple[list[int], np.ndarray]:
-            return batch, self._rows([tokens[i] for i in batch], [shifts.get(i) for i in batch] if shifts else [])
+            return batch, self._rows([tokens[i] for i in batch], [shifts.get(i) for i in batch])
 
         batches = self._batches([len(ids) for ids in tokens])
         small = sum(map(len, tokens)) <= self.token_budget and len(tokens) <= self.runtime.most_texts
@@ -498,7 +493,7 @@ class Embedder:
     def _rows(self, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
         def compute(some: list[int]) -> np.ndarray:
             part = [batch[i] for i in some]
-            if any(shifts[i] is not None for i in some if shifts):
+            if any(shifts[i] is not None for i in some):
                 return self._shifted(part, [shifts[i] for i in some])
             return self.runtime.forward(part, self.conventions)
 
@@ -521,14 +516,13 @@ class Embedder:
 
         A query under several instructions is computed once.
         """
-        runtime = cast(Any, self.runtime)
         places = {tuple(ids): place for place, ids in enumerate(dict.fromkeys(map(tuple, batch)))}
-        pooled = runtime.pooled([list(ids) for ids in places], self.conventions)
+        pooled = self._pooled([list(ids) for ids in places])
         pooled = pooled[[places[tuple(ids)] for ids in batch]]
         for row, shift in enumerate(shifts):
             if shift is not None:
                 pooled[row] = unit_rows(pooled[row : row + 1])[0] + shift
-        return np.asarray(runtime.mapped(pooled))
+        return np.asarray(cast(Any, self.runtime).mapped(pooled))
 
     def _checked_dim(self, dim: int | None, force: bool) -> int:
         full, smallest = self.runtime.hidden_size, self.conventions.smallest_dim

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
-from searchkit.binding import ModelChoice
+from searchkit.binding import FREE, ModelChoice
 from searchkit.errors import BusyError, InputError
 from searchkit.indexer.keys import MetadataKey
 from searchkit.models.embedder import Embedder
@@ -153,7 +153,7 @@ class Indexes:
         if identity is None:
             return None
         # Vectors of probe texts differ in the last digits; opening the index compares them.
-        apart = ("adapter", "instruction_shift", "probes" if "probes" in identity else "model")
+        apart = FREE if "probes" not in identity else FREE - {"model"} | {"probes"}
         key = json.dumps({name: value for name, value in identity.items() if name not in apart})
         if key not in self._identities:
             embedder = ModelChoice(None, None, settings.device, "auto", settings.threads).load(identity)

@@ -171,8 +171,7 @@ def questions(examples: Iterable[Example], rng: random.Random) -> Iterator[Row]:
 def kinds(topics: Iterable[Row], rng: random.Random) -> Iterator[Row]:
     """Topics written for this purpose: the same query, with another right answer for every instruction."""
     for topic in topics:
-        passages = {name: topic[name] for name in ("support", "refute", "define", "duplicate", "answer")}
-        passages |= {f"aspect {n}": aspect["text"] for n, aspect in enumerate(topic["aspects"])}
+        passages = _passages(topic)
         for right, instructions in _CLAIM.items():
             yield _topic_row(topic["claim"], rng.choice(instructions), right, passages, rng)
         for right, instructions in _QUESTION.items():
@@ -197,8 +196,7 @@ def worded(topics: Iterable[Row], instructions: Iterable[Row], rng: random.Rando
         if row["right"]:
             groups[tuple(row["right"])].append(row)
     for topic in topics:
-        passages = {name: topic[name] for name in ("support", "refute", "define", "duplicate", "answer")}
-        passages |= {f"aspect {n}": aspect["text"] for n, aspect in enumerate(topic["aspects"])}
+        passages = _passages(topic)
         for wanted, rows in groups.items():
             for row in rng.sample(rows, 2 if len(wanted) == 1 else 1):
                 right = rng.choice(wanted)
@@ -225,6 +223,12 @@ def worded_instructions() -> list[Row]:
 def _rows(name: str) -> Iterator[Row]:
     with (corpus_folder("kinds") / f"{name}.jsonl").open(encoding="utf-8") as stream:
         yield from map(json.loads, stream)
+
+
+def _passages(topic: Row) -> dict[str, str]:
+    """All passages of a topic, by what each is to it."""
+    passages = {name: topic[name] for name in ("support", "refute", "define", "duplicate", "answer")}
+    return passages | {f"aspect {n}": aspect["text"] for n, aspect in enumerate(topic["aspects"])}
 
 
 _SIDES = {"support": "refute", "refute": "support"}

@@ -9,19 +9,16 @@ instruction that changes nothing too. Everything is matrix products of kept vect
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from searchkit.models.embedder import Embedder
-from searchkit.training.builtin.rows import Rows
+from searchkit.training.builtin.objective import contrast, divergence, learning_rate
+from searchkit.training.builtin.rows import NEGATIVES, Rows, Tensors, answers
 from searchkit.training.dataset import Example
-
-NEGATIVES = 3
-"""Of an example with an instruction; fewer are repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ class HeadConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadData:
+class HeadData(Tensors):
     """Vectors of texts, and which belong together.
 
     Args:
@@ -72,19 +69,6 @@ class HeadData:
     passages: Tensor
     plain: Tensor
     asked: Tensor
-
-    def save(self, file: Path) -> None:
-        """Write it all."""
-        from safetensors.torch import save_file
-
-        save_file({field.name: getattr(self, field.name) for field in fields(self)}, str(file))
-
-    @classmethod
-    def load(cls, file: Path) -> HeadData:
-        """What `save` wrote."""
-        from safetensors.torch import load_file
-
-        return cls(**load_file(str(file)))
 
 
 def prepare(plain: Sequence[Example], instructed: Sequence[Example], model: Embedder) -> HeadData:
@@ -108,14 +92,7 @@ def prepare(plain: Sequence[Example], instructed: Sequence[Example], model: Embe
         )
     ]
     kept = [(told[e.query, e.instruction], queries[e.query]) for e in plain if e.instruction]
-    asked = [
-        (
-            told[e.query, e.instruction], passages[e.positive],
-            *(passages[e.negatives[n % len(e.negatives)]] for n in range(NEGATIVES)),
-        )
-        for e in instructed
-        if e.instruction and e.negatives
-    ]  # fmt: skip
+    asked = [(told[e.query, e.instruction], *answers(e, passages)) for e in instructed if e.instruction and e.negatives]
     return HeadData(
         queries=vectors[0],
         told=vectors[1],
@@ -155,26 +132,24 @@ def learn(data: HeadData, config: HeadConfig, on_step: Callable[[int, float, flo
     matrix = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([matrix])
 
-    def divergence(rows: Tensor, passages: Tensor, query: Tensor, drawn: Tensor) -> Tensor:
-        wanted = F.log_softmax(config.scale * queries[query] @ all_passages[drawn].T, dim=1)
-        found = F.log_softmax(config.scale * _mapped(rows, matrix) @ passages.T, dim=1)
-        return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    def moved(rows: Tensor, passages: Tensor, query: Tensor, drawn: Tensor) -> Tensor:
+        wanted = config.scale * queries[query] @ all_passages[drawn].T
+        return divergence(config.scale * _mapped(rows, matrix) @ passages.T, wanted)
 
     def some(count: int) -> Tensor:
         return torch.randperm(count, generator=draw)[: config.batch]
 
     for step in range(config.steps):
-        warm, decay = min(1.0, 10 * (step + 1) / config.steps), 1 - step / config.steps
-        optimizer.param_groups[0]["lr"] = config.learning_rate * warm * decay
+        optimizer.param_groups[0]["lr"] = learning_rate(config.learning_rate, step, config.steps)
         drawn = torch.randperm(len(data.passages), generator=draw)[: config.candidates]
         passages = _mapped(data.passages[drawn], matrix)
         query = some(len(data.queries))
-        apart = divergence(data.queries[query], passages, query, drawn)
+        apart = moved(data.queries[query], passages, query, drawn)
         loss = apart + config.stay * len(start) * ((matrix - start) ** 2).sum() / (start**2).sum()
         asked = torch.zeros(())
         if len(data.plain):
             told, query = data.plain[some(len(data.plain))].T
-            loss = loss + divergence(data.told[told], passages, query, drawn)
+            loss = loss + moved(data.told[told], passages, query, drawn)
         if len(data.asked):
             told, *rows = data.asked[some(len(data.asked))].T
             each = torch.stack(rows, dim=1)
@@ -187,22 +162,6 @@ def learn(data: HeadData, config: HeadConfig, on_step: Callable[[int, float, flo
         if on_step:
             on_step(step + 1, apart.item(), asked.item())
     return matrix.detach()
-
-
-def contrast(queries: Tensor, passages: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of the first of each query's passages against its others and those of the other queries.
-
-    Args:
-        queries: (n, dim) unit rows.
-        passages: (n * (1 + NEGATIVES), dim) unit rows, those of each query in turn.
-        rows: (n, 1 + NEGATIVES) numbers of these passages; equal ones are the same passage.
-        temperature: Of the softmax.
-    """
-    scores = queries @ passages.T / temperature  # (n, n * (1 + NEGATIVES))
-    right = torch.arange(len(rows)) * rows.shape[1]
-    same = rows[:, :1] == rows.flatten()[None]  # the right passage may also be another query's
-    same[torch.arange(len(rows)), right] = False
-    return F.cross_entropy(scores.masked_fill(same, float("-inf")), right)
 
 
 def _mapped(rows: Tensor, matrix: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ queries have to go; instructions that change nothing, given to queries of all ki
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from searchkit.models.embedder import Embedder
-from searchkit.training.builtin.head import NEGATIVES, contrast
-from searchkit.training.builtin.rows import Rows
+from searchkit.training.builtin.objective import contrast, divergence, learning_rate
+from searchkit.training.builtin.rows import NEGATIVES, Rows, Tensors, answers
 from searchkit.training.dataset import Example
 
 
@@ -51,7 +50,7 @@ class ShiftConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ShiftData:
+class ShiftData(Tensors):
     """Vectors of texts, and which belong together.
 
     Args:
@@ -71,19 +70,6 @@ class ShiftData:
     plain: Tensor
     general: Tensor
 
-    def save(self, file: Path) -> None:
-        """Write it all."""
-        from safetensors.torch import save_file
-
-        save_file({field.name: getattr(self, field.name) for field in fields(self)}, str(file))
-
-    @classmethod
-    def load(cls, file: Path) -> ShiftData:
-        """What `save` wrote."""
-        from safetensors.torch import load_file
-
-        return cls(**load_file(str(file)))
-
 
 def prepare(
     plain: Sequence[Example], instructed: Sequence[Example], general: Sequence[str], model: Embedder
@@ -102,13 +88,7 @@ def prepare(
     queries = Rows(example.query for example in examples)
     instructions = Rows([*(example.instruction for example in examples), *general])
     passages = Rows(text for example in examples for text in (example.positive, *example.negatives))
-    asked = [
-        (
-            queries[e.query], instructions[e.instruction], passages[e.positive],
-            *(passages[e.negatives[n % len(e.negatives)]] for n in range(NEGATIVES)),
-        )
-        for e in instructed
-    ]  # fmt: skip
+    asked = [(queries[e.query], instructions[e.instruction], *answers(e, passages)) for e in instructed]
     kept = [(queries[e.query], instructions[e.instruction]) for e in plain]
     return ShiftData(
         queries=torch.from_numpy(model.encode_queries(queries.keys, "")),
@@ -159,15 +139,13 @@ def learn(
     def some(count: int, most: int) -> Tensor:
         return torch.randperm(count, generator=draw)[:most]
 
-    def divergence(rows: Tensor, instructions: Tensor, passages: Tensor) -> Tensor:
+    def moved(rows: Tensor, instructions: Tensor, passages: Tensor) -> Tensor:
         queries = data.queries[rows]
-        wanted = F.log_softmax(config.scale * queries @ passages, dim=1)
-        found = F.log_softmax(config.scale * network(queries, data.instructions[instructions]) @ passages, dim=1)
-        return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        shifted = network(queries, data.instructions[instructions])
+        return divergence(config.scale * shifted @ passages, config.scale * queries @ passages)
 
     for step in range(config.steps):
-        warm, decay = min(1.0, 10 * (step + 1) / config.steps), 1 - step / config.steps
-        optimizer.param_groups[0]["lr"] = config.learning_rate * warm * decay
+        optimizer.param_groups[0]["lr"] = learning_rate(config.learning_rate, step, config.steps)
         query, instruction, *rows = data.asked[some(len(data.asked), config.batch)].T
         shifted = network(data.queries[query], data.instructions[instruction])
         each = torch.stack(rows, dim=1)
@@ -176,12 +154,12 @@ def learn(
         apart = torch.zeros(())
         if len(data.plain):
             query, instruction = data.plain[some(len(data.plain), config.batch)].T
-            apart = divergence(query, instruction, passages)
+            apart = moved(query, instruction, passages)
         if len(data.general):
             everywhere = torch.cat([data.plain[:, 0], data.asked[:, 0]])
             query = everywhere[some(len(everywhere), config.batch // 2)]
             instruction = data.general[torch.randint(len(data.general), (len(query),), generator=draw)]
-            apart = apart + divergence(query, instruction, passages)
+            apart = apart + moved(query, instruction, passages)
         loss = asked + config.keep * apart
         loss = loss + config.decay * sum((weights**2).sum() for weights in network.parameters())
         optimizer.zero_grad()

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from searchkit.training.builtin.head import NEGATIVES, HeadConfig, HeadData, learn, whitening
+from searchkit.training.builtin.head import HeadConfig, HeadData, learn, whitening
+from searchkit.training.builtin.rows import NEGATIVES
 
 DIM = 16
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from searchkit.models.instruction_shift import InstructionShift
-from searchkit.training.builtin.head import NEGATIVES
+from searchkit.training.builtin.rows import NEGATIVES
 from searchkit.training.builtin.shift import ShiftConfig, ShiftData, learn
 
 DIM = 16
