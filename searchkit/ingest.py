@@ -336,13 +336,16 @@ def _spans(document: Document, embedder: Embedder, tokens: int, overlap: int) ->
     """The title as every passage carries it, and the passages' spans in the text."""
     if tokens == 0 or not document.text.strip():
         return document.title, [(0, len(document.text))]
-    tokens -= len(embedder.offsets(embedder.conventions.document_prefix))
+    prefix = embedder.conventions.document_prefix
+    room = tokens - len(embedder.offsets(prefix))
     title, offsets = document.title, embedder.offsets(document.title)
-    if len(offsets) > tokens // 2:  # the title comes first, so a long one would push the text out
-        offsets = offsets[: tokens // 2]
+    if len(offsets) > room // 2:  # the title comes first, so a long one would push the text out
+        offsets = offsets[: room // 2]
         title = title[: offsets[-1][1]]
-    room = tokens - len(offsets)
-    return title, chunk(document.text, embedder.offsets, tokens=room, overlap=min(overlap, room // 2))
+    before = prefix + f"{title} ".lstrip()
+    room = tokens - len(embedder.offsets(before.rstrip()))
+    overlap = min(overlap, room // 2)
+    return title, chunk(document.text, embedder.offsets, tokens=tokens, overlap=overlap, before=before)
 
 
 def chunk_settings(embedder: Embedder, chunk_tokens: int | None, overlap: int | None) -> dict[str, int]:

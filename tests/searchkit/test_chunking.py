@@ -3,12 +3,15 @@ from __future__ import annotations
 import random
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from texts import SENTENCES, TEXTS
 
 from searchkit.chunking import chunk
+from searchkit.ingest import chunk_settings, to_passages
 from searchkit.models.embedder import Embedder
+from searchkit.records import Document
 
 Spans = list[tuple[int, int]]
 CJK = "橋は修理のために閉鎖された" * 30
@@ -22,6 +25,11 @@ def words(text: str) -> Spans:
 def spaced(text: str) -> Spans:
     """A token a word or half a long one, with the space before it, as byte-level BPE counts."""
     return [match.span() for match in re.finditer(r"\s?\w{1,6}|\s?[^\w\s]|\s", text)]
+
+
+def letters(text: str) -> Spans:
+    """A token a character."""
+    return [(n, n + 1) for n in range(len(text))]
 
 
 def byte_tokens(text: str) -> Spans:
@@ -89,8 +97,7 @@ def test_neighbours_share_the_overlap_and_little_more(overlap: int) -> None:
 
 @pytest.mark.parametrize("overlap", [5, 20])
 def test_without_spaces_the_overlap_does_not_grow(overlap: int) -> None:
-    places = [(n, n + 1) for n in range(len(CJK))]
-    spans = chunk(CJK, lambda text: places, tokens=40, overlap=overlap)
+    spans = chunk(CJK, letters, tokens=40, overlap=overlap)
     assert spans == [(start, min(start + 40, len(CJK))) for start in range(0, len(CJK) - overlap, 40 - overlap)]
 
 
@@ -123,7 +130,7 @@ def test_words_are_not_cut() -> None:
 
 
 def test_a_word_longer_than_a_passage_is_cut_between_tokens() -> None:
-    assert chunk("x" * 100, lambda text: [(n, n + 1) for n in range(100)], tokens=40, overlap=0) == [
+    assert chunk("x" * 100, letters, tokens=40, overlap=0) == [
         (0, 40),
         (40, 80),
         (80, 100),
@@ -150,7 +157,7 @@ def test_a_text_that_fits_is_one_passage(text: str) -> None:
 
 def test_a_long_stretch_of_white_space_makes_no_passage() -> None:
     text = "a" + " " * 100 + "b"
-    spans = chunk(text, lambda text: [(n, n + 1) for n in range(len(text))], tokens=10, overlap=0)
+    spans = chunk(text, letters, tokens=10, overlap=0)
     assert [text[slice(*span)] for span in spans] == ["a", "b"]
 
 
@@ -164,9 +171,24 @@ def test_an_overlap_that_prevents_progress_is_refused(tokens: int, overlap: int)
         chunk("tea", words, tokens=tokens, overlap=overlap)
 
 
-@pytest.mark.parametrize("text", [" ".join(TEXTS), CJK], ids=["english", "cjk"])
-def test_passages_of_a_real_tokenizer_stay_within_a_token_of_the_limit(embedder: Embedder, text: str) -> None:
-    spans = chunk(text, embedder.offsets, tokens=40, overlap=5)
-    # One more at most: a word without the space before it may take a token more than with it.
-    assert all(len(embedder.offsets(text[start:stop])) <= 41 for start, stop in spans)
-    assert len(spans) < 2 * len(embedder.offsets(text)) / 30
+MIXED = "Naïve cafés, piñatas & smörgåsbord: 3.14!\n\tcôte-d'azur  (été) 橋は修理 emoji 🎉🎉 don't re-enter\n" * 12
+
+
+@pytest.mark.parametrize("title", ["", "Piñatas", "The history of bridges, " * 9], ids=["untitled", "short", "long"])
+@pytest.mark.parametrize("text", [" ".join(TEXTS), CJK, MIXED], ids=["english", "cjk", "mixed"])
+def test_passages_of_a_byte_level_tokenizer_are_never_too_long(embedder: Embedder, text: str, title: str) -> None:
+    # Its tokens hold the space before a word, so that a passage's first word may take more of them than in the text.
+    for tokens in range(24, 48):
+        _, passages = to_passages(Document("1", text, title), "", embedder, tokens, tokens // 8)
+        assert max(embedder.passage_tokens(passages)) <= tokens + embedder.special_tokens
+        assert {c for passage in passages for c in passage} >= {c for c in text if not c.isspace()}
+        assert len(passages) < 4 * len(embedder.offsets(text)) / tokens + 2
+
+
+def test_no_passage_of_a_byte_level_tokenizer_is_truncated(mistral: Path) -> None:
+    embedder = Embedder(mistral, device="cpu", dtype="float32", max_length=40)
+    text = " ".join(random.Random(1).choices(SENTENCES, k=60))
+    settings = chunk_settings(embedder, None, None)
+    _, passages = to_passages(Document("1", text, "Tea"), "", embedder, settings["chunk_tokens"], settings["overlap"])
+    embedder.encode_passages(passages)
+    assert embedder.stats.truncated == 0
