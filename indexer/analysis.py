@@ -1,4 +1,4 @@
-"""Text to terms for BM25: Unicode, bigrams where a script has no spaces, stop words, accents, stemming."""
+"""Text to terms for BM25: Unicode, letters and their pairs without spaces, stop words, accents, stemming."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ LANGUAGES = (
     "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish",
 )  # fmt: skip
 """Languages with a Snowball stemmer; "none" does without stemming and stop words."""
+
+RAW, PAIRS, LETTERS = 1, 2, 3
+"""Generations of terms: of texts as they are; then normalised, with pairs of letters of scripts without spaces; then
+with the letters themselves too."""
 
 FOLD = "+fold"
 """After a language, or "none": accents make no difference."""
@@ -46,13 +50,13 @@ class Analyzer:
         language: One of :data:`LANGUAGES`, or "none" for neither stop words nor stemming; with "+fold" after it,
             accents are folded as Lucene's ASCIIFoldingFilter does: é becomes e, ä a, ß ss, æ ae, ø o, ł l. Stop words
             are dropped before that, and words are stemmed after it, so that both spellings end as the same term.
-        normalised: Normalise Unicode and split unspaced scripts; False for indexes that were built without.
+        terms: The generation, that of the index.
 
     Raises:
         InputError: There is no such language.
     """
 
-    def __init__(self, language: str, *, normalised: bool = True) -> None:
+    def __init__(self, language: str, *, terms: int = LETTERS) -> None:
         name = str(language).removesuffix(FOLD)
         self._folds = name != language
         if name != "none" and name not in LANGUAGES:
@@ -69,18 +73,25 @@ class Analyzer:
             builder = builder.filter(tantivy.Filter.stemmer(name))
         self.tokenizer: tantivy.TextAnalyzer = builder.build()
         """What tantivy does with a text that `prepare` returned."""
-        self._normalised = normalised
+        self._terms = terms
 
-    def prepare(self, text: str) -> str:
-        """The text with one spelling for what reads the same, and spaces between the bigrams of unspaced scripts."""
-        if not self._normalised or text.isascii():
+    def prepare(self, passage: str) -> str:
+        """A passage with one spelling for what reads the same, and spaces between the terms of unspaced scripts."""
+        return self._prepared(passage, letters=self._terms >= LETTERS)
+
+    def analyze(self, passage: str) -> list[str]:
+        """The terms of a passage, in order."""
+        return list(self.tokenizer.analyze(self.prepare(passage)))
+
+    def analyze_query(self, query: str) -> list[str]:
+        """The terms that a query looks for, in order: of what a passage has, no letter that is part of a pair."""
+        return list(self.tokenizer.analyze(self._prepared(query, letters=False)))
+
+    def _prepared(self, text: str, *, letters: bool) -> str:
+        if self._terms == RAW or text.isascii():
             return text
         text = normalised(text)
-        return _split(_without_marks(text) if self._folds else text)
-
-    def analyze(self, text: str) -> list[str]:
-        """The terms of a text, in order."""
-        return list(self.tokenizer.analyze(self.prepare(text)))
+        return _split(_without_marks(text) if self._folds else text, letters)
 
 
 def _without_marks(text: str) -> str:
@@ -88,15 +99,15 @@ def _without_marks(text: str) -> str:
     return _MARKS.sub("", text)
 
 
-def _split(text: str) -> str:
-    return _UNSPACED.sub(lambda run: f" {_bigrams(run[0])} ", text)
+def _split(text: str, letters: bool) -> str:
+    return _UNSPACED.sub(lambda run: f" {_bigrams(run[0], letters)} ", text)
 
 
-def _bigrams(run: str) -> str:
-    """Overlapping pairs of letters, as Lucene's CJK analyzer has them; a single letter is a term of its own."""
-    letters = [letter for letter in run if _is_letter(letter)]
-    pairs = [first + second for first, second in pairwise(letters)]
-    return " ".join(pairs or letters)
+def _bigrams(run: str, letters: bool) -> str:
+    """Overlapping pairs of letters, as Lucene's CJK analyzer has them, and the letters if wanted; one letter alone."""
+    single = [letter for letter in run if _is_letter(letter)]
+    pairs = [first + second for first, second in pairwise(single)]
+    return " ".join([*single, *pairs] if letters else pairs or single)
 
 
 @lru_cache(maxsize=4096)

@@ -12,14 +12,13 @@ import numpy as np
 import tantivy
 
 from searchkit.indexer.allowed import AllowedRows
-from searchkit.indexer.analysis import Analyzer
+from searchkit.indexer.analysis import LETTERS, PAIRS, RAW, Analyzer
 
 META = "meta.json"
 """The only file of tantivy's that changes: the list of the others."""
 
-_TERMS = "searchkit-2"
-_RAW_TERMS = "searchkit"
-"""Names of the tokenizer in tantivy's schema: of normalised texts, and of texts as they are, in older indexes."""
+_TOKENIZERS = {LETTERS: "searchkit-3", PAIRS: "searchkit-2", RAW: "searchkit"}
+"""Names of the tokenizer in tantivy's schema, by the generation of terms."""
 _K1 = 1.2  # tantivy's, which has no setting for it
 _FEW = 1000
 """Allowed rows up to which only those rows are searched, instead of all with the others dropped afterwards."""
@@ -39,13 +38,13 @@ class LexicalIndex:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         terms = _terms_of(folder)
-        self._analyzer = Analyzer(language, normalised=terms == _TERMS)
+        self._analyzer = Analyzer(language, terms=terms)
         schema = tantivy.SchemaBuilder()
-        schema.add_text_field("text", tokenizer_name=terms, index_option="freq")
+        schema.add_text_field("text", tokenizer_name=_TOKENIZERS[terms], index_option="freq")
         schema.add_unsigned_field("row", fast=True, indexed=True)
         self._schema = schema.build()
         self._index = tantivy.Index(self._schema, path=str(folder))
-        self._index.register_tokenizer(terms, self._analyzer.tokenizer)
+        self._index.register_tokenizer(_TOKENIZERS[terms], self._analyzer.tokenizer)
         self._deleted = self._count_deleted()
 
     def __len__(self) -> int:
@@ -98,7 +97,7 @@ class LexicalIndex:
         Every term of the query saturated would score (k1 + 1) times the sum of their inverse document frequencies; no
         passage reaches that, and four fifths of it is as much as a real one does.
         """
-        terms = self._analyzer.analyze(query)
+        terms = self._analyzer.analyze_query(query)
         searcher = self._index.searcher()
         count = searcher.num_docs + self._deleted
         frequencies = {term: searcher.doc_freq("text", term) for term in set(terms)}
@@ -107,7 +106,7 @@ class LexicalIndex:
 
     def matching(self, query: str, rows_below: int) -> np.ndarray:
         """(n,) int64, the rows below one whose passages share a term with the query, in no order."""
-        searcher, terms = self._index.searcher(), self._analyzer.analyze(query)
+        searcher, terms = self._index.searcher(), self._analyzer.analyze_query(query)
         if not terms or searcher.num_docs == 0:
             return np.empty(0, np.int64)
         wanted = tantivy.Query.const_score_query(self._any_of(terms), 1.0)
@@ -129,7 +128,7 @@ class LexicalIndex:
         Returns:
             (rows, scores): int64 and float32, at most k each, best first; equal scores by row.
         """
-        terms = self._analyzer.analyze(query)
+        terms = self._analyzer.analyze_query(query)
         searcher = self._index.searcher()
         empty = np.empty(0, np.int64), np.empty(0, np.float32)
         if not terms or k < 1 or searcher.num_docs == 0:
@@ -182,13 +181,13 @@ class LexicalIndex:
 
 def has_current_terms(folder: Path) -> bool:
     """Whether the index in a folder, if there is one, takes terms as a new one would."""
-    return _terms_of(folder) == _TERMS
+    return _terms_of(folder) == LETTERS
 
 
-def _terms_of(folder: Path) -> str:
-    """The tokenizer that an index was built with, by its schema; the current one where there is no index yet."""
+def _terms_of(folder: Path) -> int:
+    """The generation of an index's terms, by its schema; the latest where there is no index yet."""
     try:
         schema = (folder / META).read_text("utf-8")
     except (OSError, ValueError):  # missing, or damaged: tantivy says so
-        return _TERMS
-    return _RAW_TERMS if f'"{_RAW_TERMS}"' in schema else _TERMS
+        return LETTERS
+    return next((terms for terms, name in _TOKENIZERS.items() if f'"{name}"' in schema), LETTERS)

@@ -210,7 +210,7 @@ class Bm25Ranker:
             return {}
         run: Run = {}
         for query in queries:
-            scores = self._scorer.get_scores(self._analyzer.analyze(query.text))
+            scores = self._scorer.get_scores(self._analyzer.analyze_query(query.text))
             depth = k + self._drop_self
             least = np.sort(scores)[-depth] if len(scores) > depth else 0.0
             run[query.id] = {self._ids[n]: float(scores[n]) for n in np.flatnonzero((scores >= least) & (scores > 0))}

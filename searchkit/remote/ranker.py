@@ -15,7 +15,7 @@ from searchkit.indexer.analysis import Analyzer
 from searchkit.ranking import Ranked, Ranker, SearchOptions, SearchRequest, best_passages, end_of_ties, tied_to_the_end
 from searchkit.remote.collection import K1, MOST, B, Collection, Found
 from searchkit.remote.filters import NOTHING, to_expression
-from searchkit.remote.rows import words_of
+from searchkit.remote.rows import words_of_query
 
 _TOGETHER = 64
 """Queries whose candidates are fetched together."""
@@ -147,7 +147,7 @@ class CollectionRanker(Ranker[str]):
 
     def lexical(self, texts: Sequence[str], k: int, allowed: str, *, ties: bool = False) -> list[list[Ranked]]:
         """The k best documents of every query by the BM25 score of their best passage."""
-        queries = [" ".join(words_of(text, self._analyzer)) for text in texts]
+        queries = [" ".join(words_of_query(text, self._analyzer)) for text in texts]
         asked = [number for number, query in enumerate(queries) if query]
 
         def search(numbers: Sequence[int], depth: int) -> list[list[Found]]:
@@ -199,7 +199,7 @@ class CollectionRanker(Ranker[str]):
 
     def ceiling(self, text: str) -> tuple[float, int]:
         """The highest BM25 score that a passage of usual length could have for a query, and its distinct terms."""
-        words = words_of(text, self._analyzer)
+        words = words_of_query(text, self._analyzer)
         distinct = sorted(set(words))
         self._read_idf([word for word in distinct if word not in self._idf])
         return 0.8 * (K1 + 1) * sum(self._idf[word] for word in words), len(distinct)
@@ -241,7 +241,7 @@ class CollectionRanker(Ranker[str]):
     def _matches(self, text: str, options: SearchOptions, allowed: str) -> str:
         parts = [] if options.mode == "lexical" else ["has_vector == true"]
         if options.mode != "dense":
-            words = words_of(text, self._analyzer)
+            words = words_of_query(text, self._analyzer)
             parts.append(f'text_match(words, "{" ".join(words)}")' if words else NOTHING)
         if options.mode != "lexical" and self.state.all_have_vectors:
             return allowed

@@ -127,12 +127,19 @@ def _too_large(document: NewDocument, what: str, most: int) -> InputError:
     )
 
 
-def words_of(text: str, analyzer: Analyzer) -> list[str]:
-    """The terms of a text as they are stored: in letters and digits of ASCII, which no tokenizer takes apart."""
-    return [term if _PLAIN.fullmatch(term) else _spelt(term) for term in analyzer.analyze(text)]
+def words_of(passage: str, analyzer: Analyzer) -> list[str]:
+    """The terms of a passage as they are stored: in letters and digits of ASCII, which no tokenizer takes apart."""
+    return [*map(_spelt, analyzer.analyze(passage))]
+
+
+def words_of_query(query: str, analyzer: Analyzer) -> list[str]:
+    """The terms that a query looks for, likewise."""
+    return [*map(_spelt, analyzer.analyze_query(query))]
 
 
 def _spelt(term: str) -> str:
+    if _PLAIN.fullmatch(term):
+        return term
     return "0" + b32encode(blake2b(term.encode(), digest_size=10).digest()).decode().lower()
 
 

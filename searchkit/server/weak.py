@@ -38,7 +38,7 @@ def weak_matches(query: str, hits: Sequence[Hit], language: str, level: Callable
         level: Gives the similarity that nearly all related texts reach, or None if it is not known (yet).
     """
     analyzer = Analyzer(language)
-    terms = set(analyzer.analyze(query))
+    terms = set(analyzer.analyze_query(query))
     needed = SHARED_TERMS * max(1, len(terms))
     doubtful = [
         _similarity(hit) is not None and len(terms & set(analyzer.analyze(f"{hit.title} {hit.text}"))) < needed

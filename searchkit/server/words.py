@@ -22,17 +22,17 @@ def matched_words(language: str, query: str, texts: Iterable[str]) -> list[str]:
         texts: Passages with their titles.
 
     Returns:
-        Words in lower case and in Unicode's form NFKC. Of scripts without spaces, pairs of letters.
+        Words in lower case and in Unicode's form NFKC. Of scripts without spaces, letters and pairs of letters.
     """
     analyzer = Analyzer(language)
-    wanted = set(analyzer.analyze(query))
+    wanted = set(analyzer.analyze_query(query))
     words = {word for text in [query, *texts] for word in _words(text)}
     matched: set[str] = set()
     for word in words:
-        terms = set(analyzer.analyze(word))
-        if terms and terms <= wanted:
+        sought = set(analyzer.analyze_query(word))
+        if sought and sought <= wanted:
             matched.add(word)
-        if len(terms) > 1:
+        if len(terms := set(analyzer.analyze(word))) > 1:
             matched |= terms & wanted
     return sorted(matched)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from searchkit.indexer.analysis import Analyzer
+from searchkit.indexer import lexical
+from searchkit.indexer.analysis import LETTERS, PAIRS, Analyzer
 from searchkit.indexer.lexical import LexicalIndex
 
 OLD_INDEX = Path(__file__).parents[1] / "data" / "format3" / "flat"
@@ -55,8 +56,50 @@ def test_english_text_is_left_as_it_is() -> None:
         ("𠀀𠀁", ["𠀀𠀁"]),
     ],
 )
-def test_scripts_without_spaces_become_bigrams(text: str, terms: list[str]) -> None:
-    assert Analyzer("none").analyze(text) == terms
+def test_queries_in_scripts_without_spaces_become_bigrams(text: str, terms: list[str]) -> None:
+    assert Analyzer("none").analyze_query(text) == terms
+
+
+def test_passages_in_scripts_without_spaces_have_their_letters_too() -> None:
+    assert Analyzer("none").analyze("東京 2024 水 ข้าว") == [
+        "東", "京", "東京", "2024", "水", "ข", "า", "ว", "ขา", "าว"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("猫", "黒猫が好き"),
+        ("猫", "吾輩は猫"),
+        ("cats 猫 and more", "黒猫が好き"),
+        ("C語", "我学习C語言"),
+        ("語", "我学习Ｃ語言"),
+        ("ｶ", "カメラ"),  # half-width KA
+        ("ガ", "ｶﾞﾗｽ"),  # half-width GA RA SU, of two characters
+        ("Ａ語", "A語言"),
+        ("책", "책을 읽는다"),
+        (unicodedata.normalize("NFD", "책"), "책을 읽는다"),
+        ("물", "따뜻한물이"),
+        ("ณ", "ตั้งอยู่ณเมืองนี้"),
+        ("火️", "花火大会"),  # with a variation selector
+        ("𠀀", "古𠀀字"),
+        ("六", "五六七"),  # a compatibility ideograph of six
+    ],
+)
+def test_a_single_letter_finds_what_contains_it(tmp_path: Path, query: str, text: str) -> None:
+    assert found(tmp_path, ["something else 別物 다른 것", text, "อื่น"], query, "none") == [1]
+
+
+def test_single_letters_are_ranked_by_how_often_they_occur(tmp_path: Path) -> None:
+    index = LexicalIndex(tmp_path, "none")
+    index.add(enumerate(["一匹の犬と猫がいる", "猫と猫と白猫がいる", "鳥がいる"]))
+    assert index.search("猫", 10, 3)[0].tolist() == [1, 0]
+    assert sorted(index.matching("猫", 3).tolist()) == [0, 1]
+    assert index.ceiling("猫")[0] > index.search("猫", 1, 3)[1][0]
+
+
+def test_a_word_of_two_letters_is_not_looked_for_by_one_of_them(tmp_path: Path) -> None:
+    assert found(tmp_path, ["東の京", "東京"], "東京") == [1]
 
 
 def test_chinese_is_found_by_its_words(tmp_path: Path) -> None:
@@ -69,6 +112,19 @@ def test_chinese_is_found_by_its_words(tmp_path: Path) -> None:
 )
 def test_odd_text_is_indexed_and_searched_without_an_error(tmp_path: Path, text: str) -> None:
     assert 0 not in found(tmp_path, ["plain words", text], text)
+
+
+def test_an_index_of_pairs_alone_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is built again: letters of later passages alone would distort what terms weigh."""
+    with monkeypatch.context() as earlier:
+        earlier.setitem(lexical._TOKENIZERS, LETTERS, lexical._TOKENIZERS[PAIRS])
+        earlier.setattr(lexical, "_terms_of", lambda folder: PAIRS)
+        LexicalIndex(tmp_path, "none").add([(0, "黒猫が好き"), (1, "猫")])
+    assert not lexical.has_current_terms(tmp_path)
+    index = LexicalIndex(tmp_path, "none")
+    index.add([(2, "白猫"), (3, "猫")])
+    assert index.search("猫", 10, 4)[0].tolist() == [1, 3]
+    assert index.search("黒猫", 10, 4)[0].tolist() == [0]
 
 
 def test_an_index_of_an_older_version_keeps_its_terms(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ const UNSPACED = /[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u
 /**
  * Finds words in texts.
  *
- * @param {string[] | undefined} words In lower case and NFKC; of scripts without spaces, pairs of letters.
+ * @param {string[] | undefined} words In lower case and NFKC; of scripts without spaces, letters and their pairs.
  * @returns {(text: string) => [number, number][]} From and to, in UTF-16 units, in order, without overlaps.
  */
 export function wordFinder(words) {
@@ -18,11 +18,13 @@ export function wordFinder(words) {
       if (wanted.has(word.normalize("NFKC").toLowerCase())) {
         found.push([at, at + word.length]);
       } else if (UNSPACED.test(word)) {
-        for (let n = 0; n + 1 < word.length; n++) {
-          if (!wanted.has(word.slice(n, n + 2))) continue;
+        for (let n = 0; n < word.length; n++) {
+          const pair = wanted.has(word.slice(n, n + 2));
+          if (!pair && !(UNSPACED.test(word[n]) && wanted.has(word[n]))) continue;
+          const end = at + n + (pair ? Math.min(2, word.length - n) : 1);
           const last = found.at(-1);
-          if (last && last[1] > at + n) last[1] = at + n + 2; // pairs overlap
-          else found.push([at + n, at + n + 2]);
+          if (last && last[1] > at + n) last[1] = Math.max(last[1], end); // pairs overlap
+          else found.push([at + n, end]);
         }
       }
     }

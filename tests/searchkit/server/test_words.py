@@ -14,6 +14,7 @@ from searchkit.server.words import matched_words
         ("english", "café", "CAFÉ, cafe\u0301s and cafe", ["café", "cafés"]),
         ("english+fold", "café", "a cafe, a CAFÉ", ["cafe", "café"]),
         ("english", "日本の茶", "緑茶は日本で飲まれる", ["の茶", "日本", "日本の茶", "本の"]),
+        ("none", "猫 東京", "黒猫が東京にいる", ["東京", "猫"]),
         ("tamil", "புத்தகம்", "புத்தகங்கள் புத்தகம்", ["தகம", "புத", "புத்தகம்"]),
         ("english", "the of", "the end of it", []),
         ("english", "snake_case", "a snake in a case", ["case", "snake"]),
