@@ -17,6 +17,22 @@ from searchkit.models.instruction_shift import load_shift
 MODEL_FILE = "model.onnx"
 
 
+def load_onnxruntime() -> Any:
+    """The module onnxruntime, kept from reporting to its makers.
+
+    Its builds send events (the machine, the interpreter's path, how models are used) to Microsoft and write a device id
+    to the user's cache folder, from the moment of their import (seen in 1.31). ORT_DISABLE_TELEMETRY=0 allows that.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "running an exported model needs onnxruntime: pip install onnxruntime", name="onnxruntime"
+        ) from error
+    return onnxruntime
+
+
 class OnnxRuntime:
     """Token ids in, pooled float32 vectors out, from a folder that `searchkit export` wrote.
 
@@ -30,14 +46,9 @@ class OnnxRuntime:
     """
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                "running an exported model needs onnxruntime: pip install onnxruntime", name="onnxruntime"
-            ) from error
         from tokenizers import Tokenizer
 
+        onnxruntime = load_onnxruntime()
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = _read(folder / "config.json")
         special = _read(folder / "tokenizer_config.json")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from searchkit.models.embedder import Embedder
+from searchkit.models.onnx_runtime import load_onnxruntime
 from searchkit.readers.corpus import corpus_folder
 from searchkit.training.export.graph import Graph
 from searchkit.training.export.rounding import Inputs
@@ -27,8 +28,8 @@ def observe(graph: Graph, embedder: Embedder) -> dict[tuple[str, ...], Inputs]:
         embedder: Makes the tokens, of passages and of queries.
     """
     import onnx
-    import onnxruntime
 
+    onnxruntime = load_onnxruntime()
     tensors = [item.tensor for item in graph.linear_inputs.values()]
     observed: dict[tuple[str, ...], Inputs] = {}
     with tempfile.TemporaryDirectory() as folder:

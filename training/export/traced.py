@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from searchkit.errors import InputError
+from searchkit.models.onnx_runtime import load_onnxruntime
 from searchkit.models.pooling import POOLINGS
 from searchkit.training.export.int8_graph import round_rows
 
@@ -146,6 +147,7 @@ def _quantize(model: Any, bits: int) -> Any:
     Its older tool (quantize_dynamic) scales activations by the whole batch, so a text's vector depends on its company:
     cosine .988 between alone and in a crowd, where blocks give 1.0000, and .9946 to float32 where they give .9997.
     """
+    load_onnxruntime()  # before anything of it is imported
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     _quantize_embeddings(model.graph)
