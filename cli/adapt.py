@@ -279,12 +279,7 @@ def _show(report: AdaptReport, config: AdaptConfig, keep_index: bool) -> None:
         say("strength 0 leaves vectors as they are: on a part of the pairs, no strength of the map found more")
     if counts["set_aside"]:
         note(f"pairs not used: {counts['set_aside']}; see {config.out / 'refused.jsonl'}")
-    if not report.wins:
-        say("the new model is not better")
-    elif not report.certain:
-        say("the new model is better, but this may be chance")
-    else:
-        say("the new model is better")
+    say(report.verdict)
     if report.kept:
         say(f"{config.index} now uses {config.out / 'model'}; the old index is {config.out / 'before.index'}")
     else:

@@ -23,6 +23,8 @@ from searchkit.training.files import read_json, write_json
 logger = logging.getLogger(__name__)
 
 _SIGNIFICANCE = 0.05
+_WEIGHED = ("hybrid", "dense")
+"""Search modes that decide, the default first; lexical search has nothing to do with the model."""
 
 
 @dataclass
@@ -45,6 +47,11 @@ class Compared:
     def gain(self) -> float:
         """Gain in nDCG@10."""
         return self.after["ndcg@10"] - self.before["ndcg@10"]
+
+    @property
+    def certain(self) -> bool:
+        """The gain or loss is significant."""
+        return self.gain != 0 and self.p < _SIGNIFICANCE
 
 
 @dataclass
@@ -78,16 +85,28 @@ class AdaptReport:
 
     @property
     def wins(self) -> bool:
-        """Dense and hybrid search gain on average, and neither loses significantly."""
-        both = [self.modes[mode] for mode in ("dense", "hybrid")]
-        loses = any(compared.gain < 0 and compared.p < _SIGNIFICANCE for compared in both)
-        return not loses and sum(compared.gain for compared in both) > 0
+        """Hybrid search, the default, gains and dense search does not lose significantly; or dense search alone gains.
+
+        An index that is replaced is searched in the default mode by most, so that this one must not lose at all.
+        """
+        hybrid, dense = (self.modes[mode] for mode in _WEIGHED)
+        if hybrid.gain == 0:
+            return dense.gain > 0
+        return hybrid.gain > 0 and not (dense.gain < 0 and dense.certain)
 
     @property
     def certain(self) -> bool:
-        """At least one of the gains is significant."""
-        both = [self.modes[mode] for mode in ("dense", "hybrid")]
-        return any(compared.gain > 0 and compared.p < _SIGNIFICANCE for compared in both)
+        """The gain in hybrid search is significant, or where hybrid search is unchanged, that in dense search."""
+        hybrid, dense = (self.modes[mode] for mode in _WEIGHED)
+        deciding = hybrid if hybrid.gain else dense
+        return deciding.gain > 0 and deciding.certain
+
+    @property
+    def verdict(self) -> str:
+        """What holds for which search mode, in words, with its significance."""
+        hybrid, dense = (_in_words(self.modes[mode]) for mode in _WEIGHED)
+        better = ("is better" if self.certain else "may be better") if self.wins else "is not better"
+        return f"the new model {better}: hybrid search, the default, {hybrid}; dense search {dense}"
 
     def to_json(self) -> dict[str, Any]:
         """The report as it is written and shown."""
@@ -96,7 +115,15 @@ class AdaptReport:
             **{"elsewhere" if name == "out_of_domain" else name: value for name, value in values.items()},
             "wins": self.wins,
             "certain": self.certain,
+            "verdict": self.verdict,
         }
+
+
+def _in_words(compared: Compared) -> str:
+    if compared.gain == 0:
+        return "is as good as before"
+    chance = "" if compared.certain else ", which may be chance"
+    return f"is {'better' if compared.gain > 0 else 'worse'} ({compared.gain:+.4f}, p {compared.p:.4f}{chance})"
 
 
 def compare(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> dict[str, Compared]:

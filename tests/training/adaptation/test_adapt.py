@@ -180,21 +180,35 @@ def both(gain: float, p: float = 0.01) -> Compared:
     ("dense", "hybrid", "wins"),
     [
         (both(0.1), both(0.1), True),
-        (both(0.1), both(-0.01, p=0.6), True),
-        (both(0.1), both(-0.01, p=0.02), False),  # surely worse in one way
-        (both(0.01), both(-0.02, p=0.6), False),
+        (both(-0.01, p=0.6), both(0.1), True),
+        (both(-0.01, p=0.02), both(0.1), False),  # surely worse in one way
+        (both(0.1), both(-0.001, p=0.6), False),  # worse in the way that is searched by default
+        (both(0.01), both(0), True),
+        (both(-0.01, p=0.6), both(0), False),
         (both(0), both(0), False),
     ],
 )
-def test_it_wins_when_it_finds_more_and_is_in_no_way_surely_worse(
+def test_it_wins_when_hybrid_search_finds_more_and_dense_search_not_surely_less(
     dense: Compared, hybrid: Compared, wins: bool
 ) -> None:
-    assert AdaptReport("x", True, {}, {"dense": dense, "hybrid": hybrid}).wins is wins
+    report = AdaptReport("x", True, {}, {"dense": dense, "hybrid": hybrid})
+    assert report.wins is wins
+    assert ("is not better:" in report.verdict) is not wins
 
 
-def test_a_gain_that_may_be_chance_is_called_so() -> None:
-    assert AdaptReport("x", True, {}, {"dense": both(0.1, 0.01), "hybrid": both(0.1, 0.3)}).certain
-    assert not AdaptReport("x", True, {}, {"dense": both(0.1, 0.06), "hybrid": both(-0.1, 0.01)}).certain
+def test_the_verdict_names_every_mode_and_what_may_be_chance() -> None:
+    report = AdaptReport("x", True, {}, {"dense": both(0.01, 0.0213), "hybrid": both(-0.002, 0.43)})
+    assert report.verdict == (
+        "the new model is not better: hybrid search, the default, is worse (-0.0020, p 0.4300, which may be chance); "
+        "dense search is better (+0.0100, p 0.0213)"
+    )
+    assert report.to_json()["verdict"] == report.verdict
+    assert not report.certain
+    report.modes["hybrid"] = both(0)
+    assert "hybrid search, the default, is as good as before; dense" in report.verdict
+    assert report.certain
+    report.modes["hybrid"] = both(0.01, 0.17)
+    assert report.verdict.startswith("the new model may be better: hybrid search, the default, is better (+0.0100,")
 
 
 # What is refused
