@@ -140,6 +140,8 @@ def xlsx(path: Path) -> Parts:
     try:
         lines: list[str] = []
         for sheet in workbook.worksheets:
+            # Some programs write wrong ones: cells outside would be lost, and too large ones filled with empty rows.
+            sheet.reset_dimensions()
             rows = list(_rows([_cell_text(cell) for cell in row] for row in sheet.values))
             if rows:
                 lines += [sheet.title, *rows, ""]
@@ -154,7 +156,10 @@ def epub(path: Path) -> Parts:
         if "META-INF/container.xml" not in book.namelist():
             raise ExtractionError("not an e-book: it has no META-INF/container.xml")
         container = ElementTree.fromstring(book.read("META-INF/container.xml"))
-        package = next(each.attrib["full-path"] for each in container.iter() if each.tag.endswith("}rootfile"))
+        packages = [each.get("full-path", "") for each in container.iter() if each.tag.rpartition("}")[2] == "rootfile"]
+        package = next(iter(packages), "")
+        if package not in book.namelist():
+            raise ExtractionError(f"damaged: META-INF/container.xml names {package or 'no package'}, which is missing")
         description = ElementTree.fromstring(book.read(package))
         files = {item.attrib["id"]: item.attrib["href"] for item in description.iter(f"{_OPF}item")}
         texts = []
