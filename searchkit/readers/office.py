@@ -179,19 +179,10 @@ def epub(path: Path) -> Parts:
 
 
 def eml(path: Path) -> Parts:
-    """The plain body, or else the HTML one; the subject is the title."""
+    """All parts of the body, plain or else HTML; the subject is the title."""
     data = path.read_bytes()
     message = email.message_from_bytes(data, policy=email.policy.default)
-    body = message.get_body(("plain", "html")) if isinstance(message, EmailMessage) else None
-    text = ""
-    if body is not None:
-        content = body.get_payload(decode=True)
-        assert isinstance(content, bytes)  # a part with parts of its own is no body
-        charset = body.get_content_charset()
-        if body.get_content_type() == "text/html":
-            text = html_text(content, charset or "utf-8")[1]
-        else:
-            text = _mail_text(content, charset).replace("\r\n", "\n")
+    text = _mail_body(message) if isinstance(message, EmailMessage) else ""
     if not text.strip():
         raise ExtractionError("empty text: the mail has no body that can be read")
     try:
@@ -206,6 +197,28 @@ def eml(path: Path) -> Parts:
         "date": "" if date is None else date.datetime.isoformat() if date.datetime else str(date),
     }
     return str(headers["subject"] or ""), text, {name: value for name, value in metadata.items() if value}
+
+
+def _mail_body(part: EmailMessage) -> str:
+    """What a reader sees of a part: mailers put pictures and files between pieces of text."""
+    kind = part.get_content_type()
+    parts = [each for each in part.iter_parts() if isinstance(each, EmailMessage)]
+    if part.is_attachment():
+        return ""
+    if kind == "multipart/alternative":  # newsletters may leave the plain one blank
+        parts.sort(key=lambda each: each.get_content_type() != "text/plain")
+        return next((text for each in parts if (text := _mail_body(each)).strip()), "")
+    if kind == "multipart/related":  # the others belong to the first
+        return _mail_body(parts[0]) if parts else ""
+    if part.get_content_maintype() == "multipart":
+        return "\n".join(text for each in parts if (text := _mail_body(each)).strip())
+    content = part.get_payload(decode=True)
+    if kind not in ("text/plain", "text/html") or not isinstance(content, bytes):
+        return ""
+    charset = part.get_content_charset()
+    if kind == "text/html":
+        return html_text(content, charset or "utf-8")[1]
+    return _mail_text(content, charset).replace("\r\n", "\n")
 
 
 def _mail_text(content: bytes, charset: str | None) -> str:

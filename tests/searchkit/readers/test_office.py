@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email.message
+import email.policy
 import io
 import json
 import zipfile
@@ -82,6 +84,38 @@ def test_a_mail_is_decoded_and_never_guessed(tmp_path, head, body):
     assert (document.title, document.text, document.metadata["date"]) == ("Grüner Tee", "Café", "yesterday")
 
 
+def test_a_mail_has_every_piece_of_its_text_once(tmp_path):
+    pytest.importorskip("bs4")
+    mail = email.message.EmailMessage()
+    mail.set_content("Before the picture.\n")
+    mail.add_alternative("<p>Before the picture, set in HTML.</p>", subtype="html")
+    mail.add_attachment(b"...", maintype="image", subtype="png", filename="tea.png", disposition="inline")
+    mail.attach(email.message_from_string("\nAfter it.\n", policy=email.policy.default))
+    mail.add_attachment("A file's text.", filename="notes.txt")
+    assert read(tmp_path / "a.eml", bytes(mail)).text == "Before the picture.\n\nAfter it.\n"
+
+
+def test_a_blank_plain_body_gives_way_to_the_html_one(tmp_path):
+    pytest.importorskip("bs4")
+    mail = email.message.EmailMessage()
+    mail.set_content(" \n")
+    mail.add_alternative("<p>Green tea is here.</p>", subtype="html")
+    assert read(tmp_path / "a.eml", bytes(mail)).text == "Green tea is here."
+
+
+@pytest.mark.parametrize("dimension", ["A1", "A1:XFD1048576"])  # too small, and one that was never finished
+def test_a_sheet_is_read_whatever_size_it_claims(tmp_path, dimension):
+    book = pytest.importorskip("openpyxl").Workbook()
+    for row in (["tea", "minutes"], ["green", 3]):
+        book.active.append(row)
+    with zipfile.ZipFile(io.BytesIO(saved(book))) as old, zipfile.ZipFile(tmp_path / "a.xlsx", "w") as new:
+        for name in old.namelist():
+            new.writestr(
+                name, old.read(name).replace(b'dimension ref="A1:B2"', f'dimension ref="{dimension}"'.encode())
+            )
+    assert read(tmp_path / "a.xlsx", (tmp_path / "a.xlsx").read_bytes()).text == "Sheet\ntea | minutes\ngreen | 3"
+
+
 def test_a_mail_that_cannot_be_decoded_is_a_reject(tmp_path):
     with pytest.raises(CorpusError, match=r"a.eml: its body is neither ascii, as it says, nor utf-8"):
         read(tmp_path / "a.eml", b"Subject: x\n\ncaf\xe9\n")
@@ -98,6 +132,15 @@ def epub(spine: str) -> bytes:
                       f"<spine>{spine}</spine></package>")  # fmt: skip
         book.writestr("a.xhtml", "<html><body><p>First.</p></body></html>")
     return buffer.getvalue()
+
+
+def test_a_book_without_its_package_says_so(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.epub", "w") as book:
+        book.writestr(
+            "META-INF/container.xml", '<container><rootfiles><rootfile full-path="x.opf"/></rootfiles></container>'
+        )
+    with pytest.raises(CorpusError, match=r"damaged: META-INF/container.xml names x.opf, which is missing"):
+        read(tmp_path / "a.epub", (tmp_path / "a.epub").read_bytes())
 
 
 def test_a_book_names_all_its_authors_and_a_chapter_that_is_missing(tmp_path):
