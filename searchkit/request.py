@@ -10,7 +10,8 @@ import numpy as np
 
 from searchkit.errors import InputError
 from searchkit.indexer.filters import compile_filter
-from searchkit.models.embedder import UNREADABLE, Embedder
+from searchkit.models.embedder import Embedder
+from searchkit.models.vocabulary import UNREADABLE
 from searchkit.ranking import Mode, SearchOptions
 from searchkit.records import Query
 from searchkit.tasks import WEB_SEARCH, get_task

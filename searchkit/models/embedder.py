@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import secrets
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from searchkit.errors import InputError
-from searchkit.models.conventions import (
-    MODULES,
-    Conventions,
-    code_fingerprint,
-    conventions_of,
-    fingerprint,
-    is_embedder,
-)  # fmt: skip
-from searchkit.models.framing import frame_of
-from searchkit.models.instruction_shift import InstructionShift
-from searchkit.models.location import family_name, find_adapter, find_model
-from searchkit.models.remote.address import RemoteModel, is_remote, parse_remote
-from searchkit.models.remote.runtime import RemoteRuntime, encode_probes
-from searchkit.models.runtime import Runtime, load_errors, load_runtime
-from searchkit.models.vocabulary import unknown_ids
+from searchkit.models.batches import Batches
+from searchkit.models.conventions import Conventions
+from searchkit.models.loading import load_model, settings_of
+from searchkit.models.onnx_runtime import OnnxRuntime
+from searchkit.models.remote.address import RemoteModel
+from searchkit.models.remote.runtime import RemoteRuntime
+from searchkit.models.shifted_queries import ShiftedQueries
+from searchkit.models.vocabulary import UNREADABLE, unknown_ids
 from searchkit.validation import check_optional_text, checked_batch
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_MODEL = "builtin"
-UNREADABLE = 1 / 3
-"""Share of unknown tokens above which a text counts as unreadable to the model."""
 
 
 @dataclass
@@ -97,67 +82,32 @@ class Embedder:
         token_budget: int | None = None,
         threads: int | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; expected 1 or more, or None to leave it to the runtime")
+        self._model = load_model(
+            model, adapter=adapter, device=device, dtype=dtype, threads=threads, conventions=conventions
+        )
+        self.name, self.runtime, self.frame = self._model.name, self._model.runtime, self._model.frame
         self.adapter = None if adapter is None else str(adapter)
-        self._adapter_folder: Path | None = None
-        self.runtime: Runtime
-        remote = model if isinstance(model, RemoteModel) else None
-        if is_remote(str(model)):
-            remote = remote or parse_remote(str(model))
-            if adapter is not None or dtype != "auto":
-                came = "an adapter" if adapter is not None else f"dtype {dtype}"
-                raise InputError(f"{came} came with {remote}; what its server computes with is set there")
-            self.name = str(remote)
-            self._folder = None
-            self.runtime = server = RemoteRuntime(remote, threads)
-            self.conventions = conventions or server.conventions()
-            self.frame: tuple[list[int], list[int]] = [], []  # the server adds special tokens
-        else:
-            self._folder, self.name = find_model(str(model))
-            self._load(self._folder, adapter, device, dtype, threads, conventions)
+        self.conventions = self._model.conventions
         self.set_max_length(max_length)
-        self.dim = self._checked_dim(dim, force_dim)
-        self.token_budget = token_budget or self.runtime.token_budget
+        self.dim = self._model.width(dim, force=force_dim)
+        self._batches = Batches(self.runtime, token_budget)
+        self._shifted: ShiftedQueries | None = None
+        if isinstance(self.runtime, OnnxRuntime) and self.runtime.shift is not None:
+            self._shifted = ShiftedQueries(self.runtime.shift, self.runtime, self._batches)
         self.stats = EncodeStats()
         self._fingerprint: dict[str, Any] | None = None
-        self._shift: InstructionShift | None = getattr(self.runtime, "shift", None)
-
-    def _load(
-        self,
-        folder: Path,
-        adapter: str | Path | None,
-        device: str | None,
-        dtype: str,
-        threads: int | None,
-        conventions: Conventions | None,
-    ) -> None:
-        """Load a model whose files are here."""
-        if adapter is not None:
-            self._adapter_folder = find_adapter(str(adapter))
-        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-            with load_errors(self.name):
-                base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-            raise InputError(f"{self.name} is an adapter, not a model; use --model {base} --adapter {self.name}")
-        self.runtime = load_runtime(folder, self.name, self._adapter_folder, device, dtype, threads)
-        # An adapter written by `searchkit train` carries settings of its own, which may differ from the base's.
-        own_settings = self._adapter_folder is not None and (self._adapter_folder / MODULES).is_file()
-        self.settings_folder = self._adapter_folder if self._adapter_folder and own_settings else folder
-        family, decoder = family_name(self.name), self.runtime.decoder
-        if decoder and not (conventions or adapter or is_embedder(self.settings_folder, family)):
-            _warn_untrained(self.name)
-        with load_errors(self.name):
-            self.conventions = conventions or conventions_of(self.settings_folder, family, decoder=decoder)
-        self.frame = frame_of(self.runtime, self.conventions, self.name)
 
     # What the model is
 
     @property
     def folder(self) -> Path:
         """The model's files; InputError if they are on a server."""
-        if self._folder is None:
-            raise InputError(f"the files of {self.name} are on its server; this needs them here: name a model folder")
-        return self._folder
+        return self._model.files
+
+    @property
+    def settings_folder(self) -> Path:
+        """Where its settings are: the folder, or that of an adapter with settings of its own."""
+        return settings_of(self.folder, self._model.adapter)
 
     @property
     def short_name(self) -> str:
@@ -169,9 +119,9 @@ class Embedder:
     @property
     def framework(self) -> str:
         """What computes: "ONNX", "PyTorch" or "API"."""
-        if self._folder is None:
+        if isinstance(self.runtime, RemoteRuntime):
             return "API"
-        return "PyTorch" if type(self.runtime).__name__ == "TorchRuntime" else "ONNX"
+        return "ONNX" if isinstance(self.runtime, OnnxRuntime) else "PyTorch"
 
     @property
     def dtype(self) -> str:
@@ -184,9 +134,14 @@ class Embedder:
         return self.conventions.max_length
 
     @property
+    def token_budget(self) -> int:
+        """Padded tokens in a batch; less once memory was too small for it."""
+        return self._batches.token_budget
+
+    @property
     def shifts_queries(self) -> bool:
         """Whether an instruction shifts the vectors of its queries, instead of being read in front of them."""
-        return self._shift is not None
+        return self._shifted is not None
 
     @property
     def special_tokens(self) -> int:
@@ -195,16 +150,8 @@ class Embedder:
 
     def identity(self) -> dict[str, Any]:
         """What an index is bound to: equal identities give equal vectors (up to `dtype`)."""
-        if isinstance(self.runtime, RemoteRuntime):
-            self._fingerprint = {"probes": encode_probes(self.runtime.probes)}
-        elif self._fingerprint is None:
-            self._fingerprint = {"weights": fingerprint(self.folder)}
-            if getattr(self.runtime, "own_code", False):
-                self._fingerprint["code"] = code_fingerprint(self.folder)
-            if self._shift is not None:
-                self._fingerprint["instruction_shift"] = self._shift.digest
-            if self._adapter_folder is not None:
-                self._fingerprint["adapter_weights"] = fingerprint(self._adapter_folder)
+        if self._fingerprint is None:
+            self._fingerprint = self._model.fingerprints()
         conventions = asdict(self.conventions)
         for name, default in (("query_repeats", 1), ("pool_prompt", True)):
             if conventions[name] == default:  # indexes made before these settings existed do not record them
@@ -365,16 +312,16 @@ class Embedder:
             instruction = self.conventions.default_instruction
         if not instruction or not instruction.strip():
             return ""
-        texts = (instruction, "") if self._shift else ("", instruction)  # read alone, or in front of a query
+        texts = (instruction, "") if self._shifted else ("", instruction)  # read alone, or in front of a query
         count = len(self._ids([self.conventions.prompt(*texts, 1)])[0]) + self.special_tokens
         if count >= self.max_length + self.shifts_queries:
-            rest = "" if self._shift else " and leaves no room for a query"
+            rest = "" if self._shifted else " and leaves no room for a query"
             raise InputError(f"the instruction takes {count} of {self.max_length} tokens{rest}; shorten it")
         return instruction
 
     def _in_front(self, instruction: str) -> str:
         """What of an instruction goes in front of its queries; nothing for a model that shifts them."""
-        return "" if self._shift else instruction
+        return "" if self._shifted else instruction
 
     def _query_ids(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of each query, without special tokens, repeated as often as fits whole; once may be too long."""
@@ -395,7 +342,7 @@ class Embedder:
         return [encoding.ids for encoding in encodings]
 
     def _framed(self, ids: list[int]) -> list[int]:
-        if self._folder is None:  # a server truncates by itself; here tokens are estimated
+        if isinstance(self.runtime, RemoteRuntime):  # it truncates by itself; here tokens are estimated
             return ids
         room = self.max_length - self.special_tokens
         if len(ids) > room:
@@ -426,12 +373,15 @@ class Embedder:
         instructions: Sequence[str] = (),
     ) -> np.ndarray:
         before = self._truncated_by_server
-        rows = np.empty((len(tokens), self.dim), dtype=np.float32)
-        with closing(self._computed(tokens, self._shifts(instructions))) as computed:
-            for batch, vectors in computed:
-                rows[batch] = vectors
-                if on_batch:
-                    on_batch(len(batch))
+        shifts = self._shifts(instructions)
+
+        def compute(batch: list[int]) -> np.ndarray:
+            some = [tokens[i] for i in batch]
+            if self._shifted and not shifts.keys().isdisjoint(batch):
+                return self._shifted.forward(some, [shifts.get(i) for i in batch], self.conventions)
+            return self.runtime.forward(some, self.conventions)
+
+        rows = self._batches.rows([len(ids) for ids in tokens], self.dim, compute, on_batch)
         self.stats.texts += len(tokens)
         self.stats.tokens += sum(map(len, tokens))
         self.stats.truncated += self._truncated_by_server - before
@@ -443,118 +393,11 @@ class Embedder:
 
     def _shifts(self, instructions: Sequence[str]) -> dict[int, np.ndarray]:
         """{position: what is added to the unit row that the graph gives for the text there}."""
-        if self._shift is None:
+        if self._shifted is None:
             return {}
         names = list(dict.fromkeys(filter(str.strip, instructions)))
         read = self.tokenize_queries(names, [""] * len(names))
         # Of an instruction without any token, such as an invisible character, there is nothing to read.
         tokens = {name: tuple(ids) for name, ids in zip(names, read, strict=True) if len(ids) > self.special_tokens}
-        known = {ids: shift for ids in tokens.values() if (shift := self._shift.kept(ids)) is not None}
-        new = list(dict.fromkeys(ids for ids in tokens.values() if ids not in known))
-        for batch in self._batches([len(ids) for ids in new]):
-            pooled = self._halved(batch, lambda some: self._pooled([list(new[i]) for i in some]))
-            for i, shift in zip(batch, self._shift(unit_rows(pooled)), strict=True):
-                self._shift.keep(new[i], shift)
-                known[new[i]] = shift
-        return {position: known[tokens[name]] for position, name in enumerate(instructions) if name in tokens}
-
-    def _pooled(self, batch: list[list[int]]) -> np.ndarray:
-        """What the graph of a model with a shift gives, before the map beside it."""
-        return np.asarray(cast(Any, self.runtime).pooled(batch, self.conventions))
-
-    def _computed(
-        self, tokens: list[list[int]], shifts: dict[int, np.ndarray]
-    ) -> Generator[tuple[list[int], np.ndarray], None, None]:
-        """Each batch with its rows, from as many threads as the runtime takes."""
-
-        def compute(batch: list[int]) -> tuple[list[int], np.ndarray]:
-            return batch, self._rows([tokens[i] for i in batch], [shifts.get(i) for i in batch])
-
-        batches = self._batches([len(ids) for ids in tokens])
-        small = sum(map(len, tokens)) <= self.token_budget and len(tokens) <= self.runtime.most_texts
-        if self.runtime.workers == 1 or small:
-            yield from map(compute, batches)  # one after another, so that a budget cut for memory holds for the rest
-            return
-        pool = ThreadPoolExecutor(self.runtime.workers)
-        try:
-            yield from pool.map(compute, batches)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Positions in batches of similar length, longest first, so that a batch too large for memory shows at once."""
-        order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-        start = 0
-        while start < len(order):
-            size = max(1, min(self.token_budget // max(1, lengths[order[start]]), self.runtime.most_texts))
-            yield order[start : start + size]
-            start += size
-
-    def _rows(self, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
-        def compute(some: list[int]) -> np.ndarray:
-            part = [batch[i] for i in some]
-            if any(shifts[i] is not None for i in some):
-                return self._shifted(part, [shifts[i] for i in some])
-            return self.runtime.forward(part, self.conventions)
-
-        return unit_rows(self._halved(list(range(len(batch))), compute)[:, : self.dim])
-
-    def _halved(self, batch: list[int], compute: Callable[[list[int]], np.ndarray]) -> np.ndarray:
-        """What `compute` gives for a batch, in halves where memory is too small for it."""
-        try:
-            return compute(batch)
-        except MemoryError:
-            if len(batch) == 1:
-                raise
-            self.token_budget = max(1, self.token_budget // 2)
-            logger.warning("out of memory: continuing with batches of %d tokens", self.token_budget)
-            middle = len(batch) // 2
-            return np.concatenate([self._halved(batch[:middle], compute), self._halved(batch[middle:], compute)])
-
-    def _shifted(self, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
-        """As the runtime's `forward`, with the texts that have a shift moved by it before the map beside the graph.
-
-        A query under several instructions is computed once.
-        """
-        places = {tuple(ids): place for place, ids in enumerate(dict.fromkeys(map(tuple, batch)))}
-        pooled = self._pooled([list(ids) for ids in places])
-        pooled = pooled[[places[tuple(ids)] for ids in batch]]
-        for row, shift in enumerate(shifts):
-            if shift is not None:
-                pooled[row] = unit_rows(pooled[row : row + 1])[0] + shift
-        return np.asarray(cast(Any, self.runtime).mapped(pooled))
-
-    def _checked_dim(self, dim: int | None, force: bool) -> int:
-        full, smallest = self.runtime.hidden_size, self.conventions.smallest_dim
-        width = dim or full
-        if not 1 <= width <= full:
-            raise InputError(f"dim is {dim}; {self.name} gives vectors of {full} dimensions, so 1 to {full}")
-        if width < full and not force and (smallest is None or width < smallest):
-            trained = f"down to {smallest} dimensions" if smallest else "at its full width only"
-            raise InputError(
-                f"dim is {dim} but {self.name} was trained {trained}, and truncating it further costs quality; "
-                "force it with --force-dim if you have measured that"
-            )
-        return width
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1, as float32; InputError for a row that is zero or not finite."""
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    bad = ~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0)
-    if bad.any():
-        raise InputError(
-            f"the model returned {int(bad.sum())} of {len(vectors)} vectors that are zero or not finite; "
-            "no search would ever return them. Try --dtype float32"
-        )
-    return np.asarray(vectors / lengths)
-
-
-@cache  # one warning per model
-def _warn_untrained(name: str) -> None:
-    logger.warning(
-        "%s is a language model that was not trained to embed, so its vectors search poorly. "
-        "Train it first: searchkit train PAIRS --base %s --out OUT",
-        name, name,
-    )  # fmt: skip
+        shifts = self._shifted.shifts(tokens.values(), self.conventions)
+        return {position: shifts[tokens[name]] for position, name in enumerate(instructions) if name in tokens}

@@ -16,11 +16,10 @@ from searchkit.errors import InputError
 
 SHIFT_FILE = "instruction_shift.safetensors"
 _NAMES = ("centre", "inner.weight", "inner.bias", "outer.weight")
-_MOST_KEPT = 1024
 
 
 class InstructionShift:
-    """The network beside an exported model, and the shifts of the instructions that came so far.
+    """The network beside an exported model.
 
     Args:
         arrays: float32 "centre" (dim,), "inner.weight" (hidden, dim), "inner.bias" (hidden,), "outer.weight" (dim,
@@ -30,23 +29,12 @@ class InstructionShift:
 
     def __init__(self, arrays: dict[str, np.ndarray], digest: str) -> None:
         self._centre, self._inner, self._bias, self._outer = (arrays[name] for name in _NAMES)
-        self.digest = digest
-        self._kept: dict[tuple[int, ...], np.ndarray] = {}
+        self.width, self.digest = len(self._centre), digest
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """What queries get added, (n, dim) float32, from the (n, dim) unit rows of their instructions."""
         hidden = np.maximum((rows - self._centre) @ self._inner.T + self._bias, 0)
         return np.asarray(hidden @ self._outer.T)
-
-    def kept(self, tokens: tuple[int, ...]) -> np.ndarray | None:
-        """The shift (dim,) of an instruction that came before, by its tokens as the model reads them."""
-        return self._kept.get(tokens)
-
-    def keep(self, tokens: tuple[int, ...], shift: np.ndarray) -> None:
-        """Remember an instruction's shift; with too many of them, all others are forgotten."""
-        if len(self._kept) >= _MOST_KEPT:
-            self._kept = {}
-        self._kept[tokens] = shift
 
 
 def load_shift(folder: Path, width: int) -> InstructionShift | None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from searchkit.models.remote.pieces import PieceTokenizer
 
+UNREADABLE = 1 / 3
+"""Share of unknown tokens above which a text counts as unreadable to the model."""
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _FEW_CHARACTERS = 2000  # a newspaper takes as many in Japanese, and more in Chinese
 

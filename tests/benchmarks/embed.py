@@ -36,7 +36,8 @@ from typing import Any
 import numpy as np
 
 from searchkit.metrics import score
-from searchkit.models.embedder import Embedder, unit_rows
+from searchkit.models.batches import unit_rows
+from searchkit.models.embedder import Embedder
 from searchkit.models.location import find_model
 from searchkit.readers.corpus import read_corpus
 from searchkit.records import Document, join_title

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from searchkit.models.batches import unit_rows
 from searchkit.models.conventions import Conventions
-from searchkit.models.embedder import Embedder, unit_rows
+from searchkit.models.embedder import Embedder
 from searchkit.models.gguf import import_gguf
 from searchkit.readers.corpus import corpus_folder, read_corpus
 

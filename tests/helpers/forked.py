@@ -32,9 +32,11 @@ PATIENCE = 600
 class Words(Embedder):
     """Texts to vectors by their words' hashes. Tested here are files: a real model costs each child seconds."""
 
+    token_budget = 4096
+
     def __init__(self) -> None:
         self.dim, self.conventions, self.stats = 64, Conventions(max_length=256), EncodeStats()
-        self.name, self.token_budget = "words", 4096
+        self.name = "words"
         self.frame = ([], [])
 
     def identity(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from texts import SENTENCES, TEXTS
 from tiny_models import build_model
 
 from searchkit.engine import SearchEngine
-from searchkit.models import embedder as embedder_module
+from searchkit.models import loading
 from searchkit.models.embedder import Embedder
 from searchkit.models.gguf import import_gguf
 from searchkit.training.config import TrainConfig
@@ -144,7 +144,7 @@ def test_a_family_s_name_does_not_overrule_a_folder_that_says_no(config: TrainCo
 def test_an_untrained_decoder_is_warned_about_once(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    embedder_module._warn_untrained.cache_clear()
+    loading._warn_untrained.cache_clear()
     bare = build_model(tmp_path / "bare", eos=False)
     with caplog.at_level(logging.WARNING):
         train(replace(config, base=str(bare), **SHORT))  # which is the cure

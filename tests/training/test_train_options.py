@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from searchkit.models.embedder import Embedder, unit_rows
+from searchkit.models.batches import unit_rows
+from searchkit.models.embedder import Embedder
 from searchkit.training import log
 from searchkit.training import train as loop
 from searchkit.training.config import TrainConfig

@@ -10,8 +10,9 @@ import numpy as np
 from searchkit.engine import SearchEngine
 from searchkit.ingest import COMMIT_EVERY, AddReport, Commits
 from searchkit.lexical_sync import LexicalSync
+from searchkit.models.batches import unit_rows
 from searchkit.models.conventions import dense_folders
-from searchkit.models.embedder import Embedder, unit_rows
+from searchkit.models.embedder import Embedder
 from searchkit.training.files import link
 from searchkit.training.layout import write_layout
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from searchkit.errors import InputError
-from searchkit.models.embedder import unit_rows
+from searchkit.models.batches import unit_rows
 from searchkit.request import chosen_instruction
 from searchkit.server.embedding import EmbeddingQueue, Text
 from searchkit.server.errors import encoded, json_response

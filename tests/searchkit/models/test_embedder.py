@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from texts import TEXTS
 from tiny_models import build_model
 
-from searchkit.cli.main import main
 from searchkit.errors import InputError
-from searchkit.models import embedder as module
+from searchkit.models.batches import unit_rows
 from searchkit.models.conventions import conventions_of
-from searchkit.models.embedder import Embedder, unit_rows
+from searchkit.models.embedder import Embedder
 
 LONG = "a long passage about nothing much " * 12
 
@@ -185,107 +181,6 @@ def test_dim_is_refused_for_models_not_trained_for_it_unless_forced(mistral: Pat
         Embedder(mistral, device="cpu", dim=65)
 
 
-def test_out_of_memory_halves_the_budget_and_loses_nothing(
-    mistral: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    small = Embedder(mistral, device="cpu", dtype="float32", token_budget=4096)
-    whole = small.runtime.model.forward
-
-    def limited(input_ids: torch.Tensor, **inputs: Any) -> Any:
-        if input_ids.numel() > 600:  # as torch says it; a real one would take this machine's memory
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
-        return whole(input_ids, **inputs)
-
-    limited.__signature__ = __import__("inspect").signature(whole)  # type: ignore[attr-defined]
-    monkeypatch.setattr(small.runtime.model, "forward", limited)
-    with caplog.at_level(logging.WARNING):
-        found = small.encode_passages(TEXTS)
-    assert small.token_budget < 4096
-    assert "out of memory" in caplog.text
-    np.testing.assert_allclose(found, embedder.encode_passages(TEXTS), atol=1e-5)
-
-
-def test_another_runtime_error_is_not_taken_for_out_of_memory(mistral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Embedder(mistral, device="cpu")
-
-    def broken(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    broken.__signature__ = __import__("inspect").signature(model.runtime.model.forward)  # type: ignore[attr-defined]
-    monkeypatch.setattr(model.runtime.model, "forward", broken)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        model.encode_passages(TEXTS)
-
-
-def test_vectors_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 of 2 vectors that are zero or not finite"):
-        unit_rows(np.array([[1.0, 0.0], [np.nan, 0.0]], dtype=np.float32))
-    with pytest.raises(ValueError, match="zero or not finite"):
-        unit_rows(np.zeros((1, 2), dtype=np.float32))
-
-
-def make_adapter(base: Path, out: Path, *, trained: bool) -> Path:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModel
-
-    model = get_peft_model(AutoModel.from_pretrained(base), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
-    if trained:  # a fresh LoRA is zero: its B has not moved yet
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter)
-    model.save_pretrained(out)
-    return out
-
-
-def test_an_adapter_changes_vectors_as_peft_does(mistral: Path, embedder: Embedder, tmp_path: Path) -> None:
-    from peft import PeftModel
-    from transformers import AutoModel
-
-    folder = make_adapter(mistral, tmp_path / "adapter", trained=True)
-    adapted = Embedder(mistral, adapter=folder, device="cpu", dtype="float32")
-    oracle = PeftModel.from_pretrained(AutoModel.from_pretrained(mistral), folder).eval().merge_and_unload()
-    with torch.inference_mode():
-        state = oracle(torch.tensor([embedder.tokenize(["tea"])[0]])).last_hidden_state[0, -1].numpy()
-    np.testing.assert_allclose(adapted.encode_passages(["tea"])[0], state / np.linalg.norm(state), atol=1e-4)
-    assert adapted.identity()["adapter_weights"]
-
-
-def test_an_adapter_that_changes_nothing_is_refused(mistral: Path, tmp_path: Path) -> None:
-    folder = make_adapter(mistral, tmp_path / "adapter", trained=False)
-    with pytest.raises(ValueError, match="changes nothing"):
-        Embedder(mistral, adapter=folder, device="cpu")
-
-
-def test_an_adapter_given_as_the_model_says_what_to_do(mistral: Path, tmp_path: Path) -> None:
-    folder = make_adapter(mistral, tmp_path / "adapter", trained=True)
-    with pytest.raises(ValueError, match=r"is an adapter, not a model; use --model .* --adapter"):
-        Embedder(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "to_do"), [("x.gguf", "convert it: searchkit import-gguf .*x.gguf OUT"), ("x.onnx", "give its folder")]
-)
-def test_a_file_given_as_the_model_says_what_to_do(tmp_path: Path, name: str, to_do: str) -> None:
-    (tmp_path / name).write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match=f"is a file; expected the folder of a model; {to_do}"):
-        Embedder(tmp_path / name)
-
-
-def test_a_model_that_is_not_there_is_said() -> None:
-    with pytest.raises(ValueError, match="there is no model folder 'nowhere'"):
-        Embedder("nowhere")
-    with pytest.raises(ValueError, match="neither a folder here nor could it be fetched"):
-        Embedder("nobody/has-this-model")
-
-
-def test_batches_hold_every_text_once_within_the_budget(mistral: Path) -> None:
-    model = Embedder(mistral, device="cpu", token_budget=100)
-    lengths = [5, 90, 40, 41, 200, 1, 33]
-    batches = list(model._batches(lengths))
-    assert sorted(i for batch in batches for i in batch) == list(range(7))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 100 for batch in batches)
-
-
 def test_bfloat16_stays_close_to_float32(mistral: Path, embedder: Embedder) -> None:
     half = Embedder(mistral, device="cpu", dtype="bfloat16").encode_passages(TEXTS)
     assert (half * embedder.encode_passages(TEXTS)).sum(1).min() > 0.98
@@ -295,55 +190,3 @@ def test_bfloat16_stays_close_to_float32(mistral: Path, embedder: Embedder) -> N
 def test_a_gpu_gives_the_cpu_s_vectors(mistral: Path, embedder: Embedder) -> None:
     found = Embedder(mistral, device="cuda", dtype="float32").encode_passages(TEXTS)
     np.testing.assert_allclose(found, embedder.encode_passages(TEXTS), atol=1e-4)
-
-
-def test_the_torch_extra_is_named_when_it_is_missing(mistral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(ImportError, match=r"pip install 'searchkit\[torch\]'"):
-        module.Embedder(mistral)
-
-
-@pytest.fixture
-def torch_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("torch_threads")
-@pytest.mark.parametrize("exported", [False, True])
-def test_threads_do_not_change_vectors(mistral: Path, exported: bool) -> None:
-    one, three = (Embedder("builtin" if exported else mistral, threads=threads) for threads in (1, 3))
-    np.testing.assert_allclose(one.encode_passages([*TEXTS, LONG]), three.encode_passages([*TEXTS, LONG]), atol=1e-6)
-
-
-@pytest.mark.usefixtures("torch_threads")
-def test_threads_reach_both_runtimes(mistral: Path) -> None:
-    Embedder(mistral, device="cpu", threads=3)
-    assert torch.get_num_threads() == 3
-    assert Embedder("builtin", threads=3).runtime.workers == 3
-
-
-@pytest.mark.parametrize("texts", [1, 7, 60])
-def test_an_exported_model_gives_the_same_rows_on_any_number_of_threads(texts: int) -> None:
-    corpus = [f"{TEXTS[n % 30]} {n} " * (1 + n % 9) for n in range(texts)]
-    rows = [Embedder("builtin", threads=threads).encode_passages(corpus) for threads in (1, 3)]
-    np.testing.assert_array_equal(*rows)
-
-
-@pytest.mark.parametrize("threads", [0, -1])
-def test_less_than_one_thread_is_refused(threads: int) -> None:
-    with pytest.raises(ValueError, match=f"threads is {threads}; expected 1 or more"):
-        Embedder(threads=threads)
-
-
-@pytest.mark.usefixtures("torch_threads")
-def test_the_command_line_passes_threads_on(mistral: Path, tmp_path: Path) -> None:
-    (tmp_path / "notes.jsonl").write_text("".join(json.dumps({"id": text, "text": text}) + "\n" for text in TEXTS))
-    index = str(tmp_path / "x.index")
-    built = ["index", str(tmp_path / "notes.jsonl"), "--index", index, "--model", str(mistral)]
-    again = built[:4]  # the index is there, and its model is opened by name
-    for threads, command in ((2, built), (3, ["search", index, "yeast"]), (2, again)):
-        result = CliRunner().invoke(main, [*command, "--device", "cpu", "--threads", str(threads)])
-        assert result.exit_code == 0, result.output
-        assert torch.get_num_threads() == threads

@@ -14,7 +14,8 @@ from tiny_models import build_model
 from searchkit.binding import check_model, differences
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
-from searchkit.models.embedder import Embedder, unit_rows
+from searchkit.models.batches import unit_rows
+from searchkit.models.embedder import Embedder
 from searchkit.models.instruction_shift import SHIFT_FILE, save_shift
 from searchkit.records import Document
 from searchkit.training.adaptation.mapped import write_model
@@ -85,7 +86,7 @@ def test_queries_and_passages_of_one_batch(plain: Path, shifted: Path, arrays: d
 
 
 def test_every_query_may_have_an_instruction_of_its_own(shifted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("searchkit.models.instruction_shift._MOST_KEPT", 3)
+    monkeypatch.setattr("searchkit.models.shifted_queries._MOST_KEPT", 3)
     model = Embedder(shifted)
     rows = model.encode_tokens(model.tokenize_queries(TEXTS, TEXTS), TEXTS)
     for text, row in zip(TEXTS, rows, strict=True):

@@ -16,7 +16,8 @@ from tiny_models import build_model
 
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
-from searchkit.models.embedder import Embedder, unit_rows
+from searchkit.models.batches import unit_rows
+from searchkit.models.embedder import Embedder
 from searchkit.records import Document
 from searchkit.training.adaptation.adapt import adapt
 from searchkit.training.adaptation.linear_map import most_passages
