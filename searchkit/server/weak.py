@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache
 from threading import Lock, Thread
 
 import numpy as np
 
 from searchkit.indexer.analysis import Analyzer
 from searchkit.models.embedder import Embedder
-from searchkit.readers.corpus import corpus_folder
+from searchkit.readers.kinds import kinds_rows
 from searchkit.records import Hit
 
 logger = logging.getLogger(__name__)
@@ -61,15 +59,10 @@ def related_similarity(embedder: Embedder) -> float:
 
     Models differ in what numbers they give to related and to unrelated texts, indexes hardly do.
     """
-    questions, answers = zip(*[(topic["question"], topic["answer"]) for topic in topics()[:PAIRS]], strict=True)
+    topics = kinds_rows("topics")[:PAIRS]
+    questions, answers = ([topic[kind] for topic in topics] for kind in ("question", "answer"))
     similarities = np.sum(embedder.encode_queries(questions) * embedder.encode_passages(answers), axis=1)
     return float(np.quantile(similarities, UNLIKE))
-
-
-@cache
-def topics() -> list[dict[str, str]]:
-    """The topics of `corpora/kinds`, each with a question and its answer."""
-    return [json.loads(line) for line in (corpus_folder("kinds") / "topics.jsonl").read_text("utf-8").splitlines()]
 
 
 class RelatedLevels:

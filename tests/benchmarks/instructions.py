@@ -23,14 +23,15 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.evaluate import evaluate
 from searchkit.models.embedder import DEFAULT_MODEL
 from searchkit.readers.corpus import corpus_folder, read_corpus
 from searchkit.readers.judgements import read_beir_split
+from searchkit.readers.kinds import kinds_rows, worded_instructions
 from searchkit.records import Document, Judgements, Qrels, Query
+from searchkit.training.builtin.data import general as general_instructions
 
 KINDS = ("support", "refute", "define", "duplicate", "answer")
 """Passages of a topic."""
@@ -50,12 +51,6 @@ def wrong(queries: list[Query]) -> list[Query]:
     return swapped
 
 
-def kinds_rows(name: str) -> list[dict[str, Any]]:
-    """A file of `corpora/kinds`: "topics", "dev" (topics too) or "instructions"."""
-    file = corpus_folder("kinds") / f"{name}.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
 def kinds_dev() -> tuple[list[Document], list[Query], Qrels, dict[str, str], list[Query]]:
     """The development data of `corpora/kinds`.
 
@@ -63,7 +58,7 @@ def kinds_dev() -> tuple[list[Document], list[Query], Qrels, dict[str, str], lis
         Passages, queries with their instruction, judgements, {query id: style of its instruction}, and the queries with
         a wrong instruction.
     """
-    instructions = [row for row in kinds_rows("instructions") if row["split"] == "dev" and row["right"]]
+    instructions = [row for row in worded_instructions("dev") if row["right"]]
     others = []  # of each instruction, the next of its style that asks for none of the same passages
     for place, row in enumerate(instructions):
         following = instructions[place + 1 :] + instructions[:place]
@@ -86,13 +81,12 @@ def general(name: str, index: Path | None, model: str, mode: str) -> dict[str, f
     """{instruction: nDCG@10} on FOLDER:SPLIT, "" being none."""
     folder, _, split = name.partition(":")
     queries, qrels = read_beir_split(folder, split)
-    rows = [row for row in kinds_rows("instructions") if row["split"] == "dev" and not row["right"]]
     scores = {}
     with tempfile.TemporaryDirectory() as temporary:
         place = index or Path(temporary) / "index"
         with SearchEngine.create(place, model=model, chunk_tokens=0, exist_ok=True) as engine:
             engine.add(read_corpus(folder))
-            for instruction in ("", *(row["instruction"] for row in rows)):
+            for instruction in ("", *general_instructions(worded_instructions("dev"))):
                 (report,) = evaluate(engine, Judgements(name, queries, qrels, instruction), modes=[mode])
                 scores[instruction] = report.metrics["ndcg@10"]
     return scores

@@ -24,8 +24,9 @@ from searchkit.engine import SearchEngine
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 from searchkit.ranking import Mode
 from searchkit.readers.corpus import read_corpus
+from searchkit.readers.kinds import kinds_rows
 from searchkit.records import Hit, Judgements, Query
-from searchkit.server.weak import PAIRS, related_similarity, topics, weak_matches
+from searchkit.server.weak import PAIRS, related_similarity, weak_matches
 
 K = 10
 MODES: tuple[Mode, ...] = ("hybrid", "dense", "lexical")
@@ -52,7 +53,8 @@ def shares(engine: SearchEngine, judgements: Judgements, mode: Mode, level: floa
         for q in islice((q for q in judgements.queries if q.id in qrels), most)
     ]
     on = called_weak(engine, queries, mode, level)
-    strange = called_weak(engine, [Query("", topic["question"]) for topic in topics()[PAIRS:]][:most], mode, level)
+    others = [Query("", topic["question"]) for topic in kinds_rows("topics")[PAIRS:]]
+    strange = called_weak(engine, others[:most], mode, level)
     kinds = {
         "relevant": [
             weak

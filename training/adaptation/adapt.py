@@ -23,6 +23,7 @@ from searchkit.models.embedder import Embedder
 from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.readers.judgements import read_qrels, read_queries
+from searchkit.readers.kinds import kinds_rows
 from searchkit.readers.lines import plain_lines
 from searchkit.records import Judgements, Qrels, Query
 from searchkit.training.adaptation.config import AdaptConfig
@@ -186,7 +187,7 @@ class _Run:
         with self.stages.stage("general", inputs, [GENERAL]) as needed:
             if needed:
                 rng = random.Random(config.seed)
-                rows = list(builtin_data.kinds(builtin_data.topics(), rng))
+                rows = list(builtin_data.kinds(kinds_rows("topics"), rng))
                 rows += [_row(example) for file in config.general for example in read_examples(file)]
                 rng.shuffle(rows)
                 write_lines(self.out / GENERAL, rows[:_MOST_GENERAL])

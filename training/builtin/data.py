@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from searchkit.models.embedder import Embedder
-from searchkit.readers.corpus import corpus_folder
+from searchkit.readers.kinds import kinds_rows, worded_instructions
 from searchkit.readers.rejects import Rejects
 from searchkit.training.dataset import Example, read_examples
 from searchkit.training.files import write_lines
@@ -210,21 +210,6 @@ def general(instructions: Iterable[Row]) -> list[str]:
     return [row["instruction"] for row in instructions if not row["right"]]
 
 
-def topics() -> Iterator[Row]:
-    """The topics that come with searchkit."""
-    yield from _rows("topics")
-
-
-def worded_instructions() -> list[Row]:
-    """The instructions for training that come with searchkit, in many words."""
-    return [row for row in _rows("instructions") if row["split"] == "train"]
-
-
-def _rows(name: str) -> Iterator[Row]:
-    with (corpus_folder("kinds") / f"{name}.jsonl").open(encoding="utf-8") as stream:
-        yield from map(json.loads, stream)
-
-
 def _passages(topic: Row) -> dict[str, str]:
     """All passages of a topic, by what each is to it."""
     passages = {name: topic[name] for name in ("support", "refute", "define", "duplicate", "answer")}
@@ -308,8 +293,8 @@ def write(pairs: Path, out: Path, *, embedder: Embedder, seed: int = 0) -> None:
             if (file := pairs / f"{source}.jsonl.gz").is_file():
                 examples = read_examples(file, rejects=rejects)
                 _write(out / f"{name}.jsonl", make(examples, random.Random(seed)), count)
-    _write(out / "kinds.jsonl", kinds(topics(), random.Random(seed)))
-    _write(out / "worded.jsonl", worded(topics(), worded_instructions(), random.Random(seed)))
+    _write(out / "kinds.jsonl", kinds(kinds_rows("topics"), random.Random(seed)))
+    _write(out / "worded.jsonl", worded(kinds_rows("topics"), worded_instructions("train"), random.Random(seed)))
 
 
 def _write(file: Path, rows: Iterable[Row], count: int | None = None) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from searchkit.models.instruction_shift import SHIFT_FILE, save_shift
 from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.readers.corpus import corpus_folder
+from searchkit.readers.kinds import worded_instructions
 from searchkit.readers.lines import plain_lines
 from searchkit.training.builtin import data as builtin_data
+from searchkit.training.builtin import head as builtin_head
 from searchkit.training.builtin import shift as builtin_shift
-from searchkit.training.builtin.head import HeadConfig, HeadData, learn, prepare
+from searchkit.training.builtin.head import HeadConfig, HeadData
 from searchkit.training.builtin.shift import ShiftConfig, ShiftData
 from searchkit.training.dataset import Example, read_examples
 from searchkit.training.dev import DevSet
@@ -94,12 +96,12 @@ def make(
             builtin_data.write(pairs, data, embedder=Embedder(start))
     with stages.stage("vectors", inputs, [vectors.name]) as needed:
         if needed:
-            _embed(start, data, vectors)
+            _embed(_prepare_head, data, start, vectors)
     with stages.stage("head", {"vectors": digest(vectors), "settings": asdict(config)}, ["head"]) as needed:
         if needed:
             remove(head)
             began = time.monotonic()
-            matrix = learn(HeadData.load(vectors), config, on_step=_Log(config.steps))
+            matrix = builtin_head.learn(HeadData.load(vectors), config, on_step=_Log(config.steps))
             print(f"head: {time.monotonic() - began:.0f} s", flush=True)
             write_linear(matrix.numpy(), head)
     with stages.stage("headed", {"start": inputs["start"], "head": digest(head)}, ["headed"]) as needed:
@@ -108,7 +110,7 @@ def make(
             replace_dense(start, headed, [head])
     with stages.stage("shift vectors", inputs | {"headed": fingerprint(headed)}, [told.name]) as needed:
         if needed:
-            _embed_told(headed, data, told)
+            _embed(_prepare_shift, data, headed, told)
     with stages.stage("builtin", {"vectors": digest(told), "settings": asdict(shift)}, ["builtin"]) as needed:
         if needed:
             remove(built)
@@ -124,30 +126,20 @@ def _examples(data: Path, *names: str) -> list[Example]:
     return [example for file in files for example in read_examples(file)]
 
 
-def _embed_told(headed: Path, data: Path, vectors: Path) -> None:
-    general = builtin_data.general(builtin_data.worded_instructions())
-    plain, instructed = _examples(data, "plain"), _examples(data, *INSTRUCTED, "worded")
-    model, began = Embedder(headed, max_length=MAX_LENGTH), time.monotonic()
-    prepared = builtin_shift.prepare(plain, instructed, general, model)
-    print(
-        f"vectors of {len(prepared.queries)} queries, {len(prepared.instructions)} instructions and "
-        f"{len(prepared.passages)} passages: {time.monotonic() - began:.0f} s",
-        flush=True,
-    )
-    prepared.save(vectors)
+def _prepare_head(data: Path, model: Embedder) -> HeadData:
+    return builtin_head.prepare(_examples(data, "plain"), _examples(data, *INSTRUCTED), model)
 
 
-def _embed(start: Path, data: Path, vectors: Path) -> None:
-    plain, instructed = _examples(data, "plain"), _examples(data, *INSTRUCTED)
-    print(f"examples: {len(plain)} plain, {len(instructed)} with an instruction that decides", flush=True)
-    model, began = Embedder(start, max_length=MAX_LENGTH), time.monotonic()
-    prepared = prepare(plain, instructed, model)
-    print(
-        f"vectors of {len(prepared.queries)} queries, {len(prepared.told)} with instructions and "
-        f"{len(prepared.passages)} passages: {time.monotonic() - began:.0f} s",
-        flush=True,
-    )
-    prepared.save(vectors)
+def _prepare_shift(data: Path, model: Embedder) -> ShiftData:
+    general = builtin_data.general(worded_instructions("train"))
+    return builtin_shift.prepare(_examples(data, "plain"), _examples(data, *INSTRUCTED, "worded"), general, model)
+
+
+def _embed(prepare: Callable[[Path, Embedder], HeadData | ShiftData], data: Path, model: Path, out: Path) -> None:
+    began = time.monotonic()
+    prepared = prepare(data, Embedder(model, max_length=MAX_LENGTH))
+    print(f"{prepared.sizes()}: {time.monotonic() - began:.0f} s", flush=True)
+    prepared.save(out)
 
 
 class _Log:

@@ -35,6 +35,10 @@ class Tensors:
 
     __slots__ = ()
 
+    def sizes(self) -> str:
+        """How many rows each has."""
+        return ", ".join(f"{len(getattr(self, field.name))} {field.name}" for field in fields(self))  # type: ignore[arg-type]
+
     def save(self, file: Path) -> None:
         """Write it all."""
         from safetensors.torch import save_file

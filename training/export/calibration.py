@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -12,7 +11,7 @@ import numpy as np
 
 from searchkit.models.embedder import Embedder
 from searchkit.models.onnx_runtime import load_onnxruntime
-from searchkit.readers.corpus import corpus_folder
+from searchkit.readers.kinds import kinds_rows
 from searchkit.training.export.graph import Graph
 from searchkit.training.export.rounding import Inputs
 
@@ -57,14 +56,13 @@ def _batches(texts: Iterable[list[int]]) -> Iterator[np.ndarray]:
 def _token_ids(embedder: Embedder) -> Iterator[list[int]]:
     """Passages of one sentence and of many from `corpora/kinds`, and queries, until there are :data:`_TOKENS`."""
     count = 0
-    with (corpus_folder("kinds") / "topics.jsonl").open(encoding="utf-8") as stream:
-        for topic in map(json.loads, stream):
-            parts = [topic[kind] for kind in ("claim", "support", "refute", "define", "answer")]
-            passages = embedder.tokenize([*parts, " ".join(parts)])
-            queries = embedder.tokenize_queries(
-                [topic["question"], topic["term"]], ["", topic["aspects"][0]["instruction"]]
-            )
-            yield from (*passages, *queries)
-            count += sum(map(len, (*passages, *queries)))
-            if count >= _TOKENS:
-                return
+    for topic in kinds_rows("topics"):
+        parts = [topic[kind] for kind in ("claim", "support", "refute", "define", "answer")]
+        passages = embedder.tokenize([*parts, " ".join(parts)])
+        queries = embedder.tokenize_queries(
+            [topic["question"], topic["term"]], ["", topic["aspects"][0]["instruction"]]
+        )
+        yield from (*passages, *queries)
+        count += sum(map(len, (*passages, *queries)))
+        if count >= _TOKENS:
+            return

@@ -12,10 +12,11 @@ from typing import Any
 
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
+from searchkit.readers.kinds import kinds_rows
 from searchkit.readers.rejects import Rejects
 from searchkit.records import Document
 from searchkit.tasks import WEB_SEARCH
-from searchkit.training.builtin.data import INSTRUCTIONS, kinds, topics
+from searchkit.training.builtin.data import INSTRUCTIONS, kinds
 from searchkit.training.dataset import Example, read_examples
 from searchkit.training.files import write_lines
 from searchkit.training.negatives import MineReport, mine
@@ -43,7 +44,7 @@ def write_synthetic(paths: Sequence[Path], out: Path, corpora: Mapping[str, Path
             examples += [
                 _instructed(each, [WEB_SEARCH]) for each in read_examples(file, corpus=corpus, rejects=rejects)
             ]
-    rows = [*kinds(topics(), random.Random(seed)), *_with_negatives(examples)]
+    rows = [*kinds(kinds_rows("topics"), random.Random(seed)), *_with_negatives(examples)]
     return _write(out, rows, seed)
 
 

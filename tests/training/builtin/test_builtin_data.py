@@ -11,6 +11,7 @@ from texts import SENTENCES
 from searchkit.models.embedder import Embedder
 from searchkit.readers.corpus import corpus_folder, read_corpus
 from searchkit.readers.judgements import read_beir_split
+from searchkit.readers.kinds import kinds_rows
 from searchkit.training.builtin import data as builtin_data
 from searchkit.training.contamination import Evaluation
 from searchkit.training.dataset import Example, read_examples
@@ -89,7 +90,7 @@ def test_some_plain_pairs_get_an_instruction(embedder: Embedder, tmp_path: Path,
 
 
 def test_every_topic_gives_eight_examples_and_the_opposite_side_is_wrong(rng: random.Random) -> None:
-    whole = list(builtin_data.topics())
+    whole = kinds_rows("topics")
     rows = list(builtin_data.kinds(whole, rng))
     assert len(rows) == 8 * len(whole) == 2240
     assert len({topic["topic"] for topic in whole}) == len(whole)
@@ -104,7 +105,7 @@ def test_every_topic_gives_eight_examples_and_the_opposite_side_is_wrong(rng: ra
 
 def test_the_training_topics_share_no_text_with_the_test_collection(tmp_path: Path, rng: random.Random) -> None:
     file = tmp_path / "kinds.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in builtin_data.kinds(builtin_data.topics(), rng)))
+    file.write_text("".join(json.dumps(row) + "\n" for row in builtin_data.kinds(kinds_rows("topics"), rng)))
     folder = corpus_folder("intents")
     for split in ("dev", "test"):
         evaluation = Evaluation(read_beir_split(folder, split)[0], read_corpus(folder))
@@ -113,16 +114,12 @@ def test_the_training_topics_share_no_text_with_the_test_collection(tmp_path: Pa
 
 
 def test_the_development_data_of_kinds_are_not_trained_on() -> None:
-    folder = corpus_folder("kinds")
-    training, dev, instructions = (
-        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        for name in ("topics", "dev", "instructions")
-    )
+    training, dev, instructions = map(kinds_rows, ("topics", "dev", "instructions"))
     kinds = {"support", "refute", "define", "duplicate", "answer"}
     for topic in dev:
         assert kinds < topic.keys()
     texts = [
-        {value for topic in topics for value in topic.values() if isinstance(value, str)} for topics in (training, dev)
+        {value for topic in each for value in topic.values() if isinstance(value, str)} for each in (training, dev)
     ]
     assert not texts[0] & texts[1]
     trained = {row["instruction"] for row in builtin_data.kinds(training, random.Random(0))}
