@@ -34,13 +34,12 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import chain
 from typing import Any, NoReturn
 
+from searchkit.indexer.conditions import Condition, filled, joined, negated
 from searchkit.indexer.errors import FilterError, InputError
+from searchkit.indexer.instants import INSTANT, parsed_instant
 from searchkit.indexer.unicode import normalised, normalised_key
 
 MAX_DEPTH = 50  # nesting of $and, $or, $nor and $not, for Python's stack; _check_size asks SQLite for its own limit
@@ -53,23 +52,9 @@ COLUMNS = {"_id": "id", "_title": "title"}
 EXAMPLE = '{"year": {"$gte": 2015}, "lang": "en"}'
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """A boolean SQL expression over one row of `documents`: 0 or 1, never NULL.
-
-    Args:
-        sql: The expression, with a "?" for each parameter; columns are named without their table.
-        parameters: In the order of the question marks.
-        where: The filter that it was compiled from.
-    """
-
-    sql: str
-    parameters: tuple[str | int | float, ...] = ()
-    where: Mapping[str, Any] | None = field(default=None, compare=False)
-
-
 Test = Callable[[Condition], Condition]
 """Makes a condition on a value from the SQL of the value."""
+_NEVER = Condition("0")
 
 
 def compile_filter(where: Mapping[str, Any]) -> Condition:
@@ -110,7 +95,7 @@ def _all_of(where: object, depth: int) -> Condition:
     if not isinstance(where, Mapping):
         raise FilterError(f"a filter is {_shown(where)}; expected an object like {EXAMPLE}")
     _check_depth(depth)
-    return _joined("AND", [_entry(key, value, depth) for key, value in where.items()])
+    return joined("AND", [_entry(key, value, depth) for key, value in where.items()])
 
 
 def _entry(key: object, value: object, depth: int) -> Condition:
@@ -119,14 +104,14 @@ def _entry(key: object, value: object, depth: int) -> Condition:
     if not key.startswith("$"):
         return _field(_Field(key), value, depth)
     if key == "$not":
-        return _not(_all_of(value, depth + 1))
+        return negated(_all_of(value, depth + 1))
     if key not in LOGICAL:
         hint = f'{key} goes inside a key: {{"year": {{"{key}": ...}}}}' if key in OPERATORS else ""
         raise _unknown(key, LOGICAL, hint or f'a metadata key that begins with $ is written "\\\\{key}"')
     if not isinstance(value, list | tuple) or not value:
         raise FilterError(f"{key} has {_shown(value)}; expected a list of one or more filters, like [{EXAMPLE}]")
-    condition = _joined("AND" if key == "$and" else "OR", [_all_of(part, depth + 1) for part in value])
-    return _not(condition) if key == "$nor" else condition
+    condition = joined("AND" if key == "$and" else "OR", [_all_of(part, depth + 1) for part in value])
+    return negated(condition) if key == "$nor" else condition
 
 
 def _field(target: _Field, value: object, depth: int) -> Condition:
@@ -135,7 +120,7 @@ def _field(target: _Field, value: object, depth: int) -> Condition:
         value = {"$eq": value}
     if not value:
         raise FilterError(f'"{target.key}" has an empty object; expected a value or operators like {{"$gte": 2015}}')
-    return _joined("AND", [_operator(target, name, operand, depth) for name, operand in value.items()])
+    return joined("AND", [_operator(target, name, operand, depth) for name, operand in value.items()])
 
 
 def _operator(target: _Field, operator: object, value: object, depth: int) -> Condition:
@@ -148,15 +133,15 @@ def _operator(target: _Field, operator: object, value: object, depth: int) -> Co
     if operator == "$not":
         if not isinstance(value, Mapping) or "$date" in value:
             raise FilterError(f"{what} has {_shown(value)}; expected operators; to exclude a value use $ne")
-        return _not(_field(target, value, depth + 1))
+        return negated(_field(target, value, depth + 1))
     if operator == "$exists":
         if not isinstance(value, bool):
             raise FilterError(f"{what} has {_shown(value)}; expected true or false")
-        return target.exists() if value else _not(target.exists())
+        return target.exists() if value else negated(target.exists())
     if operator in ("$in", "$nin") and not isinstance(value, list | tuple):
         raise FilterError(f"{what} has {_shown(value)}; expected a list of values")
     values = value if operator in ("$in", "$nin") and isinstance(value, list | tuple) else [value]
-    by_kind = _by_kind(what, values)
+    by_kind = operands_by_kind(what, values)
     if target.column != "id" and "text" in by_kind:
         by_kind["text"] = [normalised(text) for text in by_kind["text"]]
     if target.column and not by_kind.keys() <= {"text"}:
@@ -165,8 +150,8 @@ def _operator(target: _Field, operator: object, value: object, depth: int) -> Co
         raise FilterError(f'{what} has {_shown(value)}; expected a number, a string or {{"$date": "2024-05-01"}}')
     condition = target.matches(_tests(by_kind, ORDER.get(operator, "=")))
     if "null" in by_kind:
-        condition = _joined("OR", [condition, _not(target.exists())])
-    return _not(condition) if operator in ("$ne", "$nin") else condition
+        condition = joined("OR", [condition, negated(target.exists())])
+    return negated(condition) if operator in ("$ne", "$nin") else condition
 
 
 class _Field:
@@ -175,29 +160,29 @@ class _Field:
     def __init__(self, key: str) -> None:
         self.key = key
         self.column = COLUMNS.get(key)
-        self._parts = [] if self.column else _parts(key)
+        self._parts = [] if self.column else key_parts(key)
 
     def exists(self) -> Condition:
         if self.column:
             return Condition("1")
         present = "json_type({}, {}) IS NOT NULL"
-        direct = _filled(present, Condition("metadata"), _path(self._parts))
-        return _joined("OR", [direct, *self._through_lists(partial(_filled, " WHERE " + present))])
+        direct = filled(present, Condition("metadata"), _path(self._parts))
+        return joined("OR", [direct, *self._through_lists(partial(filled, " WHERE " + present))])
 
     def matches(self, tests: dict[str, Test]) -> Condition:
         """Whether the value, or an element of a list, has one of the types and passes its test."""
         if not tests:
-            return Condition("0")
+            return _NEVER
         if self.column:
             return tests["text"](Condition(self.column))
         # An object is one row of json_each for each of its keys, which do not match.
         item = ", json_each({}, {}) AS item WHERE json_type({}, {}) <> 'object' AND {}"
         element = _case(Condition("item.type"), Condition("item.value"), tests)
-        in_lists = self._through_lists(lambda source, path: _filled(item, *[source, path] * 2, element))
+        in_lists = self._through_lists(lambda source, path: filled(item, *[source, path] * 2, element))
         source = [Condition("metadata"), _path(self._parts)]
-        kind, value = _filled("json_type({}, {})", *source), _filled("json_extract({}, {})", *source)
+        kind, value = filled("json_type({}, {})", *source), filled("json_extract({}, {})", *source)
         # Reading the type first restricts searching lists, which is slow, to the rows that have them.
-        some = _filled("EXISTS (SELECT 1 FROM json_each({}, {}) AS item WHERE {})", *source, element)
+        some = filled("EXISTS (SELECT 1 FROM json_each({}, {}) AS item WHERE {})", *source, element)
         return _case(kind, value, {**tests, "array": lambda _: some}, *in_lists)
 
     def _through_lists(self, holds: Callable[[Condition, Condition], Condition]) -> list[Condition]:
@@ -206,21 +191,26 @@ class _Field:
         if not way:
             return []
         prefixes = [_path(way[: count + 1]) for count in range(len(way))]
-        lists = [_filled("json_type(metadata, {}) IS 'array'", prefix) for prefix in prefixes]
+        lists = [filled("json_type(metadata, {}) IS 'array'", prefix) for prefix in prefixes]
         source, steps = Condition("metadata"), []
         for number, part in enumerate(way):
             step = (
                 "json_each(CASE json_type({}, {}) WHEN 'array' THEN json_extract({}, {}) "
                 f"WHEN 'object' THEN json_array(json_extract({{}}, {{}})) END) AS step{number}"
             )
-            steps.append(_filled(step, *[source, _path([part])] * 3))
+            steps.append(filled(step, *[source, _path([part])] * 3))
             source = Condition(f"CASE step{number}.type WHEN 'object' THEN step{number}.value END")
-        walk = _filled(", ".join(["{}"] * len(steps)), *steps)
-        some = _filled("EXISTS (SELECT 1 FROM {}{})", walk, holds(source, _path([last])))
-        return [_joined("AND", [_joined("OR", lists), some])]
+        walk = filled(", ".join(["{}"] * len(steps)), *steps)
+        some = filled("EXISTS (SELECT 1 FROM {}{})", walk, holds(source, _path([last])))
+        return [joined("AND", [joined("OR", lists), some])]
 
 
-def _parts(key: str) -> list[str]:
+def key_parts(key: str) -> list[str]:
+    """The parts of a filter's key between its dots, normalised as the keys of metadata are.
+
+    Raises:
+        FilterError: The key cannot be searched.
+    """
     if not re.fullmatch(r'(?:[^\\"\x00-\x1f\ud800-\udfff]|\\[.$_])+', key):
         raise FilterError(
             f"the key {_shown(key)} cannot be searched; keys must not contain a double quote, a control character, "
@@ -235,15 +225,6 @@ def _parts(key: str) -> list[str]:
     return parts
 
 
-def key_parts(key: str) -> list[str]:
-    """The parts of a filter's key between its dots, normalised as the keys of metadata are.
-
-    Raises:
-        FilterError: The key cannot be searched.
-    """
-    return _parts(key)
-
-
 def written_part(part: str, *, first: bool) -> str:
     """Part of a key as filters write it: a dot in it, and a $ or _ at its start that would mean something, escaped."""
     written = re.sub(r"[.]|^\$", r"\\\g<0>", part)
@@ -252,7 +233,7 @@ def written_part(part: str, *, first: bool) -> str:
 
 def first_part(key: str) -> str:
     """The first part of a key, as normalised metadata have it."""
-    return _parts(key)[0]
+    return key_parts(key)[0]
 
 
 def normalised_name(key: str) -> str:
@@ -266,7 +247,7 @@ def top_key(key: str) -> tuple[str, str, str]:
     Raises:
         FilterError: The key cannot be searched.
     """
-    first, *rest = _parts(key)
+    first, *rest = key_parts(key)
     top = written_part(first, first=True)
     return ".".join([top, *(written_part(part, first=False) for part in rest)]), top, _json_path([first])
 
@@ -279,11 +260,9 @@ def _json_path(parts: Iterable[str]) -> str:
     return "$" + "".join(f'."{part}"' for part in parts)
 
 
-def _case(
-    kind: Condition, value: Condition, tests: dict[str, Test], otherwise: Condition = Condition("0")
-) -> Condition:
+def _case(kind: Condition, value: Condition, tests: dict[str, Test], otherwise: Condition = _NEVER) -> Condition:
     branches = "".join(f" WHEN '{name}' THEN {{}}" for name in tests)
-    return _filled("CASE {}" + branches + " ELSE {} END", kind, *[test(value) for test in tests.values()], otherwise)
+    return filled("CASE {}" + branches + " ELSE {} END", kind, *[test(value) for test in tests.values()], otherwise)
 
 
 def _tests(by_kind: dict[str, list[Any]], operator: str) -> dict[str, Test]:
@@ -296,8 +275,8 @@ def _tests(by_kind: dict[str, list[Any]], operator: str) -> dict[str, Test]:
     def text_test(value: Condition) -> Condition:
         either = [_compared(operator, texts, value)] if texts else []
         # A string that is no date has no instant: NULL.
-        either += [_filled("{} IS TRUE", _compared(operator, dates, _filled(_INSTANT, value)))] if dates else []
-        return _joined("OR", either)
+        either += [filled("{} IS TRUE", _compared(operator, dates, filled(INSTANT, value)))] if dates else []
+        return joined("OR", either)
 
     return {**tests, "text": text_test} if texts or dates else tests
 
@@ -306,15 +285,23 @@ def _compared(operator: str, operands: list[Any], value: Condition) -> Condition
     # Since 3.43, SQLite reads the last bit of one decimal in twenty differently from Python; so it reads both sides.
     first = operands[0]
     if len(operands) == 1 and isinstance(first, float):
-        return _filled(f"{{}} {operator} json_extract(?, '$')", value, parameters=(json.dumps(first),))
+        return filled(f"{{}} {operator} json_extract(?, '$')", value, parameters=(json.dumps(first),))
     if len(operands) == 1:
-        return _filled(f"{{}} {operator} ?", value, parameters=(first,))
+        return filled(f"{{}} {operator} ?", value, parameters=(first,))
     listed = json.dumps(operands, ensure_ascii=False)
-    return _filled("{} IN (SELECT value FROM json_each(?))", value, parameters=(listed,))
+    return filled("{} IN (SELECT value FROM json_each(?))", value, parameters=(listed,))
 
 
-def _by_kind(what: str, values: Sequence[object]) -> dict[str, list[Any]]:
-    """Operands by kind: "text", "number", "date" (as _INSTANT gives it), "true", "false", "null"."""
+def operands_by_kind(what: str, values: Sequence[object]) -> dict[str, list[Any]]:
+    """Operands by kind: "text", "number", "date" (as `instant_of` gives it), "true", "false", "null".
+
+    Args:
+        what: What messages call the condition.
+        values: The operands.
+
+    Raises:
+        FilterError: One of them cannot be compared.
+    """
     by_kind: dict[str, list[Any]] = {}
     for value in values:
         if value is None or isinstance(value, bool):
@@ -337,91 +324,16 @@ def _by_kind(what: str, values: Sequence[object]) -> dict[str, list[Any]]:
     return by_kind
 
 
-def operands_by_kind(what: str, values: Sequence[object]) -> dict[str, list[Any]]:
-    """Operands by kind: "text", "number", "date" (as `instant_of` gives it), "true", "false", "null".
-
-    Args:
-        what: What messages call the condition.
-        values: The operands.
-
-    Raises:
-        FilterError: One of them cannot be compared.
-    """
-    return _by_kind(what, values)
-
-
-DATE = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(?:(:[0-9]{2})(\.[0-9]+)?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
-)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_OFFSET = 200_000_000_000  # makes the seconds of every year from 0 to 9999 twelve digits long
-# The instant of a string as a string that sorts as instants do: seconds since 1970 plus _OFFSET, then the fraction
-# without trailing zeros. SQLite rounds to milliseconds, so the fraction is cut out and the zone appended to the rest;
-# it takes "12:00" and "2015" for dates and rolls 31 February over, so those are rejected first. NULL for no date.
-_ZONE = "CASE WHEN substr(d, -6, 1) IN ('+', '-') THEN substr(d, -6) WHEN d GLOB '*[Zz]' THEN substr(d, -1) ELSE '' END"
-_INSTANT = (
-    "(SELECT CASE WHEN d NOT GLOB '????-??-??' AND (d NOT GLOB '????-??-??[T ]??:*' OR substr(d, -1) <= ' ') THEN NULL "
-    "WHEN substr(d, 9, 2) > '28' AND date(substr(d, 1, 10), '+0 days') <> substr(d, 1, 10) THEN NULL "
-    f"WHEN substr(d, 20, 1) <> '.' THEN (strftime('%s', d) + {_OFFSET}) || '' "
-    f"WHEN julianday(d) THEN (strftime('%s', substr(d, 1, 19) || {_ZONE}) + {_OFFSET}) "
-    f"|| rtrim(replace(substr(d, 20), {_ZONE}, ''), '.0 ') END FROM (SELECT {{}} AS d))"
-)
-
-
-def instant_of(db: sqlite3.Connection, text: str) -> str | None:
-    """The instant of a stored string, in a form that sorts as instants do; None where it is no date.
-
-    Args:
-        db: Any connection: SQLite reads dates, so that conditions that are not SQL agree with those that are.
-        text: The string.
-    """
-    (instant,) = db.execute(f"SELECT {_INSTANT.format('?')}", (text,)).fetchone()
-    return None if instant is None else str(instant)
-
-
 def _instant(what: str, text: object) -> str:
-    match = DATE.fullmatch(text) if isinstance(text, str) else None
     try:
-        if match is None:
+        if not isinstance(text, str):
             raise InputError("it is not of the form below")
-        day, clock, second, fraction, zone = match.groups()
-        moment = datetime.fromisoformat(f"{day}T{clock or '00:00'}{second or ''}{zone or '+00:00'}")
+        return parsed_instant(text)
     except ValueError as error:
         raise FilterError(
             f"{what} has the date {_shown(text)} ({error}); expected ISO 8601 in the years 0001 to 9999, "
             'like "2024-05-01", "2024-05-01T12:30" or "2024-05-01T12:30:05.25+02:00"'
         ) from None
-    seconds = (moment - _EPOCH) // timedelta(seconds=1)
-    return f"{seconds + _OFFSET}{(fraction or '').rstrip('.0')}"
-
-
-def _filled(template: str, *parts: Condition, parameters: tuple[str | int | float, ...] = ()) -> Condition:
-    """SQL with the parts in place of each {}, and their parameters in the same order, before other ones."""
-    inner = chain.from_iterable(part.parameters for part in parts)
-    return Condition(template.format(*(part.sql for part in parts)), (*inner, *parameters))
-
-
-@dataclass(frozen=True, slots=True)
-class _Joined(Condition):
-    """Conditions in parentheses, joined by AND or OR."""
-
-    word: str = ""
-
-
-def _joined(word: str, parts: list[Condition]) -> Condition:
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        return Condition("1")
-    # Conditions joined by the same word need no parentheses, of which SQLite's parser has room for few.
-    inner = [part.sql[1:-1] if isinstance(part, _Joined) and part.word == word else part.sql for part in parts]
-    return _Joined(
-        f"({f' {word} '.join(inner)})", tuple(chain.from_iterable(part.parameters for part in parts)), word=word
-    )
-
-
-def _not(condition: Condition) -> Condition:
-    return _filled("NOT {}", condition)  # NOT binds less tightly than comparisons and more tightly than AND
 
 
 def _check_depth(depth: int) -> None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from searchkit.indexer.filters import COLUMNS, DATE, Condition, compile_filter, normalised_name, top_key, written_part
+from searchkit.indexer.conditions import Condition
+from searchkit.indexer.filters import COLUMNS, compile_filter, normalised_name, top_key, written_part
+from searchkit.indexer.instants import DATE
 
 _EXAMPLES = 3
 _LISTED = 20

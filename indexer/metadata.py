@@ -11,9 +11,10 @@ import numpy as np
 
 from searchkit.indexer.checksums import row_checksum
 from searchkit.indexer.columns.cache import NOT_STRICT, Columns
+from searchkit.indexer.conditions import Condition
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import REPAIR, DamagedError
-from searchkit.indexer.filters import Condition, first_part, top_key
+from searchkit.indexer.filters import first_part, top_key
 from searchkit.indexer.unicode import filterable, is_filterable, is_normalised, normalised
 
 logger = logging.getLogger(__name__)

@@ -20,11 +20,11 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from searchkit.indexer.columns.cache import FOLDER as COLUMNS
+from searchkit.indexer.conditions import Condition
 from searchkit.indexer.database import NAME, Database, make_database
 from searchkit.indexer.documents import Documents, NewDocument, tombstones
 from searchkit.indexer.errors import DamagedError, InputError, StoreError
 from searchkit.indexer.files import Stamp, folder_size, next_number, sync_folder, verify
-from searchkit.indexer.filters import Condition
 from searchkit.indexer.lexical_files import LexicalFiles, stamps
 from searchkit.indexer.metadata import KeyValues
 from searchkit.indexer.vectors import segments

@@ -13,8 +13,9 @@ from searchkit.binding import ModelChoice, chosen_model
 from searchkit.codebook import take_over
 from searchkit.errors import FilterError, InputError, StoreError
 from searchkit.indexer.analysis import Analyzer
+from searchkit.indexer.conditions import Condition
 from searchkit.indexer.database import OWN_VECTORS
-from searchkit.indexer.filters import Condition, compile_filter
+from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.devices import make_backend
 from searchkit.indexer.vectors.recipes import Plan, Tuning, default_tuning, plan

@@ -10,7 +10,8 @@ import numpy as np
 
 from searchkit.facets import FacetColumns, Facets
 from searchkit.indexer.allowed import AllowedRows
-from searchkit.indexer.filters import Condition, compile_filter
+from searchkit.indexer.conditions import Condition
+from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.indexer.vectors import segments

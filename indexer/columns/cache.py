@@ -21,9 +21,10 @@ import numpy as np
 from searchkit.indexer.columns.build import Removed, merged, part_of, without
 from searchkit.indexer.columns.part import Part, UnusableError, id_number
 from searchkit.indexer.columns.values import Values
+from searchkit.indexer.conditions import Condition
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import REPAIR
-from searchkit.indexer.filters import COLUMNS, Condition, compile_filter, first_part
+from searchkit.indexer.filters import COLUMNS, compile_filter, first_part
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from searchkit.indexer.columns.part import Part
-from searchkit.indexer.filters import Condition
+from searchkit.indexer.conditions import Condition
 
 
 class Values:

@@ -15,7 +15,7 @@ from decimal import Decimal
 from itertools import pairwise
 
 from searchkit.errors import InputError, RowError
-from searchkit.indexer.filters import DATE
+from searchkit.indexer.instants import DATE
 
 Value = str | int | float | bool | None
 

@@ -16,8 +16,8 @@ import numpy as np
 from searchkit.binding import ModelChoice, chosen_model
 from searchkit.errors import FilterError, StoreError
 from searchkit.indexer.analysis import Analyzer
+from searchkit.indexer.conditions import Condition
 from searchkit.indexer.documents import NewDocument, StoredPassage
-from searchkit.indexer.filters import Condition
 from searchkit.indexer.keys import FilterFault, MetadataKey, absent_keys, filter_faults, metadata_keys
 from searchkit.indexer.unicode import filterable
 from searchkit.indexer.vectors.similarity import Similarity

@@ -17,7 +17,8 @@ from hashlib import blake2b
 from threading import local
 from typing import Any, NamedTuple
 
-from searchkit.indexer.filters import MAX_PARTS, instant_of
+from searchkit.indexer.filters import MAX_PARTS
+from searchkit.indexer.instants import instant_of
 from searchkit.indexer.unicode import normalised, normalised_metadata
 
 ORDERED = 250

@@ -17,7 +17,7 @@ from tiny_models import build_model
 from searchkit.check import check
 from searchkit.engine import SearchEngine
 from searchkit.errors import StoreError
-from searchkit.indexer.filters import Condition
+from searchkit.indexer.conditions import Condition
 from searchkit.indexer.fusion import reciprocal_rank, weighted
 from searchkit.indexer.lexical import LexicalIndex
 from searchkit.indexer.lexical_files import LexicalFiles
