@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections.abc import Iterable, Sequence
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,8 @@ _TOKENIZERS = {LETTERS: "searchkit-3", PAIRS: "searchkit-2", RAW: "searchkit"}
 _K1 = 1.2  # tantivy's, which has no setting for it
 _FEW = 1000
 """Allowed rows up to which only those rows are searched, instead of all with the others dropped afterwards."""
+_NO_SPACE = 1 << 20
+"""Bytes that are free on a disk that is full: tantivy has removed by then what it could not finish."""
 _CHEAPER = 16
 """How many hits can be dropped in the time of searching one row more."""
 
@@ -57,29 +64,45 @@ class LexicalIndex:
 
     def add(self, passages: Iterable[tuple[int, str]]) -> None:
         """Add (row, text) pairs and commit; a crash keeps all of a call or nothing of it."""
-        # One thread keeps the order of rows, and with it the order of equal scores, the same in every build.
-        writer = self._index.writer(heap_size=20_000_000, num_threads=1)
-        try:
+        with self._committing() as writer:
             for row, text in passages:
                 document = tantivy.Document()
                 document.add_text("text", self._analyzer.prepare(text))
                 document.add_unsigned("row", row)
                 writer.add_document(document)
-            writer.commit()
-        finally:
-            writer.wait_merging_threads()
-        self.reload()
 
     def delete(self, rows: Sequence[int]) -> None:
         """Take passages out by their rows and commit; scores count them until tantivy merges their segments."""
-        writer = self._index.writer(heap_size=20_000_000, num_threads=1)
-        try:
+        with self._committing() as writer:
             # A query, since its deletion by term takes numbers for signed ones, which match nothing.
             writer.delete_documents_by_query(tantivy.Query.term_set_query(self._schema, "row", rows))
-            writer.commit()
-        finally:
-            writer.wait_merging_threads()
+
+    @contextmanager
+    def _committing(self) -> Iterator[tantivy.IndexWriter]:
+        """A writer whose work is committed at the end; OSError where its files cannot be written."""
+        try:
+            # One thread keeps the order of rows, and with it the order of equal scores, the same in every build.
+            writer = self._index.writer(heap_size=20_000_000, num_threads=1)
+            try:
+                yield writer
+                writer.commit()
+            finally:
+                writer.wait_merging_threads()
+        except ValueError as error:
+            if type(error) is not ValueError:  # of the passages: tantivy knows only this one
+                raise
+            raise self._disk_error(error) from error
         self.reload()
+
+    def _disk_error(self, error: ValueError) -> OSError:
+        """What tantivy says as a ValueError, and of a thread that failed only that it did."""
+        if named := re.search(r"(?:os error|code:) (\d+)", str(error)):
+            number, reason = int(named[1]), os.strerror(int(named[1]))
+        elif shutil.disk_usage(self._folder).free < _NO_SPACE:
+            number, reason = errno.ENOSPC, os.strerror(errno.ENOSPC)
+        else:
+            number, reason = errno.EIO, f"the lexical index cannot be written: {error}"
+        return OSError(number, reason, str(self._folder))
 
     @property
     def deleted(self) -> int:

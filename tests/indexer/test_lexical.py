@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+import resource
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,3 +186,17 @@ def test_searches_go_on_where_the_folder_was_taken_away(tmp_path: Path) -> None:
     before = found(index, "the sun"), index.ceiling("the sun")
     shutil.rmtree(tmp_path / "lexical")
     assert (found(index, "the sun"), index.ceiling("the sun")) == before
+
+
+def test_files_that_cannot_be_written_are_an_os_error_and_leave_what_was_there(tmp_path: Path) -> None:
+    index = made(tmp_path, TEXTS[:3])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    try:
+        with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+            index.add(enumerate(TEXTS[3:], start=3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(LexicalIndex(tmp_path, "none")) == 3
+    index.add(enumerate(TEXTS[3:], start=3))
+    assert len(index) == len(TEXTS)

@@ -22,6 +22,7 @@ from forked import Server, Words, serve
 
 from searchkit.check import check
 from searchkit.engine import SearchEngine
+from searchkit.errors import SearchkitError
 from searchkit.ranking import MODES, SearchOptions
 from searchkit.records import Document
 
@@ -102,7 +103,7 @@ def change(embedder: Words, root: str, work: str) -> str:
     try:
         with SearchEngine.open(Path(root) / "work", model=embedder, writable=True) as engine:
             WORKS[work](engine)
-    except (ValueError, OSError) as error:
+    except (SearchkitError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -114,7 +115,7 @@ def state(embedder: Words, root: str) -> list[Any]:
         with SearchEngine.open(folder, model=embedder) as engine:
             ids = sorted(id for id, _, _, _ in engine.store.documents.living())
             hits = [sorted(h.id for h in engine.search("note", k=999, options=SearchOptions(mode))) for mode in MODES]
-    except (ValueError, OSError) as error:
+    except (SearchkitError, OSError) as error:
         return [f"{type(error).__name__}: {error}", [], []]
     return [ids, hits, [f"{each.part}: {each.damage}" for each in check(folder) if not each.ok]]
 
