@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -162,6 +164,8 @@ def main() -> None:
     Exit codes: 0 success; 1 failure, explained in one message; 2 wrong usage; 70 a bug in searchkit
     (SEARCHKIT_DEBUG=1 shows its traceback).
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # where the locale lacks a character, as standard error does
+        sys.stdout.reconfigure(errors="backslashreplace")
     logger = logging.getLogger("searchkit")
     if not logger.handlers:
         logger.addHandler(_Notes(logging.WARNING))

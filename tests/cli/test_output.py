@@ -124,6 +124,18 @@ def test_info_is_for_people(index: Path) -> None:
     assert weights[:12] in shown
 
 
+@pytest.mark.parametrize("arguments", [["search", "tea", "--mode", "lexical"], ["get", "plain"]])
+def test_a_terminal_that_lacks_characters_gets_escapes(tmp_path: Path, arguments: list[str]) -> None:
+    write_lines(tmp_path / "tea.jsonl", [{"id": "plain", "title": "茶", "text": "Tee für alle: tea…"}])
+    folder = tmp_path / "tea.index"
+    call("index", tmp_path / "tea.jsonl", "--index", folder)
+    command, *others = arguments
+    done = CliRunner(charset="latin-1").invoke(main, [command, str(folder), *others])
+    assert done.exit_code == 0, done.output
+    assert b"\\u8336" in done.stdout_bytes
+    assert "für".encode("latin-1") in done.stdout_bytes
+
+
 # Failures
 
 
