@@ -11,12 +11,13 @@ import numpy as np
 
 from searchkit.engine import SearchEngine
 from searchkit.errors import MissingExtraError
+from searchkit.new_folder import PART
 
 _BATCH = 1000  # documents in memory
 
 
 def write_vectors(engine: SearchEngine, file: Path) -> int:
-    """Write a Parquet file with a row for every passage; returns how many there are.
+    """Write a Parquet file with a row for every passage, whole or not at all; returns how many there are.
 
     Columns: `id`, `title`, `text` (of the passage), `start`, `stop` (characters in the document's text), `metadata` (a
     JSON object) and `vector`, (dim,) float32, as exact as the index keeps it; of unit length for the cosine. Where
@@ -42,14 +43,20 @@ def write_vectors(engine: SearchEngine, file: Path) -> int:
         ]
     )
     file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + PART)  # an earlier file stays until the new one is complete
     count = 0
-    with parquet.ParquetWriter(file, schema) as writer:
-        for passages, vectors, present in _passages(engine):
-            columns = list(zip(*passages, strict=True))
-            flat = pyarrow.array(vectors.ravel())
-            rows = pyarrow.FixedSizeListArray.from_arrays(flat, engine.dim, mask=pyarrow.array(~present))
-            writer.write_batch(pyarrow.record_batch([*columns, rows], schema=schema))
-            count += len(passages)
+    try:
+        with parquet.ParquetWriter(part, schema) as writer:
+            for passages, vectors, present in _passages(engine):
+                columns = list(zip(*passages, strict=True))
+                flat = pyarrow.array(vectors.ravel())
+                rows = pyarrow.FixedSizeListArray.from_arrays(flat, engine.dim, mask=pyarrow.array(~present))
+                writer.write_batch(pyarrow.record_batch([*columns, rows], schema=schema))
+                count += len(passages)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    part.replace(file)
     return count
 
 

@@ -13,7 +13,18 @@ ORDER = ("indexer", "searchkit", "training", "cli")  # a folder may import those
 FILES = sorted(file for folder in ORDER for file in (ROOT / folder).rglob("*.py"))
 # Inside searchkit: files at its root stand with the folders that their imports allow.
 LAYERS = (
-    {"errors", "records", "validation", "tasks", "metrics", "significance", "chunking", "scripts", "facets"},
+    {
+        "errors",
+        "records",
+        "validation",
+        "tasks",
+        "metrics",
+        "significance",
+        "chunking",
+        "scripts",
+        "facets",
+        "new_folder",
+    },
     {"readers", "models"},
     {
         "engine",

@@ -13,10 +13,12 @@ from typing import Any, TextIO
 
 from searchkit.errors import InputError
 
+_TMP = ".tmp"
+
 
 def write_whole(file: Path, text: str) -> None:
     """Write a file that is never seen half-written, even if the process is killed or the disk is full."""
-    staging = file.with_name(file.name + ".tmp")
+    staging = file.with_name(file.name + _TMP)
     staging.write_text(text, encoding="utf-8")
     os.replace(staging, file)
 
@@ -74,6 +76,11 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     parts = [(str(file.relative_to(path)), digest(file)) for file in sorted(path.rglob("*")) if file.is_file()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def entries(folder: Path) -> set[str]:
+    """What a folder holds, without what `write_whole` leaves where a process was killed; empty if it does not exist."""
+    return {entry.name for entry in folder.iterdir() if not entry.name.endswith(_TMP)} if folder.is_dir() else set()
 
 
 def remove(path: Path) -> None:

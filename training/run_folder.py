@@ -10,7 +10,7 @@ from typing import Any
 
 from searchkit.errors import InputError
 from searchkit.training.config import TrainConfig
-from searchkit.training.files import read_json
+from searchkit.training.files import entries, read_json
 from searchkit.training.log import TrainReport
 
 
@@ -38,7 +38,7 @@ class RunFolder:
             made_steps = checkpoint is not None or (log.is_file() and log.stat().st_size > 0)
             if made_steps and replace(TrainConfig.load(saved), out=config.out) != config:
                 raise InputError(f"{self.path} holds a run with other settings (training.json); choose another --out")
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif entries(self.path):
             raise InputError(f"{self.path} is not empty and holds no training run; choose another --out")
         if (self.path / "modules.json").is_file():
             raise InputError(f"{self.path} holds a finished run; choose another --out")

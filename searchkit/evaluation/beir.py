@@ -12,9 +12,9 @@ from searchkit.engine import SearchEngine
 from searchkit.errors import CorpusError
 from searchkit.evaluation.evaluate import check_modes, evaluate
 from searchkit.models.embedder import Embedder
+from searchkit.new_folder import PART
 from searchkit.ranking import SearchOptions
 from searchkit.readers.corpus import read_corpus
-from searchkit.readers.download import PART
 from searchkit.readers.judgements import read_judgements
 from searchkit.readers.lines import gz_or_plain
 from searchkit.readers.values import quoted

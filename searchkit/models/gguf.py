@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import Counter
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from searchkit.errors import InputError, MissingExtraError
 from searchkit.models.gguf_header import Header, damaged, read_header
 from searchkit.models.gguf_tokenizer import build_tokenizer, tokenizer_settings
+from searchkit.new_folder import check_new, new_folder
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
 """Decoders whose conversion is tested; SmolLM and most Mistral models call themselves llama in GGUF."""
@@ -57,29 +57,19 @@ def import_gguf(file: Path, out: Path) -> Imported:
         InputError: It is no GGUF file, is truncated, or holds what cannot be converted; or OUT exists.
         MissingExtraError: The package gguf, or torch, is not installed.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder; name a new one")
+    check_new(out)
     header = read_header(file)
     values = header.values
     _check(file, values, [tensor.name for tensor in header.tensors])
     kinds = Counter(kind for kind, tensor in zip(_kinds(file, header), header.tensors, strict=True) if tensor.shape[1:])
     tokenizer = build_tokenizer(values, str(file))
-    staging = out.with_name(out.name + ".part")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        config = _write_model(file, values, staging)
-        tokenizer.save(str(staging / "tokenizer.json"))
+    with new_folder(out) as folder:
+        config = _write_model(file, values, folder)
+        tokenizer.save(str(folder / "tokenizer.json"))
         settings = tokenizer_settings(values)
-        (staging / "tokenizer_config.json").write_text(
+        (folder / "tokenizer_config.json").write_text(
             json.dumps(settings, indent=1, ensure_ascii=False) + "\n", "utf-8"
         )
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return Imported(
         architecture=values["general.architecture"], layers=config.num_hidden_layers, width=config.hidden_size,
         vocabulary=tokenizer.get_vocab_size(), quantisation=kinds.most_common(1)[0][0],

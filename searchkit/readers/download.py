@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from searchkit.errors import InputError, MissingExtraError
+from searchkit.new_folder import new_folder
 from searchkit.tasks import find_task
-
-PART = ".part"
-"""Suffix of a collection's folder while it is being fetched."""
 
 _FORUMS = (
     "Android", "English", "Gaming", "Gis", "Mathematica", "Physics", "Programmers", "Stats", "Tex", "Unix",
@@ -72,12 +69,10 @@ def download(folder: Path, names: Iterable[str], on_step: Callable[[str], None] 
         if target.exists():
             continue
         on_step(f"fetching {key}")
-        staging = folder / f"{key}{PART}"
-        shutil.rmtree(staging, ignore_errors=True)
-        for task_name in TASKS[key]:
-            part = staging / task_name if len(TASKS[key]) > 1 else staging
-            _write(_fetch(task_name), part, task.split if task else "test")
-        staging.rename(target)
+        with new_folder(target) as new:
+            for task_name in TASKS[key]:
+                part = new / task_name if len(TASKS[key]) > 1 else new
+                _write(_fetch(task_name), part, task.split if task else "test")
 
 
 def _fetch(name: str) -> Any:

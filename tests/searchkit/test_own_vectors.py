@@ -419,7 +419,10 @@ def test_what_is_damaged_beside_the_vectors_is_rebuilt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_what_is_dumped_can_be_added_again(tmp_path: Path, similarity: str) -> None:
+def test_what_is_dumped_can_be_added_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, similarity: str) -> None:
+    def interrupted(rows: np.ndarray) -> np.ndarray:
+        raise KeyboardInterrupt
+
     vectors = built(tmp_path, similarity)
     with SearchEngine.open(tmp_path / "own.index") as engine:
         dumped = list(engine.documents(vectors=True))
@@ -438,6 +441,11 @@ def test_what_is_dumped_can_be_added_again(tmp_path: Path, similarity: str) -> N
         assert sorted(table) == ["id", "metadata", "text", "title", "vector"]
         written = dict(zip(table["id"], table["vector"], strict=True))
         assert written["3"] is None
+        monkeypatch.setattr(engine, "vectors_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_vectors(engine, tmp_path / "v.parquet")
+        assert parquet.read_table(tmp_path / "v.parquet").to_pydict() == table
+        assert not (tmp_path / "v.parquet.part").exists()
         expected = vectors[5] / (np.linalg.norm(vectors[5]) if similarity == "cosine" else 1)
         np.testing.assert_allclose(written["5"], expected, rtol=1e-6)
 

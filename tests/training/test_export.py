@@ -20,6 +20,7 @@ from searchkit.errors import InputError
 from searchkit.models.embedder import Embedder
 from searchkit.models.pooling import POOLINGS
 from searchkit.training.export import calibration, compare, export, traced, unpack
+from searchkit.training.export.dense import replace_dense
 from searchkit.training.export.export import check_size
 from searchkit.training.export.int4_graph import round_blocks
 from searchkit.training.layout import write_layout
@@ -266,5 +267,33 @@ def test_a_model_too_large_for_a_file_is_not_exported(
 
 
 def test_a_folder_in_use_is_not_written_over(mistral: Path, mistral_int8: Path) -> None:
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match="is not an empty folder; name a new one"):
         export(mistral, mistral_int8)
+
+
+@pytest.mark.parametrize("kind", ["export", "unpack", "replace_dense"])
+def test_an_interrupted_export_leaves_nothing_and_can_be_tried_again(
+    mistral: Path, mistral_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    out = tmp_path / "out"
+
+    def write() -> None:
+        if kind == "export":
+            export(mistral, out, dtype="float32")
+        elif kind == "unpack":
+            unpack(mistral_int8, out)
+        else:
+            replace_dense(mistral_int8, out, [])
+
+    def half(_: Any, file: str, **__: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onnx.save", half)
+        patch.setattr("safetensors.numpy.save_file", half)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert [*tmp_path.iterdir()] == []
+    write()
+    assert [*tmp_path.iterdir()] == [out]

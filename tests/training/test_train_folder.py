@@ -12,6 +12,7 @@ import pytest
 
 from searchkit.training.config import TrainConfig
 from searchkit.training.log import TrainLog, TrainReport
+from searchkit.training.run_folder import RunFolder
 from searchkit.training.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -34,6 +35,12 @@ def test_a_run_that_made_no_step_may_start_again_with_other_settings(config: Tra
     right = replace(config, max_steps=1)
     assert train(right).steps == 1
     assert TrainConfig.load(Path(config.out) / "training.json") == right
+
+
+def test_a_run_that_was_killed_before_its_first_file_was_complete_may_start_again(config: TrainConfig) -> None:
+    Path(config.out).mkdir()
+    (Path(config.out) / "training.json.tmp").write_text("{")
+    assert RunFolder(Path(config.out)).claim(config) is None
 
 
 def test_a_run_that_made_a_step_is_not(config: TrainConfig) -> None:

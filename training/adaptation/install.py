@@ -14,7 +14,7 @@ from searchkit.evaluation.evaluate import judged_queries
 from searchkit.indexer.files import LOCK, exchange
 from searchkit.models.remote.address import is_remote
 from searchkit.training.adaptation.report import AdaptReport, read_report, write_report
-from searchkit.training.files import digest, remove
+from searchkit.training.files import digest, entries, remove
 from searchkit.training.stages import FILE as STAGES
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def check(config: AdaptConfig, judgements: Judgements | None, *, install: bool) 
     if missing := next((name for name in names if find_spec(name) is None), None):
         raise MissingExtraError(f"adapting a model needs {missing}: pip install 'searchkit[{extra}]'", name=missing)
     out = config.out.resolve()
-    there = {entry.name for entry in out.iterdir()} - {LOCK} if out.is_dir() else set()
+    there = entries(out) - {LOCK}
     if (out.exists() and not out.is_dir()) or (there and STAGES not in there):
         raise InputError(f"{out} exists and holds no run of adapt; choose another --out")
     if _was_installed(out):

@@ -13,6 +13,7 @@ from searchkit.lexical_sync import LexicalSync
 from searchkit.models.batches import unit_rows
 from searchkit.models.conventions import dense_folders
 from searchkit.models.embedder import Embedder
+from searchkit.new_folder import new_folder
 from searchkit.training.files import link
 from searchkit.training.layout import write_layout
 
@@ -28,10 +29,11 @@ def write_model(base: Embedder, linear: Path, out: Path) -> None:
         out: A new folder.
     """
     dense = [*dense_folders(base.settings_folder), linear]
-    write_layout(base, out, default_instruction=base.conventions.default_instruction, dense=dense)
-    for file in base.folder.iterdir():
-        if file.is_file() and not (out / file.name).exists():
-            link(file, out / file.name)
+    with new_folder(out) as new:
+        write_layout(base, new, default_instruction=base.conventions.default_instruction, dense=dense)
+        for file in base.folder.iterdir():
+            if file.is_file() and not (new / file.name).exists():
+                link(file, new / file.name)
 
 
 def add_mapped(old: SearchEngine, new: SearchEngine, matrix: np.ndarray) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from searchkit.models.dense import activation_name, load_weights
 from searchkit.models.onnx_runtime import MODEL_FILE
+from searchkit.new_folder import new_folder
 from searchkit.training.export.graph import MICROSOFT
 from searchkit.training.files import read_json, write_json
 from searchkit.training.layout import write_modules
@@ -93,11 +94,12 @@ def replace_dense(folder: Path, out: Path, dense: Sequence[Path]) -> None:
     """
     import onnx
 
-    shutil.copytree(folder, out)
-    model = onnx.load(str(folder / MODEL_FILE))
-    remove_dense(model)
-    append_dense(model, dense)
-    onnx.save(model, str(out / MODEL_FILE))
+    with new_folder(out) as new:
+        shutil.copytree(folder, new, dirs_exist_ok=True)
+        model = onnx.load(str(folder / MODEL_FILE))
+        remove_dense(model)
+        append_dense(model, dense)
+        onnx.save(model, str(new / MODEL_FILE))
 
 
 def unpack_dense(

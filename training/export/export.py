@@ -13,6 +13,7 @@ from searchkit.models.embedder import Embedder
 from searchkit.models.location import find_model
 from searchkit.models.onnx_runtime import MODEL_FILE
 from searchkit.models.torch_runtime import TorchRuntime, sees_ahead
+from searchkit.new_folder import check_new, new_folder
 from searchkit.readers.corpus import corpus_folder, read_corpus
 from searchkit.records import join_title
 from searchkit.training.export.calibration import observe
@@ -43,7 +44,7 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
 
     Args:
         model: A transformers model, or a sentence-transformers folder around one, as :class:`Embedder` takes it.
-        out: A new folder.
+        out: A new folder, which gets its name when it is complete.
         dtype: One of :data:`DTYPES`.
 
     Raises:
@@ -52,8 +53,7 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; name a new folder")
+    check_new(out)
     folder, name = find_model(str(model))  # a model on a server cannot be exported, and this says so
     if (folder / MODEL_FILE).is_file():
         raise InputError(f"{name} is exported already; export the model that it was exported from")
@@ -81,10 +81,11 @@ def export(model: str | Path, out: Path, *, dtype: str = "int8") -> None:
         about["longest"] = str(embedder.runtime.longest)
     for key, value in about.items():
         graph.metadata_props.add(key=key, value=value)
-    copy_settings(embedder.folder, out)
-    # Settings that the model's name implies are written out, since the folder may have any name.
-    write_layout(embedder, out, default_instruction=embedder.conventions.default_instruction)
-    onnx.save(graph, str(out / MODEL_FILE))
+    with new_folder(out) as new:
+        copy_settings(embedder.folder, new)
+        # Settings that the model's name implies are written out, since the folder may have any name.
+        write_layout(embedder, new, default_instruction=embedder.conventions.default_instruction)
+        onnx.save(graph, str(new / MODEL_FILE))
 
 
 def check_size(model: str, weights: int, dtype: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from searchkit.errors import InputError
 from searchkit.models.conventions import SETTINGS, dense_folders
 from searchkit.models.onnx_runtime import MODEL_FILE
+from searchkit.new_folder import new_folder
 from searchkit.training.export.dense import DENSE, unpack_dense
 from searchkit.training.export.graph import PARAMETERS
 
@@ -26,10 +27,11 @@ def unpack(folder: Path, out: Path) -> None:
 
     Args:
         folder: What `export` wrote; int8 weights come back as what they stand for.
-        out: A new folder.
+        out: A new folder, which gets its name when it is complete.
 
     Raises:
-        InputError: The model has weights of 4 bits, which are too coarse to start from.
+        InputError: There is something at `out` already, or the model has weights of 4 bits, which are too coarse to
+            start from.
     """
     import onnx
     from onnx import numpy_helper
@@ -46,11 +48,12 @@ def unpack(folder: Path, out: Path) -> None:
         from searchkit.training.export.traced import unpack_traced
 
         weights = unpack_traced(model.graph, arrays, json.loads(metadata["aliases"]))
-    copy_settings(folder, out)
     beside = dense_folders(folder)
-    if DENSE in metadata or beside:
-        unpack_dense(json.loads(metadata.get(DENSE, "[]")), arrays, beside, out)
-    save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
+    with new_folder(out) as new:
+        copy_settings(folder, new)
+        if DENSE in metadata or beside:
+            unpack_dense(json.loads(metadata.get(DENSE, "[]")), arrays, beside, new)
+        save_file(weights, str(new / "model.safetensors"), metadata={"format": "pt"})
 
 
 def copy_settings(folder: Path, out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from searchkit.errors import InputError
 from searchkit.models.conventions import is_embedder
 from searchkit.models.location import family_name, find_model
+from searchkit.new_folder import new_folder
 
 
 def language_model(base: str) -> Path:
@@ -43,7 +44,9 @@ def first_layers(folder: Path, out: Path, layers: int) -> None:
         model.config.num_hidden_layers = layers
         if getattr(model.config, "layer_types", None):
             model.config.layer_types = model.config.layer_types[:layers]
-        model.save_pretrained(out)
-    for file in folder.iterdir():
-        if file.is_file() and not (out / file.name).exists() and file.suffix not in (".safetensors", ".bin"):
-            shutil.copy2(file, out / file.name)
+    with new_folder(out) as new:
+        with quiet():
+            model.save_pretrained(new)
+        for file in folder.iterdir():
+            if file.is_file() and not (new / file.name).exists() and file.suffix not in (".safetensors", ".bin"):
+                shutil.copy2(file, new / file.name)

@@ -16,7 +16,7 @@ from searchkit.readers.corpus import corpus_folder
 from searchkit.readers.lines import plain_lines
 from searchkit.training.config import TrainConfig
 from searchkit.training.dev import ndcg
-from searchkit.training.files import digest, read_json, write_json
+from searchkit.training.files import digest, read_json, remove, write_json
 from searchkit.training.log import TrainReport, moving_average
 from searchkit.training.model import lay_out
 from searchkit.training.paper.base import first_layers, language_model
@@ -117,6 +117,7 @@ class Experiment:
         name = f"first-{settings.layers}-layers"
         with self._stages.stage(name, {"base": fingerprint(folder)}, [name]) as needed:
             if needed:
+                remove(self._out / name)  # of a process that was killed before it was noted
                 first_layers(folder, self._out / name, settings.layers)
         return self._out / name
 
