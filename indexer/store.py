@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +24,13 @@ from searchkit.indexer.conditions import Condition
 from searchkit.indexer.database import NAME, Database, make_database
 from searchkit.indexer.documents import Documents, NewDocument, tombstones
 from searchkit.indexer.errors import DamagedError, InputError, StoreError
-from searchkit.indexer.files import Stamp, folder_size, next_number, sync_folder, verify
-from searchkit.indexer.lexical_files import LexicalFiles, stamps
+from searchkit.indexer.files import Stamp, folder_size, next_number, verify
+from searchkit.indexer.lexical_files import LexicalFiles
 from searchkit.indexer.metadata import KeyValues
 from searchkit.indexer.vectors import segments
 from searchkit.indexer.vectors.backend import VectorBackend, VectorIndex
 from searchkit.indexer.vectors.devices import make_backend
-from searchkit.indexer.vectors.recipes import Plan, Tuning
+from searchkit.indexer.vectors.recipes import Plan
 from searchkit.indexer.vectors.segments import DiskSegment, Entry, Gathered
 from searchkit.indexer.vectors.similarity import Similarity
 from searchkit.indexer.vectors.storage import Codebook, Storage
@@ -302,78 +302,6 @@ class Store:
                 self.list_segment(entry)
             self.sweep()
 
-    def consolidate(self) -> None:
-        """Join segments as `rewrite` does: what compressed ones find depends on how they are cut."""
-        storage, parts = self.storage, self.snapshot().segments
-        count = sum(part.count for part in parts)
-        if any(len(group) > 1 for group, _ in _groups(parts, np.ones(count, bool), storage.plan)):
-            self.rewrite(self.template(), keep_vectors=storage.keep_vectors)
-
-    def rewrite(
-        self,
-        template: VectorIndex,
-        *,
-        keep_vectors: bool = True,
-        tuning: Tuning | None = None,
-        similarity: Similarity | None = None,
-        purge: bool = False,
-        make_lexical: Callable[[Path], None] | None = None,
-    ) -> None:
-        """Write all vectors again, in one commit: by another recipe, or without those of deleted documents.
-
-        Args:
-            template: The trained, empty index of the recipe from now on.
-            keep_vectors: Keep half-precision vectors beside compressed ones.
-            tuning: How hard to search from now on; None leaves it.
-            similarity: How vectors are compared from now on; None leaves it.
-            purge: Leave out what is deleted, here and in the database.
-            make_lexical: Builds the lexical index of the living passages in a folder; with `purge` only.
-        """
-        self.database.check_writable()
-        snapshot = self.snapshot()
-        # Codes of the same training are copied as they are: encoding what was decoded would change some.
-        old = snapshot.storage
-        same = template is self.template() and keep_vectors == old.keep_vectors
-        codebook = old.codebook if same else self.write_codebook(template)
-        folder, entries = self.folder / "segments", []
-        for group, kept in _groups(*_left(snapshot, purge=purge), template.plan):
-            if same and len(group) == 1 and kept.all():
-                entry = group[0].entry
-            elif same:
-                entry = segments.merge_segments(folder, group, template, keep_vectors=keep_vectors, kept=kept)
-            else:
-                vectors = segments.vectors_of(group, kept)
-                rows, docs = segments.all_rows(group)[kept], np.concatenate([part.docs for part in group])[kept]
-                entry = segments.write_segment(
-                    folder, self.backend, template, vectors, docs, rows, keep_vectors=keep_vectors
-                )
-            entries.append(entry)
-        lexical, named = snapshot.lexical, self.lexical.named()
-        if purge and make_lexical:
-            lexical = next_number(self.folder / "lexical", snapshot.lexical)
-            make_lexical(self.folder / "lexical" / lexical)
-            named = stamps(self.folder / "lexical" / lexical, named)
-            sync_folder(self.folder / "lexical")
-        compacted, removed = self.database.number("compacted"), None
-        with self.database.transaction() as generation:
-            self.database.db.execute("DELETE FROM segments")
-            for entry in entries:
-                self.list_segment(entry)
-            chosen = similarity or old.chosen
-            storage = Storage(template.plan, tuning or old.tuning, keep_vectors, codebook, chosen)
-            self.database.put(storage=storage.to_json())
-            if purge:
-                removed = self.documents.purge_deleted(generation)
-                self.database.put(lexical=lexical, lexical_files=named)
-        self.forget_template()
-        self.sweep()
-        if removed is not None:
-            self.documents.columns.carry_over(compacted, removed)
-        self.documents.columns.follow()
-        if purge:
-            with self.database.access():  # execute() would free a single page
-                self.database.db.executescript("PRAGMA incremental_vacuum")
-
     # Segments and the trained recipe
 
     def entries(self) -> list[Entry]:
@@ -464,36 +392,3 @@ class Store:
         """Remove what no commit names: files of a killed writer, and files that were replaced."""
         for entry in self.leftovers():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-_HELD = 1 << 30
-"""Bytes in memory, about, of what is written to one segment."""
-
-_BOOKKEEPING = 32
-"""Bytes of a row in memory besides its vector: rows and documents, all and those kept."""
-
-
-def _left(snapshot: Snapshot, *, purge: bool) -> tuple[list[DiskSegment], np.ndarray]:
-    """The segments that keep something, and a mask over all their rows."""
-    if not snapshot.segments:
-        return [], np.empty(0, bool)
-    edges = np.cumsum([part.count for part in snapshot.segments])
-    kept = ~np.isin(segments.all_rows(snapshot.segments), snapshot.dead) if purge else np.ones(edges[-1], bool)
-    left = [
-        (part, mask) for part, mask in zip(snapshot.segments, np.split(kept, edges[:-1]), strict=True) if mask.any()
-    ]
-    return [part for part, _ in left], np.concatenate([mask for _, mask in left] or [np.empty(0, bool)])
-
-
-def _groups(parts: Sequence[DiskSegment], kept: np.ndarray, plan: Plan) -> Iterator[tuple[list[DiskSegment], Any]]:
-    """Neighbouring segments, about a gigabyte in memory together, each group with its part of a mask over all rows."""
-    most = max(1, _HELD // (_BOOKKEEPING + plan.held))
-    group: list[DiskSegment] = []
-    start = 0
-    for part in [*parts, None]:
-        size = sum(member.count for member in group)
-        if group and (part is None or size + part.count > most):
-            yield group, kept[start : start + size]
-            group, start = [], start + size
-        if part is not None:
-            group.append(part)

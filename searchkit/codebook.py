@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchkit.errors import InputError
+from searchkit.indexer.rewriting import rewrite
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.storage import Storage
 
@@ -77,7 +78,7 @@ def take_over(store: Store, source: Store) -> None:
             "same in both; index the corpus again, into another folder"
         )
     chosen = None if theirs.plan.recipe == "flat" else theirs.chosen
-    store.rewrite(source.template(), keep_vectors=theirs.keep_vectors, tuning=theirs.tuning, similarity=chosen)
+    rewrite(store, source.template(), keep_vectors=theirs.keep_vectors, tuning=theirs.tuning, similarity=chosen)
 
 
 def _bound(settings: Mapping[str, Any], name: str) -> Any:

@@ -16,6 +16,7 @@ from searchkit.indexer.analysis import Analyzer
 from searchkit.indexer.conditions import Condition
 from searchkit.indexer.database import OWN_VECTORS
 from searchkit.indexer.filters import compile_filter
+from searchkit.indexer.rewriting import rewrite
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.devices import make_backend
 from searchkit.indexer.vectors.recipes import Plan, Tuning, default_tuning, plan
@@ -198,7 +199,8 @@ class SearchEngine(Writer, OpenIndex):
             left = erase and self._lexical.index_of(snapshot).deleted
             purge = bool(len(snapshot.dead_docs) or left) or not self._lexical.current(snapshot)
             if purge or len(snapshot.segments) > 1:
-                self._store.rewrite(
+                rewrite(
+                    self._store,
                     self._store.template(),
                     keep_vectors=snapshot.storage.keep_vectors,
                     purge=purge,
@@ -233,7 +235,7 @@ class SearchEngine(Writer, OpenIndex):
                 )
             template = self._store.backend.train(chosen, self.sample(chosen.wanted, seed=seed))
             tuning = tuning or default_tuning(chosen, keep_vectors=keep_vectors)
-            self._store.rewrite(template, keep_vectors=bool(keep_vectors), tuning=tuning)
+            rewrite(self._store, template, keep_vectors=bool(keep_vectors), tuning=tuning)
         return chosen
 
     def store_like(self, other: str | Path) -> Plan:

@@ -25,6 +25,7 @@ from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, StoreError
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.files import sync_folder
+from searchkit.indexer.rewriting import consolidate
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.segments import Gathered
 from searchkit.indexer.vectors.segments import owners as owning
@@ -284,7 +285,7 @@ def _copy(
         lexical.catch_up(lexical.index_of(store.snapshot()), store)
         lexical.close()
         if store.storage.plan.recipe != "flat":
-            store.consolidate()
+            consolidate(store)
         store.lexical.name_by_content()
         store.sweep()
         documents, passages = store.documents.counts()

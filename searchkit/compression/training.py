@@ -11,6 +11,7 @@ from searchkit.compression.measure import named_tuning, parse
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, StoreError
 from searchkit.indexer.files import sync_folder
+from searchkit.indexer.rewriting import rewrite
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.recipes import Plan
 
@@ -73,7 +74,7 @@ def train_recipe(
     shutil.rmtree(staging, ignore_errors=True)
     settings = {name: engine.settings[name] for name in SETTINGS if name in engine.settings}
     with Store.create(staging, settings, dim=engine.width, similarity=engine.storage.chosen) as store:
-        store.rewrite(template, keep_vectors=not drop_vectors, tuning=named_tuning(chosen, rerank))
+        rewrite(store, template, keep_vectors=not drop_vectors, tuning=named_tuning(chosen, rerank))
     staging.rename(folder)
     sync_folder(folder.parent)
     return Trained(chosen, len(vectors))

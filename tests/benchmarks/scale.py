@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from searchkit.engine import SearchEngine
+from searchkit.indexer.rewriting import rewrite
 from searchkit.indexer.vectors import faiss_index
 from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import RECIPES, Tuning, default_tuning, plan
@@ -261,7 +262,7 @@ def build(job: Job) -> dict[str, Any]:
             parts["train"] = cost.rounded()
             with costs() as cost:
                 tuning = default_tuning(chosen, keep_vectors=bool(rerank))
-                engine.store.rewrite(template, keep_vectors=bool(rerank), tuning=tuning)
+                rewrite(engine.store, template, keep_vectors=bool(rerank), tuning=tuning)
                 engine.reload()
             parts["encode the first"] = cost.rounded()
         before = len(engine)

@@ -20,10 +20,11 @@ from stored import flat
 
 from searchkit.errors import DamagedError, StoreError
 from searchkit.indexer import repair as mending
-from searchkit.indexer import store as store_module
+from searchkit.indexer import rewriting
 from searchkit.indexer.database import LAST, settings_checksum
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
+from searchkit.indexer.rewriting import rewrite
 from searchkit.indexer.store import Snapshot, Store
 from searchkit.indexer.vectors import faiss_index, segments
 from searchkit.indexer.vectors.faiss_index import train
@@ -51,7 +52,7 @@ def documents_of(opened: Store, rows: np.ndarray) -> np.ndarray:
 
 
 def compact(opened: Store, **options: Any) -> None:
-    opened.rewrite(opened.template(), purge=True, **options)
+    rewrite(opened, opened.template(), purge=True, **options)
 
 
 def merge_all(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +178,7 @@ def as_format_2(folder: Path) -> None:
 
 def test_an_index_of_format_2_is_read_checked_and_extended(folder: Path, vectors: np.ndarray) -> None:
     with Store(folder, writable=True) as store:
-        store.rewrite(train(Plan("fp16", 16), vectors[:0]))
+        rewrite(store, train(Plan("fp16", 16), vectors[:0]))
     as_format_2(folder)
     with Store(folder, writable=True) as store:
         np.testing.assert_allclose(vectors_in(store), vectors[:12], atol=1e-3)
@@ -259,7 +260,7 @@ def test_a_reader_cannot_change_the_index(folder: Path, vectors: np.ndarray) -> 
         for change in (
             lambda: reader.commit([document("6")], vectors[:2]),
             lambda: reader.delete([1]),
-            lambda: reader.rewrite(flat(16)),
+            lambda: rewrite(reader, flat(16)),
             reader.merge_small_segments,
         ):
             with pytest.raises(StoreError, match="is open for reading; open it for writing to change it"):
@@ -365,8 +366,8 @@ def test_segments_are_rewritten_together_as_far_as_memory_allows(
         assert len(opened.entries()) == 1  # exact vectors are streamed
         opened.commit([document("6")], vectors[12:14])
         opened.commit([document("7")], vectors[14:16])
-        monkeypatch.setattr(store_module, "_HELD", 14 * (store_module._BOOKKEEPING + 2 * 16))
-        opened.rewrite(train(Plan("fp16", 16), vectors))
+        monkeypatch.setattr(rewriting, "_HELD", 14 * (rewriting._BOOKKEEPING + 2 * 16))
+        rewrite(opened, train(Plan("fp16", 16), vectors))
         assert [entry.count for entry in opened.entries()] == [14, 2]
         assert Plan("ivf-pq", 384, 48, 1000).held == 56
         assert Plan("pq", 384, 48).held == 56

@@ -25,6 +25,7 @@ from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.lexical import LexicalIndex
+from searchkit.indexer.rewriting import rewrite
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import search, segments
 from searchkit.indexer.vectors.recipes import Tuning
@@ -100,7 +101,7 @@ class Pair:
 
     def compact(self) -> None:
         before = self.answers()
-        self.store.rewrite(self.store.template(), keep_vectors=True, purge=True)
+        rewrite(self.store, self.store.template(), keep_vectors=True, purge=True)
         assert self.store.snapshot().dead.size == 0
         if self.name in ("flat", "fp16"):
             assert [[item[:2] for item in ranking] for ranking in before] == [
@@ -110,7 +111,7 @@ class Pair:
     def store_as(self, name: str) -> None:
         self.name = name
         self.rounded |= name != "flat"
-        self.store.rewrite(trained(name), keep_vectors=True, tuning=tuned(name, True))
+        rewrite(self.store, trained(name), keep_vectors=True, tuning=tuned(name, True))
 
     def join(self) -> None:
         self.store.merge_small_segments()
@@ -244,7 +245,7 @@ def test_what_a_filter_leaves_in_few_of_many_ivf_lists_is_found() -> None:
     with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "i", {}, dim=DIM) as store:
         documents = [NewDocument(str(n), "", "a", json.dumps({"few": n % 60 == 0}), "", [(0, 1)]) for n in range(600)]
         store.commit(documents, rows)
-        store.rewrite(trained("ivf-int8"), tuning=Tuning(probes=1))
+        rewrite(store, trained("ivf-int8"), tuning=Tuning(probes=1))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(search, "FEW", 0)
             patch.setattr(search, "EXACT_BELOW", 0)

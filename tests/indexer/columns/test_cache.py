@@ -18,6 +18,7 @@ from searchkit.indexer.columns.values import Values
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.keys import filter_faults, metadata_keys
+from searchkit.indexer.rewriting import rewrite
 from searchkit.indexer.store import Store
 
 FILTERS: list[dict[str, Any]] = [
@@ -125,11 +126,11 @@ def test_filters_and_facets_are_answered_from_columns(
 def test_compaction_leaves_out_what_is_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     add(store, documents(40))
     store.delete(range(0, 40, 3))
-    store.rewrite(store.template(), purge=True)
+    rewrite(store, store.template(), purge=True)
     assert from_columns(store, monkeypatch) == read(store, monkeypatch)
     add(store, documents(20, 40))
     store.delete(range(0, 60, 4))
-    store.rewrite(store.template(), purge=True)
+    rewrite(store, store.template(), purge=True)
     assert from_columns(store, monkeypatch) == read(store, monkeypatch)
     compacted = store.database.number("compacted")
     assert {file.name.split("-")[0] for file in files(store)} == {str(compacted)}
@@ -142,7 +143,7 @@ def test_compaction_makes_columns_of_those_before(store: Store, monkeypatch: pyt
     derived: list[tuple[int, int]] = []
     made = cache.part_of
     monkeypatch.setattr(cache, "part_of", lambda *given: derived.append(given[1:3]) or made(*given))
-    store.rewrite(store.template(), purge=True)
+    rewrite(store, store.template(), purge=True)
     assert from_columns(store, monkeypatch) == read(store, monkeypatch)
     assert derived == []  # no document was read
     for part in map(Part.open, files(store)):
@@ -156,7 +157,7 @@ def test_compaction_numbers_values_again_once_they_are_few(store: Store, monkeyp
     add(store, documents(48))
     assert store.documents.counted_values(all_keys=True) is None
     store.delete(range(15, 48))
-    store.rewrite(store.template(), purge=True)
+    rewrite(store, store.template(), purge=True)
     assert files(store) != []
     assert from_columns(store, monkeypatch) == read(store, monkeypatch)
 
@@ -172,7 +173,7 @@ def test_compaction_of_documents_with_nan_ends_the_warning(
     assert "NaN" in caplog.text
     caplog.clear()
     store.delete([3])
-    store.rewrite(store.template(), purge=True)
+    rewrite(store, store.template(), purge=True)
     with Store(store.folder) as reader:
         assert from_columns(reader, monkeypatch) == read(reader, monkeypatch)
     assert caplog.text == ""
@@ -187,7 +188,7 @@ def test_damaged_columns_are_made_again_by_compaction(
     content = found[0].read_bytes()
     found[0].write_bytes(content.replace(b'"contents": ', b'"contents": 1', 1) if other else b"x" + content[1:])
     store.delete([3, 40])
-    store.rewrite(store.template(), purge=True)
+    rewrite(store, store.template(), purge=True)
     assert from_columns(store, monkeypatch) == read(store, monkeypatch)
     assert len(files(store)) == 2
 
@@ -201,7 +202,7 @@ def test_a_reader_of_an_older_commit_sees_its_documents(store: Store, monkeypatc
         docs, rows = reader.matching(compile_filter({}), snapshot)
         assert docs.tolist() == rows.tolist() == list(range(20))
         assert [mask.tolist() for mask in reader.passing(compile_filter({}), snapshot)] == [[True] * 20] * 2
-        store.rewrite(store.template(), purge=True)
+        rewrite(store, store.template(), purge=True)
         with pytest.raises(StoreError, match="has been compacted"):
             reader.matching(compile_filter({}), snapshot)
 

@@ -13,6 +13,7 @@ from stored import in_segments
 
 from searchkit.indexer.allowed import AllowedRows
 from searchkit.indexer.documents import NewDocument
+from searchkit.indexer.rewriting import rewrite
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_copies as copies
 from searchkit.indexer.vectors import segments
@@ -114,7 +115,7 @@ def test_a_store_works_on_every_backend(store: Store, monkeypatch: pytest.Monkey
     store.delete(np.flatnonzero(~living).tolist())
     for recipe in ("flat", "int8", "flat"):  # of numpy's indexes all are exact
         plan = Plan(recipe, DIM)
-        store.rewrite(store.backend.train(plan, rows), purge=recipe == "int8")
+        rewrite(store, store.backend.train(plan, rows), purge=recipe == "int8")
         found, _ = search(store.snapshot().segments, queries, 10, allowed=living)
         true = np.flatnonzero(living)[np.argsort(-(queries @ rows[living].T), axis=1)[:, :10]]
         assert np.mean([len({*mine} & {*theirs}) / 10 for mine, theirs in zip(found, true, strict=True)]) > 0.98

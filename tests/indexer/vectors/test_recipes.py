@@ -14,6 +14,7 @@ from clouds import COUNT, DIM, NAMES, data, trained, tuned, unit
 from stored import again, in_segments
 
 from searchkit.indexer.documents import NewDocument
+from searchkit.indexer.rewriting import rewrite
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_index, segments
 from searchkit.indexer.vectors import search as search_module
@@ -169,7 +170,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Sto
     with Store.create(tmp_path / "i", {}, dim=DIM) as store:
         for start, stop in pairwise((0, 50, 130, 131, 250)):
             store.commit(list(documents(start, stop)), data()[0][2 * start : 2 * stop])
-        store.rewrite(template, keep_vectors=keep, tuning=tuned(name, keep))
+        rewrite(store, template, keep_vectors=keep, tuning=tuned(name, keep))
         store.commit(list(documents(250, 300)), data()[0][500:])
         yield store, name, keep
 
@@ -192,7 +193,7 @@ def test_an_index_keeps_its_answers_through_deleting_and_compacting(stored: tupl
         store.delete(docs.tolist())
         living[2 * docs], living[2 * docs + 1] = False, False
         before = asked(store, name, keep)
-        store.rewrite(store.template(), keep_vectors=keep, purge=True)
+        rewrite(store, store.template(), keep_vectors=keep, purge=True)
         snapshot = store.snapshot()
         np.testing.assert_array_equal(segments.all_rows(snapshot.segments), np.flatnonzero(living))
         np.testing.assert_array_equal(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from searchkit.indexer.documents import NewDocument
+from searchkit.indexer.rewriting import rewrite
 from searchkit.indexer.store import Store
 from searchkit.indexer.vectors.recipes import Tuning, plan
 from searchkit.indexer.vectors.search import candidates, search
@@ -27,7 +28,7 @@ def test_of_rows_with_codes_as_near_the_nearest_is_found(tmp_path: Path) -> None
     with Store.create(tmp_path / "index", {}, dim=16) as store:
         store.commit([NewDocument(str(n), "", "a", json.dumps({}), "", [(0, 1)]) for n in range(4_000)], rows)
         template = store.backend.train(plan("pq:8", 16, 4_000), rows)
-        store.rewrite(template, keep_vectors=True)
+        rewrite(store, template, keep_vectors=True)
         segments, queries = store.snapshot().segments, rows[:100]
         found = {rerank: search(segments, queries, 1, tuning=Tuning(rerank=rerank))[0][:, 0] for rerank in (0, 1)}
     recall = {rerank: float(np.mean(found[rerank] == np.arange(100))) for rerank in found}
