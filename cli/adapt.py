@@ -10,20 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from searchkit.cli.judgements import JudgementOptions, judgement_options
-from searchkit.cli.options import (
-    FILE,
-    INDEX,
-    NEW_FOLDER,
-    Finite,
-    InstructionOptions,
-    as_record,
-    instruction_options,
-    table_or_json,
-)
+from searchkit.cli.options import InstructionOptions, as_record, instruction_options, table_or_json
 from searchkit.cli.output import count as counted
 from searchkit.cli.output import note, print_json, print_table, say
 from searchkit.cli.synthesize import WriterOptions, WritingBar, writer_options
 from searchkit.cli.train import TrainingBar
+from searchkit.cli.types import FILE, INDEX, NEW_FOLDER, Finite
 
 if TYPE_CHECKING:
     from searchkit.records import Judgements

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from searchkit.cli.adding import add_corpus
-from searchkit.cli.options import (
-    NON_EMPTY,
-    PLACE,
-    CorpusOptions,
-    ModelOptions,
-    corpus_options,
-    model_options,
-    text_or_json,
-)
+from searchkit.cli.options import CorpusOptions, ModelOptions, corpus_options, model_options, text_or_json
+from searchkit.cli.types import NON_EMPTY, PLACE
 from searchkit.cli.vectors import VectorOptions, vector_options
 
 if TYPE_CHECKING:

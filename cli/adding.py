@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import MULTILINGUAL, CorpusOptions
-from searchkit.cli.output import count, note, print_json, progress_bar, say
+from searchkit.cli.options import CorpusOptions
+from searchkit.cli.output import MULTILINGUAL, count, note, print_json, progress_bar, say
 from searchkit.cli.vectors import VectorOptions, check_given
 from searchkit.errors import CorpusError, RejectedRowError, SearchkitError
 

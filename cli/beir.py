@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from searchkit.cli.options import (
-    EVALUATION_MODES,
-    METRICS,
-    NAMES,
-    NEW_FOLDER,
     FusionOptions,
     InstructionOptions,
     ModelOptions,
@@ -22,6 +18,7 @@ from searchkit.cli.options import (
     table_or_json,
 )
 from searchkit.cli.output import note, print_json, print_table, write_json
+from searchkit.cli.types import EVALUATION_MODES, METRICS, NAMES, NEW_FOLDER
 
 if TYPE_CHECKING:
     from searchkit.evaluation.beir import BeirSet

@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import (
-    FILE,
-    InstructionOptions,
-    ModelOptions,
-    instruction_options,
-    model_options,
-    table_or_json,
-)
+from searchkit.cli.options import InstructionOptions, ModelOptions, instruction_options, model_options, table_or_json
 from searchkit.cli.output import note, print_json, print_table
+from searchkit.cli.types import FILE
 
 if TYPE_CHECKING:
     from searchkit.evaluation.bitext import Mined

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.options import INDEX, ModelOptions, model_options, text_or_json
+from searchkit.cli.options import ModelOptions, model_options, text_or_json
 from searchkit.cli.output import count, note, print_json, say
+from searchkit.cli.types import INDEX
 
 
 @click.command()

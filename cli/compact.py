@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.options import INDEX, text_or_json
+from searchkit.cli.options import text_or_json
 from searchkit.cli.output import count, print_json, readable_bytes, say
+from searchkit.cli.types import INDEX
 
 
 @click.command()

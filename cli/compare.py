@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from searchkit.cli.judgements import JudgementOptions, judgement_and_vector_options
 from searchkit.cli.options import (
-    EVALUATION_MODES,
-    NEW_FILE,
-    RECIPES,
     FusionOptions,
-    ListOf,
     ModelOptions,
-    as_record,
     fusion_options,
     model_options,
     needs_plots,
@@ -28,66 +21,24 @@ from searchkit.cli.options import (
     table_or_json,
 )
 from searchkit.cli.output import count, note, print_json, print_table, readable_bytes, say, shorten, write_json
+from searchkit.cli.runs import (
+    FileSystems,
+    IndexSystems,
+    VariantOptions,
+    is_index,
+    named_runs,
+    refuse_index_options,
+    variant_options,
+)
+from searchkit.cli.types import NEW_FILE, ListOf
 from searchkit.errors import SearchkitError
 
 if TYPE_CHECKING:
     from searchkit.evaluation.comparison import Comparison, System
-    from searchkit.evaluation.sweep import Variants
-    from searchkit.records import Document, Judgements, Qrels, Query
+    from searchkit.records import Document
     from searchkit.remote.address import MilvusAddress
-    from searchkit.searcher import Searcher
 
 _TEXT = 90  # terminal columns of a text
-
-
-@dataclass(frozen=True, slots=True)
-class VariantOptions:
-    """What an index is searched with."""
-
-    modes: tuple[str, ...]
-    instruction: tuple[str, ...]
-    dims: tuple[int, ...]
-    recipes: tuple[str, ...]
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """The instructions, as A, B, C ..."""
-        if len(self.instruction) > len(ascii_uppercase):
-            raise click.UsageError(f"{len(self.instruction)} instructions; give at most {len(ascii_uppercase)}")
-        return dict(zip(ascii_uppercase, self.instruction, strict=False))
-
-    def variants(self) -> Variants:
-        """As the library takes them."""
-        from searchkit.evaluation.sweep import Variants
-
-        modes = self.modes or (() if self.dims or self.recipes else ("hybrid",))
-        return Variants(modes, self.labels or None, self.dims, self.recipes)
-
-
-_variant_options = as_record(
-    "options",
-    VariantOptions,
-    click.option(
-        "--modes",
-        default=(),
-        type=EVALUATION_MODES,
-        help="Search modes of an index [default: hybrid]; modes of a report [default: all].",
-    ),
-    click.option(
-        "--instruction",
-        multiple=True,
-        help='Search an index with this instruction. "": none. Repeatable: systems A, B, C ...',
-    ),
-    click.option(
-        "--dims",
-        default=(),
-        type=ListOf(int, "384,128,64"),
-        help="Cut an index's vectors to these dimensions, as 384,128,64; exact search.",
-    ),
-    click.option(
-        "--recipes", default=(), type=RECIPES, help="Store copies of an index by these recipes, as int8,pq:48+rerank."
-    ),
-)
 
 
 @click.command()
@@ -104,7 +55,7 @@ _variant_options = as_record(
     type=ListOf(str, "ndcg@10,recall@100"),
     help="Some of ndcg@10,recall@100,map@100,mrr@10; the first one ranks. [default: all]",
 )
-@_variant_options
+@variant_options
 @click.option(
     "--changed", default=5, show_default=True, type=click.IntRange(0), help="Number of changed queries to show."
 )
@@ -160,24 +111,24 @@ def compare(
     from searchkit.reports.comparison_page import content as page_content
     from searchkit.reports.comparison_page import shown_documents
 
-    named = _named(runs)
-    indexes = [path for _, path in named if _is_index(path)]
+    named = named_runs(runs)
+    indexes = [path for _, path in named if is_index(path)]
     if not indexes:
-        _refuse_index_options(context)
+        refuse_index_options(context)
     if corpus:
         kind_of(corpus)
     chosen = metrics or METRICS
     queries, qrels = judged.files()
     with ExitStack() as stack:
-        sources: list[_Files | _Index] = [
-            _Files(name, path, judged, qrels, options)
+        sources: list[FileSystems | IndexSystems] = [
+            FileSystems(name, path, judged, qrels, options)
             if isinstance(path, Path) and path.is_file()
-            else _Index(name, stack.enter_context(model.open_place(path)), judged, queries, qrels, options)
+            else IndexSystems(name, stack.enter_context(model.open_place(path)), judged, queries, qrels, options)
             for name, path in named
         ]
         alone = len(sources) == 1
         check_names([name for source in sources for name in source.names(alone)], against)
-        files = [system for source in sources if isinstance(source, _Files) for system in source.systems]
+        files = [system for source in sources if isinstance(source, FileSystems) for system in source.systems]
         if files:
             checked_metrics(chosen, files)
         if indexes:
@@ -211,119 +162,6 @@ def compare(
         _write_page(html, content, heading, systems if priced else [], comparison.metrics[0], title)
 
 
-def _refuse_index_options(context: click.Context) -> None:
-    """Raise UsageError on an option that would have no effect because no RUN is an index."""
-    records = (VariantOptions, FusionOptions, ModelOptions)
-    only_indexes = {field.name for record in records for field in fields(record)} - {"modes"}
-    for parameter in context.command.params:
-        used = context.get_parameter_source(parameter.name or "") is not click.core.ParameterSource.DEFAULT
-        if parameter.name in only_indexes and used:
-            raise click.UsageError(f"{parameter.opts[0]} is for an index, and no RUN is one")
-
-
-# Systems
-
-
-class _Files:
-    """The systems of a TREC run or a report."""
-
-    def __init__(self, name: str, path: Path, judged: JudgementOptions, qrels: Qrels, options: VariantOptions) -> None:
-        from searchkit.evaluation.comparison import read_systems
-
-        drop_self = judged.drops_self()
-        systems = read_systems(path, qrels or None, name=name, drop_self=drop_self)
-        self.systems = [
-            system
-            for system in systems
-            if not options.modes or ":" not in system.name or system.name.rpartition(":")[2] in options.modes
-        ]
-
-    def names(self, alone: bool) -> list[str]:
-        return [system.name for system in self.systems]
-
-    def search(self, alone: bool, fusion: FusionOptions) -> list[System]:
-        return self.systems
-
-
-class _Index:
-    """The systems of an index, searched in every way that the options ask for."""
-
-    def __init__(
-        self,
-        name: str,
-        engine: Searcher,
-        judged: JudgementOptions,
-        queries: list[Query],
-        qrels: Qrels,
-        options: VariantOptions,
-    ) -> None:
-        from searchkit.evaluation.evaluate import judged_queries
-        from searchkit.records import Judgements
-
-        if not (queries and qrels):
-            raise click.UsageError(f"searching {engine.name} takes --beir FOLDER, or --queries FILE and --qrels FILE")
-        self.name, self.engine, self.variants = name, engine, options.variants()
-        self.variants.check(engine.dim)
-        instruction, drop_self = (None, judged.drops_self()) if options.labels else judged.rules(engine)
-        self.judgements: Judgements = Judgements(str(judged.source), queries, qrels, instruction, drop_self)
-        judged_queries(engine, self.judgements)
-
-    def names(self, alone: bool) -> list[str]:
-        """The systems' names, before anything is searched."""
-        return [self._name(name, alone) for name in self.variants.names()]
-
-    def search(self, alone: bool, fusion: FusionOptions) -> list[System]:
-        from searchkit.evaluation.sweep import sweep
-
-        systems = sweep(
-            self.engine,
-            self.judgements,
-            self.variants,
-            options=fusion.search_options(),
-            on_system=lambda name: note(f"searching {name} ..."),
-        )
-        return [replace(system, name=self._name(system.name, alone)) for system in systems]
-
-    def _name(self, system: str, alone: bool) -> str:
-        return system if alone else f"{self.name}: {system}"
-
-
-def _named(runs: tuple[str, ...]) -> list[tuple[str, Path | MilvusAddress]]:
-    """Each run's name, by default as much of the end of its path as sets it apart, and its file or index."""
-    from searchkit.remote.address import is_milvus, parse_milvus
-
-    paths: list[tuple[str | None, Path | MilvusAddress]] = []
-    for run in runs:
-        name, equals, file = run.partition("=")
-        if is_milvus(run) or (equals and is_milvus(file)):
-            paths.append((None, parse_milvus(run)) if is_milvus(run) else (name, parse_milvus(file)))
-            continue
-        path = Path(run) if not equals or Path(run).exists() else Path(file)
-        if not path.is_file() and not (path / "index.db").is_file():
-            raise click.UsageError(
-                f"there is no file or index {path}; a RUN is an index, a TREC run, a report in JSON, or NAME=RUN"
-            )
-        paths.append((None if path == Path(run) else name, path))
-    stems = [place.with_suffix("").parts if isinstance(place, Path) else (place.collection,) for _, place in paths]
-    names = []
-    for (name_given, place), parts in zip(paths, stems, strict=True):
-        longest = max((_common_suffix(parts, other) for other in stems if other != parts), default=0)
-        names.append((name_given or "/".join(parts[-1 - longest :]), place))
-    return names
-
-
-def _is_index(path: Path | MilvusAddress) -> bool:
-    return not isinstance(path, Path) or path.is_dir()
-
-
-def _common_suffix(first: tuple[str, ...], second: tuple[str, ...]) -> int:
-    """How many parts at the end of two paths are equal."""
-    length = 0
-    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
-        length += 1
-    return length
-
-
 def _texts(ids: set[str], corpus: Path | None, indexes: list[Path | MilvusAddress]) -> dict[str, Document]:
     """The documents to show, from the corpus or else from the first index; none if the corpus cannot be read."""
     from searchkit.readers.corpus import read_corpus
@@ -347,9 +185,6 @@ def _texts(ids: set[str], corpus: Path | None, indexes: list[Path | MilvusAddres
                 if found is not None:
                     texts[found.id] = Document(found.id, found.text, found.title)
     return texts
-
-
-# Output
 
 
 def _write_page(

@@ -11,10 +11,6 @@ import click
 
 from searchkit.cli.judgements import JudgementOptions, judgement_and_vector_options
 from searchkit.cli.options import (
-    INDEX,
-    NEW_FILE,
-    RECIPES,
-    Finite,
     InstructionOptions,
     ModelOptions,
     as_record,
@@ -25,6 +21,7 @@ from searchkit.cli.options import (
     table_or_json,
 )
 from searchkit.cli.output import note, print_json, print_table, readable_bytes, write_json
+from searchkit.cli.types import INDEX, NEW_FILE, RECIPES, Finite
 from searchkit.errors import InputError
 
 if TYPE_CHECKING:

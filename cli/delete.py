@@ -7,8 +7,9 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import PLACE, text_or_json
+from searchkit.cli.options import text_or_json
 from searchkit.cli.output import count, note, print_json, say, shorten
+from searchkit.cli.types import PLACE
 
 if TYPE_CHECKING:
     from searchkit.remote.address import MilvusAddress

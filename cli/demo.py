@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.options import NEW_FOLDER
 from searchkit.cli.output import say
+from searchkit.cli.types import NEW_FOLDER
 from searchkit.errors import InputError
 
 _QUESTION = "Is there any point in giving seven-year-olds assignments after class?"

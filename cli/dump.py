@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.options import INDEX, NEW_FILE
 from searchkit.cli.output import count, note, print_json
+from searchkit.cli.types import INDEX, NEW_FILE
 
 
 @click.command()

@@ -10,10 +10,6 @@ import click
 from searchkit.cli import diagnose
 from searchkit.cli.judgements import JudgementOptions, judgement_and_vector_options
 from searchkit.cli.options import (
-    EVALUATION_MODES,
-    FILE,
-    NEW_FOLDER,
-    PLACE,
     FusionOptions,
     InstructionOptions,
     ModelOptions,
@@ -26,6 +22,7 @@ from searchkit.cli.options import (
     table_or_json,
 )
 from searchkit.cli.output import note, print_json, print_table, readable_bytes
+from searchkit.cli.types import EVALUATION_MODES, FILE, NEW_FOLDER, PLACE
 from searchkit.errors import InputError
 
 if TYPE_CHECKING:

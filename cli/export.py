@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.options import NEW_FOLDER
 from searchkit.cli.output import say
+from searchkit.cli.types import NEW_FOLDER
 
 
 @click.command()

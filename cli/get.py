@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import PLACE, table_or_json, text_or_json
+from searchkit.cli.options import table_or_json, text_or_json
 from searchkit.cli.output import note, print_json, say
 from searchkit.cli.search import hit_json, print_hits
+from searchkit.cli.types import PLACE
 from searchkit.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,18 +11,10 @@ import click
 
 from searchkit.cli.adding import add_corpus
 from searchkit.cli.building import BuildOptions, build_options, open_or_create, similarity_option
-from searchkit.cli.options import (
-    INDEX_OR_URL,
-    NEW_FOLDER_OR_URL,
-    NON_EMPTY,
-    CorpusOptions,
-    ModelOptions,
-    corpus_options,
-    model_options,
-    text_or_json,
-)
+from searchkit.cli.options import CorpusOptions, ModelOptions, corpus_options, model_options, text_or_json
 from searchkit.cli.ray_index import RayOptions, index_on_ray, ray_options
 from searchkit.cli.storage import fetched, put_at_end, temporary_folder
+from searchkit.cli.types import INDEX_OR_URL, NEW_FOLDER_OR_URL, NON_EMPTY
 from searchkit.cli.vectors import VectorOptions, vector_options
 from searchkit.errors import SearchkitError
 

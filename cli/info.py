@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import INDEX, text_or_json
+from searchkit.cli.options import text_or_json
 from searchkit.cli.output import print_json, readable_bytes, say
+from searchkit.cli.types import INDEX
 
 if TYPE_CHECKING:
     from searchkit.indexer.vectors.recipes import Plan

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import FILE, INDEX, NON_EMPTY, InstructionOptions, as_record
+from searchkit.cli.options import InstructionOptions, as_record
 from searchkit.cli.output import note
+from searchkit.cli.types import FILE, INDEX, NON_EMPTY
 
 if TYPE_CHECKING:
     from searchkit.records import Judgements, Qrels, Query

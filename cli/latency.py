@@ -8,9 +8,6 @@ from typing import Any
 import click
 
 from searchkit.cli.options import (
-    FILE,
-    INDEX,
-    Finite,
     HitsOptions,
     InstructionOptions,
     ModelOptions,
@@ -20,6 +17,7 @@ from searchkit.cli.options import (
     table_or_json,
 )
 from searchkit.cli.output import note, print_json, print_table, readable_bytes, say
+from searchkit.cli.types import FILE, INDEX, Finite
 from searchkit.errors import InputError
 
 

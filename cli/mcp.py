@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import PLACE, ModelOptions, model_options, require
+from searchkit.cli.options import ModelOptions, model_options, require
+from searchkit.cli.types import PLACE
 
 if TYPE_CHECKING:
     from searchkit.remote.address import MilvusAddress

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.options import INDEX_OR_URL, NEW_FOLDER_OR_URL, text_or_json
+from searchkit.cli.options import text_or_json
 from searchkit.cli.output import count, print_json, progress_bar, say
 from searchkit.cli.storage import fetched, put_at_end
+from searchkit.cli.types import INDEX_OR_URL, NEW_FOLDER_OR_URL
 
 
 @click.command()

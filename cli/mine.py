@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.options import FILE, INDEX, MODES, NEW_FILE, ModelOptions, model_options
+from searchkit.cli.options import ModelOptions, model_options
 from searchkit.cli.output import count as counted
 from searchkit.cli.output import note, say
+from searchkit.cli.types import FILE, INDEX, MODES, NEW_FILE
 
 _NO_INSTRUCTION = ("instruction", "")
 

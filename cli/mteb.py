@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from searchkit.cli.options import (
-    MODES,
-    NEW_FOLDER,
     FusionOptions,
-    ListOf,
     ModelOptions,
     fusion_options,
     model_options,
@@ -21,6 +18,7 @@ from searchkit.cli.options import (
     table_or_json,
 )
 from searchkit.cli.output import note, print_json, print_table, readable_bytes, say, write_json
+from searchkit.cli.types import MODES, NEW_FOLDER, ListOf
 
 if TYPE_CHECKING:
     from searchkit.evaluation.mteb_tasks import MtebScore

@@ -19,6 +19,8 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u206
 _FILE_WIDTH = 1000
 """Columns where output is not a terminal: tables in files and pipes are never cut."""
 
+MULTILINGUAL = "The built-in model is for English; index with a multilingual one: --model FOLDER or a hub id"
+
 
 def clean(text: str) -> str:
     """Escape visibly what could control a terminal: control characters, bidi overrides and undecodable bytes."""

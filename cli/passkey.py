@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from searchkit.cli.options import (
-    INDEX,
-    NEW_FILE,
     InstructionOptions,
-    ListOf,
     ModelOptions,
     instruction_options,
     model_options,
@@ -21,6 +18,7 @@ from searchkit.cli.options import (
     table_or_json,
 )
 from searchkit.cli.output import note, print_json, print_table, write_json
+from searchkit.cli.types import INDEX, NEW_FILE, ListOf
 
 if TYPE_CHECKING:
     from searchkit.evaluation.passkey import PasskeyResult

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from searchkit.cli.options import INDEX, NON_EMPTY, text_or_json
+from searchkit.cli.options import text_or_json
 from searchkit.cli.output import count, print_json, progress_bar, say
+from searchkit.cli.types import INDEX, NON_EMPTY
 
 
 @click.command()

@@ -19,8 +19,8 @@ from searchkit.cli.adding import Progress, add_documents, skips
 from searchkit.cli.building import BuildOptions, load_embedder, open_or_create_own
 from searchkit.cli.compress import store_by
 from searchkit.cli.merge import merging_bar
-from searchkit.cli.options import MULTILINGUAL, CorpusOptions, ModelOptions, as_record, require
-from searchkit.cli.output import count, note, print_json, say
+from searchkit.cli.options import CorpusOptions, ModelOptions, as_record, require
+from searchkit.cli.output import MULTILINGUAL, count, note, print_json, say
 from searchkit.cli.storage import fetched, put_at_end, temporary_folder
 from searchkit.cli.vectors import VectorOptions
 from searchkit.errors import StoreError

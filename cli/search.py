@@ -13,10 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from searchkit.cli.options import (
-    FILE,
-    MULTILINGUAL,
-    NON_EMPTY,
-    PLACE,
     FusionOptions,
     HitsOptions,
     InstructionOptions,
@@ -29,7 +25,8 @@ from searchkit.cli.options import (
     rerank_options,
     table_or_json,
 )
-from searchkit.cli.output import clean, count, note, print_json, say, shorten
+from searchkit.cli.output import MULTILINGUAL, clean, count, note, print_json, say, shorten
+from searchkit.cli.types import FILE, NON_EMPTY, PLACE
 from searchkit.errors import CorpusError, InputError
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import NON_EMPTY, PLACE, require
+from searchkit.cli.options import require
 from searchkit.cli.output import note
+from searchkit.cli.types import NON_EMPTY, PLACE
 
 if TYPE_CHECKING:
     from searchkit.remote.address import MilvusAddress

@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import (
-    INDEX,
-    NON_EMPTY,
-    CorpusOptions,
-    ModelOptions,
-    corpus_options,
-    model_options,
-    require,
-    text_or_json,
-)
+from searchkit.cli.options import CorpusOptions, ModelOptions, corpus_options, model_options, require, text_or_json
 from searchkit.cli.output import count, note, print_json, say
+from searchkit.cli.types import INDEX, NON_EMPTY
 from searchkit.errors import InputError
 
 if TYPE_CHECKING:

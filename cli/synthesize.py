@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import INDEX, NEW_FILE, Finite, ListOf, as_record, table_or_json
+from searchkit.cli.options import as_record, table_or_json
 from searchkit.cli.output import count, note, print_json, print_table, progress_bar, say
+from searchkit.cli.types import INDEX, NEW_FILE, Finite, ListOf
 
 if TYPE_CHECKING:
     from searchkit.training.synthesis.outcomes import Outcome, Outcomes

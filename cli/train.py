@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchkit.cli.options import NEW_FOLDER, Finite, ListOf
 from searchkit.cli.output import count, note, progress_bar, say
+from searchkit.cli.types import NEW_FOLDER, Finite, ListOf
 
 if TYPE_CHECKING:
     from searchkit.training.log import Leaking, TrainReport

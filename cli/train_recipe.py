@@ -14,18 +14,10 @@ import click
 
 from searchkit.cli.adding import add_corpus
 from searchkit.cli.building import BuildOptions, build_options, open_or_create, similarity_option
-from searchkit.cli.options import (
-    NEW_FOLDER_OR_URL,
-    NON_EMPTY,
-    CorpusOptions,
-    ModelOptions,
-    as_record,
-    corpus_options,
-    model_options,
-    text_or_json,
-)
+from searchkit.cli.options import CorpusOptions, ModelOptions, as_record, corpus_options, model_options, text_or_json
 from searchkit.cli.output import note, print_json, say
 from searchkit.cli.storage import put_at_end
+from searchkit.cli.types import NEW_FOLDER_OR_URL, NON_EMPTY
 from searchkit.cli.vectors import VectorOptions, vector_options
 
 if TYPE_CHECKING:

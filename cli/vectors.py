@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchkit.cli.options import FILE, NON_EMPTY, CorpusOptions, as_record
+from searchkit.cli.options import CorpusOptions, as_record
+from searchkit.cli.types import FILE, NON_EMPTY
 from searchkit.errors import CorpusError, InputError
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from rich.cells import cell_len
 from searchkit import SearchkitError
 from searchkit.cli import main as cli
 from searchkit.cli.main import main
-from searchkit.cli.options import ListOf, _evaluation_modes
 from searchkit.cli.output import clean, count, shorten
+from searchkit.cli.types import ListOf, _evaluation_modes
 from searchkit.errors import MissingExtraError
 
 EVIL = "log \x1b[2J\x1b]0;owned\x07 \x9b31m \u202egnp.exe \x7f"
