@@ -14,7 +14,15 @@ from searchkit.errors import ExtractionError, MissingExtraError
 from searchkit.readers import office
 from searchkit.readers.encoding import decode_file
 from searchkit.readers.html import html_text
-from searchkit.readers.markdown import FrontMatter, adoc_title, front_matter, markdown_title, org_title, rst_title
+from searchkit.readers.markdown import (
+    FrontMatter,
+    adoc_title,
+    front_matter,
+    markdown_title,
+    org_title,
+    rst_title,
+    without_title,
+)
 
 _SPACE = re.compile(r"\s+")
 # What authoring tools write when nobody gave a title.
@@ -51,7 +59,7 @@ class Extracted(NamedTuple):
 
     Args:
         title: Falls back to the file's stem.
-        text: Without front matter.
+        text: Without front matter, and without the title where it begins with that.
         metadata: Front matter, and what a mail or a book says of itself.
         flaw: Why the front matter cannot be read, "" if it can or there is none.
     """
@@ -91,6 +99,8 @@ def extract(path: Path, *, encoding: str = "utf-8") -> Extracted:
     if not text.strip() and not (title and metadata):
         scanned = "; scanned pages need character recognition (OCR) first" if suffix == ".pdf" else ""
         raise ExtractionError(f"empty text: no text in the file{scanned}")
+    if suffix != ".eml":  # the body of a mail has no heading
+        text = without_title(text, title)
     return Extracted(title or path.stem, text, metadata, flaw)
 
 

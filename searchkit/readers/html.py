@@ -64,6 +64,8 @@ def html_text(data: bytes, encoding: str) -> tuple[str, str]:
     lines = (" ".join(line.split()) for line in "".join(pieces).splitlines())
     text = "\n".join(filter(None, lines))
 
+    for line_break in soup.find_all("br"):
+        line_break.replace_with(" ")
     own = (tag for tag in soup.find_all("title") if tag.find_parent("svg") is None)  # a drawing has titles too
     titles = (" ".join(tag.get_text().split()) for tag in (*own, *soup.find_all("h1")))
     return next(filter(None, titles), ""), text

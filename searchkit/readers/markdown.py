@@ -12,6 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
+from searchkit.indexer.unicode import normalised
+
 _KEY = re.compile(r"^[A-Za-z_][\w -]*:(?=\s)", re.MULTILINE)
 _FENCE = re.compile(r" {0,3}(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)$")
 _ATX = re.compile(r" {0,3}#(?:[ \t]+(?P<title>.*?))?(?:[ \t]+#+)?[ \t]*$")
@@ -19,6 +21,7 @@ _SETEXT = re.compile(r" {0,3}=+[ \t]*$")
 _OTHER_BLOCK = re.compile(r" {0,3}(?:#{1,6}(?:\s|$)|[>|]|[-*+]\s|\d+[.)]\s|(?:[-*_][ \t]*){3,}$)| {4}|\t")
 _HTML_HEADING = re.compile(r"<h1\b[^>]*>(?P<title>.*?)</h1>", re.IGNORECASE | re.DOTALL)
 _UNDERLINE = re.compile(r"([!-/:-@\[-`{-~])\1*[ \t]*$")  # of reStructuredText
+_RULE = re.compile(r"[ \t]*([!-/:-@\[-_{-~])\1+[ \t]*$")  # above or below a heading; no fence of code
 _ORG_TITLE = re.compile(r"^#\+title:[ \t]*(.+)$", re.IGNORECASE | re.MULTILINE)
 _ADOC_TITLE = re.compile(r"^= +(.+)$", re.MULTILINE)
 
@@ -166,6 +169,31 @@ def adoc_title(text: str) -> str:
     """The document title of AsciiDoc, or ""."""
     match = _ADOC_TITLE.search(text)
     return match[1].strip() if match else ""
+
+
+def without_title(text: str, title: str) -> str:
+    """A text without its first lines where they say its title and no more: the title goes with every passage anyway.
+
+    The marks of a heading, a line above or below it and emphasis make no difference. What would leave nothing stays.
+    """
+    wanted, found, lines, used = _bare(title), "", text.splitlines(keepends=True), 0
+    while found != wanted and used < len(lines):
+        line = lines[used]
+        said = "" if _RULE.match(line) else _bare(re.sub(r"^#\+title:", "", line, flags=re.IGNORECASE))
+        found += said
+        if not wanted.startswith(found) or not (said or _RULE.match(line) or line.isspace()):
+            return text
+        used += 1
+    if 0 < used < len(lines) and _RULE.match(lines[used]) and lines[used - 1].lstrip()[:1] not in ("#", "="):
+        used += 1
+    while used < len(lines) and not lines[used].strip():
+        used += 1
+    return "".join(lines[used:]) if wanted and used < len(lines) else text
+
+
+def _bare(text: str) -> str:
+    """A line without spaces and marks, in one spelling of its letters."""
+    return re.sub(r"[\s#=*_`\\]", "", normalised(text)).casefold()
 
 
 def _inline(text: str) -> str:

@@ -48,6 +48,25 @@ def test_markdown_takes_its_first_heading_as_title(tmp_path, text, title):
     assert (document.title, document.text) == (title, text)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.md", "# Green tea\n\nSteep it."),
+        ("a.md", "---\ntitle: Green tea\n---\n# Green tea\nSteep it."),
+        ("a.rst", "Green tea\n=========\n\nSteep it."),
+        ("a.adoc", "= Green tea\n\nSteep it."),
+        ("a.org", "#+title: Green tea\n\nSteep it."),
+        ("a.html", "<title>Green tea</title><h1>Green <i>tea</i></h1><p>Steep it."),
+        ("a.html", "<h1>Green<br>tea</h1><p>Steep it."),
+        ("a.ipynb", '{"cells": [{"cell_type": "markdown", "source": "# Green tea\\nSteep it."}]}'),
+        ("a.pdf", pdf("Green tea\\) Tj 0 -20 Td \\(Steep it.".replace("\\", ""), "Green tea")),
+    ],
+)
+def test_a_title_that_is_the_first_heading_is_indexed_once(tmp_path, name, content):
+    document = next(read_corpus(write(tmp_path / name, content)))
+    assert (document.title, document.text.strip()) == ("Green tea", "Steep it.")
+
+
 def test_html_is_read_block_by_block(tmp_path):
     pytest.importorskip("bs4")
     page = """<!doctype html><html><head><title> Green

@@ -241,7 +241,7 @@ def epub() -> bytes:
                       "<metadata><dc:title>Green tea</dc:title><dc:creator>Ada</dc:creator></metadata>"
                       '<manifest><item id="b" href="two%20b.xhtml"/><item id="a" href="a.xhtml"/></manifest>'
                       '<spine><itemref idref="a"/><itemref idref="b"/></spine></package>')  # fmt: skip
-        book.writestr("O/a.xhtml", "<html><body><p>First.</p></body></html>")
+        book.writestr("O/a.xhtml", "<html><body><h1>Green tea</h1><p>First.</p></body></html>")
         book.writestr("O/two b.xhtml", "<html><body><p>Second.</p></body></html>")
     return buffer.getvalue()
 
@@ -264,8 +264,8 @@ def ipynb() -> bytes:
 @pytest.mark.parametrize(
     ("make", "title", "text", "metadata"),
     [
-        (docx, "Green tea", "Green tea\nSteep it.\ncups | two", {}),
-        (pptx, "Green tea", "Green tea\nSteep it.\n\nSay it slowly.", {}),
+        (docx, "Green tea", "Steep it.\ncups | two", {}),
+        (pptx, "Green tea", "Steep it.\n\nSay it slowly.", {}),
         (xlsx, "a", "Teas\nname | minutes\ngreen | 3 | 2024-05-01", {}),
         (epub, "Green tea", "First.\n\nSecond.", {"creator": "Ada"}),
         (eml, "Grüner Tee", "Steep it.\n", {"from": "ada@example.org", "date": "2024-05-01T10:00:00+02:00"}),

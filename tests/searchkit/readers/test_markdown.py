@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from searchkit.readers import markdown
 from searchkit.readers.corpus import ReadReport, read_corpus
-from searchkit.readers.markdown import front_matter, markdown_title
+from searchkit.readers.markdown import front_matter, markdown_title, without_title
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,44 @@ def test_toml_has_dates_too():
 )
 def test_a_title_is_without_marks(heading, title):
     assert markdown_title(f"# {heading}\n\nbody") == title
+
+
+@pytest.mark.parametrize(
+    ("text", "title", "rest"),
+    [
+        ("# Green tea\n\nSteep it.\n", "Green tea", "Steep it.\n"),
+        ("\n# **Green** `tea` #\n    code\n", "Green tea", "    code\n"),
+        ("Green tea\n=========\nSteep it.", "Green tea", "Steep it."),
+        ("=========\nGreen tea\n=========\n\nSteep it.", "Green tea", "Steep it."),
+        ("= Green tea\nAda\n\nSteep it.", "Green tea", "Ada\n\nSteep it."),
+        ("#+TITLE: Green tea\n#+author: Ada\nSteep it.", "Green tea", "#+author: Ada\nSteep it."),
+        ("GREEN\nTEA\nSteep it.", "Green tea", "Steep it."),
+        ("# C#\nSteep it.", "C#", "Steep it."),
+        ("# \uff27reen tea\nSteep it.", "Green tea", "Steep it."),
+        ("# Green tea\n~~~\nx\n~~~\n", "Green tea", "~~~\nx\n~~~\n"),
+        ("# Green tea\n\n---\nSteep it.", "Green tea", "---\nSteep it."),
+    ],
+)
+def test_a_title_at_the_beginning_is_taken_from_the_text(text, title, rest):
+    assert without_title(text, title) == rest
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("# Green tea\n", "Green tea"),  # nothing would be left
+        ("# Green tea leaves\nx", "Green tea"),
+        ("# Green\n\nTeas\nx", "Green tea"),
+        ("Intro.\n# Green tea\nx", "Green tea"),
+        ("# [Green tea](https://example.org)\nx", "Green tea"),  # the link would be lost
+        ("```\nGreen tea\n```\nx", "Green tea"),
+        ("Steep it.", ""),
+        ("---\nSteep it.", "!!"),
+        ("", "Green tea"),
+    ],
+)
+def test_all_else_stays_in_the_text(text, title):
+    assert without_title(text, title) == text
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufeff\u2028\u2029"), max_size=12)
