@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from searchkit.errors import InputError
-from searchkit.records import Qrels, Run
+from searchkit.records import MOST_GAIN, Qrels, Run
 
 METRICS = ("ndcg@10", "recall@100", "map@100", "mrr@10")
 DEPTH = 100
@@ -27,15 +27,22 @@ def score_queries(run: Run, qrels: Qrels) -> dict[str, dict[str, float]]:
     """Every metric of every judged query by trec_eval's definitions, {metric: {query id: value}}.
 
     A judged query without hits scores zero. Ties are broken by document id, descending, as trec_eval does. Only the
-    first 100 documents count.
+    first 100 documents count. Negative judgements count as zero.
 
     Raises:
-        InputError: There are no judgements.
+        InputError: There are no judgements, or one is above :data:`searchkit.records.MOST_GAIN`.
     """
     import pytrec_eval
 
     if not qrels:
         raise InputError("there are no judgements; give at least one judged query")
+    highest = max((gain for gains in qrels.values() for gain in gains.values()), default=0)
+    if highest > MOST_GAIN:
+        raise InputError(
+            f"a judgement is {highest}; the highest possible is {MOST_GAIN}; divide all by the same number"
+        )
+    # trec_eval counts grades in an array, and those below -1, such as TREC's -2 for spam, outside of it.
+    qrels = {query: {document: max(gain, 0) for document, gain in gains.items()} for query, gains in qrels.items()}
     run = {query: ranking for query, ranking in run.items() if query in qrels and ranking}
     measures = {"ndcg_cut.10", "recall.100", "map_cut.100", "recip_rank"}
     results = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run) if run else {}

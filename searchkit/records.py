@@ -10,6 +10,9 @@ from typing import Any
 Qrels = dict[str, dict[str, int]]
 """Relevance judgements: query id -> {document id: gain}; a gain of 0 or less means not relevant."""
 
+MOST_GAIN = 1_000_000
+"""The highest grade of a judgement: trec_eval keeps a counter for each from 0 to the highest."""
+
 Run = dict[str, dict[str, float]]
 """What a system returned: query id -> {document id: score}; higher is better."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from searchkit.errors import CorpusError, RowError
 from searchkit.readers.lines import existing, gz_or_plain, nonblank_lines, plain_lines
 from searchkit.readers.values import check_storable, checked_id, json_object, quoted, typename
-from searchkit.records import Judgements, Qrels, Query, Run
+from searchkit.records import MOST_GAIN, Judgements, Qrels, Query, Run
 from searchkit.tasks import Task, find_task
 
 # Names of columns and keys, in lower case with "_" for "-" and spaces.
@@ -109,6 +109,10 @@ def read_qrels(path: Path | str) -> Qrels:
         if gain is None:
             advice = "" if qrels else "; if this line is a header, call its columns query-id, corpus-id and score"
             raise CorpusError(f'{location}: the score is "{score}"; it must be an integer, such as 0, 1 or 2{advice}')
+        if gain > MOST_GAIN:
+            raise CorpusError(
+                f"{location}: the score is {score}; the highest possible is {MOST_GAIN}; divide all by the same number"
+            )
         known = qrels.setdefault(query, {}).setdefault(document, gain)
         if known != gain:
             raise CorpusError(
@@ -256,7 +260,7 @@ def _gain(text: str) -> int | None:
     """A score as an integer; None for what is none, such as "0.5", "1_000" or "high"."""
     whole, _, fraction = text.partition(".")
     digits = whole.removeprefix("-").removeprefix("+")
-    if not (digits.isascii() and digits.isdigit()) or fraction.strip("0"):
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 1000) or fraction.strip("0"):
         return None
     return int(whole)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from forked import Words
 from texts import TEXTS
 
 from searchkit.engine import SearchEngine
+from searchkit.errors import InputError
 from searchkit.evaluation.evaluate import EVALUATION_MODES, Evaluation, evaluate, write_report, write_run
 from searchkit.indexer.analysis import Analyzer
 from searchkit.metrics import METRICS, check_metrics, means, score, score_queries
@@ -62,6 +64,19 @@ def test_metrics_equal_trec_eval_on_runs_full_of_ties(seed: int) -> None:
     for key, name in measures.items():
         assert metrics[name] == pytest.approx(sum(values[key] for values in oracle.values()) / len(qrels))
     assert per_query == pytest.approx({q: oracle[q]["ndcg_cut_10"] if q in oracle else 0.0 for q in qrels})
+
+
+@pytest.mark.parametrize("gains", [{"x": -2}, {"x": -2, "y": -1}, {"x": -3, "z": 0}])
+def test_a_query_judged_by_negative_grades_alone_scores_zero(gains: dict[str, int]) -> None:
+    """trec_eval crashes at the second query: the highest grade is the size of an array."""
+    run = {name: {"x": 1.0, "y": 0.5} for name in ("good", "spam")}
+    _, per_query = score(run, {"good": {"x": 1, "y": 2}, "spam": gains})
+    assert per_query == pytest.approx({"good": (1 + 2 * math.log(2, 3)) / (2 + math.log(2, 3)), "spam": 0.0})
+
+
+def test_a_grade_that_needs_gigabytes_is_refused() -> None:
+    with pytest.raises(InputError, match="a judgement is 2000000000; the highest possible is 1000000"):
+        score({"q": {"x": 1.0}}, {"q": {"x": 2_000_000_000}})
 
 
 WHOLE = ("dense", "lexical", "rank-bm25")  # hybrid search fuses lists that were cut before
