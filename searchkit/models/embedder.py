@@ -139,9 +139,16 @@ class Embedder:
         return self._batches.token_budget
 
     @property
+    def instruction_shift(self) -> str | None:
+        """Checksum of what shifts queries by their instruction, here or on the model's server; None for no shift."""
+        if isinstance(self.runtime, RemoteRuntime):
+            return self.runtime.instruction_shift if self.runtime.composes(self.conventions) else None
+        return self._shifted.shift.digest if self._shifted else None
+
+    @property
     def shifts_queries(self) -> bool:
         """Whether an instruction shifts the vectors of its queries, instead of being read in front of them."""
-        return self._shifted is not None
+        return self.instruction_shift is not None
 
     @property
     def special_tokens(self) -> int:
@@ -156,10 +163,12 @@ class Embedder:
         for name, default in (("query_repeats", 1), ("pool_prompt", True)):
             if conventions[name] == default:  # indexes made before these settings existed do not record them
                 del conventions[name]
+        shift = self.instruction_shift
         return {
             "model": self.name,
             "adapter": self.adapter,
             **self._fingerprint,
+            **({"instruction_shift": shift} if shift else {}),
             "dim": self.dim,
             "normalized": True,
             **conventions,
@@ -312,16 +321,16 @@ class Embedder:
             instruction = self.conventions.default_instruction
         if not instruction or not instruction.strip():
             return ""
-        texts = (instruction, "") if self._shifted else ("", instruction)  # read alone, or in front of a query
+        texts = (instruction, "") if self.shifts_queries else ("", instruction)  # read alone, or in front of a query
         count = len(self._ids([self.conventions.prompt(*texts, 1)])[0]) + self.special_tokens
         if count >= self.max_length + self.shifts_queries:
-            rest = "" if self._shifted else " and leaves no room for a query"
+            rest = "" if self.shifts_queries else " and leaves no room for a query"
             raise InputError(f"the instruction takes {count} of {self.max_length} tokens{rest}; shorten it")
         return instruction
 
     def _in_front(self, instruction: str) -> str:
         """What of an instruction goes in front of its queries; nothing for a model that shifts them."""
-        return "" if self._shifted else instruction
+        return "" if self.shifts_queries else instruction
 
     def _query_ids(self, queries: Sequence[str], instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of each query, without special tokens, repeated as often as fits whole; once may be too long."""

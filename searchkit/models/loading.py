@@ -75,8 +75,6 @@ class LoadedModel:
         found = {"weights": fingerprint(self.files)}
         if getattr(self.runtime, "own_code", False):
             found["code"] = code_fingerprint(self.files)
-        if (shift := getattr(self.runtime, "shift", None)) is not None:
-            found["instruction_shift"] = shift.digest
         if self.adapter is not None:
             found["adapter_weights"] = fingerprint(self.adapter)
         return found

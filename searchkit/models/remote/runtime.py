@@ -51,6 +51,8 @@ class RemoteRuntime:
 
     Attributes:
         probes: (len(PROBES), hidden_size) float32, the server's vectors of :data:`PROBES`.
+        instruction_shift: By what the server shifts queries, for instructions that it puts together with their query
+            itself: a checksum, "unknown" where it does not tell one, None where it shifts none.
         truncated: Texts that the server, or the client at the server's wish, has truncated.
 
     Raises:
@@ -75,6 +77,10 @@ class RemoteRuntime:
         longest = served.get("max_model_len")
         self.longest = longest if type(longest) is int and longest >= 8 else None
         self._served = _conventions(served.get("conventions")) if self._knows_raw else None
+        self.instruction_shift: str | None = None
+        if self._served is not None and served.get("shifts_queries") is True:
+            checksum = served.get("instruction_shift")
+            self.instruction_shift = checksum if isinstance(checksum, str) and checksum else "unknown"
         self.truncated = 0
         self._lock = threading.Lock()
         try:

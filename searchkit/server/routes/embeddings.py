@@ -97,6 +97,7 @@ def _model_row(name: str, model: EmbeddingQueue) -> dict[str, Any]:
         "max_model_len": embedder.max_length,
         "conventions": asdict(embedder.conventions),
         "shifts_queries": embedder.shifts_queries,
+        "instruction_shift": embedder.instruction_shift,
     }
     return {"id": name, "object": "model", "created": 0, "owned_by": "searchkit", **about}
 
