@@ -119,6 +119,8 @@ def compare(
         kind_of(corpus)
     chosen = metrics or METRICS
     queries, qrels = judged.files()
+    if indexes:
+        judged.note_missing(queries, qrels)
     with ExitStack() as stack:
         sources: list[FileSystems | IndexSystems] = [
             FileSystems(name, path, judged, qrels, options)

@@ -78,8 +78,17 @@ class JudgementOptions:
         if not (self.beir or (self.queries and self.qrels)):
             raise click.UsageError(_EXPECTED)
         queries, qrels = self.files()
+        self.note_missing(queries, qrels)
         name = f"{self.beir}, {self.chosen_split}" if self.beir else str(self.qrels)
         return Judgements(name, queries, qrels, *self.rules(engine, wording))
+
+    def note_missing(self, queries: list[Query], qrels: Qrels) -> None:
+        """Say which judged queries cannot be searched; those of a BEIR folder are refused."""
+        if missing := qrels.keys() - {query.id for query in queries}:
+            note(
+                f"judged queries that are not in {self.queries}, and score zero: "
+                f"{len(missing):,}, such as {min(missing)}"
+            )
 
     def rules(self, engine: Searcher, wording: InstructionOptions | None = None) -> tuple[str | None, bool]:
         """The instruction, and whether a query's own document is left out.

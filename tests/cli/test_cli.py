@@ -196,6 +196,15 @@ def test_evaluate_in_json_is_modes_to_metrics_and_all_of_stdout(index: Path, jud
     assert "not in the index" in result.stderr  # one judged document is gone
 
 
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_judged_queries_without_a_text_are_named(index: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "queries.tsv").write_text("q1\tyeast and bread\n")
+    (tmp_path / "qrels.tsv").write_text("q1\t1\t2\nq8\t2\t1\nq9\t2\t1\n")
+    files = ("--queries", tmp_path / "queries.tsv", "--qrels", tmp_path / "qrels.tsv")
+    said = call(command, index, *files, "--modes", "lexical,hybrid").stderr
+    assert f"judged queries that are not in {tmp_path}/queries.tsv, and score zero: 2, such as q8" in said
+
+
 def test_evaluate_writes_runs_and_a_report(index: Path, judged: tuple[object, ...], tmp_path: Path) -> None:
     files = ("--runs", tmp_path / "runs", "--report", tmp_path / "report.json")
     result = call("evaluate", index, *judged, "--modes", "lexical, hybrid", "--format", "json", *files)
