@@ -9,24 +9,24 @@ A writer makes a file of every `PART` documents that are new, and merges files a
 from __future__ import annotations
 
 import logging
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from searchkit.indexer.columns.build import Removed, merged, part_of, without
+from searchkit.indexer.columns.filtering import passing
 from searchkit.indexer.columns.part import Part, UnusableError, id_number
 from searchkit.indexer.columns.values import Values
-from searchkit.indexer.conditions import Condition
 from searchkit.indexer.database import Database
 from searchkit.indexer.errors import REPAIR
-from searchkit.indexer.filters import COLUMNS, compile_filter, first_part
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NOT_STRICT = "%s: filters read NaN and Infinity in metadata as null; %s"
 FOLDER = "columns"
@@ -68,37 +68,30 @@ class Columns:
 
         None where columns cannot tell.
         """
-        parts = self._current()
-        if parts is None:
-            return None
-        try:
-            chosen = _split(passing(where, parts, self._values), parts)
-            docs = _joined([part.docs(some) for part, some in zip(parts, chosen, strict=True)])
-            first_rows = _joined([part.first_rows(some) for part, some in zip(parts, chosen, strict=True)])
-            passages = _joined([part.passages(some) for part, some in zip(parts, chosen, strict=True)])
-        except UnusableError as error:
-            logger.debug("%s; the documents are read instead", error)
-            return None
-        early = int(np.searchsorted(docs, below))
-        return docs[:early], first_rows[:early], passages[:early]
+
+        def read(parts: list[Part]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            chosen = list(zip(parts, map(np.flatnonzero, self._passing(where, parts)), strict=True))
+            docs = _joined([part.docs(some) for part, some in chosen])
+            early = int(np.searchsorted(docs, below))
+            first_rows = _joined([part.first_rows(some) for part, some in chosen])
+            passages = _joined([part.passages(some) for part, some in chosen])
+            return docs[:early], first_rows[:early], passages[:early]
+
+        return self._told(read)
 
     def masks(self, where: Mapping[str, Any], documents: int, rows: int) -> tuple[np.ndarray, np.ndarray] | None:
         """(documents,) and (rows,) bool by position, what passes a filter, deleted documents included.
 
         None where columns cannot tell.
         """
-        parts = self._current()
-        if parts is None:
-            return None
-        found = np.zeros(documents, dtype=bool), np.zeros(rows, dtype=bool)
-        try:
-            mask = passing(where, parts, self._values)
-            for part, passes in zip(parts, np.split(mask, np.cumsum([part.count for part in parts])), strict=False):
+
+        def read(parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
+            found = np.zeros(documents, dtype=bool), np.zeros(rows, dtype=bool)
+            for part, passes in zip(parts, self._passing(where, parts), strict=True):
                 part.mark(passes, *found)
-        except UnusableError as error:
-            logger.debug("%s; the documents are read instead", error)
-            return None
-        return found
+            return found
+
+        return self._told(read)
 
     def values(self, key: str, below: int) -> tuple[np.ndarray, np.ndarray, list[str]] | None:
         """What documents below a position have under the first part of a key, deleted ones included.
@@ -107,11 +100,9 @@ class Columns:
             (docs, numbers, values): int64 positions in order, of documents that have the key alone; the number of the
             value of each; and JSON objects with the key and a value. None where columns cannot tell.
         """
-        parts = self._current()
-        if parts is None:
-            return None
-        docs, numbers, known = [], [], dict[str, int]()
-        try:
+
+        def read(parts: list[Part]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+            docs, numbers, known = [], [], dict[str, int]()
             for part in parts:
                 if key in part.keys:
                     codes = part.codes(key)
@@ -119,12 +110,11 @@ class Columns:
                     mine = np.array([known.setdefault(text, len(known)) for text in part.texts(key)], np.int64)
                     docs.append(part.docs(some))
                     numbers.append(mine[codes[some].astype(np.int64) - 1])
-        except UnusableError as error:
-            logger.debug("%s; the documents are read instead", error)
-            return None
-        every = _joined(docs)
-        early = int(np.searchsorted(every, below))
-        return every[:early], _joined(numbers)[:early], list(known)
+            every = _joined(docs)
+            early = int(np.searchsorted(every, below))
+            return every[:early], _joined(numbers)[:early], list(known)
+
+        return self._told(read)
 
     def counted(self, dead: np.ndarray, *, all_keys: bool) -> list[tuple[str, int]] | None:
         """JSON objects with one key and a value each, and how many documents have them; None where columns cannot tell.
@@ -136,33 +126,45 @@ class Columns:
         Returns:
             Keys are in the order in which documents have them first, and so are the values of each.
         """
-        parts = self._current() or []
-        many = {key for part in parts for key in part.keys if part.has_many(key)}
-        if not all_keys:
-            large = [part for part in parts if part.count >= LEVEL * PART]
-            many |= {key for part in large for key in part.keys if part.keys[key].get("distinct", 0) > part.count / 2}
-        if self._parts is None or (all_keys and many):
-            return None
-        try:
+
+        def read(parts: list[Part]) -> list[tuple[str, int]] | None:
+            many = {key for part in parts for key in part.keys if part.has_many(key)}
+            if all_keys and many:
+                return None
+            if not all_keys:
+                large = [part for part in parts if part.count >= LEVEL * PART]
+                many |= {
+                    key for part in large for key in part.keys if part.keys[key].get("distinct", 0) > part.count / 2
+                }
             return [pair for part in parts for pair in _counted(part, dead, many)]
-        except UnusableError as error:
-            logger.debug("%s; the documents are read instead", error)
-            return None
+
+        return self._told(read)
 
     def may_have(self, ids: Sequence[str]) -> list[int] | None:
         """Positions of documents, deleted ones included, that may have one of some ids: all that have, and hardly more.
 
         None where columns cannot tell.
         """
-        parts = self._current()
-        if parts is None:
-            return None
         numbers = np.array([id_number(id) for id in ids], np.uint64)
+        return self._told(
+            lambda parts: [
+                doc for part in parts for doc in part.docs(np.flatnonzero(np.isin(part.ids(), numbers))).tolist()
+            ]
+        )
+
+    def _told(self, read: Callable[[list[Part]], T | None]) -> T | None:
+        """What the columns tell; None where they cannot."""
+        parts = self._current()
         try:
-            return [doc for part in parts for doc in part.docs(np.flatnonzero(np.isin(part.ids(), numbers))).tolist()]
+            return None if parts is None else read(parts)
         except UnusableError as error:
             logger.debug("%s; the documents are read instead", error)
             return None
+
+    def _passing(self, where: Mapping[str, Any], parts: Sequence[Part]) -> list[np.ndarray]:
+        """(documents,) bool of each part, which of them pass a filter."""
+        mask = passing(where, parts, self._values)
+        return np.split(mask, np.cumsum([part.count for part in parts]))[: len(parts)]
 
     def _current(self) -> list[Part] | None:
         """The columns of all documents of the last commit, one after another; None where documents must be read."""
@@ -358,65 +360,6 @@ def _level(size: int) -> int:
     while size >= PART * LEVEL ** (level + 1):
         level += 1
     return level
-
-
-# Filters
-
-
-def passing(where: Mapping[str, Any], parts: Sequence[Part], known: dict[str, Values] | None = None) -> np.ndarray:
-    """(documents,) bool, which documents of some parts, one after another, pass a filter that can be compiled.
-
-    Args:
-        where: The filter.
-        parts: The parts.
-        known: Keeps the values of these parts' keys for the next filter.
-
-    Raises:
-        UnusableError: It names an id, a title, or a key with too many values, or a file is damaged.
-    """
-    values: dict[str, Values] = {} if known is None else known
-    return _passing(where, sum(part.count for part in parts), lambda key, value: _leaf(parts, values, key, value))
-
-
-def _passing(where: Mapping[str, Any], count: int, leaf: Callable[[str, Any], np.ndarray]) -> np.ndarray:
-    """(count,) bool, what passes a filter that can be compiled."""
-    mask = np.ones(count, dtype=bool)
-    for key, value in where.items():
-        if key == "$not":
-            mask &= ~_passing(value, count, leaf)
-        elif key.startswith("$"):
-            parts: Iterator[np.ndarray] = (_passing(part, count, leaf) for part in value)
-            combine = np.logical_and if key == "$and" else np.logical_or
-            joined = next(parts)
-            for part in parts:
-                combine(joined, part, out=joined)
-            mask &= ~joined if key == "$nor" else joined
-        else:
-            mask &= leaf(key, value)
-    return mask
-
-
-def _leaf(parts: Sequence[Part], known: dict[str, Values], key: str, value: Any) -> np.ndarray:
-    """Which documents pass the conditions on one key."""
-    if key in COLUMNS:
-        raise UnusableError(f"{key} has no column")
-    condition, first = compile_filter({key: value}), first_part(key)
-    if first not in known:
-        known[first] = Values(first, parts)
-    return known[first].passing(condition, _holds_without(condition))
-
-
-def _holds_without(condition: Condition) -> bool:
-    """Whether a condition holds for documents that do not have its key."""
-    with closing(sqlite3.connect(":memory:")) as db:
-        query = f"SELECT {condition.sql} FROM (SELECT '{{}}' AS metadata)"
-        return bool(db.execute(query, condition.parameters).fetchone()[0])
-
-
-def _split(mask: np.ndarray, parts: Sequence[Part]) -> list[np.ndarray]:
-    """Where a mask over all parts is true, for each of them."""
-    edges = np.cumsum([part.count for part in parts])[:-1]
-    return [np.flatnonzero(part) for part in np.split(mask, edges)] if parts else []
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:

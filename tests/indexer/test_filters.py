@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from searchkit.errors import FilterError
 from searchkit.indexer.columns.build import merged, part_of
-from searchkit.indexer.columns.cache import passing
+from searchkit.indexer.columns.filtering import passing
 from searchkit.indexer.documents import NewDocument
 from searchkit.indexer.filters import LOGICAL, MAX_DEPTH, OPERATORS, compile_filter, parse_filter
 from searchkit.indexer.store import Store

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from searchkit.errors import StoreError
-from searchkit.indexer.columns import build, cache
+from searchkit.indexer.columns import build, cache, filtering
 from searchkit.indexer.columns.part import Part, UnusableError
 from searchkit.indexer.columns.values import Values
 from searchkit.indexer.documents import NewDocument
@@ -319,7 +319,7 @@ def test_a_value_is_decided_once_however_many_files_have_it(store: Store, monkey
             made.append(key)
             assert self._count == len({text for part in parts for text in part.texts(key)})
 
-    monkeypatch.setattr(cache, "Values", Counted)
+    monkeypatch.setattr(filtering, "Values", Counted)
     with Store(store.folder) as reader:
         for year in (1990, 1995, 2005):
             reader.passing(compile_filter({"year": year}), reader.snapshot())
