@@ -92,7 +92,7 @@ def _open_or_create(folder: Path, kind: str, build: BuildOptions, model: ModelOp
     """The index whose vectors a model makes."""
     from searchkit.binding import bound_name
     from searchkit.engine import SearchEngine
-    from searchkit.indexer.store import Store
+    from searchkit.remote.places import stored_model
 
     name: str | RemoteModel = model.name
     chunk_tokens = build.chunk_tokens
@@ -106,8 +106,7 @@ def _open_or_create(folder: Path, kind: str, build: BuildOptions, model: ModelOp
                 raise
             return engine
         if model.model is None:
-            with Store(folder) as store:
-                bound = store.database.settings()["model"]
+            bound = stored_model(folder)
             if bound is None:
                 raise InputError(f"{folder} holds vectors that its users made; omit --max-length and --dim")
             name = bound_name(bound)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searchkit.errors import RemoteError, StoreError
-from searchkit.models.conventions import Conventions
+from searchkit.models.conventions import Conventions, fingerprint
 from searchkit.models.embedder import DEFAULT_MODEL, Embedder
 from searchkit.models.remote.address import RemoteModel, is_remote, parse_remote
 from searchkit.models.remote.runtime import RemoteRuntime, check_probes, decode_probes
@@ -92,6 +92,40 @@ def chosen_model(
         if not isinstance(value, str | Embedder | None):
             checked_path(name, value)
     return model if isinstance(model, Embedder) else ModelChoice(model, adapter, device, dtype, threads)
+
+
+def located(identity: dict[str, Any], index: Path) -> dict[str, Any]:
+    """What an index stores about its model, with the folders where model and adapter are now.
+
+    An index stores absolute paths. A folder inside the index's, or beside it, is found there too, by the end of its
+    path and the checksum of its weights, so that both may be moved or copied together.
+
+    Args:
+        identity: As it is stored.
+        index: The index folder.
+    """
+    weights = {"model": "weights", "adapter": "adapter_weights"}
+    moved = {
+        name: _located(Path(identity[name]), index.resolve(), identity[weights[name]])
+        for name in weights
+        if identity.get(name) and Path(identity[name]).is_absolute() and weights[name] in identity
+    }
+    return identity | moved
+
+
+def _located(stored: Path, index: Path, weights: str) -> str:
+    ends = [Path(*stored.parts[n:]) for n in range(1, len(stored.parts))]
+    near = [place for base in (index.parent, index) for end in ends if (place := base / end).is_dir()]
+    if stored in near:
+        return str(stored)
+    return str(next((place for place in near if _has_weights(place, weights)), stored))
+
+
+def _has_weights(folder: Path, weights: str) -> bool:
+    try:
+        return fingerprint(folder) == weights
+    except (OSError, ValueError):  # something else is there
+        return False
 
 
 def bound_name(identity: dict[str, Any]) -> str | RemoteModel:

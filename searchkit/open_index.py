@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from searchkit.binding import ModelChoice
+from searchkit.binding import ModelChoice, located
 from searchkit.errors import StoreError
 from searchkit.folder_ranker import FolderRanker
 from searchkit.indexer.documents import StoredPassage
@@ -47,7 +47,10 @@ class OpenIndex(Place):
     def __init__(self, store: Store, model: Embedder | ModelChoice) -> None:
         self._store = store
         snapshot = store.snapshot()  # first: it compares the settings with their checksum
-        super().__init__(str(store.folder), store.database.settings(), model)
+        settings = store.database.settings()
+        if settings["model"] is not None:
+            settings["model"] = located(settings["model"], store.folder)
+        super().__init__(str(store.folder), settings, model)
         self._closed = False
         self._reloading = RLock()
         self._lexical = LexicalSync(store, self.settings["language"])

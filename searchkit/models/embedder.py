@@ -86,7 +86,7 @@ class Embedder:
             model, adapter=adapter, device=device, dtype=dtype, threads=threads, conventions=conventions
         )
         self.name, self.runtime, self.frame = self._model.name, self._model.runtime, self._model.frame
-        self.adapter = None if adapter is None else str(adapter)
+        self.adapter = self._model.adapter_name
         self.conventions = self._model.conventions
         self.set_max_length(max_length)
         self.dim = self._model.width(dim, force=force_dim)

@@ -46,6 +46,7 @@ class LoadedModel:
     frame: tuple[list[int], list[int]]
     folder: Path | None = None
     adapter: Path | None = None
+    adapter_name: str | None = None
 
     @property
     def files(self) -> Path:
@@ -100,7 +101,7 @@ def load_model(
         server = RemoteRuntime(remote, threads)
         return LoadedModel(str(remote), server, conventions or server.conventions(), frame=([], []))
     folder, name = find_model(str(model))
-    adapter_folder = None if adapter is None else find_adapter(str(adapter))
+    adapter_folder, adapter_name = (None, None) if adapter is None else find_adapter(str(adapter))
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         with load_errors(name):
             base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -111,7 +112,8 @@ def load_model(
         _warn_untrained(name)
     with load_errors(name):
         conventions = conventions or conventions_of(settings, family, decoder=runtime.decoder)
-    return LoadedModel(name, runtime, conventions, frame_of(runtime, conventions, name), folder, adapter_folder)
+    frame = frame_of(runtime, conventions, name)
+    return LoadedModel(name, runtime, conventions, frame, folder, adapter_folder, adapter_name)
 
 
 def settings_of(folder: Path, adapter: Path | None) -> Path:

@@ -48,14 +48,15 @@ def find_model(model: str) -> tuple[Path, str]:
     )
 
 
-def find_adapter(adapter: str) -> Path:
-    """The local folder of a PEFT adapter; raises as `find_model` does."""
+def find_adapter(adapter: str) -> tuple[Path, str]:
+    """The local folder of a PEFT adapter, and the name an index records for it; raises as `find_model` does."""
     folder = Path(adapter).expanduser()
+    name = str(folder.resolve()) if folder.is_dir() else adapter
     if not folder.is_dir() and re.fullmatch(_HUB_ID, adapter):
         folder = _download(adapter, "adapter")
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"{adapter} has no adapter_config.json; expected the folder of a PEFT adapter")
-    return folder.resolve()
+    return folder.resolve(), name
 
 
 def family_name(name: str) -> str:

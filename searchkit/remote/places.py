@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from searchkit.binding import located
 from searchkit.engine import SearchEngine
 from searchkit.indexer.store import Store
 from searchkit.models.embedder import Embedder
@@ -27,7 +28,7 @@ def stored_model(place: Path | MilvusAddress) -> dict[str, Any] | None:
         return model
     with Store(place) as store:
         identity: dict[str, Any] | None = store.database.setting("model")
-    return identity
+    return None if identity is None else located(identity, place)
 
 
 def open_place(

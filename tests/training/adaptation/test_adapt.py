@@ -137,6 +137,24 @@ def test_a_winning_model_takes_the_index_over(config: AdaptConfig) -> None:
     assert model_of(config.index) == str(config.out / "model")
 
 
+def test_an_index_and_its_model_may_be_moved_together(config: AdaptConfig) -> None:
+    adapt(config, force=True)
+    home = config.index.parent
+    moved = home.rename(home.with_name("moved"))
+    with SearchEngine.open(moved / config.index.name) as engine:
+        assert engine.search("Bread rises because yeast makes gas.", k=1)
+        assert engine.embedder.name == str(moved / config.out.name / "model")
+    again = replace(
+        config, index=moved / config.index.name, out=moved / config.out.name,
+        pairs=tuple(moved / pairs.name for pairs in config.pairs),
+    )  # fmt: skip
+    told = Told()
+    assert adapt(again, on_stage=told).kept
+    assert told.did == []
+    with SearchEngine.open(again.out / "before.index") as engine:
+        assert engine.search("Bread rises because yeast makes gas.", k=1)
+
+
 def test_another_request_is_not_answered_with_the_report_of_a_finished_run(config: AdaptConfig) -> None:
     adapt(config, force=True)
     assert adapt(config, force=True).kept  # the same
