@@ -1,19 +1,31 @@
-"""Segments on disk, and in memory."""
+"""Segments on disk and in memory, and small index folders without a model."""
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from searchkit.indexer.documents import NewDocument
+from searchkit.indexer.rewriting import rewrite
+from searchkit.indexer.store import Store
 from searchkit.indexer.vectors import faiss_index, segments
 from searchkit.indexer.vectors.backend import VectorBackend, VectorIndex
 from searchkit.indexer.vectors.faiss_index import FaissBackend, FaissIndex
 from searchkit.indexer.vectors.recipes import Plan, plan
 from searchkit.indexer.vectors.segments import DiskSegment
+
+if TYPE_CHECKING:
+    import pytest
+
+TWO_PASSAGES = "Bread rises. Yeast makes gas."
 
 
 @dataclass
@@ -69,3 +81,37 @@ def in_segments(
 def again(segment: DiskSegment) -> DiskSegment:
     """The same segment, none of its files opened."""
     return DiskSegment(segment.folder, segment.entry, segment.plan, segment.backend)
+
+
+def change(folder: Path, statement: str) -> None:
+    """Damage a database; the statement has to change something."""
+    with closing(sqlite3.connect(folder / "index.db")) as db, db:
+        assert db.execute(statement).rowcount > 0
+
+
+def document(name: str, text: str = TWO_PASSAGES, spans: tuple[tuple[int, int], ...] = ((0, 12), (13, 29))) -> Any:
+    """A document of two passages."""
+    return NewDocument(name, f"Title {name}", text, json.dumps({"n": name}), f"sum of {name}", list(spans))
+
+
+def vectors_in(opened: Store) -> np.ndarray:
+    """All that its segments hold."""
+    found = opened.snapshot().segments
+    return np.concatenate([segment.vectors(np.arange(segment.count)) for segment in found])
+
+
+def compact(opened: Store, **options: Any) -> None:
+    """Write it again without what is deleted."""
+    rewrite(opened, opened.template(), purge=True, **options)
+
+
+def merge_all(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merge its segments, few as they are."""
+    with monkeypatch.context() as patch:
+        patch.setattr(segments, "LEVEL", 2)
+        opened.merge_small_segments()
+
+
+def segment_files(folder: Path) -> list[Path]:
+    """The vectors of an index."""
+    return sorted(folder.glob("segments/*/dense.faiss"))

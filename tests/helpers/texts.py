@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 SENTENCES = [
     "The bridge over the river was closed for repairs.",
     "Bread rises because yeast makes gas.",

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from commands import call
 from forked import Words, folder_in_memory
+from searching import ids
 from texts import TEXTS
 
-from searchkit import Document, Hit, Query, SearchEngine, SearchkitError, SearchOptions
+from searchkit import Document, Query, SearchEngine, SearchkitError, SearchOptions
 from searchkit.errors import InputError, StoreError
 
 
@@ -29,10 +30,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchEngine]:
     with SearchEngine.create(tmp_path_factory.mktemp("api") / "i", model=Words(), chunk_tokens=24, overlap=0) as made:
         made.add([*notes(), Document("long", " ".join(TEXTS[:10]), metadata={"n": 99})])
         yield made
-
-
-def ids(hits: list[Hit]) -> list[str]:
-    return [hit.id for hit in hits]
 
 
 # Arguments

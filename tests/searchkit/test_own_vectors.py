@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from searching import ids
 
 from searchkit import Document, Hit, Query, SearchEngine, SearchOptions
 from searchkit.check import check
@@ -46,10 +47,6 @@ def scores(similarity: str, vectors: np.ndarray, query: np.ndarray) -> np.ndarra
     if similarity == "cosine":
         products = products / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
     return np.asarray(products)
-
-
-def ids(hits: Iterable[Hit]) -> list[str]:
-    return [hit.id for hit in hits]
 
 
 def made(folder: Path, similarity: str = "cosine", **settings: Any) -> SearchEngine:
