@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from click.testing import CliRunner
 
 from searchkit.cli.main import main
 from searchkit.engine import SearchEngine
+from searchkit.models.conventions import Conventions
 from searchkit.models.embedder import Embedder
+from searchkit.models.onnx_runtime import OnnxRuntime
 from searchkit.readers.corpus import read_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,25 +75,20 @@ def masked(line: str) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def computed_once() -> Iterator[None]:
-    """Pages embed the same texts again and again: the built-in model computes each of them once."""
-    built_in, compute = Embedder().folder, Embedder._rows
-    kept: dict[tuple[int, bytes, tuple[int, ...]], np.ndarray] = {}
+    """Pages embed the same texts again and again: the built-in model's graph computes each of them once."""
+    built_in, compute = Embedder().instruction_shift, OnnxRuntime.pooled
+    kept: dict[tuple[int, ...], np.ndarray] = {}
 
-    def rows(self: Embedder, batch: list[list[int]], shifts: Sequence[np.ndarray | None]) -> np.ndarray:
-        if self.folder != built_in:
-            return compute(self, batch, shifts)
-        keys = [
-            (self.dim, b"" if shift is None else shift.tobytes(), tuple(tokens))
-            for tokens, shift in zip(batch, shifts, strict=True)
-        ]
-        new = [n for n, key in enumerate(keys) if key not in kept]
+    def pooled(self: OnnxRuntime, batch: list[list[int]], conventions: Conventions) -> np.ndarray:
+        if self.shift is None or self.shift.digest != built_in:
+            return compute(self, batch, conventions)
+        new = [tokens for tokens in batch if tuple(tokens) not in kept]
         if new:
-            computed = compute(self, [batch[n] for n in new], [shifts[n] for n in new])
-            kept.update(zip((keys[n] for n in new), computed, strict=True))
-        return np.stack([kept[key] for key in keys])
+            kept.update(zip(map(tuple, new), compute(self, new, conventions), strict=True))
+        return np.stack([kept[tuple(tokens)] for tokens in batch])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Embedder, "_rows", rows)
+        patch.setattr(OnnxRuntime, "pooled", pooled)
         yield
 
 
