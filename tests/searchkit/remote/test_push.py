@@ -348,3 +348,16 @@ def test_an_index_that_is_said_to_be_finished_and_is_not_is_refused(address: str
             check_built(client, kind, 2100, WIDTH, patience=0)
     assert described["state"] == "Finished"
     client.close()
+
+
+def test_a_single_letter_is_found_as_in_the_folder(tmp_path: Path, address: str) -> None:
+    texts = ["黒猫が好き", "猫と猫", "犬がいる", "책을 읽는다", "plain words"]
+    with SearchEngine.create(tmp_path / "x.index", dim=WIDTH, language="none") as folder:
+        folder.add([Document(str(n), text) for n, text in enumerate(texts)], vectors=vectors(len(texts)))
+        push(folder, parse_milvus(address))
+        with opened(address) as engine:
+            for query, found in (("猫", ["1", "0"]), ("책", ["3"]), ("黒猫", ["0"]), ("plain 犬", ["2", "4"])):
+                hits = engine.search(query, mode="lexical")
+                assert sorted(hit.id for hit in hits) == sorted(found)
+                scores = {hit.id: hit.score for hit in folder.search(query, mode="lexical")}
+                assert {hit.id: hit.score for hit in hits} == pytest.approx(scores, rel=0.05)
