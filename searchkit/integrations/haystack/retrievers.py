@@ -14,18 +14,16 @@ from searchkit.validation import check_optional_text, described, whole_number
 
 
 class _Retriever:
-    """What all retrievers share: the store, and what a call may replace.
-
-    They call this by its name: `component` makes another class of each of them, which `super()` does not know.
-    """
+    """What all retrievers share: the store, and what a call may replace."""
 
     def __init__(
         self,
         document_store: SearchkitDocumentStore,
-        filters: Filters | None,
-        top_k: int,
-        filter_policy: FilterPolicy | str,
-        return_embedding: bool,
+        *,
+        filters: Filters | None = None,
+        top_k: int = 10,
+        filter_policy: FilterPolicy | str = FilterPolicy.REPLACE,
+        return_embedding: bool = False,
     ) -> None:
         if not isinstance(document_store, SearchkitDocumentStore):
             raise InputError(f"document_store is {described(document_store)}; expected a SearchkitDocumentStore")
@@ -83,14 +81,21 @@ class _EmbeddingRetriever(_Retriever):
     def __init__(
         self,
         document_store: SearchkitDocumentStore,
-        text_embedder: Any,
-        instruction: str | None,
-        filters: Filters | None,
-        top_k: int,
-        filter_policy: FilterPolicy | str,
-        return_embedding: bool,
+        *,
+        text_embedder: Any = None,
+        instruction: str | None = None,
+        filters: Filters | None = None,
+        top_k: int = 10,
+        filter_policy: FilterPolicy | str = FilterPolicy.REPLACE,
+        return_embedding: bool = False,
     ) -> None:
-        super().__init__(document_store, filters, top_k, filter_policy, return_embedding)
+        super().__init__(
+            document_store,
+            filters=filters,
+            top_k=top_k,
+            filter_policy=filter_policy,
+            return_embedding=return_embedding,
+        )
         check_optional_text("instruction", instruction)
         self.text_embedder, self.instruction = text_embedder, instruction
 
@@ -138,21 +143,6 @@ class SearchkitEmbeddingRetriever(_EmbeddingRetriever):
         filter_policy: Whether filters of a call replace these or are merged with them.
         return_embedding: Return the documents' embeddings, too.
     """
-
-    def __init__(
-        self,
-        document_store: SearchkitDocumentStore,
-        *,
-        text_embedder: Any = None,
-        instruction: str | None = None,
-        filters: Filters | None = None,
-        top_k: int = 10,
-        filter_policy: FilterPolicy | str = FilterPolicy.REPLACE,
-        return_embedding: bool = False,
-    ) -> None:
-        _EmbeddingRetriever.__init__(
-            self, document_store, text_embedder, instruction, filters, top_k, filter_policy, return_embedding
-        )
 
     @component.output_types(documents=list[Document])
     def run(
@@ -206,17 +196,6 @@ class SearchkitBM25Retriever(_Retriever):
         return_embedding: Return the documents' embeddings, too.
     """
 
-    def __init__(
-        self,
-        document_store: SearchkitDocumentStore,
-        *,
-        filters: Filters | None = None,
-        top_k: int = 10,
-        filter_policy: FilterPolicy | str = FilterPolicy.REPLACE,
-        return_embedding: bool = False,
-    ) -> None:
-        _Retriever.__init__(self, document_store, filters, top_k, filter_policy, return_embedding)
-
     @component.output_types(documents=list[Document])
     def run(self, query: str, filters: Filters | None = None, top_k: int | None = None) -> dict[str, list[Document]]:
         """Retrieve documents.
@@ -258,21 +237,6 @@ class SearchkitHybridRetriever(_EmbeddingRetriever):
         filter_policy: Whether filters of a call replace these or are merged with them.
         return_embedding: Return the documents' embeddings, too.
     """
-
-    def __init__(
-        self,
-        document_store: SearchkitDocumentStore,
-        *,
-        text_embedder: Any = None,
-        instruction: str | None = None,
-        filters: Filters | None = None,
-        top_k: int = 10,
-        filter_policy: FilterPolicy | str = FilterPolicy.REPLACE,
-        return_embedding: bool = False,
-    ) -> None:
-        _EmbeddingRetriever.__init__(
-            self, document_store, text_embedder, instruction, filters, top_k, filter_policy, return_embedding
-        )
 
     @component.output_types(documents=list[Document])
     def run(
