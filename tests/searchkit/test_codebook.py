@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from clouds import DIM, NAMES, data, one_thread
+from commands import printed
 from forked import Server, Words, folder_in_memory, serve
 from texts import TEXTS
 
 from searchkit import merging
 from searchkit.check import check
-from searchkit.cli.main import main
 from searchkit.compression.training import train_recipe
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, StoreError
@@ -210,12 +209,6 @@ def test_a_sample_is_fixed_by_content_and_spread_over_the_parts() -> None:
     assert not [document for document in corpus() if Sample(0.25).holds(document) and not Sample(0.5).holds(document)]
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
-
-
 def test_the_commands_train_once_index_parts_and_merge_them(tmp_path: Path) -> None:
     file, own = tmp_path / "corpus.jsonl", ("--vector-field", "v")
     rows = [
@@ -224,17 +217,17 @@ def test_the_commands_train_once_index_parts_and_merge_them(tmp_path: Path) -> N
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     codebook, recipe = tmp_path / "codebook", ("--recipe", "ivf-pq:8+rerank")
-    output = run("train-recipe", file, "--out", codebook, *recipe, *own, "--sample", 400)
+    output = printed("train-recipe", file, "--out", codebook, *recipe, *own, "--sample", 400)
     assert "ivf-pq:8 with 15 IVF lists, trained on" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codebook", "corpus.jsonl"]
     for number in (1, 2):
         index = tmp_path / f"part-{number}.index"
-        run("index", file, "--index", index, "--part", f"{number}/2", "--recipe-from", codebook, *own)
-    run("index", file, "--index", tmp_path / "whole.index", "--recipe-from", codebook, *own)
-    run("merge", tmp_path / "part-1.index", tmp_path / "part-2.index", "--index", tmp_path / "merged.index")
+        printed("index", file, "--index", index, "--part", f"{number}/2", "--recipe-from", codebook, *own)
+    printed("index", file, "--index", tmp_path / "whole.index", "--recipe-from", codebook, *own)
+    printed("merge", tmp_path / "part-1.index", tmp_path / "part-2.index", "--index", tmp_path / "merged.index")
     check_equal(tmp_path / "merged.index", tmp_path / "whole.index")
     arguments = ("train-recipe", tmp_path / "part-1.index", "--out", tmp_path / "2", *recipe, "--passages", 600)
-    made = json.loads(run(*arguments, "--format", "json").splitlines()[-1])
+    made = json.loads(printed(*arguments, "--format", "json").splitlines()[-1])
     assert (made["lists"], made["code"]) == (15, 8)
     for arguments, message in (
         (("train-recipe", file, "--out", codebook, *recipe), "exists; name another folder"),
@@ -242,8 +235,8 @@ def test_the_commands_train_once_index_parts_and_merge_them(tmp_path: Path) -> N
         (("train-recipe", file, "--out", tmp_path / "x", *recipe, "--vectors", file), "index it, and give that index"),
         (("index", file, *own, *recipe, "--recipe-from", codebook), "--recipe cannot be combined with"),
     ):
-        assert message in run(*arguments, code=2)
-    assert "differ in model" in run(
+        assert message in printed(*arguments, code=2)
+    assert "differ in model" in printed(
         "index", file, "--index", tmp_path / "y.index", "--recipe-from", codebook, "--metadata-field", "none", code=1
     )
     assert not (tmp_path / "y.index").exists()

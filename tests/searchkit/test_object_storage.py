@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from clouds import one_thread
+from commands import printed
 from forked import folder_in_memory
 
 from searchkit import object_storage
-from searchkit.cli.main import main
 from searchkit.cli.storage import fetched
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError, MissingExtraError, StoreError
@@ -82,12 +81,6 @@ def put_corpus(url: str, made: list[dict[str, Any]]) -> None:
     put_text(url, "".join(json.dumps(row) + "\n" for row in made))
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
-
-
 def build(folder: Path, numbers: range = range(10)) -> Path:
     with SearchEngine.create(folder, dim=2, exist_ok=True) as engine:
         engine.add([Document(f"d{n}", f"text {n}") for n in numbers], vectors=[[1, n] for n in numbers])
@@ -99,13 +92,13 @@ def check_parts_go_through(bucket: str, tmp_path: Path) -> None:
     put_corpus(f"{bucket}/corpus/notes.jsonl", rows())
     corpus = f"{bucket}/corpus/notes.jsonl"
     for number in (1, 2):
-        output = run("index", corpus, "--index", f"{bucket}/part-{number}.index", "--part", f"{number}/2", *OWN)
+        output = printed("index", corpus, "--index", f"{bucket}/part-{number}.index", "--part", f"{number}/2", *OWN)
         assert f"part-{number}.index: " in output
         assert "uploaded" in output
     assert not list(tmp_path.iterdir())
-    run("index", corpus, "--index", tmp_path / "whole.index", *OWN)
-    run("merge", f"{bucket}/part-*.index", "--index", tmp_path / "merged.index")
-    run("merge", f"{bucket}/part-1.index", f"{bucket}/part-2.index", "--index", f"{bucket}/merged.index")
+    printed("index", corpus, "--index", tmp_path / "whole.index", *OWN)
+    printed("merge", f"{bucket}/part-*.index", "--index", tmp_path / "merged.index")
+    printed("merge", f"{bucket}/part-1.index", f"{bucket}/part-2.index", "--index", f"{bucket}/merged.index")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged.index", "whole.index"]
     fetch_index(f"{bucket}/merged.index", tmp_path / "fetched.index")
     engines = [SearchEngine.open(tmp_path / f"{name}.index") for name in ("whole", "merged", "fetched")]
@@ -114,12 +107,12 @@ def check_parts_go_through(bucket: str, tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
     for engine in engines:
         engine.close()
-    assert "exists; name another place" in run(
+    assert "exists; name another place" in printed(
         "merge", f"{bucket}/part-1.index", "--index", f"{bucket}/merged.index", code=1
     )
     # An index that is there is gone on with.
     put_corpus(f"{bucket}/more.jsonl", rows(50))
-    output = run("index", f"{bucket}/more.jsonl", "--index", f"{bucket}/merged.index", *OWN)
+    output = printed("index", f"{bucket}/more.jsonl", "--index", f"{bucket}/merged.index", *OWN)
     assert "50 documents (10 new" in output
 
 
@@ -133,11 +126,11 @@ def test_parts_go_through_storage_in_memory(bucket: str, tmp_path: Path) -> None
 
 def test_codebooks_may_lie_in_storage(bucket: str, tmp_path: Path) -> None:
     put_corpus(f"{bucket}/notes.jsonl", rows(300))
-    run("train-recipe", f"{bucket}/notes.jsonl", "--recipe", "pq:3", "--out", f"{bucket}/notes.recipe", *OWN)
+    printed("train-recipe", f"{bucket}/notes.jsonl", "--recipe", "pq:3", "--out", f"{bucket}/notes.recipe", *OWN)
     for number in (1, 2):
         part = ("--part", f"{number}/2", "--recipe-from", f"{bucket}/notes.recipe")
-        run("index", f"{bucket}/notes.jsonl", "--index", f"{bucket}/{number}.index", *part, *OWN)
-    run("merge", f"{bucket}/?.index", "--index", tmp_path / "merged.index")
+        printed("index", f"{bucket}/notes.jsonl", "--index", f"{bucket}/{number}.index", *part, *OWN)
+    printed("merge", f"{bucket}/?.index", "--index", tmp_path / "merged.index")
     with SearchEngine.open(tmp_path / "merged.index") as engine:
         assert (len(engine), engine.storage.plan.spelling) == (300, "pq:3")
 
@@ -244,16 +237,16 @@ def test_indexes_are_not_searched_in_storage(tmp_path: Path) -> None:
         ["info", "s3://b/i.index"],
         ["add", "s3://b/i.index", "x.jsonl"],
     ):
-        assert "copy it here first: searchkit merge s3://b/i.index" in run(*command, code=2)
+        assert "copy it here first: searchkit merge s3://b/i.index" in printed(*command, code=2)
     assert not is_url("notes/a:b.md")
 
 
 def test_what_is_missing_or_forbidden_is_said(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
-    assert "there is nothing there" in run("index", f"{s3}/nothing.jsonl", "--index", "i.index", code=1)
-    assert "no such storage is known" in run("index", "zzz://b/x.jsonl", "--index", "i.index", code=1)
-    assert "is no whole index" in run("merge", f"{s3}/a.index", "--index", "i.index", code=1)
+    assert "there is nothing there" in printed("index", f"{s3}/nothing.jsonl", "--index", "i.index", code=1)
+    assert "no such storage is known" in printed("index", "zzz://b/x.jsonl", "--index", "i.index", code=1)
+    assert "is no whole index" in printed("merge", f"{s3}/a.index", "--index", "i.index", code=1)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for name, value in {
@@ -263,7 +256,7 @@ def test_what_is_missing_or_forbidden_is_said(s3: str, tmp_path: Path, monkeypat
     }.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
-    output = run("index", f"{s3}/x.jsonl", "--index", f"{s3}/i.index", code=1)
+    output = printed("index", f"{s3}/x.jsonl", "--index", f"{s3}/i.index", code=1)
     assert "AWS_ACCESS_KEY_ID" in output
     assert not list(tmp_path.iterdir())
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from commands import call
 from texts import TEXTS
 
 from searchkit.cli.main import main
@@ -68,14 +69,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     index = tmp_path_factory.mktemp("plain") / "plain.index"
-    run("index", corpus, "--index", index, "--recipe", "fp16", "--on-error", "skip")
+    call("index", corpus, "--index", index, "--recipe", "fp16", "--on-error", "skip")
     return index
-
-
-def run(*arguments: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result
 
 
 def check_equal(folder: Path, plain: Path) -> None:
@@ -112,13 +107,13 @@ def test_a_killed_driver_is_run_again_and_makes_what_a_plain_run_makes(
             time.sleep(0.01)
         driver.send_signal(signal.SIGKILL)
     assert 0 < committed(tmp_path / "made.index.parts") < 240
-    result = run(*arguments, "--format", "json")
+    result = call(*arguments, "--format", "json")
     report = json.loads(result.stdout)
     assert report["unchanged"] > 0  # what was committed is not made again
     assert (report["total"], report["documents"] + report["unchanged"], report["refused"]) == (240, 240, 1)
     check_equal(index, plain)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made.index", "made.index.rejects.jsonl"]
-    again = run(*arguments, code=1)
+    again = call(*arguments, code=1)
     assert "exists; --ray makes a new index" in again.output
 
 
@@ -182,14 +177,14 @@ def test_all_of_it_may_lie_in_object_storage(cluster: Any, corpus: Path, plain: 
     where = (f"{bucket}/corpus.jsonl", "--index", f"{bucket}/made.index", "--ray", cluster.address, "--parts", 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        run("index", *where, "--recipe", "fp16", "--on-error", "skip")
+        call("index", *where, "--recipe", "fp16", "--on-error", "skip")
     fetch_index(f"{bucket}/made.index", tmp_path / "fetched.index")
     check_equal(tmp_path / "fetched.index", plain)
     assert sorted(path.name for path in (tmp_path / "bucket").iterdir()) == ["corpus.jsonl", "made.index"]
 
 
 def test_what_every_worker_would_refuse_is_not_tried_again(cluster: Any, corpus: Path, tmp_path: Path) -> None:
-    result = run("index", corpus, "--index", tmp_path / "i", "--ray", cluster.address, "--parts", 2, code=1)
+    result = call("index", corpus, "--index", tmp_path / "i", "--ray", cluster.address, "--parts", 2, code=1)
     assert "corpus.jsonl:241" in result.output  # the row without text
     with connected(cluster.address), pytest.raises(InputError, match="no node of the cluster has 64 CPUs"):
         crew(threads=64)

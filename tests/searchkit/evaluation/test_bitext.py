@@ -5,15 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from texts import TEXTS
 from tiny_models import build_model
 
-from searchkit.cli.main import main
 from searchkit.errors import CorpusError
 from searchkit.evaluation.bitext import METRICS, Bitext, average, mine, nearest, read_bitexts, score
 from searchkit.models.embedder import Embedder
@@ -104,10 +104,7 @@ def test_files_that_do_not_pair_up_are_refused(tmp_path: Path, files: dict[str, 
 # The command
 
 
-def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(main, ["bitext", *map(str, arguments), "--device", "cpu"], env={"COLUMNS": "120"})
-    assert result.exit_code == 0, result.output
-    return result
+call = partial(commands.call, "bitext", "--device", "cpu", env={"COLUMNS": "120"})
 
 
 def test_the_command_prints_every_language_pair_and_the_average(tmp_path: Path, mistral: Path) -> None:

@@ -6,15 +6,15 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import pytrec_eval
-from click.testing import CliRunner, Result
 from texts import TEXTS
 
-from searchkit.cli.main import main
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.diagnosis import (
     Group,
@@ -193,11 +193,7 @@ def judged(tmp_path: Path) -> tuple[object, ...]:
     return ("--queries", tmp_path / "q.jsonl", "--qrels", tmp_path / "notes.tsv", "--device", "cpu")
 
 
-def call(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, ["evaluate", *map(str, arguments)], env={"COLUMNS": "120"})
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
+call = partial(commands.call, "evaluate", env={"COLUMNS": "120"})
 
 
 def test_a_diagnosis_is_printed_written_and_drawn(index: Path, judged: tuple[object, ...], tmp_path: Path) -> None:

@@ -3,14 +3,14 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from searchkit.chunking import chunk
-from searchkit.cli.main import main
 from searchkit.cli.passkey import _plot
 from searchkit.engine import SearchEngine
 from searchkit.evaluation.passkey import (
@@ -243,11 +243,7 @@ def test_the_report_lists_every_person_and_length(builtin: Embedder) -> None:
 # The command
 
 
-def call(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, ["passkey", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
+call = partial(commands.call, "passkey")
 
 
 def test_the_built_in_model_needs_no_index() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import gzip
 import io
 import itertools
 import json
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from files import write
 
 from searchkit.errors import CorpusError
 from searchkit.readers.corpus import Fields, ReadReport, Rejects, estimate_documents, kind_of, read_corpus
@@ -24,13 +24,6 @@ from searchkit.records import Document
 
 TEA = Document(id="1", title="Tea", text="Steep for three minutes.", metadata={"year": 2015})
 GOOD = '{"id": "good", "text": "tea"}\n'
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
 
 
 def table(path: Path, columns: dict[str, Any]) -> Path:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import pytest
+from files import write
 
 from searchkit.errors import CorpusError
 from searchkit.readers.corpus import read_corpus
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def pdf(text: str, title: str = "") -> bytes:

@@ -15,20 +15,13 @@ from contextlib import contextmanager
 from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
 
 import pytest
+from files import saved, write
 
 from searchkit.engine import SearchEngine
 from searchkit.errors import CorpusError, MissingExtraError
 from searchkit.readers.corpus import ReadReport, Rejects, estimate_documents, kind_of, read_corpus
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
 
 # --- what is read
 
@@ -221,12 +214,6 @@ def xlsx() -> bytes:
     book.active.append(["green", 3, datetime.date(2024, 5, 1)])
     book.create_sheet("Empty")
     return saved(book)
-
-
-def saved(document: Any) -> bytes:
-    buffer = io.BytesIO()
-    document.save(buffer)
-    return buffer.getvalue()
 
 
 def epub() -> bytes:

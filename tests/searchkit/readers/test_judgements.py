@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import pytest
+from files import write
 
 from searchkit.errors import CorpusError
 from searchkit.readers.judgements import read_beir_split, read_qrels, read_queries
 from searchkit.records import Query
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def test_queries_are_read_from_json_lines_and_from_tsv(tmp_path):
@@ -86,7 +80,7 @@ def test_judgements_may_have_other_headers_and_whole_decimals(tmp_path, content)
     expected = {"q1": {"d1": 1}, "q2": {"d2": 0}}
     assert read_qrels(write(tmp_path / "q.tsv", content)) == expected
     assert read_qrels(write(tmp_path / "q.csv", content.replace("\t", ","))) == expected
-    assert read_qrels(write(tmp_path / "q.tsv.gz", gzip.compress(content.encode()))) == expected
+    assert read_qrels(write(tmp_path / "q.tsv.gz", content)) == expected
 
 
 @pytest.mark.parametrize(
@@ -100,7 +94,7 @@ def test_judgements_may_have_other_headers_and_whole_decimals(tmp_path, content)
 )
 def test_queries_may_have_other_headers_and_keys(tmp_path, name, content):
     assert read_queries(write(tmp_path / name, content)) == [Query("1", "hot tea")]
-    assert read_queries(write(tmp_path / f"{name}.gz", gzip.compress(content.encode()))) == [Query("1", "hot tea")]
+    assert read_queries(write(tmp_path / f"{name}.gz", content)) == [Query("1", "hot tea")]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +129,7 @@ def beir(tmp_path: Path) -> Path:
 def test_every_file_of_a_split_may_be_gzipped(beir):
     expected = read_beir_split(beir, "test")
     for file in (beir / "queries.jsonl", beir / "qrels" / "test.tsv"):
-        write(file.with_name(file.name + ".gz"), gzip.compress(file.read_bytes()))
+        write(file.with_name(file.name + ".gz"), file.read_bytes())
         file.unlink()
         assert read_beir_split(beir, "test") == expected
     with pytest.raises(CorpusError, match="splits there: dev, test"):
@@ -164,8 +158,8 @@ def test_a_gzipped_collection_is_a_collection(beir):
     pytest.importorskip("mteb")
     from searchkit.evaluation.beir import _is_set
 
-    corpus = gzip.compress(b'{"_id": "d1", "text": "tea"}\n')
+    corpus = b'{"_id": "d1", "text": "tea"}\n'
     write(beir / "corpus.jsonl.gz", corpus)
-    write(beir / "queries.jsonl.gz", gzip.compress((beir / "queries.jsonl").read_bytes()))
+    write(beir / "queries.jsonl.gz", (beir / "queries.jsonl").read_bytes())
     (beir / "queries.jsonl").unlink()
     assert _is_set(beir)

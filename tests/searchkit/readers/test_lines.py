@@ -5,22 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from pathlib import Path
 
 import pytest
+from files import write
 
 from searchkit.errors import CorpusError
 from searchkit.readers.corpus import read_corpus
 from searchkit.readers.rejects import Rejects
 
 GOOD = '{"id": "good", "text": "tea"}\n'
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
 
 
 @pytest.mark.parametrize(

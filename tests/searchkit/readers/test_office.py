@@ -8,9 +8,9 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
+from files import saved
 
 from searchkit.errors import CorpusError
 from searchkit.readers.corpus import read_corpus
@@ -22,12 +22,6 @@ _W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
 def read(path: Path, content: bytes) -> Document:
     path.write_bytes(content)
     return next(read_corpus(path))
-
-
-def saved(document: Any) -> bytes:
-    buffer = io.BytesIO()
-    document.save(buffer)
-    return buffer.getvalue()
 
 
 def test_docx_has_its_controls_insertions_links_boxes_and_nested_tables(tmp_path):

@@ -7,18 +7,18 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
-from click.testing import CliRunner, Result
 from fake_llm import FakeLLM, Reply, draw_of, echoing, obedient, phrase, written
 from forked import Server, Words, serve
 from synthetic import config, grading, rows
 from texts import TEXTS
 
-from searchkit.cli.main import main
 from searchkit.engine import SearchEngine
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document
@@ -438,12 +438,7 @@ def test_a_killed_run_resumes_and_pays_for_nothing_twice(tmp_path: Path, forks: 
 # The command
 
 
-def call(*arguments: object, code: int = 0, env: dict[str, str] | None = None) -> Result:
-    result = CliRunner().invoke(main, ["synthesize", *map(str, arguments)], env=env)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
+call = partial(commands.call, "synthesize")
 
 
 def test_the_command_writes_examples_report_and_figure(tmp_path: Path, engine: SearchEngine) -> None:
