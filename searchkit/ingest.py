@@ -352,8 +352,9 @@ def chunk_settings(embedder: Embedder, chunk_tokens: int | None, overlap: int | 
     """The length and overlap of passages; None takes what suits the model."""
     room = embedder.max_length - embedder.special_tokens
     tokens = min(room, LONGEST_PASSAGE) if chunk_tokens is None else whole_number("chunk_tokens", chunk_tokens, 0)
-    if tokens != 0 and not 8 <= tokens <= room:
-        raise InputError(f"chunk_tokens is {tokens}; expected 0 (whole documents) or 8 to {room} for this model")
+    least = 8 + len(embedder.offsets(embedder.conventions.document_prefix))
+    if tokens != 0 and not least <= tokens <= room:
+        raise InputError(f"chunk_tokens is {tokens}; expected 0 (whole documents) or {least} to {room} for this model")
     overlap = tokens // 8 if overlap is None else overlap
     half = tokens // 2
     return {"chunk_tokens": tokens, "overlap": whole_number("overlap", overlap, 0, half)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_an_overlong_title_is_cut_instead_of_the_text(embedder: Embedder) -> Non
     document = Document("1", "bread rises because yeast makes gas " * 8, title="A title of words " * 30)
     new, texts = to_passages(document, "", embedder, 32, 4)
     assert new.title == document.title
-    assert all(len(ids) <= 32 + embedder.special_tokens + 1 for ids in embedder.tokenize(texts))
+    assert all(len(ids) <= 32 + embedder.special_tokens for ids in embedder.tokenize(texts))
     assert "".join(document.text[start:stop] for start, stop in new.spans).count("yeast") >= 8
 
 
@@ -52,6 +53,18 @@ def test_passages_take_what_the_model_takes(embedder: Embedder) -> None:
     assert chunk_settings(embedder, None, None) == {"chunk_tokens": room, "overlap": room // 8}
     with pytest.raises(ValueError, match=f"8 to {room} for this model"):
         chunk_settings(embedder, room + 1, None)
+
+
+def test_a_document_prefix_leaves_room_for_a_passage(mistral: Path) -> None:
+    embedder = Embedder(mistral, device="cpu", dtype="float32")
+    embedder.conventions = replace(embedder.conventions, document_prefix="Represent this passage: ")
+    least = 8 + len(embedder.offsets("Represent this passage: "))
+    with pytest.raises(ValueError, match=rf"chunk_tokens is 8; expected 0 \(whole documents\) or {least} to"):
+        chunk_settings(embedder, 8, None)
+    settings = chunk_settings(embedder, least, None)
+    document = Document("1", "bread rises because yeast makes gas " * 3, title="A title of words")
+    _, texts = to_passages(document, "", embedder, settings["chunk_tokens"], settings["overlap"])
+    assert max(embedder.passage_tokens(texts)) <= least + embedder.special_tokens
 
 
 def test_whenever_commits_fall_the_vectors_are_the_same_to_the_bit(
