@@ -8,6 +8,7 @@ import hmac
 import logging
 import re
 from time import perf_counter
+from urllib.parse import unquote_to_bytes
 from uuid import uuid4
 
 from starlette.datastructures import Headers
@@ -118,6 +119,7 @@ class Gate:
             connection = HTTPConnection(scope)
             self._check_host(connection)
             self._check_key(connection, scope["path"])
+            _check_encoding(scope)
             body.check_head(connection.headers)
             async with asyncio.timeout(deadline):
                 await self._app(scope, body.receive, noting)
@@ -155,6 +157,16 @@ class Gate:
             "the key is unknown" if digest else "no key came; send it as Authorization: Bearer KEY",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+def _check_encoding(scope: Scope) -> None:
+    """Bytes that are not UTF-8 would all become the same character, and two documents' ids one."""
+    try:
+        unquote_to_bytes(scope.get("raw_path", b"") + b"?" + scope["query_string"]).decode()
+    except UnicodeDecodeError as error:
+        raise ServerError(
+            400, "not_utf8", "the address holds %-escapes of another encoding; write its text in UTF-8"
+        ) from error
 
 
 def _digest(key: bytes) -> bytes:
