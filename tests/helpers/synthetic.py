@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
-from fake_llm import FakeLLM, Reply, echoing
+from fake_llm import FakeLLM, Reply, echoing, phrase
+from texts import TEXTS
 
+from searchkit.engine import SearchEngine
+from searchkit.records import Document
 from searchkit.training.synthesis.synthesize import SynthesizeConfig
 
 
@@ -18,6 +22,12 @@ def rows(file: Path) -> list[dict[str, Any]]:
 def config(server: FakeLLM, folder: Path, **changes: Any) -> SynthesizeConfig:
     values = {"out": str(folder / "pairs.jsonl"), "model": "m", "base_url": server.url, "count": 60, "backoff": 0.01}
     return SynthesizeConfig(**{**values, **changes})
+
+
+def add_topics(engine: SearchEngine) -> None:
+    """Thirty topics of their own words, so that the words alone find a passage again."""
+    rng = random.Random(7)
+    engine.add(Document(f"d{n}", f"{phrase(rng, 30)} {TEXTS[n]}", title=f"Note {n}") for n in range(30))
 
 
 def grading(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
