@@ -14,44 +14,25 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
+
+from stored import InMemory
+
 from searchkit.indexer.vectors import faiss_copies as copies
 from searchkit.indexer.vectors import faiss_gpu as gpu
 from searchkit.indexer.vectors.devices import device_numbers
-from searchkit.indexer.vectors.faiss_index import FaissBackend, FaissIndex
+from searchkit.indexer.vectors.faiss_index import FaissBackend
 from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import RECIPES, Plan, default_tuning, plan
 from searchkit.indexer.vectors.search import search
 
 BATCHES = (1, 64, 1024)
-
-
-@dataclass
-class InMemory:
-    """One segment that is in no file."""
-
-    index: FaissIndex
-    first_row: int = 0
-    rows: np.ndarray | None = None
-
-    @property
-    def count(self) -> int:
-        """Vectors held."""
-        return len(self.index)
-
-    @property
-    def plan(self) -> Plan:
-        """How they are stored."""
-        return self.index.plan
-
-    def vectors(self, positions: np.ndarray) -> np.ndarray:
-        """(n, dim) float32."""
-        return self.index.vectors(positions)
 
 
 def around_centres(count: int, dim: int, seed: int) -> np.ndarray:

@@ -3,7 +3,7 @@
     python tests/benchmarks/probes.py --passages 50000 200000 1000000 [--recipe ivf-pq:48] [--folder scale/]
     python tests/benchmarks/probes.py --passages 2500 5000 10000 --indexes scifact.index nfcorpus.index
 
-Vectors are those of `scale.py`: the embeddings of `corpora/`, repeated with noise. With --indexes they are those of
+Vectors are those of `passages.py`: the embeddings of `corpora/`, repeated with noise. With --indexes they are those of
 indexes, in random order, and queries are phrases of held-out passages. "recall" is the share of the 10 nearest, found
 by comparing every vector; "ms" is CPU time of one query, re-ranking by half-precision vectors included.
 """
@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import scale
+from passages import BLOCK, NOISE, seeds
+from passages import queries as drawn_queries
 
 from searchkit.compression.sample import InMemory, draw
 from searchkit.engine import SearchEngine
@@ -37,10 +38,10 @@ Batches = Callable[[], Iterator[np.ndarray]]
 
 def repeated(vectors: np.ndarray, count: int) -> Iterator[np.ndarray]:
     """(n, dim) float32 unit rows near others, the same in every call."""
-    length = np.float32(scale.NOISE / vectors.shape[1] ** 0.5)
-    for first in range(0, count, scale.BLOCK):
+    length = np.float32(NOISE / vectors.shape[1] ** 0.5)
+    for first in range(0, count, BLOCK):
         rng = np.random.default_rng([4, first])
-        size = min(scale.BLOCK, count - first)
+        size = min(BLOCK, count - first)
         rows = length * rng.standard_normal((size, vectors.shape[1]), dtype=np.float32)
         rows += vectors[rng.integers(len(vectors), size=size)]
         yield rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -103,8 +104,8 @@ def main() -> None:
         vectors, queries = stored(arguments.indexes)
     else:
         arguments.folder.mkdir(parents=True, exist_ok=True)
-        source = scale.seeds(arguments.folder)
-        vectors, (_, queries) = source.vectors, scale.queries(source)
+        source = seeds(arguments.folder)
+        vectors, (_, queries) = source.vectors, drawn_queries(source)
     print("| passages | lists | probes (in square roots) | rerank | recall@10 | ms |\n|" + "---|" * 6, flush=True)
     for count in arguments.passages:
         if arguments.indexes and count > len(vectors):

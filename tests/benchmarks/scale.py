@@ -3,9 +3,7 @@
     python tests/benchmarks/scale.py --passages 1_000_000 [--recipe ivf-pq:48+rerank] [--folder scale/] [--steps ...]
     python tests/benchmarks/scale.py --table --folder scale/
 
-Vectors are those of `corpora/` under the built-in model (384 dimensions), repeated with noise: a cosine of .8 to the
-one they come from. Texts are drawn from the words of the same passage and from a Zipf vocabulary of real words and
-compounds of them. Nothing is embedded while the index is built.
+Passages are those of `passages.py`. Nothing is embedded while the index is built.
 
 Results are written to the folder after every step, and a build that was stopped goes on where it was: run the same
 command again. `--steps` runs some steps anew. Every step has a process of its own; `cpu` is CPU time, which a busy
@@ -16,22 +14,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import resource
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from costs import anonymous_mib, costs, each, peak_mib
+from growth import growth
+from passages import BLOCK, FILTERS, QUERIES, K, blocks, queries, seeds
+from rivals import Job, lancedb, milvus
 
 from searchkit.engine import SearchEngine
 from searchkit.indexer.rewriting import rewrite
@@ -40,185 +37,12 @@ from searchkit.indexer.vectors.faiss_library import faiss_module
 from searchkit.indexer.vectors.recipes import RECIPES, Tuning, default_tuning, plan
 from searchkit.indexer.vectors.search import candidates
 from searchkit.ranking import SearchOptions
-from searchkit.readers.corpus import read_corpus
 from searchkit.records import Document
 
-CORPORA = Path(__file__).resolve().parents[2] / "corpora"
-NOISE = 0.75
-"""Length of the noise that is added to a vector of length 1: the cosine of both is .8."""
-BLOCK = 16_384
-"""Passages that are drawn together: the same ones in every run."""
-VOCABULARY = 300_000
-WORDS = (12, 24)
-"""Words of a passage."""
-QUERIES = 200
-K = 10
 STEPS = ("build", "disk", "open", "search", "callers", "filters", "facets", "bare", "change", "lancedb", "milvus")
-FILTERS = {"half": {"language": "en"}, "percent": {"topic": "topic 7"}, "few": {"shelf": "shelf 77"}}
-"""Filters that 50 %, 1 % and .01 % of the documents pass."""
-
-
-class Seeds(NamedTuple):
-    """What passages are made of: vectors (n, 384), the words of each, and the vocabulary with the share of each."""
-
-    vectors: np.ndarray
-    words: list[list[str]]
-    vocabulary: np.ndarray
-    shares: np.ndarray
-
-
-def seeds(folder: Path) -> Seeds:
-    """Read the corpora, embed them once, and make the vocabulary."""
-    texts = [document.text for document in read_corpus(CORPORA / "intents")]
-    texts += [line for line in _strings(json.loads(f"[{','.join(_lines())}]")) if len(line) > 40]
-    file = folder / "seeds.npy"
-    if not file.is_file():
-        from searchkit import Embedder
-
-        np.save(file, Embedder().encode_passages(texts))
-    real = sorted({word for text in texts for word in text.lower().split() if word.isalpha()})
-    rng = np.random.default_rng(1)
-    rng.shuffle(real)
-    pairs = rng.integers(len(real), size=(VOCABULARY - len(real), 2)).tolist()
-    vocabulary = np.array([*real, *(real[one] + real[other] for one, other in pairs)], dtype=object)
-    shares = np.cumsum(1 / (50 + np.arange(VOCABULARY)))
-    words = [[word for word in text.lower().split() if word.isalpha()] for text in texts]
-    return Seeds(np.load(file), words, vocabulary, shares / shares[-1])
-
-
-def _lines() -> list[str]:
-    return (CORPORA / "kinds" / "topics.jsonl").read_text("utf-8").splitlines()
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
-
-
-def blocks(source: Seeds, start: int, stop: int) -> Iterator[tuple[list[Document], np.ndarray]]:
-    """Documents `start` to `stop` with their vectors, (n, 384) float32 unit rows, a block at a time."""
-    for first in range(start - start % BLOCK, stop, BLOCK):
-        rng = np.random.default_rng([2, first])
-        chosen = rng.integers(len(source.vectors), size=BLOCK)
-        vectors = rng.standard_normal((BLOCK, source.vectors.shape[1]), dtype=np.float32)
-        vectors *= NOISE / math.sqrt(vectors.shape[1])
-        vectors += source.vectors[chosen]
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        lengths = rng.integers(*WORDS, size=BLOCK, endpoint=True)
-        drawn = source.vocabulary[np.searchsorted(source.shares, rng.random((BLOCK, WORDS[1])))]
-        numbers = rng.integers(1 << 30, size=(BLOCK, 6)).tolist()
-        draws = rng.integers(20_000, size=(BLOCK, 4)).tolist()
-        documents = []
-        low, high = max(start, first), min(stop, first + BLOCK)
-        for n in range(low - first, high - first):
-            own = source.words[chosen[n]]
-            text = " ".join([*(own[number % len(own)] for number in numbers[n]), *drawn[n, : lengths[n] - 6]])
-            language, topic, shelf, year = draws[n]
-            metadata = {
-                "language": ("en", "de")[language % 2],
-                "topic": f"topic {topic % 100}",
-                "shelf": f"shelf {shelf % 10_000}",
-                "year": 1990 + year % 35,
-                "source": f"notes/{shelf % 10_000}/{first + n}.md",
-            }
-            documents.append(Document(f"p{first + n}", text, metadata=metadata))
-        yield documents, vectors[low - first : high - first]
-
-
-def queries(source: Seeds) -> tuple[list[str], np.ndarray]:
-    """Texts of four words of one passage and one of the vocabulary, and vectors near that passage."""
-    rng = np.random.default_rng(3)
-    chosen = rng.integers(len(source.vectors), size=QUERIES)
-    vectors = rng.standard_normal((QUERIES, source.vectors.shape[1]), dtype=np.float32)
-    vectors = source.vectors[chosen] + vectors * (NOISE / math.sqrt(vectors.shape[1]))
-    texts = []
-    for number in chosen:
-        own = source.words[number]
-        picked = [own[n] for n in rng.integers(len(own), size=4)]
-        texts.append(" ".join([*picked, source.vocabulary[np.searchsorted(source.shares, rng.random())]]))
-    return texts, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-# Measuring
-
-
-@dataclass
-class Cost:
-    """What some work took: wall and CPU seconds, and the highest memory that was neither file nor shared, in MiB."""
-
-    wall: float = 0.0
-    cpu: float = 0.0
-    anonymous: float = 0.0
-
-    def rounded(self) -> dict[str, float]:
-        return {"wall_s": round(self.wall, 2), "cpu_s": round(self.cpu, 2), "anonymous_mib": round(self.anonymous)}
-
-
-@contextmanager
-def costs() -> Iterator[Cost]:
-    """Measure a block; memory is looked at five times a second."""
-    cost, done = Cost(), threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.2):
-            cost.anonymous = max(cost.anonymous, anonymous_mib())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    wall, cpu = time.perf_counter(), time.process_time()
-    try:
-        yield cost
-    finally:
-        cost.wall, cost.cpu = time.perf_counter() - wall, time.process_time() - cpu
-        cost.anonymous = max(cost.anonymous, anonymous_mib())
-        done.set()
-        watcher.join()
-
-
-def anonymous_mib() -> float:
-    """Memory of this process that no file backs, now; NaN where the system does not tell."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return float("nan")
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) / 1024
-
-
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
-
-
-def each(work: Callable[[int], Any], count: int, warm: int = 5) -> dict[str, float]:
-    """Milliseconds of each of some calls, after a few that do not count."""
-    walls, cpus = [], []
-    for n in range(-warm, count):
-        wall, cpu = time.perf_counter(), time.process_time()
-        work(n % count)
-        if n >= 0:
-            walls.append(1e3 * (time.perf_counter() - wall))
-            cpus.append(1e3 * (time.process_time() - cpu))
-    found = {f"p{p}_ms": round(float(np.percentile(walls, p)), 2) for p in (50, 99)}
-    return {**found, **{f"p{p}_cpu_ms": round(float(np.percentile(cpus, p)), 2) for p in (50, 99)}}
 
 
 # Steps: each runs in its own process and returns its share of the report.
-
-
-class Job(NamedTuple):
-    """What is measured."""
-
-    folder: Path
-    passages: int
-    recipe: str
-    lists: int
-    commit: int
-
-    @property
-    def index(self) -> Path:
-        return self.folder / f"{self.passages}.index"
 
 
 def build(job: Job) -> dict[str, Any]:
@@ -500,175 +324,6 @@ def _compacted(engine: SearchEngine) -> dict[str, float]:
     with costs() as cost:
         engine.compact()
     return {**cost.rounded(), "peak_mib": round(peak_mib()), "peak_before_mib": round(before)}
-
-
-def lancedb(job: Job) -> dict[str, Any]:
-    """LanceDB with IVF_PQ of as many lists and bytes, and its own full-text index."""
-    try:
-        import lancedb as lance
-        import pyarrow as arrow
-    except ImportError as error:
-        return {"skipped": f"{error}"}
-    source, path = seeds(job.folder), job.folder / f"{job.passages}.lance"
-    texts, vectors = queries(source)
-    table, spelling = None, job.recipe.partition("+")[0]
-    chosen = plan(spelling, vectors.shape[1], job.passages)
-    lists = job.lists or chosen.lists or 1
-    width = arrow.list_(arrow.float32(), vectors.shape[1])
-    with costs() as cost:
-        db = lance.connect(str(path))
-        for documents, rows in blocks(source, 0, job.passages):
-            flat = arrow.array(rows.ravel())
-            batch = arrow.table(
-                {
-                    "id": [document.id for document in documents],
-                    "text": [document.text for document in documents],
-                    "vector": arrow.FixedSizeListArray.from_arrays(flat, rows.shape[1]).cast(width),
-                    **{key: [document.metadata[key] for document in documents] for key in documents[0].metadata},
-                }
-            )
-            table = db.create_table("passages", batch) if table is None else (table.add(batch), table)[1]
-        assert table is not None
-    found: dict[str, Any] = {"add": cost.rounded()}
-    with costs() as cost:
-        sizes = {"num_partitions": lists, "num_sub_vectors": chosen.code or 48}
-        table.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_PQ", **sizes)
-    found["vector index"] = cost.rounded()
-    with costs() as cost:
-        table.create_fts_index("text")
-    found["text index"] = cost.rounded()
-    probes = max(1, round(lists**0.5))
-
-    def dense(n: int) -> Any:
-        return table.search(vectors[n]).nprobes(probes).refine_factor(10).limit(K).to_list()
-
-    def hybrid(n: int) -> Any:
-        asked = table.search(query_type="hybrid").vector(vectors[n]).text(texts[n])
-        return asked.nprobes(probes).refine_factor(10).limit(K).to_list()
-
-    found["dense"] = each(dense, 50)
-    found["hybrid"] = each(hybrid, 50)
-    for name, where in FILTERS.items():
-        ((key, value),) = where.items()
-        found[f"dense, {name}"] = each(
-            lambda n, sql=f"{key} = '{value}'": table.search(vectors[n]).where(sql, prefilter=True).nprobes(probes)
-            .refine_factor(10).limit(K).to_list(),
-            20,
-        )  # fmt: skip
-    found["disk_mib"] = round(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 2**20)
-    found["peak_mib"] = round(peak_mib())
-    return found
-
-
-def milvus(job: Job) -> dict[str, Any]:
-    """Milvus-lite with IVF_FLAT, since its IVF_PQ is accepted and not built."""
-    try:
-        import milvus_lite  # noqa: F401
-        from pymilvus import DataType, MilvusClient
-    except ImportError as error:
-        return {"skipped": f"{error}"}
-    source, path = seeds(job.folder), job.folder / f"{job.passages}.milvus.db"
-    _, vectors = queries(source)
-    lists = job.lists or plan("ivf-pq:48", vectors.shape[1], job.passages).lists
-    client = MilvusClient(str(path))
-    schema = client.create_schema()
-    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=64)
-    schema.add_field("text", DataType.VARCHAR, max_length=4096)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=vectors.shape[1])
-    keys = ("language", "topic", "shelf")
-    for key in keys:
-        schema.add_field(key, DataType.VARCHAR, max_length=64)
-    params = client.prepare_index_params()
-    params.add_index("vector", index_type="IVF_FLAT", metric_type="IP", params={"nlist": lists})
-    with costs() as cost:
-        client.create_collection("passages", schema=schema, index_params=params)
-        for documents, rows in blocks(source, 0, job.passages):
-            for start in range(0, len(documents), 4096):
-                some = slice(start, start + 4096)
-                client.insert(
-                    "passages",
-                    [
-                        {"id": d.id, "text": d.text, "vector": row, **{key: d.metadata[key] for key in keys}}
-                        for d, row in zip(documents[some], rows[some], strict=True)
-                    ],
-                )
-        client.load_collection("passages")
-    found: dict[str, Any] = {"add": cost.rounded()}
-    probes = {"params": {"nprobe": max(1, round(lists**0.5))}}
-    one = partial(client.search, "passages", limit=K, search_params=probes)
-    found["dense"] = each(lambda n: one(data=[vectors[n].tolist()]), 50)
-    for name, where in FILTERS.items():
-        ((key, value),) = where.items()
-        found[f"dense, {name}"] = each(
-            lambda n, test=f'{key} == "{value}"': one(data=[vectors[n].tolist()], filter=test), 20
-        )
-    size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    found["disk_mib"], found["peak_mib"] = round(size / 2**20), round(peak_mib())
-    return found
-
-
-GROWTH = {
-    "build, CPU s": ("build", "cpu_s"),
-    "build, peak MiB": ("build", "peak_mib"),
-    "build, without mapped files, MiB": ("build", "anonymous_mib"),
-    "database, MiB": ("disk", "index.db"),
-    "columns, MiB": ("disk", "columns"),
-    "vectors, MiB": ("disk", "segments"),
-    "lexical index, MiB": ("disk", "lexical"),
-    "open, ms": ("open", "open", "cpu_ms"),
-    "first dense search, ms": ("open", "first dense", "cpu_ms"),
-    "first lexical search, ms": ("open", "first lexical", "cpu_ms"),
-    "get, ms": ("open", "get", "p50_cpu_ms"),
-    "unknown id, first, ms": ("open", "unknown id", "first_cpu_ms"),
-    "unknown id, ms": ("open", "unknown id", "p50_cpu_ms"),
-    "dense, p50 ms": ("search", "dense", "p50_cpu_ms"),
-    "lexical, p50 ms": ("search", "lexical", "p50_cpu_ms"),
-    "hybrid, p50 ms": ("search", "hybrid", "p50_cpu_ms"),
-    "hybrid, p99 ms": ("search", "hybrid", "p99_cpu_ms"),
-    "recall@10 of dense": ("search", "recall@10 of dense"),
-    "hybrid by 8 callers, ms a query": ("callers", "cpu_ms_a_query"),
-    **{
-        f"filter of {share}, {label}, ms": ("filters", name, *path)
-        for name, share in (("half", "50 %"), ("percent", "1 %"), ("few", ".01 %"))
-        for label, path in (
-            ("first of all", ("first of all", "cpu_ms")),
-            ("another", ("another", "cpu_ms")),
-            ("repeated, dense", ("repeated, dense", "p50_cpu_ms")),
-            ("repeated, hybrid", ("repeated, hybrid", "p50_cpu_ms")),
-        )
-    },
-    "first facet, ms": ("facets", "topic", "first_cpu_ms"),
-    "facet of 10,000 values, first, ms": ("facets", "shelf", "first_cpu_ms"),
-    "all facets, first, ms": ("facets", "all", "first_cpu_ms"),
-    "over FAISS, batch of 1": ("bare", "batch 1", "over"),
-    "over FAISS, batch of 64": ("bare", "batch 64", "over"),
-    "over FAISS, re-ranked, batch of 1": ("bare", "re-ranked, batch 1", "over"),
-    "over FAISS, re-ranked, batch of 64": ("bare", "re-ranked, batch 64", "over"),
-    "add one, p50 ms": ("change", "add one", "p50_cpu_ms"),
-    "add 2,000, s": ("change", "add 2,000", "cpu_s"),
-    "delete one, p50 ms": ("change", "delete one", "p50_cpu_ms"),
-    "delete 2,000, s": ("change", "delete 2,000", "cpu_s"),
-    "compact, s": ("change", "compact", "cpu_s"),
-    "compact after deleting old ones, s": ("change", "compact old ones", "cpu_s"),
-}
-"""Rows of the table, with where their figures are among the results; times are CPU time."""
-
-
-def growth(folder: Path) -> str:
-    """A table in Markdown of what was measured at every number of passages."""
-    files = sorted((file for file in folder.glob("*.json") if file.stem.isdigit()), key=lambda file: int(file.stem))
-    results = [json.loads(file.read_text()) for file in files]
-    lines = [["", *(f"{int(file.stem):,}" for file in files)], ["---"] * (1 + len(files))]
-    for label, path in GROWTH.items():
-        found = []
-        for result in results:
-            value = result
-            for step in path:
-                value = value.get(step, {}) if isinstance(value, dict) else {}
-            found.append("" if isinstance(value, dict) else f"{value:,}")
-        if any(found):
-            lines.append([label, *found])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 WORK: dict[str, Callable[[Job], dict[str, Any]]] = {
