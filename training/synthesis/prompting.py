@@ -88,14 +88,20 @@ class Mix:
     names: Mapping[str, str] = field(repr=False)
 
     def only(self, groups: Mapping[str, float] | None = None, languages: Mapping[str, float] | None = None) -> Mix:
-        """The mix with a user's own weights for the groups, the languages, or both."""
+        """The mix with a user's own weights for the groups, the languages, or both.
+
+        In a single language there are no translations: bitext is left out where the groups are not the user's.
+        """
         for what, given, known in (("task group", groups, self.groups), ("language", languages, self.names)):
             for name, weight in (given or {}).items():
                 if name not in known:
                     raise InputError(f'no {what} is called "{name}"; choose from: {", ".join(known)}')
                 if not 0 < weight < float("inf"):
                     raise InputError(f"the {what} {name} has weight {weight:g}; it must be a number above 0")
-        return Mix(dict(groups or self.groups), dict(languages or self.languages), self.names)
+        spoken, chosen = dict(languages or self.languages), dict(groups or self.groups)
+        if not groups and len(spoken) == 1 and len(chosen) > 1:
+            chosen.pop("bitext", None)
+        return Mix(chosen, spoken, self.names)
 
 
 def load_prompt(name: str, folder: Path | None = None) -> Prompt:

@@ -94,6 +94,13 @@ def test_rare_names_come_in_short_stretches_as_often_as_they_should() -> None:
     assert rare / (300 * 13) == pytest.approx(0.198, abs=0.02)
 
 
+def test_one_language_has_no_translations() -> None:
+    mix = load_mix()
+    assert mix.only(languages={"en": 1}).groups.keys() == mix.groups.keys() - {"bitext"}
+    assert mix.only(languages={"en": 1, "de": 1}).groups == mix.groups
+    assert mix.only({"bitext": 1}, {"en": 1}).groups == {"bitext": 1}  # asked for, and refused where it is written
+
+
 @pytest.mark.parametrize("weight", ["0", "-1", "inf", "nan"])
 def test_a_kind_without_a_weight_is_named(tmp_path: Path, weight: str) -> None:
     text = (FOLDER / "queries.toml").read_text("utf-8")
