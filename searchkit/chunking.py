@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from searchkit.errors import InputError
 
+_MARGIN = 16
+"""Tokens that a passage by itself may have more than the text has there; one with more room to spare is not counted."""
+
 _SENTENCE_END = re.compile(r"[.!?\u2026]['\")\]\u201d\u2019]*\s+|[\u3002\uff01\uff1f]\s*|\n\s*")
 
 
@@ -48,7 +51,8 @@ def chunk(
         if last < len(token_spans):
             last = _cut(text, token_spans, _earliest(first, last), last)
         start, stop = _stretch(text, token_spans, first, last)
-        while last > first + 1 and (excess := len(offsets(before + text[start:stop])) - tokens) > 0:
+        full = first + max(1, room - _MARGIN)
+        while last > full and (excess := len(offsets(before + text[start:stop])) - tokens) > 0:
             latest = max(first + 1, last - excess)
             last = _cut(text, token_spans, _earliest(first, latest), latest)
             start, stop = _stretch(text, token_spans, first, last)
