@@ -56,6 +56,15 @@ class Tasks(Answer):
 
     tasks: list[Text]
 
+    @field_validator("tasks")
+    @classmethod
+    def _saying_what_to_do(cls, tasks: list[str]) -> list[str]:
+        """Those that are no questions: small models also write what could be asked in a task."""
+        kept = [task for task in tasks if not task.endswith(("?", "\uff1f"))]
+        if not kept:
+            raise InputError(f'none is an instruction such as "{_INSTRUCTION}"')
+        return kept
+
 
 class ShortLong(Answer):
     """A query with a document that serves it and one that nearly does."""

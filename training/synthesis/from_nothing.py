@@ -13,7 +13,7 @@ from searchkit.training.synthesis.prompting import Prompt, load_mix, load_prompt
 from searchkit.training.synthesis.protocol import Request
 from searchkit.training.synthesis.quality import Candidate
 from searchkit.training.synthesis.settings import SynthesizeConfig
-from searchkit.training.texts import folded
+from searchkit.training.texts import words
 
 BRAINSTORMED = ("short-long", "long-short", "short-short", "long-long")
 """Groups whose examples follow a task definition that the model wrote before."""
@@ -117,13 +117,13 @@ class FromNothing:
             name = f"tasks of {self._brainstorms[group].label}, seed {self._seed}"
             kept = asker.settled(name) or {"tasks": [], "calls": 0}
             tasks, calls = list(kept["tasks"]), int(kept["calls"])
-            known = set(map(folded, tasks))
+            known = {tuple(words(task)) for task in tasks}
             for _ in range(self._tries):
                 missing = -(-(count - len(tasks)) // TASKS_A_CALL)
                 for answer in await asker.ask([self._brainstorm(group, calls + n) for n in range(missing)]):
                     for task in getattr(answer, "tasks", ()):
-                        if folded(task) not in known:
-                            known.add(folded(task))
+                        if (said := tuple(words(task))) not in known:
+                            known.add(said)
                             tasks.append(task)
                 calls += max(0, missing)
                 if len(tasks) >= count:
@@ -165,6 +165,7 @@ class FromNothing:
                 negatives=tuple(negatives),
                 target_language=slot.target_language,
                 slot=slot.number,
+                shown="\n".join(prompt.texts.values()),
             )
         ]
 

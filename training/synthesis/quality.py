@@ -109,8 +109,9 @@ class Checks:
             return "copied from the passage", run
         if candidate.group == "grounded" and (found := _REFERENCE.search(candidate.query)):
             return "speaks of the passage", found[0]
-        if run := copied(candidate.query, candidate.shown):
-            return "copied from the prompt", run
+        for text in _texts(candidate):
+            if run := copied(text, candidate.shown):
+                return "copied from the prompt", run
         if self._languages is not None:
             sides = [(candidate.query, candidate.language)]
             if candidate.group != "grounded":  # whose positive is the user's own
@@ -128,14 +129,20 @@ class Checks:
 
 def malformed(candidate: Candidate) -> str:
     """Why a text is no example at all, or ""."""
-    texts = (candidate.query, candidate.positive, *candidate.negatives)
-    if any(map(refuses, texts[:1] if candidate.group == "grounded" else texts)):  # whose passages are the user's own
+    if any(map(refuses, _texts(candidate))):
         return "refused by the model"
     if folded(candidate.query) == folded(candidate.positive):
         return "the query is its own positive"
     if any(folded(candidate.positive) == folded(negative) for negative in candidate.negatives):
         return "a negative is the positive itself"
     return ""
+
+
+def _texts(candidate: Candidate) -> tuple[str, ...]:
+    """What the model wrote: for grounded examples the query alone, since their passages are the user's own."""
+    if candidate.group == "grounded":
+        return (candidate.query,)
+    return (candidate.query, candidate.positive, *candidate.negatives)
 
 
 def copied(query: str, passage: str) -> str:

@@ -459,6 +459,13 @@ def test_what_instructs_no_search_is_no_instruction() -> None:
         read_answer("corpus-tasks", json.dumps({"tasks": tasks[:1]}))
 
 
+def test_a_question_is_no_task() -> None:
+    tasks = ["Which hotel was the guest unhappy about?", "Tell what a guest was unhappy about."]
+    assert read_answer("tasks", json.dumps({"tasks": tasks})).model_dump()["tasks"] == tasks[1:]
+    with pytest.raises(AnswerError, match="none is an instruction"):
+        read_answer("tasks", json.dumps({"tasks": tasks[:1]}))
+
+
 def test_a_model_that_thinks_gets_the_whole_limit_and_short_answers_a_low_one(tmp_path: Path) -> None:
     """As vLLM and Ollama without a reasoning parser: the thoughts come first, within the answer."""
 

@@ -50,6 +50,24 @@ def test_a_query_lifted_from_the_prompts_example_is_rejected() -> None:
     checks.close()
 
 
+def test_no_text_of_an_example_from_nothing_may_be_its_prompts() -> None:
+    checks = Checks(likeness=1, check_language=False, evaluation=())
+    shown = "S3 renders S1 badly. It shares words with S2 but loses or changes part of the meaning."
+    texts = "The train is late", "Der Zug kommt nicht", "It shares words with S2 but loses part"
+    sides = [
+        (texts[0], texts[1], ()),
+        (texts[0], texts[2], ()),
+        (texts[0], texts[1], (texts[2],)),
+        (texts[2], texts[1], ()),
+    ]
+    faults = [
+        checks.fault(Candidate(query, positive, "", "bitext", "en", "bitext@1", negatives=negatives, shown=shown))
+        for query, positive, negatives in sides
+    ]
+    assert faults == [None] + 3 * [("copied from the prompt", "it shares words with s2 but")]
+    checks.close()
+
+
 @pytest.mark.parametrize(
     ("query", "alone"),
     [
