@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filtered import Found, connect, select
 from stored import document
 
 from searchkit.indexer.store import Store
@@ -16,3 +18,10 @@ def folder(tmp_path: Path, vectors: np.ndarray) -> Path:
         for n in range(3):
             made.commit([document(str(2 * n)), document(str(2 * n + 1))], vectors[4 * n : 4 * n + 4])
     return tmp_path / "an.index"
+
+
+@pytest.fixture
+def found() -> Iterator[Found]:
+    db = connect()
+    yield lambda where, *metadata: select(db, where, *metadata)
+    db.close()

@@ -1,139 +1,25 @@
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
-from collections.abc import Callable, Iterator
-from datetime import datetime
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from filter_strategies import DATES, MOMENTS, NO_DATES, documents, filters, operators, stored
+from filtered import Found, connect, holds, select
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchkit.errors import FilterError
 from searchkit.indexer.columns.build import merged, part_of
 from searchkit.indexer.columns.filtering import passing
 from searchkit.indexer.documents import NewDocument
-from searchkit.indexer.filters import LOGICAL, MAX_DEPTH, OPERATORS, compile_filter, parse_filter
+from searchkit.indexer.filters import compile_filter
 from searchkit.indexer.store import Store
 from searchkit.indexer.unicode import normalised_metadata
 
-Found = Callable[..., list[bool]]
 DAY = {"$date": "2024-05-01"}
-
-
-def select(db: sqlite3.Connection, where: dict[str, Any], *metadata: dict[str, Any]) -> list[bool]:
-    """Of each metadata, stored with the ids "0", "1", ... and titles "t0", "t1", ..., whether the filter is true."""
-    db.execute("DELETE FROM documents")
-    rows = [(n, str(n), f"t{n}", json.dumps(one, ensure_ascii=False)) for n, one in enumerate(metadata)]
-    db.executemany("INSERT INTO documents VALUES (?, ?, ?, ?)", rows)
-    condition = compile_filter(where)
-    found = [
-        value for (value,) in db.execute(f"SELECT {condition.sql} FROM documents ORDER BY doc", condition.parameters)
-    ]
-    assert set(found) <= {0, 1}  # NULL would make NOT wrong
-    return [bool(value) for value in found]
-
-
-def connect() -> sqlite3.Connection:
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    db.execute("CREATE TABLE documents (doc INTEGER PRIMARY KEY, id TEXT, title TEXT, metadata TEXT)")
-    return db
-
-
-@pytest.fixture
-def found() -> Iterator[Found]:
-    db = connect()
-    yield lambda where, *metadata: select(db, where, *metadata)
-    db.close()
-
-
-# An evaluator in plain Python, of the semantics the module's docstring gives
-
-
-def holds(where: dict[str, Any], document: dict[str, Any]) -> bool:
-    return all(entry_holds(key, value, document) for key, value in where.items())
-
-
-def entry_holds(key: str, value: Any, document: dict[str, Any]) -> bool:
-    if key == "$not":
-        return not holds(value, document)
-    if key in ("$and", "$or", "$nor"):
-        results = [holds(part, document) for part in value]
-        return {"$and": all(results), "$or": any(results), "$nor": not any(results)}[key]
-    if not isinstance(value, dict) or "$date" in value:
-        value = {"$eq": value}
-    values = reached(document, [re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:\\.|[^.\\])+", key)])
-    return all(operator_holds(operator, operand, values) for operator, operand in value.items())
-
-
-def reached(document: dict[str, Any], parts: list[str]) -> list[Any]:
-    values: list[Any] = [document]
-    for part in parts:
-        inner = [item for value in values for item in (value if isinstance(value, list) else [value])]
-        values = [item[part] for item in inner if isinstance(item, dict) and part in item]
-    return values
-
-
-def operator_holds(operator: str, operand: Any, values: list[Any]) -> bool:
-    if operator == "$exists":
-        return operand == bool(values)
-    if operator == "$not":
-        return not all(operator_holds(*item, values) for item in operand.items())
-    if operator in ("$ne", "$nin"):
-        return not operator_holds({"$ne": "$eq", "$nin": "$in"}[operator], operand, values)
-    if operator == "$in":
-        return any(operator_holds("$eq", one, values) for one in operand)
-    if operand is None and not values:
-        return True
-    elements = [element for value in values for element in (value if isinstance(value, list) else [value])]
-    return any(compares(operator, element, operand) for element in elements)
-
-
-def compares(operator: str, value: Any, operand: Any) -> bool:
-    if isinstance(operand, dict):
-        value, operand = instant(value), instant(operand["$date"])
-        if value is None:
-            return False
-    elif kind(value) != kind(operand):
-        return False
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        value = float(value)
-    return {
-        "$eq": lambda: value == operand,
-        "$gt": lambda: value > operand,
-        "$gte": lambda: value >= operand,
-        "$lt": lambda: value < operand,
-        "$lte": lambda: value <= operand,
-    }[operator]()
-
-
-def kind(value: Any) -> type:
-    return float if type(value) is int else type(value)
-
-
-def instant(text: Any) -> Fraction | None:
-    """Seconds since 1970, None for what is no date."""
-    form = r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(?:(?<=:\d\d:\d\d)(\.\d+))?(Z|[+-]\d\d:\d\d)?)?"
-    if not isinstance(text, str) or not (match := re.fullmatch(form, text, re.ASCII)):
-        return None
-    day, clock, fraction, zone = match.groups()
-    try:
-        seconds = Fraction(
-            int((datetime.fromisoformat(f"{day} {clock or '00:00'}") - datetime(1970, 1, 1)).total_seconds())
-        )
-    except ValueError:  # 31 February
-        return None
-    if zone and zone != "Z":
-        seconds -= int(zone[0] + "1") * (int(zone[1:3]) * 3600 + int(zone[4:]) * 60)
-    return seconds + Fraction(fraction or 0)
-
-
 DB = connect()
 
 checked = settings(deadline=None, derandomize=True, database=None)
@@ -330,166 +216,6 @@ def test_a_list_of_thousands_is_one_parameter(found: Found) -> None:
     documents = [{"a": 4999}, {"a": 5000}, {"a": "t7"}, {"a": ["x", "t4999"]}, {"a": ["x"]}]
     assert found({"a": {"$in": values}}, *documents) == [True, False, True, True, False]
     assert len(compile_filter({"a": {"$in": values}}).parameters) < 20
-
-
-# Limits, hostile input, errors
-
-
-@pytest.mark.parametrize(
-    ("wrap", "times"),
-    [
-        (lambda inner: {"$or": [{"x": 1}, inner]}, MAX_DEPTH),
-        (lambda inner: {"$and": [{"y": 1}, inner]}, MAX_DEPTH),
-        (lambda inner: {"$not": inner}, 25),
-        (lambda inner: {"$nor": [{"x": 1}, inner]}, 7),
-        (lambda inner: {"y": 1, "$or": [{"x": 1}, inner]}, 5),
-    ],
-)
-def test_filters_may_nest(found: Found, wrap: Callable[[Any], Any], times: int) -> None:
-    where: dict[str, Any] = {"a.b": {"$in": ["x", 1, None]}}
-    for _ in range(times):
-        where = wrap(where)
-    documents = [{"a": {"b": 1}, "y": 1}, {"a": {"b": 2}, "y": 1}, {"a": [{"b": "x"}], "y": 2}]
-    assert found(where, *documents) == [holds(where, one) for one in documents]
-
-
-def test_long_filters_and_long_keys_run(found: Found) -> None:
-    ranges = [{"n": {"$gte": 10 * n, "$lt": 10 * n + 1}} for n in range(300)]
-    assert found({"$or": ranges}, {"n": 2990}, {"n": 2991}, {"n": [3, 20]}) == [True, False, True]
-    metadata: Any = 1
-    for key in "hgfedcba":
-        metadata = {key: [metadata, 2]}
-    assert found({"a.b.c.d.e.f.g.h": {"$in": [0, 1]}}, metadata, {"a": 1}) == [True, False]
-
-
-def test_filters_too_large_for_sqlite_are_refused() -> None:
-    with pytest.raises(FilterError, match=r"too large for SQLite 3\..*nest less.*\$in"):
-        compile_filter({"$or": [{"a": n} for n in range(2000)]})
-
-
-HOSTILE = [
-    "'; DROP TABLE documents; --",
-    "' OR 1=1 --",
-    '" OR ""="',
-    "x') OR (1=1",
-    "?",
-    "{}",
-    "{0}",
-    "%s",
-    "$[0]",
-    "a]b[",
-    "*",
-    "$.a",
-]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_what_users_write_is_never_in_the_sql(found: Found, text: str) -> None:
-    key = text.replace('"', "'").replace("$", "\\$").replace(".", "\\.")
-    stored = text.replace('"', "'")
-    for operator in ("$eq", "$gte", "$in"):
-        operand = [text, "b"] if operator == "$in" else text
-        plain = ["a", "b"] if operator == "$in" else "a"
-        assert compile_filter({key: {operator: operand}}).sql == compile_filter({"k": {operator: plain}}).sql
-        assert found({key: {operator: operand}}, {stored: text}, {stored: ""}, {"a": text}) == [True, False, False]
-    assert found({}, {}) == [True]
-
-
-@pytest.mark.parametrize(
-    ("where", "parts"),
-    [
-        ([], ["a filter is []", "expected an object"]),
-        ({"$and": [1]}, ["a filter is 1"]),
-        ({"$and": []}, ["$and has []", "one or more"]),
-        ({"$or": {"a": 1}}, ['$or has {"a": 1}', "list"]),
-        ({"$xor": [{"a": 1}]}, ['"$xor"', "did you mean $or", *LOGICAL, r'"\\$xor"']),
-        ({"$gte": 5}, ['"$gte"', '{"year": {"$gte": ...}}']),
-        ({"a": {"$gtr": 5}}, ['"$gtr" of "a"', "did you mean $gt", *OPERATORS]),
-        ({"a": {"$or": [1]}}, ['"$or" of "a"', "outside keys"]),
-        ({"a": {"b": 5}}, ['"b" of "a"', '"a.b"']),
-        ({"a": {"$gt": 1, "b": 5}}, ['"b" of "a"']),
-        ({"a": {"$contains": "x"}}, ['"$contains" of "a"', *OPERATORS]),
-        ({"a": {}}, ['"a" has an empty object']),
-        ({1: 2}, ["a metadata key is 1"]),
-        ({"a": [1, 2]}, ['$eq of "a" has [1, 2]', "$in takes a list"]),
-        ({"a": {"$in": "x"}}, ['$in of "a" has "x"', "list"]),
-        ({"a": {"$in": [[1]]}}, ['$in of "a" has [1]']),
-        ({"a": {"$eq": {"b": 1}}}, ['$eq of "a" has {"b": 1}']),
-        ({"a": {"$exists": 1}}, ['$exists of "a" has 1', "true or false"]),
-        ({"a": {"$not": 5}}, ['$not of "a" has 5', "$ne"]),
-        ({"a": {"$gt": None}}, ['$gt of "a" has null', "a number, a string"]),
-        ({"a": {"$lte": True}}, ['$lte of "a" has true']),
-        ({"a": float("nan")}, ["NaN", "finite"]),
-        ({"a": {"$lt": float("inf")}}, ["Infinity", "finite"]),
-        ({"a": 2**63}, [str(2**63), "64 bits"]),
-        ({"a": {"$in": [-(2**63) - 1]}}, ["64 bits"]),
-        ({"a": "x\0y"}, ['$eq of "a"', "NUL"]),
-        ({"a": "\ud800"}, ['$eq of "a"', "not UTF-8"]),
-        ({"a": datetime(2024, 5, 1)}, ["2024", "$date"]),
-        ({"a": {"$date": "May 2024"}}, ["May 2024", "ISO 8601"]),
-        ({"a": {"$gt": {"$date": "2024-02-30"}}}, ['$gt of "a"', "2024-02-30", "ISO 8601"]),
-        ({"a": {"$date": 20240501}}, ["20240501", "ISO 8601"]),
-        ({"a": {"$date": "2024-05-01", "$gt": 1}}, ['"$date": "2024-05-01", "$gt": 1']),
-        ({"_id": 5}, ['$eq of "_id" has 5', "string"]),
-        ({"_title": {"$in": ["x", None]}}, ['$in of "_title" has ["x", null]', "string"]),
-        ({"": 1}, ["the key"]),
-        ({'a"b': 1}, [r'the key "a\"b"', "double quote"]),
-        ({"a\\b": 1}, [r'the key "a\\b"', "backslash"]),
-        ({"a\nb": 1}, ["the key", "control character"]),
-        ({"\udc00": 1}, ["the key"]),
-        ({"a..b": 1}, ['the key "a..b"', "none empty"]),
-        ({".a": 1}, ['the key ".a"']),
-        ({"a.b.c.d.e.f.g.h.i": 1}, ["has 9 parts", "1 to 8"]),
-    ],
-)
-def test_errors_say_what_came_and_what_is_expected(where: Any, parts: list[str]) -> None:
-    with pytest.raises(FilterError) as error:
-        compile_filter(where)
-    assert not [part for part in parts if part not in str(error.value)], str(error.value)
-
-
-@pytest.mark.parametrize("wrap", [lambda inner: {"$not": inner}, lambda inner: {"$or": [inner]}])
-def test_filters_nested_too_deeply_are_refused(wrap: Callable[[Any], Any]) -> None:
-    where: dict[str, Any] = {"a": 1}
-    for _ in range(5000):
-        where = wrap(where)
-    with pytest.raises(FilterError, match=f"more than {MAX_DEPTH} deep"):
-        compile_filter(where)
-    endless: dict[str, Any] = {}
-    endless["$not"] = endless
-    with pytest.raises(FilterError, match=f"more than {MAX_DEPTH} deep"):
-        compile_filter({"a": endless})
-
-
-def test_a_filter_is_parsed_from_a_command_line() -> None:
-    assert parse_filter(' {"year": {"$gte": 2015}, "lang": "en"} ') == {"year": {"$gte": 2015}, "lang": "en"}
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("year=2015", "year=2015"),
-        ("{'year': 2015}", "{'year': 2015}"),
-        ('{"year": {"": 2015', "Expecting"),
-        ("", "Expecting value"),
-        ("[1]", "[1]"),
-        ('"year"', "year"),
-        ('{"a": NaN}', "NaN"),
-        ('{"a": 1' + "0" * 5000 + "}", "not JSON"),
-        ('{"a":' * 100_000, "not JSON"),
-    ],
-)
-def test_an_invalid_filter_is_shown_with_an_example(text: str, part: str) -> None:
-    with pytest.raises(FilterError) as error:
-        parse_filter(text)
-    assert part in str(error.value)
-    assert '{"year": {"$gte": 2015}' in str(error.value)
-    assert len(str(error.value)) < 500
-
-
-def test_a_key_named_twice_is_refused() -> None:
-    with pytest.raises(FilterError, match='"a" twice'):
-        parse_filter('{"a": 1, "a": 2}')
 
 
 def test_conditions_select_from_an_index_folder(tmp_path: Path) -> None:
