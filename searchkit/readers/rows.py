@@ -172,9 +172,9 @@ def document_of(row: Row, fields: Fields, incidental: tuple[str, ...] = ()) -> D
         check_metadata(metadata)
     except InputError as error:
         raise RowError(str(error)) from None
-    return Document(
-        id=id, text=text, title=title, metadata=metadata, place=row.location, incidental=incidental, vector=vector
-    )
+    # A file's name need not be UTF-8 to be read.
+    place = row.location.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return Document(id=id, text=text, title=title, metadata=metadata, place=place, incidental=incidental, vector=vector)
 
 
 def id_key(keys: Container[str], fields: Fields) -> str:

@@ -20,6 +20,7 @@ from files import refused, table, write
 from searchkit.errors import CorpusError
 from searchkit.readers.corpus import Fields, ReadReport, Rejects, estimate_documents, read_corpus
 from searchkit.records import Document
+from searchkit.validation import check_document
 
 TEA = Document(id="1", title="Tea", text="Steep for three minutes.", metadata={"year": 2015})
 GOOD = '{"id": "good", "text": "tea"}\n'
@@ -380,3 +381,14 @@ def test_csv_agrees_with_the_csv_module(tmp_path):
     with (tmp_path / "a.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([("id", "text"), *zip(itertools.count(), cells, strict=False)])
     assert [document.text for document in read_corpus(tmp_path / "a.csv")] == cells
+
+
+def test_a_file_may_have_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    try:
+        path.write_text('{"id": "a", "text": "Tea."}\n')
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (document,) = read_corpus(path)
+    check_document(document)
+    assert document.place.endswith("caf\\xe9.jsonl:1")
