@@ -82,8 +82,8 @@ class Store:
     """
 
     def __init__(self, folder: Path, *, writable: bool = False, backend: VectorBackend | None = None) -> None:
-        self.folder, self.backend = folder, backend or make_backend()
-        self.database = Database(folder, writable=writable)
+        self.folder, self.backend = _located(folder), backend or make_backend()
+        self.database = Database(self.folder, writable=writable)
         self.documents = Documents(self.database)
         self.lexical = LexicalFiles(self.database)
         self._template: VectorIndex | None = None
@@ -115,6 +115,7 @@ class Store:
             similarity: How they are compared; None for the cosine.
             backend: As for an index that is opened.
         """
+        folder = _located(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} exists and is not an index; name another folder with --index")
         # Created under another name first: a folder with an index.db is always a whole index.
@@ -392,3 +393,13 @@ class Store:
         """Remove what no commit names: files of a killed writer, and files that were replaced."""
         for entry in self.leftovers():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _located(folder: Path) -> Path:
+    """The absolute path: files are opened when first needed, wherever the process works by then."""
+    folder = folder.absolute()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise StoreError(f"{folder}: the path is not UTF-8, which FAISS and tantivy need; rename the folder") from error
+    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -285,6 +286,30 @@ def test_threads_that_add_at_once_lose_nothing_and_others_search_meanwhile() -> 
         assert {document.id for document in made} == expected
         assert set(ids(made.search("note", k=500))) == expected
         assert len(set(counts)) > 1
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_an_engine_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    with SearchEngine.create("notes.index", model=Words()) as made:
+        made.add(notes(3))
+    with SearchEngine.open("notes.index", model=Words(), writable=writable) as engine:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir("elsewhere")
+        for mode in ("dense", "lexical", "hybrid"):
+            assert len(engine.search(TEXTS[1], mode=mode, k=1, where={"n": 1})) == 1
+        if writable:
+            engine.delete(["0"])
+            engine.add(notes(5))
+            engine.compact()
+            assert len(engine) == 5
+    assert list(Path().iterdir()) == []
+
+
+def test_a_path_that_the_libraries_cannot_take_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9.index")
+    with pytest.raises(StoreError, match="the path is not UTF-8, which FAISS and tantivy need; rename the folder"):
+        SearchEngine.create(folder, model=Words())
 
 
 def test_every_error_of_the_api_has_one_root() -> None:
