@@ -29,11 +29,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Sear
         (0.5, 1.0, 8, 1.0),  # much was matched, and the instruction changes nothing
         (0.1, 1.0, 8, 0.0),  # a question word alone
         (0.2, 1.0, 8, 0.5),
-        (0.3, 0.9925, 8, 1.0),  # the instruction changes little, and a little more evidence is wanted
-        (0.25, 0.9925, 8, 0.5),
-        (0.3, 0.99, 8, 0.5),
+        (0.3, 0.97, 8, 1.0),  # an instruction that only says to search
+        (0.35, 0.955, 8, 1.0),  # the instruction changes something, and more evidence is wanted
+        (0.3, 0.955, 8, 0.5),
+        (0.4, 0.95, 8, 0.5),
         (0.5, 0.9, 8, 0.0),  # the instruction asks for something else
-        (0.5, 0.985, 8, 0.5),
+        (0.5, 0.945, 8, 0.5),
         (0.5, 0.9, 3, 0.5),  # of three keywords the agreement says little
     ],
 )
