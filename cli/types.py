@@ -128,8 +128,8 @@ class _Place(_Index):
             self.fail(str(error), param, ctx)
 
 
-class _IndexOrUrl(_Index):
-    """The same, or the URL of one."""
+class _OrUrl(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """The URL of what else is a folder here."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from searchkit.object_storage import is_url
@@ -137,13 +137,12 @@ class _IndexOrUrl(_Index):
         return value if is_url(value) else super().convert(value, param, ctx)
 
 
-class _NewFolderOrUrl(_Target):
+class _IndexOrUrl(_OrUrl, _Index):
+    """The folder of an index, or the URL of one."""
+
+
+class _NewFolderOrUrl(_OrUrl, _Target):
     """A folder to make, or a URL to put one at."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from searchkit.object_storage import is_url
-
-        return value if is_url(value) else super().convert(value, param, ctx)
 
 
 NON_EMPTY = _NonEmpty()

@@ -292,10 +292,6 @@ class Collection:
         """Have the collection in the server's memory."""
         self.client.call("load_collection", self.name, timeout=self._long())
 
-    def drop(self) -> None:
-        """Remove the collection."""
-        self.client.call("drop_collection", self.name)
-
     def _long(self) -> float:
         """Seconds for what takes as long as there are rows."""
         return max(self.address.timeout, 60.0 + self.state.next_row / 1000)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
@@ -16,10 +14,8 @@ import numpy as np
 from searchkit.binding import ModelChoice, chosen_model
 from searchkit.errors import FilterError, StoreError
 from searchkit.indexer.analysis import Analyzer
-from searchkit.indexer.conditions import Condition
 from searchkit.indexer.documents import NewDocument, StoredPassage
 from searchkit.indexer.keys import FilterFault, MetadataKey, absent_keys, filter_faults, metadata_keys
-from searchkit.indexer.unicode import filterable
 from searchkit.indexer.vectors.similarity import Similarity
 from searchkit.ingest import AddReport, Committer, OnProgress
 from searchkit.models.embedder import Embedder
@@ -29,6 +25,7 @@ from searchkit.remote.address import MilvusAddress, parse_milvus
 from searchkit.remote.client import Client
 from searchkit.remote.collection import Collection
 from searchkit.remote.filters import to_expression
+from searchkit.remote.lookups import CollectionMetadata, SeenDocuments
 from searchkit.remote.ranker import CollectionRanker
 from searchkit.remote.rows import SHOWN, WHOLE, documents_of, passage_of, rows_of
 from searchkit.validation import check_optional_text, check_text, checked_ids
@@ -36,10 +33,6 @@ from searchkit.writer import Writer
 
 T = TypeVar("T")
 
-_AHEAD = 64
-"""Documents whose checksums are read together."""
-_READ_FOR_MESSAGES = 10_000
-"""Rows whose metadata are read to say what keys there are."""
 _DELETED_AT_ONCE = 10_000
 
 
@@ -57,7 +50,7 @@ class MilvusEngine(Writer):
         self._writing, self._reloading = RLock(), RLock()
         self._analyzer = Analyzer(self.settings["language"])
         self._ranker: CollectionRanker = CollectionRanker(collection, self.settings["language"])
-        self._seen = _Seen(collection)
+        self._seen = SeenDocuments(collection)
 
     @classmethod
     def open(
@@ -223,15 +216,15 @@ class MilvusEngine(Writer):
         """Conditions of a filter that can match no document: an unknown key, or a value of another type."""
         to_expression(where)
         self._check_open()
-        return filter_faults(where, _Metadata(self.collection)) if self.passages else []
+        return filter_faults(where, CollectionMetadata(self.collection)) if self.passages else []
 
     def absent_keys(self, keys: Iterable[str]) -> list[str]:
         """For each metadata key that no document has, a sentence that says so and names what there is."""
-        return absent_keys(keys, _Metadata(self.collection))
+        return absent_keys(keys, CollectionMetadata(self.collection))
 
     def metadata_keys(self, limit: int | None = None) -> dict[str, MetadataKey]:
         """The metadata keys of the first documents, in order of first appearance."""
-        return metadata_keys(_Metadata(self.collection), limit)
+        return metadata_keys(CollectionMetadata(self.collection), limit)
 
     # Changing
 
@@ -302,7 +295,7 @@ class MilvusEngine(Writer):
                     self._ranker = CollectionRanker(self.collection, self.settings["language"], self._ranker)
 
     @property
-    def _known(self) -> _Seen:
+    def _known(self) -> SeenDocuments:
         return self._seen
 
     def _ahead(self, documents: Iterable[Document]) -> Iterable[Document]:
@@ -351,66 +344,3 @@ class _Commits(Committer):
         if replaced:
             engine._remove_stale()
         engine._seen.clear()
-
-
-class _Seen:
-    """Documents of a collection by their ids, several looked up at a time."""
-
-    def __init__(self, collection: Collection) -> None:
-        self._collection = collection
-        self._found: dict[str, dict[str, Any] | None] = {}
-
-    def clear(self) -> None:
-        """Forget all: a commit has changed them."""
-        self._found = {}
-
-    def ahead(self, documents: Iterable[Any]) -> Iterator[Any]:
-        """The same documents, of which several are looked up before the first is passed on."""
-        remaining = iter(documents)
-        while batch := list(islice(remaining, _AHEAD)):
-            self._look_up([one.id for one in batch if isinstance(one, Document) and _is_id(one.id)])
-            yield from batch
-
-    def checksum_of(self, document_id: str) -> str | None:
-        """The checksum of the document with that id, or None when there is none."""
-        row = self._row(document_id)
-        return None if row is None else str(row["checksum"])
-
-    def metadata_of(self, document_id: str) -> str:
-        """The metadata of the document with that id, as JSON."""
-        row = self._row(document_id)
-        assert row is not None, "only asked of documents that there are"
-        return json.dumps(row["metadata"], ensure_ascii=False)
-
-    def _row(self, id: str) -> dict[str, Any] | None:
-        if id not in self._found:
-            self._look_up([id])
-        return self._found[id]
-
-    def _look_up(self, ids: Sequence[str]) -> None:
-        rows = self._collection.rows_by_id(ids, ["id", "checksum", "metadata"]) if ids else []
-        self._found = {**dict.fromkeys(ids), **{row["id"]: row for row in rows}}
-
-
-class _Metadata:
-    """The metadata of a collection, for messages about keys."""
-
-    def __init__(self, collection: Collection) -> None:
-        self._collection = collection
-
-    def any_matches(self, condition: Condition) -> bool:
-        """Whether a document passes a filter."""
-        assert condition.where is not None
-        return self._collection.count(to_expression(condition.where)) > 0
-
-    def counted_values(self, *, all_keys: bool) -> None:
-        """None: a server keeps no such counts."""
-
-    def metadata(self) -> Iterator[str]:
-        """The metadata of the first documents, as filters read them."""
-        for row in islice(self._collection.scan(["part", "metadata"], "part == 0"), _READ_FOR_MESSAGES):
-            yield filterable(json.dumps(row["metadata"], ensure_ascii=False))
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)

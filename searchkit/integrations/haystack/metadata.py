@@ -8,8 +8,6 @@ from typing import Any
 
 from haystack import Document
 
-Meta = dict[str, Any]
-
 
 def key_of(name: str) -> str:
     """A field without "meta." before it."""
