@@ -210,7 +210,7 @@ def store_by(engine: SearchEngine, recipe: str) -> None:
     if passages < wanted.needed:
         note(
             f"{recipe} is trained on at least {wanted.needed} passages, and there are {passages}: {stored.spelling} is "
-            f"kept. Later: searchkit compress {engine.store.folder} --recipe {recipe} --apply"
+            f"kept. Later: searchkit compress {engine.name} --recipe {recipe} --apply"
         )
         return
     _apply(engine, recipe, drop_vectors=False, seed=0)
@@ -228,7 +228,7 @@ def _apply(engine: SearchEngine, choice: Candidate | str, drop_vectors: bool, se
     details += [f"efSearch {tuning.ef}"] if RECIPES[plan.recipe].graph else []
     details += [f"the best {tuning.rerank} k re-ranked"] if tuning.rerank else []
     note(
-        f"{engine.store.folder}: stored as {', '.join([plan.spelling, *details])}; "
+        f"{engine.name}: stored as {', '.join([plan.spelling, *details])}; "
         f"vectors on disk: {readable_bytes(before)} before, {readable_bytes(after)} after"
     )
     trained_on = min(plan.wanted, sum(part.count for part in engine.store.snapshot().segments))

@@ -75,7 +75,7 @@ def _sync_once(
     from searchkit.readers.rejects import Rejects
     from searchkit.sync import sync as run
 
-    folder = engine.store.folder
+    folder = Path(engine.name)
     file = reading.rejects_file(folder)
     read = ReadReport()
     with Rejects(None if reading.on_error == "raise" else file) as rejects:
@@ -118,4 +118,4 @@ def _print_report(engine: SearchEngine, report: SyncReport, *, dry_run: bool) ->
     counts = ", ".join(f"{len(items):,} {name}" for name, items in groups.items() if items)
     changes = f"{counts or 'no changes'}, {report.unchanged:,} unchanged"
     state = "dry run" if dry_run else count(len(engine), "document")
-    say(f"{engine.store.folder}: {state}; {changes}")
+    say(f"{engine.name}: {state}; {changes}")

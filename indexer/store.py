@@ -73,6 +73,8 @@ class Store:
         backend: What stores and searches vectors; None takes FAISS on the CPU.
 
     Attributes:
+        name: The folder as it was given, for messages.
+        folder: The same, absolute.
         database: Its settings and commits.
         documents: Its documents and passages.
         lexical: The files of its lexical index.
@@ -82,7 +84,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, *, writable: bool = False, backend: VectorBackend | None = None) -> None:
-        self.folder, self.backend = _located(folder), backend or make_backend()
+        self.name, self.folder, self.backend = str(folder), _located(folder), backend or make_backend()
         self.database = Database(self.folder, writable=writable)
         self.documents = Documents(self.database)
         self.lexical = LexicalFiles(self.database)
@@ -115,7 +117,7 @@ class Store:
             similarity: How they are compared; None for the cosine.
             backend: As for an index that is opened.
         """
-        folder = _located(folder)
+        _located(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} exists and is not an index; name another folder with --index")
         # Created under another name first: a folder with an index.db is always a whole index.

@@ -50,7 +50,7 @@ class OpenIndex(Place):
         settings = store.database.settings()
         if settings["model"] is not None:
             settings["model"] = located(settings["model"], store.folder)
-        super().__init__(str(store.folder), settings, model)
+        super().__init__(store.name, settings, model)
         self._closed = False
         self._reloading = RLock()
         self._lexical = LexicalSync(store, self.settings["language"])

@@ -294,6 +294,7 @@ def test_an_engine_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest
     with SearchEngine.create("notes.index", model=Words()) as made:
         made.add(notes(3))
     with SearchEngine.open("notes.index", model=Words(), writable=writable) as engine:
+        assert engine.name == "notes.index"
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir("elsewhere")
         for mode in ("dense", "lexical", "hybrid"):
