@@ -9,6 +9,7 @@ import json
 import posixpath
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,8 @@ def xlsx(path: Path) -> Parts:
         from openpyxl import load_workbook
     except ImportError as error:
         raise _needs(".xlsx", "openpyxl", error) from error
-    workbook = load_workbook(path, read_only=True, data_only=True)
-    try:
+    # Opened here, since openpyxl leaves a damaged file open.
+    with path.open("rb") as stream, closing(load_workbook(stream, read_only=True, data_only=True)) as workbook:
         lines: list[str] = []
         for sheet in workbook.worksheets:
             # Some programs write wrong ones: cells outside would be lost, and too large ones filled with empty rows.
@@ -146,8 +147,6 @@ def xlsx(path: Path) -> Parts:
             if rows:
                 lines += [sheet.title, *rows, ""]
         return workbook.properties.title or "", _joined(lines), {}
-    finally:
-        workbook.close()
 
 
 def epub(path: Path) -> Parts:

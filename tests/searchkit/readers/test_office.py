@@ -6,6 +6,7 @@ import email.message
 import email.policy
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -108,6 +109,19 @@ def test_a_sheet_is_read_whatever_size_it_claims(tmp_path, dimension):
                 name, old.read(name).replace(b'dimension ref="A1:B2"', f'dimension ref="{dimension}"'.encode())
             )
     assert read(tmp_path / "a.xlsx", (tmp_path / "a.xlsx").read_bytes()).text == "Sheet\ntea | minutes\ngreen | 3"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are listed in /proc on Linux")
+def test_a_damaged_sheet_is_not_left_open(tmp_path):
+    book = pytest.importorskip("openpyxl").Workbook()
+    with zipfile.ZipFile(io.BytesIO(saved(book))) as old, zipfile.ZipFile(tmp_path / "a.xlsx", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"<" if name == "xl/workbook.xml" else old.read(name))
+    with pytest.raises(CorpusError, match=r"cannot be read as \.xlsx") as failure:
+        read(tmp_path / "a.xlsx", (tmp_path / "a.xlsx").read_bytes())
+    assert failure.tb  # which still holds openpyxl's frames, and with them its file
+    opened = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert str(tmp_path / "a.xlsx") not in opened
 
 
 def test_a_mail_that_cannot_be_decoded_is_a_reject(tmp_path):
