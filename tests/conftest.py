@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from forked import Server
 from texts import SENTENCES, TEXTS
 from tiny_models import build_model
 
@@ -52,6 +53,14 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def embedder(mistral: Path) -> Embedder:
     return Embedder(mistral, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def forks(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A process of the test file, whose children do what the tests ask for and may be killed."""
+    made = Server(str(request.path))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -278,28 +278,21 @@ def merged(embedder: Words, parts: list[str], target: str, kill_after: float | N
     return time.monotonic() - began
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    made = Server(__file__)
-    yield made
-    made.close()
-
-
-def killed(server: Server, task: str, seconds: float, chance: random.Random, kills: int, **given: Any) -> int:
+def killed(forks: Server, task: str, seconds: float, chance: random.Random, kills: int, **given: Any) -> int:
     """Do a piece of work that is killed so often before it may end; returns how often it was."""
     done = 0
     for _ in range(kills):
-        server.start(task, kill_after=seconds * chance.random(), **given)
-        status, _ = server.finish()
+        forks.start(task, kill_after=seconds * chance.random(), **given)
+        status, _ = forks.finish()
         assert status in (0, signal.SIGKILL)
         done += status == signal.SIGKILL
         if status == 0:
             return done
-    server.do(task, **given)
+    forks.do(task, **given)
     return done
 
 
-def test_eight_parts_and_a_merge_killed_at_random_are_the_unbroken_index(server: Server) -> None:
+def test_eight_parts_and_a_merge_killed_at_random_are_the_unbroken_index(forks: Server) -> None:
     embedder, chance = Words(), random.Random(8)
     with folder_in_memory() as root:
         with SearchEngine.create(root / "flat.index", model=embedder, chunk_tokens=24) as engine:
@@ -311,13 +304,13 @@ def test_eight_parts_and_a_merge_killed_at_random_are_the_unbroken_index(server:
             engine.compact()
         parts = [str(root / f"part-{number}.index") for number in range(1, 9)]
         given = {"codebook": str(root / "codebook")}
-        seconds = server.do("part", folder=parts[0], number=1, **given)
+        seconds = forks.do("part", folder=parts[0], number=1, **given)
         kills = sum(
-            killed(server, "part", seconds, chance, 1 + KILLS // 8, folder=folder, number=number, **given)
+            killed(forks, "part", seconds, chance, 1 + KILLS // 8, folder=folder, number=number, **given)
             for number, folder in enumerate(parts[1:], 2)
         )
-        seconds = server.do("merged", parts=parts, target=str(root / "unbroken.index"))
-        kills += killed(server, "merged", seconds, chance, KILLS, parts=parts, target=str(root / "merged.index"))
+        seconds = forks.do("merged", parts=parts, target=str(root / "unbroken.index"))
+        kills += killed(forks, "merged", seconds, chance, KILLS, parts=parts, target=str(root / "merged.index"))
         print("killed:", kills)
         assert kills >= KILLS // 2
         check_equal(root / "merged.index", root / "whole.index", embedder)

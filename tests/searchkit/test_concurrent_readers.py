@@ -10,12 +10,10 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pytest
 from forked import Server, Words, folder_in_memory, serve
 
 from searchkit.engine import SearchEngine
@@ -134,16 +132,9 @@ def race(embedder: Words, root: str, commits: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server(__file__)
-    yield made
-    made.close()
-
-
-def test_every_answer_while_a_writer_commits_comes_from_one_commit(server: Server) -> None:
+def test_every_answer_while_a_writer_commits_comes_from_one_commit(forks: Server) -> None:
     with folder_in_memory() as root:
-        ended = server.do("race", root=str(root), commits=COMMITS)
+        ended = forks.do("race", root=str(root), commits=COMMITS)
     print(f"answers {ended['answers']}, of so many commits {ended['seen']}", file=sys.stderr)
     assert ended["wrong"] == []
     assert ended["held"] == states_after(COMMITS)[-1]

@@ -12,13 +12,11 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from forked import Server, folder_in_memory, serve
 
 from searchkit.check import check
@@ -271,20 +269,13 @@ def judge_repair(
     return bool(faults)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    made = Server(__file__)
-    yield made
-    made.close()
-
-
-def test_no_damage_gives_a_wrong_answer_or_a_crash(server: Server) -> None:
+def test_no_damage_gives_a_wrong_answer_or_a_crash(forks: Server) -> None:
     wrong, outcomes = [], Counter[str]()
     with folder_in_memory() as root:
-        server.do("build", root=str(root))
+        forks.do("build", root=str(root))
         for number in range(1000 * SEED, 1000 * SEED + CORRUPTIONS):
-            server.start("judge", root=str(root), number=number)
-            status, judged = server.finish()
+            forks.start("judge", root=str(root), number=number)
+            status, judged = forks.finish()
             if status:
                 wrong.append(f"{number}: ended by {status}")
                 shutil.rmtree(root / "work", ignore_errors=True)

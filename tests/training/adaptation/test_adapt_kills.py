@@ -72,13 +72,6 @@ def place() -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    made = Server(__file__)
-    yield made
-    made.close()
-
-
 def make(folder: Path, model: Path) -> Path:
     with SearchEngine.create(folder / "notes.index", model=model) as engine:
         engine.add(Document(str(n), text.strip(), title=f"Note {n}") for n, text in enumerate(TEXTS))
@@ -112,12 +105,12 @@ def check_equal(folder: Path, whole: Path, model: Path) -> None:
 
 @pytest.mark.parametrize("train", CONFIGS)
 def test_a_run_that_is_killed_ends_as_an_unbroken_one_does(
-    train: str, place: Path, server: Server, mistral: Path
+    train: str, place: Path, forks: Server, mistral: Path
 ) -> None:
     place /= train
     (place / "whole").mkdir(parents=True)
     whole = make(place / "whole", mistral)
-    answer = server.do("adapt", folder=str(whole), train=train, kill_at=None)
+    answer = forks.do("adapt", folder=str(whole), train=train, kill_at=None)
     assert answer["stages"] == STAGES[train]
     chance = random.Random(50)
     for first in range(0, KILLS, CHAIN):
@@ -127,14 +120,14 @@ def test_a_run_that_is_killed_ends_as_an_unbroken_one_does(
         points = [chance.randint(1, max(1, 2 * answer["changes"] // kills)) for _ in range(kills - 1)]
         done = []
         for point in [*points, -1]:
-            server.start("adapt", folder=str(folder), train=train, kill_at=point)
-            status, _ = server.finish()
+            forks.start("adapt", folder=str(folder), train=train, kill_at=point)
+            status, _ = forks.finish()
             stages = folder / "out" / "stages.json"
             done.append(len(json.loads(stages.read_text())) if stages.exists() else 0)
             if status == 0:  # it was done before that many changes
                 break
             assert status == signal.SIGKILL
-        again = server.do("adapt", folder=str(folder), train=train, kill_at=None)
+        again = forks.do("adapt", folder=str(folder), train=train, kill_at=None)
         assert again["stages"] in ([], ["adapted"])
         print(f"of {answer['changes']} changes killed at {points}, when so many stages had begun: {done}")
         check_equal(folder, whole, mistral)

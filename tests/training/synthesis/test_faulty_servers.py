@@ -7,7 +7,6 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -109,13 +108,6 @@ def synthesize_for(embedder: Embedder, values: dict[str, Any], index: str | None
         signal.setitimer(signal.ITIMER_REAL, seconds)
     with SearchEngine.open(index, model=embedder) if index else nullcontext() as engine:
         synthesize(SynthesizeConfig(**values), engine)
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Server]:
-    made = Server(__file__)
-    yield made
-    made.close()
 
 
 def slowly(asked: dict[str, Any], seen: int, headers: dict[str, str]) -> Reply:
