@@ -15,7 +15,7 @@ PART = ".part"
 
 def check_new(out: Path) -> None:
     """Raise InputError if there is something at `out` already; an empty folder may be there."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(entry.name != PART for entry in out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; name a new one")
 
 
@@ -23,21 +23,28 @@ def check_new(out: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into, which gets the name `out` when the block ends; after an error nothing is left.
 
-    A process that is killed leaves `out` with :data:`PART` at the end of its name, which the next attempt replaces.
+    An empty folder at `out` stays and is filled at the end: it may be a volume, or where the process works. A process
+    that is killed leaves `out` with :data:`PART` at the end of its name, or :data:`PART` in it, which the next attempt
+    replaces.
 
     Raises:
         InputError: There is something at `out` already.
     """
     check_new(out)
     out = out.resolve()
-    staging = out.with_name(out.name + PART)
+    there = out.is_dir()
+    staging = out / PART if there else out.with_name(out.name + PART)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
         yield staging
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
+        check_new(out)
+        if there:
+            for entry in [*staging.iterdir()]:
+                entry.rename(out / entry.name)
+            staging.rmdir()
+        else:
+            staging.rename(out)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

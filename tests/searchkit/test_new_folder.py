@@ -31,9 +31,10 @@ def test_what_was_interrupted_leaves_nothing_and_can_be_tried_again(tmp_path: Pa
         pass
 
 
-def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "out.part").mkdir()
-    (tmp_path / "out.part" / "stale").write_text("half")
+@pytest.mark.parametrize("left", ["out.part", "out/.part"])
+def test_what_a_killed_process_left_is_replaced(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).mkdir(parents=True)
+    (tmp_path / left / "stale").write_text("half")
     with new_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("whole")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "out"]
@@ -56,3 +57,27 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
         (folder / "file").write_text("whole")
     assert (tmp_path / "out" / "file").read_text() == "whole"
     assert (tmp_path / "link").is_symlink()
+
+
+def test_an_empty_folder_stays_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A volume cannot be removed, and nobody can work in a folder that was.
+    monkeypatch.chdir(tmp_path)
+    with new_folder(Path()) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("whole")
+        assert folder.parent == tmp_path
+    assert Path("inner/file").read_text() == "whole"
+    assert [*tmp_path.iterdir()] == [tmp_path / "inner"]
+
+
+def test_what_came_in_the_meantime_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+
+    def write() -> None:
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "file").write_text("whole")
+            (tmp_path / "out" / "file").write_text("mine")
+
+    with pytest.raises(InputError, match="is not an empty folder"):
+        write()
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
