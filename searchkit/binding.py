@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Set
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -115,7 +116,8 @@ def located(identity: dict[str, Any], index: Path) -> dict[str, Any]:
 
 def _located(stored: Path, index: Path, weights: str) -> str:
     ends = [Path(*stored.parts[n:]) for n in range(1, len(stored.parts))]
-    near = [place for base in (index.parent, index) for end in ends if (place := base / end).is_dir()]
+    # Path.is_dir() raises where one may not look.
+    near = [place for base in (index.parent, index) for end in ends if os.path.isdir(place := base / end)]
     if stored in near:
         return str(stored)
     return str(next((place for place in near if _has_weights(place, weights)), stored))

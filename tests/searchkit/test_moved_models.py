@@ -9,6 +9,7 @@ import pytest
 from tiny_models import build_model
 
 from searchkit import binding
+from searchkit.binding import located
 from searchkit.engine import SearchEngine
 from searchkit.errors import StoreError
 from searchkit.models.embedder import Embedder
@@ -108,3 +109,8 @@ def test_an_adapter_is_found_from_any_folder(tmp_path: Path, mistral: Path, monk
     home.rename(tmp_path / "moved")
     with SearchEngine.open(tmp_path / "moved" / "papers.index") as engine:
         assert engine.embedder.adapter == str(tmp_path / "moved" / "my-adapter")
+
+
+def test_where_one_may_not_look_there_is_no_model(tmp_path: Path) -> None:
+    identity = {"model": "/" + "deep/" * 1000 + "model", "adapter": None, "weights": "0"}
+    assert located(identity, tmp_path) == identity  # a path that is too long fails as one that may not be read
