@@ -83,8 +83,8 @@ class JudgementOptions:
         return Judgements(name, queries, qrels, *self.rules(engine, wording))
 
     def note_missing(self, queries: list[Query], qrels: Qrels) -> None:
-        """Say which judged queries cannot be searched; those of a BEIR folder are refused."""
-        if missing := qrels.keys() - {query.id for query in queries}:
+        """Say which judged queries cannot be searched; those of a BEIR folder are refused, and so is a lack of all."""
+        if queries and (missing := qrels.keys() - {query.id for query in queries}):
             note(
                 f"judged queries that are not in {self.queries}, and score zero: "
                 f"{len(missing):,}, such as {min(missing)}"

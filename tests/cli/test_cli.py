@@ -205,6 +205,12 @@ def test_judged_queries_without_a_text_are_named(index: Path, tmp_path: Path, co
     assert f"judged queries that are not in {tmp_path}/queries.tsv, and score zero: 2, such as q8" in said
 
 
+def test_judgements_without_queries_are_refused_and_no_query_is_called_missing(index: Path, place: Path) -> None:
+    said = call("compare", index, "--qrels", place / "qrels.tsv", code=2).stderr
+    assert "takes --beir FOLDER, or --queries FILE and --qrels FILE" in said
+    assert "judged queries" not in said
+
+
 def test_evaluate_writes_runs_and_a_report(index: Path, judged: tuple[object, ...], tmp_path: Path) -> None:
     files = ("--runs", tmp_path / "runs", "--report", tmp_path / "report.json")
     result = call("evaluate", index, *judged, "--modes", "lexical, hybrid", "--format", "json", *files)
