@@ -80,6 +80,7 @@ class Database:
         self._closed = False
         with ExitStack() as undo, self.access():
             undo.callback(self._release)
+            self._opened = _identity(self.file)
             self.db = _connect(self.file, writable=writable)
             undo.callback(self.db.close)
             self._check_format()
@@ -98,6 +99,11 @@ class Database:
         self._closed = True
         self.db.close()
         self._release()
+
+    def replacement(self) -> tuple[int, int] | None:
+        """What identifies another database where this one was opened; None while it is still there, or nothing is."""
+        found = _identity(self.file)
+        return None if found == self._opened else found
 
     def erase_what_is_replaced(self) -> None:
         """Overwrite replaced content with zeros from now on, so that equal databases are equal files."""
@@ -298,6 +304,15 @@ def _explained(file: Path) -> Iterator[None]:
             raise StoreError(f"{file} does not take the change ({error}); nothing was committed") from error
         damage = f"cannot be read ({type(error).__name__}: {error})"
         raise DamagedError(file, damage, REBUILD, repairable=False) from error
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """The device and the number of a file, which no other has while it is open; None where there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _connect(file: Path, *, writable: bool) -> sqlite3.Connection:

@@ -231,6 +231,10 @@ class OpenIndex(Place):
         """Whether nothing has been committed since it was opened or last reloaded; one look-up in the database."""
         return self._store.database.number("generation") == self._ranker.commit
 
+    def replacement(self) -> object | None:
+        """What identifies another index in the folder, built anew or moved there; None while it is this one."""
+        return self._store.database.replacement()
+
     def reload(self) -> None:
         """See what has been committed since the index was opened or last reloaded."""
         self._check_open()

@@ -87,6 +87,10 @@ class Place(ABC):
     def is_current(self) -> bool:
         """Whether nothing has been committed since it was opened or last reloaded."""
 
+    def replacement(self) -> object | None:
+        """What identifies another place under the same address, such as a folder that was built anew; None: none."""
+        return None
+
     @abstractmethod
     def _check_open(self) -> None:
         """Raise StoreError if it has been closed."""

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 from searchkit.binding import FREE, ModelChoice
-from searchkit.errors import BusyError, InputError
+from searchkit.errors import BusyError, InputError, SearchkitError
 from searchkit.indexer.keys import MetadataKey
 from searchkit.models.embedder import Embedder
 from searchkit.records import Document
@@ -45,14 +45,27 @@ class ServedIndex:
         engine: Open for reading.
         model: Name of its model in the service; None where its users made its vectors.
         metrics: Where its commits are shown.
+        device: Where vectors are searched.
+
+    Attributes:
+        stale: Why what is in the folder now is not served; empty while it is.
     """
 
     def __init__(
-        self, name: str, folder: Path | MilvusAddress, engine: Writer, model: str | None, metrics: Metrics
+        self,
+        name: str,
+        folder: Path | MilvusAddress,
+        engine: Writer,
+        model: str | None,
+        metrics: Metrics,
+        device: str | None = None,
     ) -> None:
         self.name, self.folder, self.model = name, folder, model
-        self._engine, self._metrics = engine, metrics
-        self._writing = Lock()
+        self.stale = ""
+        self._engine, self._metrics, self._device = engine, metrics, device
+        self._replaced: list[Writer] = []  # requests may still be using them
+        self._refused: object = None
+        self._writing, self._reopening = Lock(), Lock()
         self._keys: tuple[int, dict[str, MetadataKey]] | None = None
         self._show()
 
@@ -62,11 +75,38 @@ class ServedIndex:
         Comparing commits is one look-up in the database, or one request.
         """
         engine = self._engine
+        found = engine.replacement()
+        if found is None:
+            self._refused, self.stale = None, ""
+        elif found != self._refused:
+            engine = self._reopened(engine, found)
         if not engine.is_current():
             engine.reload()
             self._metrics.reloads.labels(self.name).inc()
             self._show()
         return engine
+
+    def _reopened(self, engine: Writer, found: object) -> Writer:
+        """What has taken the place of an index since it was opened; the index itself where that cannot be served."""
+        with self._reopening:
+            if self._engine is not engine:  # another request was first
+                return self._engine
+            try:
+                model = None if self.model is None else engine.embedder
+                opened = open_place(self.folder, model=model, device=self._device)
+                if opened.has_model != engine.has_model:
+                    opened.close()
+                    raise InputError("it is bound to a model, and the one before was not")
+            except (SearchkitError, OSError) as error:
+                self._refused = found
+                self.stale = f"{self.name} has been replaced, and the service has to be restarted: {error}"
+                logger.warning("%s", self.stale)
+                return engine
+            self._replaced.append(engine)
+            self._engine, self._keys, self.stale = opened, None, ""
+            self._metrics.reloads.labels(self.name).inc()
+            self._show()
+            return opened
 
     def _show(self) -> None:
         self._metrics.commit.labels(self.name).set(self._engine.commit)
@@ -74,7 +114,8 @@ class ServedIndex:
 
     def close(self) -> None:
         """Close the index."""
-        self._engine.close()
+        for engine in (*self._replaced, self._engine):
+            engine.close()
 
     def keys(self) -> dict[str, MetadataKey]:
         """The metadata keys of the last commit; read once a commit."""
@@ -86,7 +127,7 @@ class ServedIndex:
 
     def get(self, id: str) -> Found:
         """A document of the last commit."""
-        return Found(*self._engine.latest(id))
+        return Found(*self.current().latest(id))
 
     def write(self, change: Callable[[Writer], T]) -> tuple[int, T]:
         """Make a change as the index's writer; returns the commit after it and what the change returned.
@@ -130,7 +171,7 @@ class Indexes:
                 model = self._model(folder, settings)
                 embedder = None if model is None else self.models[model]
                 engine = open_place(folder, model=embedder, device=settings.device)
-                self._indexes[name] = ServedIndex(name, folder, engine, model, metrics)
+                self._indexes[name] = ServedIndex(name, folder, engine, model, metrics, settings.device)
             undo.pop_all()
 
     def __iter__(self) -> Any:

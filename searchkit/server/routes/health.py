@@ -49,7 +49,8 @@ async def _failures(service: Service) -> dict[str, str]:
     for index in service.indexes:
         checks[f"index {index.name}"] = search(service, index, SearchParameters(query="readiness", k=1))
     outcomes = await asyncio.gather(*map(_outcome, checks.values()))
-    return {name: outcome for name, outcome in zip(checks, outcomes, strict=True) if outcome}
+    failures = {name: outcome for name, outcome in zip(checks, outcomes, strict=True) if outcome}
+    return failures | {f"index {index.name}": index.stale for index in service.indexes if index.stale}
 
 
 async def _outcome(check: Awaitable[object]) -> str:

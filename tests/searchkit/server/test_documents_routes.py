@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,3 +89,31 @@ def test_bad_documents_are_refused(writer, document) -> None:
     response = writer.put("/indexes/live/documents/2", json=document)
     assert response.status_code == 400
     assert response.json()["error"]["message"]
+
+
+def test_an_index_that_was_built_anew_is_served_without_a_restart(writer, tmp_path: Path) -> None:
+    assert ids(writer, "tea") == ["1"]
+    folder = tmp_path / "live.index"
+    shutil.rmtree(folder)
+    assert ids(writer, "tea") == ["1"]  # until there is another
+    with SearchEngine.create(folder, model="builtin") as engine:
+        engine.add([Document("new", "New tea.")])
+    assert ids(writer, "tea") == ["new"]
+    assert writer.get("/indexes/live/documents/1").status_code == 404
+    writer.put("/indexes/live/documents/2", json={"text": "Coal."})
+    assert writer.get("/indexes/live/documents/2").json()["text"] == "Coal."
+    assert writer.get("/readyz").status_code == 200
+
+
+def test_an_index_of_another_model_needs_a_restart_and_the_service_says_so(writer, tmp_path: Path) -> None:
+    folder = tmp_path / "live.index"
+    folder.rename(tmp_path / "before.index")
+    with SearchEngine.create(folder, dim=2, vectors_from="m") as engine:
+        engine.add([Document("new", "New tea.")], vectors=[[1.0, 0.0]])
+    writer.get("/indexes/live/search", params={"query": "tea"})
+    ready = writer.get("/readyz")
+    assert ready.status_code == 503
+    assert "live has been replaced, and the service has to be restarted" in ready.json()["failures"]["index live"]
+    shutil.rmtree(folder)
+    (tmp_path / "before.index").rename(folder)
+    assert ids(writer, "tea") == ["1"]
