@@ -126,7 +126,7 @@ def _located(stored: Path, index: Path, weights: str) -> str:
 def _has_weights(folder: Path, weights: str) -> bool:
     try:
         return fingerprint(folder) == weights
-    except (OSError, ValueError):  # something else is there
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # something else is there
         return False
 
 

@@ -77,9 +77,10 @@ def test_another_model_of_the_same_name_is_not_taken(tmp_path: Path, mistral: Pa
         engine.search("tea")
     shutil.rmtree(moved.parent / "model")
     (moved.parent / "model").mkdir()
-    (moved.parent / "model" / "modules.json").write_text("{")
-    with SearchEngine.open(moved) as engine, pytest.raises(StoreError, match="If the model has moved, name its folder"):
-        engine.search("tea")
+    for modules in ("{", "[1]", "[{}]", '[{"type": 1}]'):  # of another program
+        (moved.parent / "model" / "modules.json").write_text(modules)
+        with SearchEngine.open(moved) as engine, pytest.raises(StoreError, match="If the model has moved, name its"):
+            engine.search("tea")
 
 
 def test_where_nothing_was_moved_nothing_is_compared(
