@@ -401,7 +401,7 @@ class Embedder:
         return self.runtime.truncated if isinstance(self.runtime, RemoteRuntime) else 0
 
     def _shifts(self, instructions: Sequence[str]) -> dict[int, np.ndarray]:
-        """{position: what is added to the unit row that the graph gives for the text there}."""
+        """{position: what is added to the unit row that the graph gives for the text there}, where that is not zero."""
         if self._shifted is None:
             return {}
         names = list(dict.fromkeys(filter(str.strip, instructions)))
@@ -409,4 +409,5 @@ class Embedder:
         # Of an instruction without any token, such as an invisible character, there is nothing to read.
         tokens = {name: tuple(ids) for name, ids in zip(names, read, strict=True) if len(ids) > self.special_tokens}
         shifts = self._shifted.shifts(tokens.values(), self.conventions)
-        return {position: shifts[tokens[name]] for position, name in enumerate(instructions) if name in tokens}
+        moving = {name: shifts[ids] for name, ids in tokens.items() if shifts[ids].any()}
+        return {position: moving[name] for position, name in enumerate(instructions) if name in moving}

@@ -2,7 +2,8 @@
 
 An encoder that reads "Instruct: ... Query: ..." as one text loses part of the query in the words around it. Here the
 query is read alone; the instruction is read alone as well, and a small network turns its vector into something
-added to the vectors of its queries. An instruction that only says "search" adds next to nothing.
+added to the vectors of its queries. An instruction that only says "search" adds next to nothing, and what is next to
+nothing is left out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import numpy as np
 from searchkit.errors import InputError
 
 SHIFT_FILE = "instruction_shift.safetensors"
+LEAST = 0.03
+"""Length of a shift below which it is none, as for the tasks of BEIR that only search."""
+
 _NAMES = ("centre", "inner.weight", "inner.bias", "outer.weight")
 
 
@@ -32,9 +36,14 @@ class InstructionShift:
         self.width, self.digest = len(self._centre), digest
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """What queries get added, (n, dim) float32, from the (n, dim) unit rows of their instructions."""
+        """What queries get added, (n, dim) float32, from the (n, dim) unit rows of their instructions.
+
+        A row of zeros stands for an instruction that changes nothing.
+        """
         hidden = np.maximum((rows - self._centre) @ self._inner.T + self._bias, 0)
-        return np.asarray(hidden @ self._outer.T)
+        shifts = hidden @ self._outer.T
+        shifts[np.linalg.norm(shifts, axis=1) < LEAST] = 0
+        return np.asarray(shifts)
 
 
 def load_shift(folder: Path, width: int) -> InstructionShift | None:

@@ -15,9 +15,10 @@ from searchkit.binding import check_model, differences
 from searchkit.engine import SearchEngine
 from searchkit.errors import InputError
 from searchkit.models.batches import unit_rows
-from searchkit.models.embedder import Embedder
-from searchkit.models.instruction_shift import SHIFT_FILE, save_shift
+from searchkit.models.embedder import DEFAULT_MODEL, Embedder
+from searchkit.models.instruction_shift import LEAST, SHIFT_FILE, save_shift
 from searchkit.records import Document
+from searchkit.tasks import get_task
 from searchkit.training.adaptation.mapped import write_model
 from searchkit.training.export import export, unpack
 from searchkit.training.layout import write_linear
@@ -71,6 +72,25 @@ def test_the_instruction_shifts_queries_and_nothing_else(
     np.testing.assert_array_equal(model.encode_passages(TEXTS), base.encode_passages(TEXTS))
     assert model.query_tokens(TEXTS, TOLD) == base.query_tokens(TEXTS, ""), "it is not in front of the query"
     np.testing.assert_allclose(model.encode_symmetric(TEXTS, TOLD), expected, atol=1e-6)
+
+
+def test_a_shift_of_next_to_nothing_is_none(plain: Path, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    base = Embedder(plain)
+    length = np.linalg.norm(moved(base, arrays, TOLD) - base.encode_queries(TEXTS, ""), axis=1)[0]
+    for factor, same in ((1.02, False), (0.98, True)):
+        folder = tmp_path / str(factor)
+        shutil.copytree(plain, folder)
+        save_shift(arrays | {"outer.weight": arrays["outer.weight"] * np.float32(factor * LEAST / length)}, folder)
+        told = Embedder(folder).encode_queries(TEXTS, TOLD)
+        assert np.array_equal(told, base.encode_queries(TEXTS, "")) == same
+
+
+def test_the_task_of_a_search_changes_nothing_for_the_built_in_model() -> None:
+    model = Embedder(DEFAULT_MODEL)
+    plain = model.encode_queries(TEXTS, "")
+    for task in ("web", "scifact", "nfcorpus", "trec-covid"):
+        np.testing.assert_array_equal(model.encode_queries(TEXTS, get_task(task).instruction), plain)
+    assert np.abs(model.encode_queries(TEXTS, get_task("quora").instruction) - plain).max() > 0.05
 
 
 def test_queries_and_passages_of_one_batch(plain: Path, shifted: Path, arrays: dict[str, np.ndarray]) -> None:
