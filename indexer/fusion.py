@@ -10,8 +10,8 @@ Ranking = dict[int, float]
 FUSIONS = ("adaptive", "weighted", "rrf")
 
 # Fitted on development data: SciFact (train), NFCorpus, corpora/intents, corpora/kinds, and queries written for
-# Cranfield, under instructions that decide and under others that only say to search (docs/benchmarks.md has the tables
-# and their commands).
+# Cranfield, under instructions that decide (docs/benchmarks.md has the table and its command) and under others that
+# only say to search (docs/built-in-model.md).
 WEAK, SOLID = 0.15, 0.25
 """Lexical evidence up to which the lexical side is ignored, and from which it has its full weight."""
 DOUBT = 0.2

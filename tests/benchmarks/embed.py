@@ -39,6 +39,7 @@ from searchkit.metrics import score
 from searchkit.models.batches import unit_rows
 from searchkit.models.embedder import Embedder
 from searchkit.models.location import find_model
+from searchkit.models.onnx_runtime import load_onnxruntime
 from searchkit.readers.corpus import read_corpus
 from searchkit.records import Document, join_title
 from searchkit.training.export import unpack
@@ -63,8 +64,7 @@ class Session:
     """A traced graph on onnxruntime or OpenVINO, one thread, with tokens as an embedder makes them."""
 
     def __init__(self, graph: Path, embedder: Embedder, batches: Callable[[list[int]], Iterator[list[int]]]) -> None:
-        import onnxruntime
-
+        onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(str(graph), options)
