@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def score_queries(run: Run, qrels: Qrels) -> dict[str, dict[str, float]]:
     first 100 documents count. Negative judgements count as zero.
 
     Raises:
-        InputError: There are no judgements, or one is above :data:`searchkit.records.MOST_GAIN`.
+        InputError: There are no judgements, one is above :data:`searchkit.records.MOST_GAIN`, or an id holds a NUL.
     """
     import pytrec_eval
 
@@ -41,6 +42,10 @@ def score_queries(run: Run, qrels: Qrels) -> dict[str, dict[str, float]]:
         raise InputError(
             f"a judgement is {highest}; the highest possible is {MOST_GAIN}; divide all by the same number"
         )
+    named: list[Iterable[str]] = [qrels, *qrels.values(), *(run[query] for query in run.keys() & qrels.keys())]
+    for id in chain.from_iterable(named):
+        if "\0" in id:  # trec_eval's ids end there, and those that are equal so far are one
+            raise InputError(f"the id {id!r} holds a NUL; remove it")
     # trec_eval counts grades in an array, and those below -1, such as TREC's -2 for spam, outside of it.
     qrels = {query: {document: max(gain, 0) for document, gain in gains.items()} for query, gains in qrels.items()}
     run = {query: ranking for query, ranking in run.items() if query in qrels and ranking}

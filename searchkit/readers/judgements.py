@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ _QUERY_TEXTS = ("text", "query", "query_text", "question", "title", "content")
 _DOCUMENT_IDS = (
     "corpus_id", "document_id", "doc_id", "docid", "pid", "passage_id", "did", "document", "doc", "docno", "_id", "id",
 )  # fmt: skip
+_HIGHEST = float(np.finfo(np.float32).max)
+"""Of a run's scores, which trec_eval compares as 32-bit numbers."""
 _GAINS = ("score", "relevance", "rel", "label", "gain", "grade", "relevance_label", "judgement", "judgment", "rating")
 
 
@@ -138,8 +139,8 @@ def read_run(path: Path | str) -> Run:
             score = float(columns[4])
         except ValueError:
             score = float("nan")
-        if not isfinite(score):
-            raise CorpusError(f'{location}: the score is "{columns[4]}"; it must be a finite number')
+        if not abs(score) <= _HIGHEST:  # NaN too
+            raise CorpusError(f'{location}: the score is "{columns[4]}"; it must be a finite 32-bit number')
         if document in run.setdefault(query, {}):
             raise CorpusError(f'{location}: document "{document}" came before for query "{query}"')
         run[query][document] = score

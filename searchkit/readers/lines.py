@@ -176,8 +176,10 @@ def nonblank_lines(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def plain_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(location, line) of the lines that are not blank; CorpusError at one that is not UTF-8."""
+    """(location, line) of the lines that are not blank; CorpusError at one that is not UTF-8 or holds a NUL."""
     for location, line, fault in nonblank_lines(path):
+        if "\0" in line:
+            fault = f"a NUL byte at character {line.index(chr(0))}; remove it"
         if fault:
             raise CorpusError(f"{location}: {fault}")
         yield location, line

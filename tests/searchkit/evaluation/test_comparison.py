@@ -168,8 +168,10 @@ def test_drop_self_leaves_out_the_query_s_own_document(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("q0 Q0 d0 1 x s\n", r'run\.trec:1: the score is "x"; it must be a finite number'),
-        ("q0 Q0 d0 1 nan s\n", "must be a finite number"),
+        ("q0 Q0 d0 1 x s\n", r'run\.trec:1: the score is "x"; it must be a finite 32-bit number'),
+        ("q0 Q0 d0 1 -1e39 s\n", r'run\.trec:1: the score is "-1e39"; it must be a finite 32-bit number'),
+        ("q0 Q0 d\0 1 2 s\n", r"run\.trec:1: a NUL byte at character 7; remove it"),
+        ("q0 Q0 d0 1 nan s\n", "must be a finite 32-bit number"),
         ("q0 Q0 d0 1.0 s\n", "5 columns; a TREC run has 6"),
         ("q0 Q0 d0 1 1 s\nq0 Q0 d0 2 1 s\n", r'run\.trec:2: document "d0" came before for query "q0"'),
         ("", "the run is empty"),

@@ -79,6 +79,19 @@ def test_a_grade_that_needs_gigabytes_is_refused() -> None:
         score({"q": {"x": 1.0}}, {"q": {"x": 2_000_000_000}})
 
 
+@pytest.mark.parametrize(
+    ("run", "qrels"),
+    [
+        ({"q": {"a": 1.0}}, {"q": {"a": 1}, "q\0": {"a": 1}}),  # pytrec_eval aborts the process
+        ({"q": {"a": 1.0}}, {"q": {"a\0b": 1}}),
+        ({"q": {"a\0b": 1.0}}, {"q": {"a": 1}}),
+    ],
+)
+def test_ids_with_a_nul_are_refused(run: Run, qrels: Qrels) -> None:
+    with pytest.raises(InputError, match="holds a NUL; remove it"):
+        score(run, qrels)
+
+
 WHOLE = ("dense", "lexical", "rank-bm25")  # hybrid search fuses lists that were cut before
 
 

@@ -104,6 +104,7 @@ def test_queries_may_have_other_headers_and_keys(tmp_path, name, content):
         ("q1\td1\t1\nq1\t0\td2\t1\n", "q.tsv:2: 4 columns where the first line has 3"),
         ("q1\td1\thigh\n", 'q.tsv:1: the score is "high"; it must be an integer'),
         ("query-id\tcorpus-id\tscore\nq1\td1\t0.5\n", 'q.tsv:2: the score is "0.5"'),
+        ("q1\0\td1\t1\n", "q.tsv:1: a NUL byte at character 2; remove it"),
         ("q1\td1\t1000001\n", "q.tsv:1: the score is 1000001; the highest possible is 1000000"),
         (f"q1\td1\t{'9' * 5000}\n", "q.tsv:1: the score is .*; it must be an integer"),
         ("q1\td1\t1\nq1\td1\t2\n", 'q.tsv:2: query "q1" and document "d1" score 2 here and 1 before'),
