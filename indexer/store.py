@@ -35,6 +35,9 @@ from searchkit.indexer.vectors.segments import DiskSegment, Entry, Gathered
 from searchkit.indexer.vectors.similarity import Similarity
 from searchkit.indexer.vectors.storage import Codebook, Storage
 
+_UNMADE = ".unmade"
+"""In a folder that is to become an index: what is made of it so far."""
+
 
 class Snapshot(NamedTuple):
     """What one commit holds.
@@ -117,11 +120,13 @@ class Store:
             similarity: How they are compared; None for the cosine.
             backend: As for an index that is opened.
         """
-        _located(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        place = _located(folder)
+        if folder.exists() and (not folder.is_dir() or any(entry.name != _UNMADE for entry in folder.iterdir())):
             raise StoreError(f"{folder} exists and is not an index; name another folder with --index")
-        # Created under another name first: a folder with an index.db is always a whole index.
-        staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+        # Created under another name first: a folder with an index.db is always a whole index. An empty folder that is
+        # there may be a volume, or where the process works, and is filled.
+        there = folder.is_dir()
+        staging = place / _UNMADE if there else place.with_name(f".{place.name}.{os.getpid()}")
         shutil.rmtree(staging, ignore_errors=True)
         for name in ("segments", "codebooks", "lexical"):
             (staging / name).mkdir(parents=True)
@@ -133,9 +138,12 @@ class Store:
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, staging, ignore_errors=True)
             make_database(staging, {**state, **settings})
-            if folder.is_dir():
-                folder.rmdir()
-            staging.rename(folder)
+            if there:
+                for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == NAME):
+                    entry.rename(place / entry.name)
+                staging.rmdir()
+            else:
+                staging.rename(place)
             undo.pop_all()
         return cls(folder, writable=True, backend=backend)
 

@@ -75,6 +75,17 @@ def test_an_empty_folder_can_become_an_index_and_a_full_one_cannot(tmp_path: Pat
     assert [entry.name for entry in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 
 
+def test_an_empty_folder_stays_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A volume cannot be removed, and nobody can work in a folder that was.
+    (tmp_path / ".unmade" / "lexical").mkdir(parents=True)  # of a process that was killed
+    monkeypatch.chdir(tmp_path)
+    Store.create(Path(), {}, dim=16).close()
+    assert {entry.name for entry in Path().iterdir()} >= {"index.db", "segments", "lexical", "codebooks"}
+    assert not Path(".unmade").exists()
+    with Store(Path()) as opened:
+        assert opened.snapshot().documents == 0
+
+
 def test_an_empty_index_answers(tmp_path: Path) -> None:
     Store.create(tmp_path / "i", {}, dim=16).close()
     with Store(tmp_path / "i") as opened:
