@@ -27,7 +27,12 @@ class _Target(click.Path):
             self.fail(f"{path} cannot be written: {existing} is a file, not a folder", param, ctx)
         if not os.access(existing, os.W_OK):
             self.fail(f"{path} cannot be written: no permission to write to {existing}", param, ctx)
-        return path
+        return _named(path)
+
+
+def _named(folder: Path) -> Path:
+    """A folder that is called "." or ".." by its own name, from which the names of files beside it are made."""
+    return folder.resolve() if folder.name in ("", "..") else folder
 
 
 class Finite(click.FloatRange):
@@ -109,7 +114,7 @@ class _Index(click.Path):
                 param,
                 ctx,
             )
-        return Path(os.fsdecode(super().convert(value, param, ctx)))
+        return _named(Path(os.fsdecode(super().convert(value, param, ctx))))
 
 
 class _Place(_Index):

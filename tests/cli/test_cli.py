@@ -394,3 +394,19 @@ def test_debugging_shows_where_an_error_came_from(place: Path, monkeypatch: pyte
     monkeypatch.setitem(os.environ, "SEARCHKIT_DEBUG", "1")
     result = CliRunner().invoke(main, ["info", str(place)])
     assert isinstance(result.exception, ValueError)
+
+
+def test_an_index_may_be_where_one_works(tmp_path: Path, mistral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "papers.index"
+    folder.mkdir()
+    write_lines(tmp_path / "notes.jsonl", [*ROWS[:2], "no JSON\n"])
+    monkeypatch.chdir(folder)
+    rest = ("--on-error", "skip", "--device", "cpu")
+    said = call("index", "../notes.jsonl", "--index", ".", "--model", mistral, *rest).output
+    assert f"{folder}: 2 documents" in said
+    (tmp_path / "papers.index.rejects.jsonl").unlink()
+    call("add", ".", "../notes.jsonl", *rest)
+    (tmp_path / "papers.index.rejects.jsonl").unlink()
+    monkeypatch.chdir(folder / "lexical")
+    call("add", "..", tmp_path / "notes.jsonl", *rest)
+    assert (tmp_path / "papers.index.rejects.jsonl").is_file()
